@@ -1,0 +1,12 @@
+"""The base of every settings class: frozen, unknown keys refused, docstrings under the fields are their help.
+
+Invariant: nothing in `janus_dist.config` imports torch or ray, so that a recipe can be checked anywhere in a moment.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Base of all settings classes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -1,0 +1,81 @@
+"""Sizes of Janus and of its VQ tokenizer. Invariant: sizes are numbers of a recipe, never of the code."""
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from janus_dist.config.base import Config
+
+
+class TextConfig(Config):
+    """The language model (Llama)."""
+
+    vocab: PositiveInt
+    """Rows of the embedding and of the text head; at least the tokenizer's size."""
+    hidden: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    mlp: PositiveInt
+    """Width of the gated MLP."""
+    rope_theta: PositiveFloat = 10_000.0
+    norm_eps: PositiveFloat = 1e-6
+    max_positions: PositiveInt = 16_384
+
+
+class VisionConfig(Config):
+    """The understanding encoder (SigLIP)."""
+
+    patch: PositiveInt
+    hidden: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    mlp: PositiveInt
+
+
+class VqConfig(Config):
+    """The VQ tokenizer (LlamaGen VQ-16 architecture)."""
+
+    codes: PositiveInt = Field(16_384, le=65_536)
+    code_dim: PositiveInt = 8
+    base_channels: PositiveInt = 128
+    channel_multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
+    """One per resolution; the image is halved between each two."""
+    res_blocks: PositiveInt = 2
+    latent_channels: PositiveInt = 256
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per id along one side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+class ModelConfig(Config):
+    """Janus: language model, understanding encoder, VQ tokenizer and the adaptors and image head between them."""
+
+    image_size: PositiveInt
+    """Side of the square images that both encoders take, in pixels."""
+    text: TextConfig
+    vision: VisionConfig
+    vq: VqConfig
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that one image takes in the understanding stream."""
+        return (self.image_size // self.vision.patch) ** 2
+
+    @property
+    def image_ids(self) -> int:
+        """VQ ids of one image in the generation stream."""
+        return (self.image_size // self.vq.downsample) ** 2
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelConfig":
+        for name, side in (("vision.patch", self.vision.patch), ("vq downsampling", self.vq.downsample)):
+            if self.image_size % side:
+                raise ValueError(f"image_size={self.image_size} is not a multiple of {name} = {side}")
+        for name, part in (("text", self.text), ("vision", self.vision)):
+            if part.hidden % part.heads:
+                raise ValueError(f"{name}.hidden={part.hidden} is not a multiple of {name}.heads = {part.heads}")
+        if self.text.hidden // self.text.heads % 2:
+            raise ValueError(
+                f"text.hidden / text.heads = {self.text.hidden // self.text.heads} is odd; rotary positions need it even"
+            )
+        return self

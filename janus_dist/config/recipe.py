@@ -1,0 +1,76 @@
+"""The root of a recipe: everything one job needs, and the rules between sections.
+
+A recipe is YAML files merged left to right, then `key.path=value` (see load.py).
+"""
+
+from pathlib import Path
+
+from pydantic import PositiveInt, model_validator
+
+from janus_dist.config.base import Config
+from janus_dist.config.data import BatchConfig, DataConfig, MixConfig, PipelineConfig
+from janus_dist.config.evaluate import EvaluateConfig, VqTrainConfig
+from janus_dist.config.model import ModelConfig
+from janus_dist.config.train import ClusterConfig, EngineConfig, MonitorConfig, OptimConfig, TrainConfig
+
+
+class RunConfig(Config):
+    """Identity of a run and where it starts."""
+
+    root: str
+    """Folder that holds runs; this one is `ROOT/NAME`."""
+    name: str
+    seed: int = 0
+    start_from: str | None = None
+    """Name of the run in the same root whose last committed weights this one starts from; random weights when absent."""
+    start_recipes: tuple[str, ...] = ()
+    """Recipe files that make `start_from` when it is not there yet, relative to this recipe's own folder."""
+
+    @property
+    def dir(self) -> Path:
+        return Path(self.root) / self.name
+
+
+class BaseRecipe(Config):
+    """What all jobs share: model, data, and how the pipelines, the VQ training and the evaluation go about it."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    pipeline: PipelineConfig = PipelineConfig()
+    cluster: ClusterConfig
+    engine: EngineConfig = EngineConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    vq_train: VqTrainConfig = VqTrainConfig()
+
+
+class StageRecipe(BaseRecipe):
+    """A training stage."""
+
+    stage: PositiveInt
+    mix: MixConfig
+    batch: BatchConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StageRecipe":
+        if (self.mix.unit == "samples") != (self.batch.samples is not None):
+            raise ValueError(
+                f"batch.samples={self.batch.samples} with mix.unit={self.mix.unit}: "
+                "batch.samples is needed with mix.unit=samples and has no effect with tokens"
+            )
+        longest = max(self.model.image_tokens, self.model.image_ids)
+        if self.batch.row_tokens <= longest:
+            raise ValueError(
+                f"batch.row_tokens={self.batch.row_tokens} cannot hold an image of {longest} tokens and its text; "
+                f"take at least {longest + 64}"
+            )
+        if self.batch.row_tokens > self.model.text.max_positions:
+            raise ValueError(
+                f"batch.row_tokens={self.batch.row_tokens} is more than model.text.max_positions={self.model.text.max_positions}"
+            )
+        if self.optim.warmup_steps >= self.train.steps:
+            raise ValueError(f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={self.train.steps}")
+        return self

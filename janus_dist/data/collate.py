@@ -1,0 +1,147 @@
+"""Samples to Batch: documents one behind the other, placeholders expanded, labels beside the positions that predict them.
+
+Invariants: no label reaches across documents; the first VQ id is predicted at begin_of_image and there are exactly as many
+image labels as ids; a dropped prompt keeps its length (pad tokens between the first and the last id, attended to as usual).
+"""
+
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from janus_dist.batch import NO_LABEL, Batch
+from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
+
+
+@dataclass(frozen=True)
+class DocumentFormat:
+    """What collating has to know: special ids, image sizes, and what is supervised."""
+
+    pad: int
+    image: int
+    begin_of_image: int
+    end_of_image: int
+    image_tokens: int
+    image_size: int
+    answers_only: bool
+
+
+@dataclass
+class _Line:
+    """The token line under construction."""
+
+    input_ids: list[NDArray[np.int64]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    images: list[NDArray[np.uint8]] = field(default_factory=list)
+    pixel_positions: list[NDArray[np.int64]] = field(default_factory=list)
+    vq_ids: list[NDArray[np.int64]] = field(default_factory=list)
+    vq_positions: list[NDArray[np.int64]] = field(default_factory=list)
+    text_rows: list[NDArray[np.int64]] = field(default_factory=list)
+    text_labels: list[NDArray[np.int64]] = field(default_factory=list)
+    text_is_understanding: list[NDArray[np.bool_]] = field(default_factory=list)
+    image_rows: list[NDArray[np.int64]] = field(default_factory=list)
+    image_labels: list[NDArray[np.int64]] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, ids: NDArray[np.int64]) -> int:
+        """Append one document and return the position where it starts."""
+        start = self.length
+        self.input_ids.append(ids)
+        self.lengths.append(len(ids))
+        self.length += len(ids)
+        return start
+
+    def add_text_labels(self, rows: NDArray[np.int64], labels: NDArray[np.int64], understanding: bool) -> None:
+        self.text_rows.append(rows)
+        self.text_labels.append(labels)
+        self.text_is_understanding.append(np.full(len(rows), understanding))
+
+
+def collate(samples: list[tuple[Sample, bool]], form: DocumentFormat) -> Batch:
+    """The batch of (sample, drop its prompt) pairs, in order; an empty list gives a batch of dummies."""
+    line = _Line()
+    for sample, drop_prompt in samples:
+        match sample:
+            case TextSample():
+                _add_text(line, sample)
+            case UnderstandingSample():
+                _add_understanding(line, sample, form)
+            case GenerationSample():
+                _add_generation(line, sample, form, drop_prompt)
+    if not samples:
+        line.add(np.array([form.pad], dtype=np.int64))
+    return _finish(line, form)
+
+
+def _add_text(line: _Line, sample: TextSample) -> None:
+    ids = sample.ids.astype(np.int64)
+    start = line.add(ids)
+    line.add_text_labels(start + np.arange(len(ids) - 1), ids[1:], understanding=False)
+
+
+def _add_understanding(line: _Line, sample: UnderstandingSample, form: DocumentFormat) -> None:
+    stored = sample.ids.astype(np.int64)
+    is_image = stored == form.image
+    assert is_image.sum() == len(sample.images), "a stored document has one placeholder per image"
+    repeats = np.where(is_image, form.image_tokens, 1)
+    ends = np.cumsum(repeats)
+    start = line.add(np.repeat(np.where(is_image, 0, stored), repeats))
+    line.pixel_positions.append(start + np.flatnonzero(np.repeat(is_image, repeats)))
+    line.images.extend(decode_image(image) for image in sample.images)
+    if form.answers_only:
+        labelled = np.zeros(len(stored), dtype=np.bool_)
+        for first, last in sample.answers.tolist():
+            labelled[first:last] = True
+    else:
+        labelled = ~np.isin(stored, (form.begin_of_image, form.image, form.end_of_image))
+    labelled[0] = False  # nothing stands before the first id to predict it
+    where = np.flatnonzero(labelled)
+    line.add_text_labels(start + ends[where - 1] - 1, stored[where], understanding=True)
+
+
+def _add_generation(line: _Line, sample: GenerationSample, form: DocumentFormat, drop_prompt: bool) -> None:
+    prompt, vq_ids = sample.prompt_ids.astype(np.int64), sample.vq_ids.astype(np.int64)
+    if drop_prompt:
+        prompt[1:-1] = form.pad
+    start = line.add(np.concatenate([prompt, np.zeros_like(vq_ids)]))
+    first = start + len(prompt)
+    line.vq_ids.append(vq_ids)
+    line.vq_positions.append(first + np.arange(len(vq_ids)))
+    line.image_rows.append(first - 1 + np.arange(len(vq_ids)))
+    line.image_labels.append(vq_ids)
+
+
+def decode_image(encoded: bytes) -> NDArray[np.uint8]:
+    """An encoded image as [3, height, width] uint8."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def _finish(line: _Line, form: DocumentFormat) -> Batch:
+    side = form.image_size
+    images = np.stack(line.images) if line.images else np.zeros((1, 3, side, side), dtype=np.uint8)
+    return Batch(
+        input_ids=_join(line.input_ids),
+        position_ids=_join([np.arange(length) for length in line.lengths]),
+        document_lengths=tuple(line.lengths),
+        pixels=torch.from_numpy(images),
+        pixel_positions=_join(line.pixel_positions),
+        vq_ids=_join(line.vq_ids, dummy=0),
+        vq_positions=_join(line.vq_positions),
+        text_rows=_join(line.text_rows, dummy=0),
+        text_labels=_join(line.text_labels, dummy=NO_LABEL),
+        text_is_understanding=_join(line.text_is_understanding, dummy=0).bool(),
+        image_rows=_join(line.image_rows, dummy=0),
+        image_labels=_join(line.image_labels, dummy=NO_LABEL),
+    )
+
+
+def _join(pieces: list[NDArray[np.int64]] | list[NDArray[np.bool_]], dummy: int | None = None) -> torch.Tensor:
+    """One int64 tensor of all pieces; `dummy` alone where there is none."""
+    joined = np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, dtype=np.int64)
+    if len(joined) == 0 and dummy is not None:
+        joined = np.array([dummy], dtype=np.int64)
+    return torch.from_numpy(joined)

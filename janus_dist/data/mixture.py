@@ -1,0 +1,33 @@
+"""The mixture: how many tokens or samples of each stream a step takes.
+
+Cumulative quotas are exact rational arithmetic rounded down, so the realised total of a stream is within one unit of its
+ideal at every step, for ever. Invariant: `quota(stream, step)` depends on nothing but the settings and the step.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from janus_dist.config.data import STREAMS, BatchConfig, MixConfig, Stream
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Ideal quota per step of each stream, in tokens or samples."""
+
+    unit: str
+    per_step: dict[Stream, Fraction]
+
+    @classmethod
+    def build(cls, mix: MixConfig, batch: BatchConfig) -> "Mixture":
+        weights = {name: Fraction(getattr(mix, name)).limit_denominator(10**6) for name in STREAMS}
+        if mix.unit == "samples":
+            assert batch.samples is not None
+            total = Fraction(batch.samples)
+        else:
+            total = batch.rows * batch.row_tokens * Fraction(batch.fill).limit_denominator(10**6)
+        return cls(mix.unit, {name: total * weight / sum(weights.values()) for name, weight in weights.items()})
+
+    def cumulative(self, stream: Stream, step: int) -> int:
+        """Units of the stream that all steps before `step` (counted from 0) take together."""
+        quota = self.per_step[stream] * step
+        return quota.numerator // quota.denominator

@@ -1,0 +1,109 @@
+"""ZeRO-3's partitions as sharded tensors keyed by parameter name.
+
+This is the one module that reads DeepSpeed's private names (pinned version; a test fails when they change). A ZeRO-3
+partition of a parameter with n elements on W ranks is `ceil(n / W)` consecutive elements, which is torch.chunk's rule, so
+each is described exactly by a one-dimensional DTensor. Invariant: `views` are copies of nothing; writing what was loaded
+goes through `restore`, which also renews the low-precision weights.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from janus_dist.engine.zero import ZeroEngine
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """This rank's share of one parameter: elements of flat tensors that hold it in full precision."""
+
+    name: str
+    shape: tuple[int, ...]
+    valid: int
+    """Elements of the share that belong to the parameter; the rest is padding."""
+    flat: Tensor
+    """The flat tensor that holds the share: fp32 master weights, or the frozen parameter's own partition."""
+    offset: int
+    trainable: bool
+
+    @property
+    def elements(self) -> int:
+        total = 1
+        for side in self.shape:
+            total *= side
+        return total
+
+    def view(self, flat: Tensor) -> Tensor:
+        """This share's elements [valid] of a tensor laid out like `flat`."""
+        return flat.detach().narrow(0, self.offset, self.valid)
+
+
+def pieces(engine: ZeroEngine) -> list[Piece]:
+    """This rank's share of every parameter, frozen ones included, in the order of their names."""
+    found = []
+    zero = engine.optimizer
+    for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+        offset = 0
+        for parameter in group:
+            found.append(_piece(engine, parameter, flat, offset, trainable=True))
+            offset += parameter.partition_numel()
+    for parameter in engine.module.parameters():
+        if not parameter.requires_grad:
+            found.append(_piece(engine, parameter, parameter.ds_tensor, 0, trainable=False))
+    return sorted(found, key=lambda piece: piece.name)
+
+
+def sharded(piece: Piece, local: Tensor, mesh: DeviceMesh) -> DTensor:
+    """`local` [valid] as this rank's shard of the whole parameter, flattened."""
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size([piece.elements]), stride=(1,))
+
+
+def moments(engine: ZeroEngine, piece: Piece) -> dict[str, Tensor]:
+    """The flat AdamW moments beside a trainable piece; zeros before the first step."""
+    state = engine.optimizer.optimizer.state[piece.flat]
+    for name in MOMENTS:
+        if name not in state:
+            state[name] = torch.zeros_like(piece.flat, requires_grad=False)
+    return {name: state[name] for name in MOMENTS}
+
+
+def optimizer_steps(engine: ZeroEngine) -> int:
+    """Steps that AdamW has taken, for its bias correction."""
+    states = [engine.optimizer.optimizer.state[flat] for flat in engine.optimizer.fp32_partitioned_groups_flat]
+    return int(states[0]["step"]) if states and "step" in states[0] else 0
+
+
+def set_optimizer_steps(engine: ZeroEngine, steps: int) -> None:
+    """Tell AdamW how many steps it has taken; its fused form counts on the device."""
+    adamw = engine.optimizer.optimizer
+    for flat in engine.optimizer.fp32_partitioned_groups_flat:
+        device = flat.device if adamw.defaults.get("fused") else None
+        adamw.state[flat]["step"] = torch.tensor(float(steps), dtype=torch.float32, device=device)
+
+
+def begin(engine: ZeroEngine) -> None:
+    """Bring every parameter into its partitioned form, before `pieces` are read or written."""
+    engine.optimizer.checkpoint_event_prologue()
+
+
+def end(engine: ZeroEngine, restored: bool) -> None:
+    """Take up work again; after writing full-precision weights (`restored`), renew the low-precision ones from them."""
+    zero = engine.optimizer
+    if restored:
+        for number in range(len(zero.fp32_partitioned_groups_flat)):
+            if zero.fp16_partitioned_groups_flat[number] is not zero.fp32_partitioned_groups_flat[number]:
+                zero.fp16_partitioned_groups_flat[number].data.copy_(zero.fp32_partitioned_groups_flat[number].data)
+            zero._unflatten_partitioned_parameters(number)
+    zero.checkpoint_event_epilogue()
+
+
+def _piece(engine: ZeroEngine, parameter: Tensor, flat: Tensor, offset: int, trainable: bool) -> Piece:
+    total, share = parameter.ds_numel, parameter.partition_numel()  # pyright: ignore[reportAttributeAccessIssue]
+    valid = max(0, min(share, total - engine.world.rank * share))
+    name = engine.names[parameter.ds_id]  # pyright: ignore[reportAttributeAccessIssue]
+    return Piece(name, tuple(parameter.ds_shape), valid, flat, offset, trainable)  # pyright: ignore[reportAttributeAccessIssue]

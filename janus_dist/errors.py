@@ -1,0 +1,55 @@
+"""Errors that a user can cause, each with the exit code of its kind and a hint at the way out.
+
+Invariant: whatever is raised here is shown as `message` and `hint`, without a traceback, and ends the process with
+`exit_code`. Everything else is our own mistake and keeps its traceback (exit code 1). The codes are in docs/errors.md.
+"""
+
+
+class JanusError(Exception):
+    """Base of all errors shown without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message, hint)  # both in args, so that the error survives pickling between processes
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  {self.hint}"
+
+
+class ConfigError(JanusError):
+    """A recipe, an override or a command line is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(JanusError):
+    """Images, texts, shards, tokenizer or manifest are missing, damaged or of another making."""
+
+    exit_code = 3
+
+
+class CheckpointError(JanusError):
+    """A checkpoint is absent, damaged, or of another model."""
+
+    exit_code = 4
+
+
+class DivergedError(JanusError):
+    """The loss is no longer a number, or keeps spiking."""
+
+    exit_code = 5
+
+
+class ClusterError(JanusError):
+    """Ray, a node, a device or the network failed."""
+
+    exit_code = 6
+
+
+class PreemptedError(JanusError):
+    """The run was asked to stop and saved a checkpoint; the same command goes on from there."""
+
+    exit_code = 75

@@ -1,0 +1,44 @@
+"""Every metric of a training run, declared once: name, unit, meaning.
+
+Invariant: what is not declared here cannot be recorded, and docs/metrics.md is this table.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of metrics.jsonl."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+METRICS = (
+    Metric("step", "", "optimizer steps done, this one included"),
+    Metric("time", "s", "Unix time at the end of the step"),
+    Metric("loss/all", "nats", "what the step minimised: the mean over labels or over streams (train.loss_mean)"),
+    Metric("loss/understanding", "nats", "mean cross-entropy per text label of understanding documents"),
+    Metric("loss/text", "nats", "mean cross-entropy per label of text documents"),
+    Metric("loss/generation", "nats", "mean cross-entropy per VQ id"),
+    Metric("optim/grad_norm", "", "norm of the gradient over all parameters, before clipping"),
+    Metric("optim/lr", "", "learning rate of the step"),
+    Metric("optim/skipped_steps", "", "steps so far whose gradient was not finite and which changed nothing"),
+    Metric("perf/tokens_per_s", "1/s", "tokens of all ranks over the time of the step"),
+    Metric("perf/step_s", "s", "time of the step, waiting for data included"),
+    Metric("perf/data_wait", "share", "part of the step's time that the first rank waited for data"),
+    Metric("mix/understanding", "share", "share of the stream in all tokens (or samples, mix.unit) since the first step"),
+    Metric("mix/text", "share", "likewise"),
+    Metric("mix/generation", "share", "likewise"),
+    Metric("batch/tokens", "", "tokens of the step, over all ranks"),
+    Metric("batch/rows", "", "rows of the step"),
+    Metric("batch/fill", "share", "tokens over the capacity of the rows"),
+)
+NAMES = frozenset(metric.name for metric in METRICS)
+
+
+def as_markdown() -> str:
+    """The table for docs/metrics.md."""
+    lines = ["| metric | unit | meaning |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| `{m.name}` | {m.unit} | {m.meaning} |" for m in METRICS)]) + "\n"

@@ -1,0 +1,81 @@
+"""Checks that data, tokenizer and checkpoints belong to the recipe, before anything is trained.
+
+Invariant: a run never trains on other data, another order or another model than its checkpoint did, without being told.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_dist.config.data import Stream
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.data.manifest import ShardSet
+from janus_dist.data.plan import Plan
+from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.engine.checkpoint import Commit
+from janus_dist.errors import CheckpointError, DataError
+
+
+def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Stream, ShardSet]) -> None:
+    """Raise DataError unless the shards were made with this tokenizer and these image sizes."""
+    if tokenizer.size > recipe.model.text.vocab:
+        raise DataError(
+            f"tokenizer {recipe.data.tokenizer} has {tokenizer.size} ids, more than model.text.vocab={recipe.model.text.vocab}",
+            f"take model.text.vocab={tokenizer.size} or more, or the tokenizer that belongs to this model",
+        )
+    for name, found in shards.items():
+        manifest, where = found.manifest, f"{recipe.data.root}/{name}/manifest.json"
+        if manifest.tokenizer_sha256 != tokenizer.sha256:
+            raise DataError(
+                f"{where} was made with a tokenizer whose sha256 is {manifest.tokenizer_sha256[:12]}, "
+                f"but data.tokenizer={recipe.data.tokenizer} has {tokenizer.sha256[:12]}",
+                "use the tokenizer that the shards were made with, or tokenize again into another data.root",
+            )
+        sizes = {"image_size": recipe.model.image_size}
+        if name == "understanding":
+            sizes["image_tokens"] = recipe.model.image_tokens
+        if name == "generation":
+            sizes["image_ids"] = recipe.model.image_ids
+        if name == "text":
+            sizes = {}
+        for key, wanted in sizes.items():
+            if getattr(manifest, key) != wanted:
+                raise DataError(
+                    f"{where} says {key}={getattr(manifest, key)}, the model of this recipe needs {wanted}",
+                    "tokenize again into another data.root with this recipe, or use the recipe that made the shards",
+                )
+
+
+def check_resume(recipe: StageRecipe, plan: Plan, path: Path, commit: Commit) -> None:
+    """Raise CheckpointError unless the checkpoint at `path` continues with this recipe, naming what differs."""
+    model = recipe.model.model_dump(mode="json")
+    if commit.model != model:
+        raise CheckpointError(
+            f"{path} holds a model of another size: {_differences('model', commit.model, model)}",
+            "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
+        )
+    if commit.plan_digest != plan.digest:
+        raise CheckpointError(
+            f"{path} was trained on another plan: {_differences('', commit.plan, plan.identity)}",
+            "undo the change, or start a new run (run.name=...) from these weights with run.start_from="
+            f"{recipe.run.name}",
+        )
+    if commit.step > recipe.train.steps:
+        raise CheckpointError(
+            f"{path} is at step {commit.step}, beyond train.steps={recipe.train.steps}",
+            f"take train.steps={commit.step} or more, or another run.name",
+        )
+
+
+def _differences(prefix: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    """`a.b was 1, is 2` for every leaf that differs."""
+    found = []
+    for key in sorted(then.keys() | now.keys()):
+        name = f"{prefix}.{key}" if prefix else key
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = _differences(name, old, new)
+            found += [inner] if inner else []
+        elif old != new:
+            found.append(f"{name} was {old}, is {new}")
+    return "; ".join(found)
