@@ -15,7 +15,7 @@ from janus_dist.batch import Batch
 from janus_dist.config.model import ModelConfig
 from janus_dist.model import vq as vq_model
 from janus_dist.model.attention import PACKED
-from janus_dist.model.losses import StreamLosses, by_stream, summed_cross_entropy
+from janus_dist.model.losses import by_stream, summed_cross_entropy
 
 
 class Janus(JanusForConditionalGeneration):
@@ -25,8 +25,8 @@ class Janus(JanusForConditionalGeneration):
         super().__init__(config)
         del self.model.vqmodel
 
-    def forward(self, batch: Batch) -> StreamLosses:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Summed losses by stream of one micro-step."""
+    def forward(self, batch: Batch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Summed losses [3] float32 of one micro-step, in the order of STREAMS."""
         core = self.model
         inputs = core.language_model.embed_tokens(batch.input_ids)
         pixels = vq_model.to_float(batch.pixels).to(inputs.dtype)

@@ -13,7 +13,6 @@ from janus_dist.config.data import STREAMS, Stream
 from janus_dist.config.train import TrainConfig
 from janus_dist.data.loader import RankStep
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.model.losses import StreamLosses
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ def train_step(engine: ZeroEngine, rank_step: RankStep, config: TrainConfig, lr:
     weights = loss_weights(labels, config.loss_mean)
     scale = torch.tensor([weights.get(name, 0.0) for name in STREAMS], device=engine.world.device)
 
-    def loss_of(losses: StreamLosses) -> tuple[Tensor, Tensor]:
-        by_stream = torch.stack([losses.understanding, losses.text, losses.generation])
+    def loss_of(by_stream: Tensor) -> tuple[Tensor, Tensor]:
         return (by_stream * scale).sum(), by_stream.detach()
 
     sums = torch.zeros(len(STREAMS), device=engine.world.device)

@@ -1,0 +1,55 @@
+"""Run a function on several gloo ranks, each a fresh process, and get what each returned or the first that went wrong."""
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+TIMEOUT_S = 120
+
+
+def run_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
+    """`function(*arguments)` on `world` ranks joined by a file in `folder`; their results, by rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    meeting = folder / f"meeting-{os.urandom(4).hex()}"
+    context = mp.get_context("spawn")
+    results = context.Queue()
+    ranks = [
+        context.Process(target=_rank, args=(function, rank, world, str(meeting), results, arguments))
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    found: dict[int, Any] = {}
+    try:
+        while len(found) < world:
+            rank, ok, value = results.get(timeout=TIMEOUT_S)
+            if not ok:
+                raise AssertionError(f"rank {rank} failed:\n{value}")
+            found[rank] = torch.load(value, weights_only=False)
+    finally:
+        for process in ranks:
+            process.join(timeout=10 if len(found) == world else 0)
+            process.kill()
+    return [found[rank] for rank in range(world)]
+
+
+def _rank(function, rank: int, world: int, meeting: str, results, arguments) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+    torch.set_num_threads(1)
+    try:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+        value = function(*arguments)
+        saved = f"{meeting}-result-{rank}"
+        torch.save(value, saved)  # by a file: tensors in a queue need their sender to stay alive
+        results.put((rank, True, saved))
+    except BaseException:
+        results.put((rank, False, traceback.format_exc()))
+    finally:
+        results.close()
+        results.join_thread()
+        os._exit(0)  # a rank whose peer failed must not wait for it in a destructor
