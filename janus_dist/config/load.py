@@ -1,0 +1,186 @@
+"""Recipes from YAML files and overrides: typed, with every fault reported at once and the origin of every value.
+
+Invariant: `load` either returns a recipe that passed every rule or raises one ConfigError that names all faults found,
+each with its file and line and what would fit. Nothing is started before that.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.settings import Fault, Setting, read
+from janus_dist.errors import ConfigError
+
+R = TypeVar("R", bound=BaseRecipe)
+
+LONGEST_SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
+DOTTED = re.compile(r"\b[a-z_]\w*(?:\.[a-z_]\w*)*")
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[R]):
+    """A recipe, what it was made of, and where each of its values came from."""
+
+    recipe: R
+    origin: dict[str, str]
+    """Dotted key -> `file:line`, `override` or `default`."""
+    files: tuple[Path, ...]
+    overrides: tuple[str, ...]
+
+
+def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = ()) -> Loaded[R]:
+    """Merge `files` left to right, apply `key.path=value` overrides, check everything.
+
+    Raises ConfigError with all faults when anything is wrong.
+    """
+    paths = tuple(Path(file) for file in files)
+    settings = read(paths, overrides)
+    faults = list(settings.faults)
+    try:
+        recipe = kind.model_validate(settings.root.plain())
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            # What an unreadable file would have said is unknown: its settings are not missed.
+            if settings.complete or detail["type"] not in ("missing", "value_error"):
+                faults += _faults(kind, settings.root, detail)
+    else:
+        if not faults:
+            return Loaded(recipe, _origin(recipe, settings.root), paths, tuple(overrides))
+    raise ConfigError(_report(faults))
+
+
+def save(loaded: Loaded[Any], folder: Path) -> None:
+    """Write `config.json` (every value, defaults too) and `origin.json` (where each came from) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("config.json", loaded.recipe.model_dump(mode="json")), ("origin.json", loaded.origin)):
+        unfinished = folder / f"{name}.{os.getpid()}.tmp"
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(folder / name)
+
+
+def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all settings of `kind`, sections not counted."""
+    found: list[str] = []
+    for name, field in kind.model_fields.items():
+        section = _section(field.annotation)
+        found += keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings; lists are values."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _origin(recipe: BaseRecipe, root: Setting) -> dict[str, str]:
+    written = dict(_written(root))
+    return {key: written.get(key, "default") for key, _ in flatten(recipe.model_dump(mode="json"))}
+
+
+def _written(setting: Setting, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, child in setting.value.items():
+        if isinstance(child.value, dict):
+            yield from _written(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name, "override" if child.place.is_override else child.place.text
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _section_at(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel]:
+    for name in path:
+        field = kind.model_fields.get(str(name))
+        section = _section(field.annotation) if field else None
+        if section is None:
+            break
+        kind = section
+    return kind
+
+
+def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Iterator[Fault]:
+    """The faults that one of pydantic's errors stands for, in our words."""
+    path = detail["loc"]
+    name = ".".join(str(part) for part in path)
+    if detail["type"] != "value_error":
+        yield Fault(root.find(path).place, f"{name}: {_message(kind, detail)}")
+        return
+    for message in str(detail.get("ctx", {})["error"]).split("\n"):  # a rule between settings; see Config.refuse
+        yield Fault(_first_named(root, path, message).place, f"{name}: {message}" if name else message)
+
+
+def _first_named(root: Setting, path: Sequence[str | int], message: str) -> Setting:
+    """The first setting that the message names (names are relative to the section the rule belongs to)."""
+    section = root.find(path)
+    for word in DOTTED.findall(message):
+        named = section.find(word.split("."))
+        if named is not section:
+            return named
+    return section
+
+
+def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
+    what, value, path = detail["type"], detail["input"], detail["loc"]
+    if what == "missing":
+        return "is required"
+    if what == "extra_forbidden":
+        return f"no such key; {_suggest(kind, path)}"
+    if what in ("model_type", "model_attributes_type"):
+        return f"is a section with keys {', '.join(_section_at(kind, path).model_fields)}; got {_shown(value)}"
+    message = f"{detail['msg'].replace('Input should', 'should', 1)}; got {_shown(value)}"
+    if what == "string_type" and not isinstance(value, list | dict | None):
+        return f"{message}; put it in quotes"
+    if what == "literal_error" and isinstance(value, str):
+        options = re.findall(r"'(.*?)'", detail.get("ctx", {}).get("expected", ""))
+        return message + "".join(f"; did you mean '{option}'?" for option in _close(value, options))
+    return message
+
+
+def _suggest(kind: type[BaseModel], path: Sequence[str | int]) -> str:
+    """What the user may have meant by a key that does not exist."""
+    key = str(path[-1])
+    here = list(_section_at(kind, path[:-1]).model_fields)
+    meant = _close(key, here)
+    if not meant:
+        everything = keys(kind)
+        meant = [name for name in everything if name.rpartition(".")[2] == key] or _close(key, everything)
+    if meant:
+        return f"did you mean {' or '.join(repr(name) for name in meant)}?"
+    return f"there are {', '.join(here)}"
+
+
+def _close(word: str, words: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(word, words, n=1)
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)  # as YAML writes it
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
+def _report(faults: list[Fault]) -> str:
+    lines = [f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the config; nothing was started."]
+    place = None
+    for fault in sorted(faults):
+        if fault.place != place:
+            lines.append(f"  {fault.place.text}")
+        place = fault.place
+        lines.append(f"    {fault.message}")
+    return "\n".join(lines)

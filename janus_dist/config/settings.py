@@ -1,0 +1,204 @@
+"""YAML files and overrides as one tree of settings, each with the place it came from.
+
+Invariant: reading never stops at the first fault; what is wrong goes into a list and the rest is read on. Nothing here
+knows what a recipe is: which keys exist and what they may hold is decided in load.py.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
+"""What an override begins with; every other argument is a file."""
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a setting was written. Places sort by their order on the command line, then by line."""
+
+    order: int
+    line: int
+    text: str = field(compare=False)
+    """As it is shown: `stage2.yaml:3` or `override 'stage=5'`."""
+    is_override: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One thing that is wrong, and where."""
+
+    place: Place
+    message: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value with its place. A section's value is a dict of settings, a list's is a list of settings."""
+
+    value: Any
+    place: Place
+
+    def plain(self) -> Any:
+        """The value without places."""
+        if isinstance(self.value, dict):
+            return {key: setting.plain() for key, setting in self.value.items()}
+        if isinstance(self.value, list):
+            return [setting.plain() for setting in self.value]
+        return self.value
+
+    def find(self, path: Iterable[str | int]) -> "Setting":
+        """The setting at `path`, or the nearest one above it."""
+        found = self
+        for key in path:
+            if isinstance(found.value, dict) and key in found.value:
+                found = found.value[key]
+            elif isinstance(found.value, list) and isinstance(key, int) and key < len(found.value):
+                found = found.value[key]
+            else:
+                break
+        return found
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All files and overrides merged, and what was wrong with them as text."""
+
+    root: Setting
+    faults: list[Fault]
+    complete: bool
+    """Whether every file and override could be read; if not, absent settings say nothing."""
+
+
+def read(files: Iterable[Path], overrides: Iterable[str]) -> Settings:
+    """Merge files left to right, lists replaced whole, then overrides `key.path=value` with YAML values."""
+    files, overrides = list(files), list(overrides)
+    names = ", ".join(shown(path) for path in files) or "no recipe"
+    root = Setting({}, Place(len(files), 0, names))
+    faults: list[Fault] = []
+    complete = True
+    for order, path in enumerate(files):
+        setting = _read_file(path, order, faults)
+        complete &= setting is not None
+        if setting is not None:
+            root = Setting(_merge(root, setting).value, root.place)
+    for order, override in enumerate(overrides, start=len(files) + 1):
+        setting = _read_override(override, order, faults)
+        complete &= setting is not None
+        if setting is not None:
+            root = Setting(_merge(root, setting).value, root.place)
+    return Settings(root, faults, complete)
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative where it lies below the current folder."""
+    absolute, here = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
+
+
+def _merge(under: Setting, over: Setting) -> Setting:
+    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
+        return over
+    merged = dict(under.value)
+    for key, setting in over.value.items():
+        merged[key] = _merge(merged[key], setting) if key in merged else setting
+    # A section stays where a file opened it: an override of one of its keys is not where the others are missing.
+    return Setting(merged, under.place if over.place.is_override else over.place)
+
+
+def _read_file(path: Path, order: int, faults: list[Fault]) -> Setting | None:
+    name = shown(path)
+    whole = Place(order, 0, name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        faults.append(Fault(whole, f"no such file{_nearest_file(path)}"))
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(Fault(whole, f"cannot be read: {error}"))
+        return None
+    return _Reader(name, order, faults).section(text)
+
+
+def _nearest_file(path: Path) -> str:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f"; there is no folder '{shown(folder)}'"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml"))
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{shown(path.with_name(close[0]))}'?"
+    return f"; '{shown(folder)}' has {', '.join(names) or 'no YAML file'}"
+
+
+def _read_override(override: str, order: int, faults: list[Fault]) -> Setting | None:
+    place = Place(order, 0, f"override '{override}'", is_override=True)
+    if not OVERRIDE.match(override):
+        faults.append(Fault(place, "is not of the form key.path=value"))
+        return None
+    key, _, text = override.partition("=")
+    setting = _Reader(place.text, order, faults, place).value(text)
+    for part in reversed(key.split(".")):
+        if setting is not None:
+            setting = Setting({part: setting}, place)
+    return setting
+
+
+class _Reader:
+    """Turns one YAML text into settings; its faults go to the list it was given."""
+
+    def __init__(self, name: str, order: int, faults: list[Fault], fixed: Place | None = None):
+        self.name, self.order, self.faults, self.fixed = name, order, faults, fixed
+
+    def section(self, text: str) -> Setting | None:
+        """The text as a section; None (and a fault) when it is not one."""
+        setting = self.value(text)
+        if setting is None or isinstance(setting.value, dict):
+            return setting
+        if setting.value is None:
+            return Setting({}, setting.place)  # an empty file, or one of comments only
+        self.faults.append(Fault(setting.place, "a recipe is made of `key: value` lines"))
+        return None
+
+    def value(self, text: str) -> Setting | None:
+        """The text as any value; None (and a fault) when it is not YAML."""
+        try:
+            loader = yaml.SafeLoader(text)
+            node = loader.get_single_node()
+            return Setting(None, self._place(0)) if node is None else self._setting(loader, node, ())
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self.faults.append(Fault(self._place(mark.line if mark else 0), f"is not YAML: {error.problem}"))
+        except (yaml.YAMLError, ValueError) as error:
+            self.faults.append(Fault(self._place(0), f"is not YAML: {' '.join(str(error).split())}"))
+        return None
+
+    def _place(self, line: int) -> Place:
+        """`line` counts from 0, as PyYAML does."""
+        return self.fixed or Place(self.order, line + 1, f"{self.name}:{line + 1}")
+
+    def _setting(self, loader: yaml.SafeLoader, node: yaml.Node, above: tuple[yaml.Node, ...]) -> Setting:
+        place = self._place(node.start_mark.line)
+        if any(node is parent for parent in above):
+            raise yaml.MarkedYAMLError(problem="an alias inside its own anchor", problem_mark=node.start_mark)
+        above = (*above, node)
+        if isinstance(node, yaml.SequenceNode):
+            return Setting([self._setting(loader, item, above) for item in node.value], place)
+        if not isinstance(node, yaml.MappingNode):
+            return Setting(loader.construct_object(node), place)
+        found: dict[str, Setting] = {}
+        for key_node, value_node in node.value:
+            key_place = self._place(key_node.start_mark.line)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.faults.append(Fault(key_place, "a key must be one word"))
+                continue
+            key = key_node.value  # as written: `on` stays `on` and does not become True
+            if key in found:
+                self.faults.append(Fault(key_place, f"{key}: given twice; first at {found[key].place.text}"))
+            # The key's line, not the value's: a section's own line is its name, a long list's is where it begins.
+            found[key] = Setting(self._setting(loader, value_node, above).value, key_place)
+        return Setting(found, place)

@@ -1,0 +1,99 @@
+"""Samples as they are stored: what a shard holds of one document of each stream, and its bytes.
+
+Writer and reader are both here. Invariants: `decode(stream, encode(sample)) == sample`; nothing is unpickled; bytes that do
+not add up raise DataError. Token ids are uint32 (Janus's vocabulary exceeds 16 bits), VQ ids uint16, all little-endian.
+"""
+
+import io
+import struct
+import tarfile
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_dist.config.data import Stream
+from janus_dist.errors import DataError
+
+ID = np.dtype("<u4")
+VQ_ID = np.dtype("<u2")
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """A document of text: begin-of-sentence, ids, end-of-sentence."""
+
+    ids: NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class UnderstandingSample:
+    """A conversation about images; one placeholder id stands for each image."""
+
+    ids: NDArray[np.uint32]
+    answers: NDArray[np.int64]
+    """[answer, 2]: first and one-past-last position in `ids` of each answer."""
+    images: list[bytes]
+    """Encoded square crops of the model's image size."""
+
+
+@dataclass(frozen=True)
+class GenerationSample:
+    """A prompt, ending with begin-of-image, and the VQ ids of its image."""
+
+    prompt_ids: NDArray[np.uint32]
+    vq_ids: NDArray[np.uint16]
+
+
+Sample = TextSample | UnderstandingSample | GenerationSample
+
+
+def encode(sample: TextSample | GenerationSample) -> bytes:
+    """The payload of a sample that is stored in blocks (text, generation)."""
+    if isinstance(sample, TextSample):
+        return sample.ids.astype(ID).tobytes()
+    prompt = sample.prompt_ids.astype(ID).tobytes()
+    return struct.pack("<I", len(sample.prompt_ids)) + prompt + sample.vq_ids.astype(VQ_ID).tobytes()
+
+
+def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
+    """Tar members of a conversation: names and contents, as plain webdataset groups them by key."""
+    images = [(f"{key}.{number}.png" if number else f"{key}.png", image) for number, image in enumerate(sample.images)]
+    return [
+        (f"{key}.tokens", sample.ids.astype(ID).tobytes()),
+        (f"{key}.answers", sample.answers.astype(ID).tobytes()),
+        *images,
+    ]
+
+
+def decode(stream: Stream, payload: bytes) -> Sample:
+    """The sample in a payload (text, generation) or tar slice (understanding); DataError when it is damaged."""
+    try:
+        if stream == "text":
+            return TextSample(np.frombuffer(payload, ID))
+        if stream == "generation":
+            (num_prompt,) = struct.unpack_from("<I", payload)
+            prompt = np.frombuffer(payload, ID, num_prompt, offset=4)
+            return GenerationSample(prompt, np.frombuffer(payload, VQ_ID, offset=4 + prompt.nbytes))
+        return _decode_members(payload)
+    except (ValueError, struct.error, tarfile.TarError, KeyError) as error:
+        raise DataError(f"a sample of the {stream} stream does not decode: {error}") from error
+
+
+def _decode_members(payload: bytes) -> UnderstandingSample:
+    ids = answers = None
+    images = []
+    with tarfile.open(fileobj=io.BytesIO(payload)) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            content = file.read() if file else b""
+            match member.name.rsplit(".", 1)[-1]:
+                case "tokens":
+                    ids = np.frombuffer(content, ID)
+                case "answers":
+                    answers = np.frombuffer(content, ID).astype(np.int64).reshape(-1, 2)
+                case "png":
+                    images.append(content)
+    if ids is None or answers is None:
+        raise ValueError("the member .tokens or .answers is missing")
+    return UnderstandingSample(ids, answers, images)

@@ -1,0 +1,146 @@
+"""Shards: plain WebDataset tar files, each with an index that finds any sample by one range read.
+
+Conversations are one tar slice each (`KEY.tokens`, `KEY.answers`, `KEY.png`); text and VQ ids are small, so up to 256 samples
+share a member `block-N.ids` with a `block-N.json` that names them, or tar headers would outweigh them. Invariants: the bytes
+of a shard depend on its samples alone; a shard or index is either whole or absent under its name.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from janus_dist.config.data import Stream
+from janus_dist.config.model import ModelConfig
+from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, encode, members
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),  # where the sample's bytes start in the tar
+        ("bytes", "<u4"),
+        ("tokens", "<u4"),  # positions in a row: placeholders expanded, VQ ids counted
+        ("text_labels", "<u4"),  # labels of the text head when all text is supervised
+        ("answer_labels", "<u4"),  # labels of the text head when only answers are (all of a text document)
+        ("images", "<u2"),  # images that the vision tower sees
+        ("image_ids", "<u2"),  # labels of the image head
+        ("crc32", "<u4"),  # of the sample's bytes
+    ]
+)
+BLOCK_SAMPLES = 256
+TAR_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard as the manifest lists it."""
+
+    name: str
+    samples: int
+    tokens: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+def write_shard(
+    folder: Path, name: str, samples: list[tuple[str, Sample]], model: ModelConfig, special: tuple[int, int, int]
+) -> ShardEntry:
+    """Write `NAME.tar` and `NAME.index.npy` of (key, sample) pairs of one stream; `special` are the ids of
+    begin_of_image, placeholder and end_of_image, which are never labels."""
+    tar = _Tar()
+    records: list[tuple[int, bytes]] = []
+    if samples and isinstance(samples[0][1], UnderstandingSample):
+        for key, sample in samples:
+            assert isinstance(sample, UnderstandingSample)
+            records.append(tar.add(members(key, sample)))
+    else:
+        for number, start in enumerate(range(0, len(samples), BLOCK_SAMPLES)):
+            records += _add_block(tar, number, samples[start : start + BLOCK_SAMPLES])
+    index = np.zeros(len(samples), dtype=INDEX_DTYPE)
+    for row, ((_, sample), (offset, content)) in enumerate(zip(samples, records, strict=True)):
+        index[row] = (offset, len(content), *counts(sample, model, special), zlib.crc32(content))
+    encoded_index = io.BytesIO()
+    np.save(encoded_index, index, allow_pickle=False)
+    content = tar.close()
+    write_whole(folder / f"{name}.index.npy", encoded_index.getvalue())
+    write_whole(folder / f"{name}.tar", content)
+    return ShardEntry(
+        name=name,
+        samples=len(samples),
+        tokens=int(index["tokens"].sum()),
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        index_sha256=hashlib.sha256(encoded_index.getvalue()).hexdigest(),
+    )
+
+
+def counts(sample: Sample, model: ModelConfig, special: tuple[int, int, int]) -> tuple[int, int, int, int, int]:
+    """(tokens, text labels, answer labels, images, image ids) of a sample."""
+    match sample:
+        case TextSample():
+            labels = len(sample.ids) - 1
+            return len(sample.ids), labels, labels, 0, 0
+        case UnderstandingSample():
+            num_images = len(sample.images)
+            tokens = len(sample.ids) + num_images * (model.image_tokens - 1)
+            text = int((~np.isin(sample.ids[1:], special)).sum())
+            return tokens, text, int((sample.answers[:, 1] - sample.answers[:, 0]).sum()), num_images, 0
+        case GenerationSample():
+            return len(sample.prompt_ids) + len(sample.vq_ids), 0, 0, 0, len(sample.vq_ids)
+
+
+def read_index(content: bytes) -> NDArray[np.void]:
+    """The records of an index file; ValueError when it is none."""
+    index = np.load(io.BytesIO(content), allow_pickle=False)
+    if index.dtype != INDEX_DTYPE:
+        raise ValueError(f"an index of dtype {index.dtype}, expected {INDEX_DTYPE}")
+    return index
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is whole or absent, whatever happens: a temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class _Tar:
+    """A tar in memory with reproducible headers that knows where its members lie."""
+
+    def __init__(self) -> None:
+        self.buffer = io.BytesIO()
+        self.tar = tarfile.open(fileobj=self.buffer, mode="w", format=tarfile.USTAR_FORMAT)
+
+    def add(self, contents: list[tuple[str, bytes]]) -> tuple[int, bytes]:
+        """Append members and return (offset, bytes) of the slice that they take, headers included."""
+        start = self.tar.offset
+        for name, content in contents:
+            info = tarfile.TarInfo(name)  # mtime, uid and gid are 0
+            info.size = len(content)
+            self.tar.addfile(info, io.BytesIO(content))
+        return start, self.buffer.getbuffer()[start : self.tar.offset].tobytes()
+
+    def close(self) -> bytes:
+        self.tar.close()
+        return self.buffer.getvalue()
+
+
+def _add_block(tar: _Tar, number: int, samples: list[tuple[str, Sample]]) -> list[tuple[int, bytes]]:
+    payloads = [encode(sample) for _, sample in samples if not isinstance(sample, UnderstandingSample)]
+    names = {"keys": [key for key, _ in samples], "bytes": [len(payload) for payload in payloads]}
+    name = f"block-{number:06d}"
+    start, _ = tar.add([(f"{name}.ids", b"".join(payloads))])
+    tar.add([(f"{name}.json", json.dumps(names).encode())])
+    offsets = start + TAR_BLOCK + np.concatenate([[0], np.cumsum(names["bytes"])[:-1]]).astype(int)
+    return list(zip(offsets.tolist(), payloads, strict=True))

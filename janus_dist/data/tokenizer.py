@@ -1,0 +1,89 @@
+"""The tokenizer: a `tokenizer.json` with Janus's special tokens, which are always found by name.
+
+Ids of special tokens differ between the published models (pad and begin_of_image of Janus-Pro-1B are not those of
+Janus-1.3B), so no number stands in the code. Invariant: `encode` never adds or parses a special token.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from janus_dist.errors import DataError
+
+BOS = "<｜begin▁of▁sentence｜>"
+EOS = "<｜end▁of▁sentence｜>"
+PAD = "<｜▁pad▁｜>"
+IMAGE = "<image_placeholder>"
+BOI = "<begin_of_image>"
+EOI = "<end_of_image>"
+REQUIRED = (BOS, EOS, PAD, IMAGE, BOI, EOI)
+SPECIAL = (*REQUIRED, "<|User|>", "<|Assistant|>")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids and back, and the ids of the special tokens."""
+
+    inner: tokenizers.Tokenizer
+    sha256: str
+    bos: int
+    eos: int
+    pad: int
+    image: int
+    boi: int
+    eoi: int
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a `tokenizer.json`; DataError when it is absent, unreadable or lacks a special token."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"data.tokenizer={path} cannot be read: {error.strerror}") from error
+        try:
+            inner = tokenizers.Tokenizer.from_buffer(content)
+        except Exception as error:  # the library raises a bare Exception
+            raise DataError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from error
+        ids = {name: inner.token_to_id(name) for name in REQUIRED}
+        missing = [name for name, found in ids.items() if found is None]
+        if missing:
+            raise DataError(
+                f"data.tokenizer={path} lacks the special tokens {', '.join(missing)}",
+                "add them by name with tokenizers' add_special_tokens and save the file again",
+            )
+        digest = hashlib.sha256(content).hexdigest()
+        return cls(inner, digest, ids[BOS], ids[EOS], ids[PAD], ids[IMAGE], ids[BOI], ids[EOI])
+
+    @property
+    def size(self) -> int:
+        """Ids, special tokens included."""
+        return self.inner.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; what looks like a special token in it is encoded as the letters it is made of."""
+        self.inner.encode_special_tokens = True
+        return self.inner.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self.inner.decode(list(ids), skip_special_tokens=True)
+
+
+def train_tokenizer(texts: Iterable[str], vocab: int, path: Path) -> None:
+    """Train a byte-level BPE of `vocab` ids, special tokens included, and write it as `tokenizer.json`."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inner.save(str(path))
