@@ -21,16 +21,18 @@ def understanding_ids(
     its end-of-sentence.
     """
     ids = [tokenizer.bos]
-    if chat.system_prompt:
-        ids += tokenizer.encode(chat.system_prompt + "\n\n")
     spans: list[Span] = []
+    text = f"{chat.system_prompt}\n\n" if chat.system_prompt else ""
     for number, (question, answer) in enumerate(turns):
-        ids += tokenizer.encode(f"{chat.user}: ")
+        # text between two special tokens is encoded in one piece, as the official processor does; the answer's space
+        # opens a new word in any byte-level tokenizer, so cutting before it changes no id
+        text += f"{chat.user}: "
         if number == 0:
             for _ in range(num_images):
-                ids += [tokenizer.boi, tokenizer.image, tokenizer.eoi, *tokenizer.encode("\n")]
-        ids += tokenizer.encode(f"{question.strip()}\n\n")
-        ids += tokenizer.encode(f"{chat.assistant}:")
+                ids += [*tokenizer.encode(text), tokenizer.boi, tokenizer.image, tokenizer.eoi]
+                text = "\n"
+        ids += tokenizer.encode(f"{text}{question.strip()}\n\n{chat.assistant}:")
+        text = ""
         if answer is not None:
             start = len(ids)
             ids += [*tokenizer.encode(f" {answer.strip()}"), tokenizer.eos]
@@ -45,9 +47,11 @@ def generation_prompt_ids(tokenizer: Tokenizer, chat: ChatConfig, caption: str) 
 
 
 def text_ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[list[int]]:
-    """Documents of at most `max_tokens` ids, begin and end included, that together hold the whole text."""
+    """Documents of at most `max_tokens` ids (3 or more), begin and end included, that together hold the whole text.
+
+    No document for an empty text.
+    """
     ids = tokenizer.encode(text)
     piece = max_tokens - 2
-    return [
-        [tokenizer.bos, *ids[start : start + piece], tokenizer.eos] for start in range(0, max(len(ids), 1), piece) if ids
-    ]
+    assert piece > 0, f"max_tokens={max_tokens} leaves no room between begin and end"
+    return [[tokenizer.bos, *ids[start : start + piece], tokenizer.eos] for start in range(0, len(ids), piece)]
