@@ -1,0 +1,62 @@
+"""The tokenizer of the embedded default: a byte-level BPE of 2,048 ids from the texts that the streams are made of.
+
+    python -m data_pipelines.tokenizer [PATH]        # jobs/recipes/tiny/tokenizer.json when absent
+
+Invariant: the same texts give the same bytes; `pydoc_data.topics` differs between patch versions of Python, so the version
+is recorded beside the file.
+"""
+
+import hashlib
+import json
+import platform
+import pydoc_data.topics
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from janus_dist.config.data import ChatConfig
+from janus_dist.data import easy_vqa
+from janus_dist.data.shard import write_whole
+from janus_dist.data.tokenizer import train_tokenizer
+
+PATH = Path(__file__).parent.parent / "jobs" / "recipes" / "tiny" / "tokenizer.json"
+VOCAB = 2_048
+
+
+def texts() -> Iterator[str]:
+    """The training texts: Python's documentation by topic, and easy-vqa as its conversations and captions read."""
+    yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
+    for image in easy_vqa.load("train"):
+        yield from conversation_texts(image.questions, image.caption)
+
+
+def conversation_texts(questions: Iterable[tuple[str, str]], caption: str) -> Iterator[str]:
+    """One image's questions and caption in the chat format, so that words in it get the space that they will have."""
+    chat = ChatConfig()
+    for question, answer in questions:
+        yield f"{chat.user}: {question}\n\n{chat.assistant}: {answer}"
+    yield f"{chat.user}: {caption}\n\n{chat.assistant}:"
+
+
+def main(path: Path = PATH) -> None:
+    """Train, write `PATH` and, beside it, `PATH.origin.json` with what made it."""
+    train_tokenizer(texts(), VOCAB, path)
+    write_whole(path.with_suffix(".origin.json"), json.dumps(origin(path), indent=1, sort_keys=True).encode() + b"\n")
+
+
+def origin(path: Path) -> dict[str, str | int]:
+    """Command, Python version and digests of the texts and of the file at `path`."""
+    read = hashlib.sha256()
+    for text in texts():
+        read.update(text.encode() + b"\0")
+    return {
+        "command": "python -m data_pipelines.tokenizer",
+        "python": platform.python_version(),
+        "vocab": VOCAB,
+        "texts_sha256": read.hexdigest(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
