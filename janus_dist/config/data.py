@@ -44,11 +44,11 @@ class PipelineConfig(Config):
     """Longer documents are cut into pieces of at most this many tokens."""
     min_image_side: PositiveInt = 14
     """Images with a shorter side are quarantined."""
-    max_image_aspect: float = Field(8.0, ge=1.0)
+    max_image_aspect: float = Field(default=8.0, ge=1.0)
     """Images longer than this many times their short side are quarantined."""
     max_image_pixels: PositiveInt = 178_956_970
     """Larger images are quarantined before they are decoded (Pillow's own limit for decompression bombs)."""
-    max_bad_share: float = Field(0.01, ge=0.0, le=1.0)
+    max_bad_share: float = Field(default=0.01, ge=0.0, le=1.0)
     """The run fails when more than this share of the samples was quarantined."""
     encode_batch: PositiveInt = 64
     """Images that the VQ tokenizer encodes at once."""
@@ -72,7 +72,7 @@ class MixConfig(Config):
     @model_validator(mode="after")
     def _some(self) -> "MixConfig":
         if not any(getattr(self, name) for name in STREAMS):
-            raise ValueError("mix: all three ratios are 0; give at least one stream a share")
+            raise ValueError("all three ratios are 0; give at least one stream a share")
         return self
 
 
@@ -83,9 +83,9 @@ class BatchConfig(Config):
     row_tokens: PositiveInt
     micro_rows: PositiveInt = 1
     """Rows that one rank takes in one micro-step."""
-    fill: float = Field(0.97, gt=0.0, le=1.0)
+    fill: float = Field(default=0.97, gt=0.0, le=1.0)
     """Share of `rows * row_tokens` that a step's quota asks for; what is left is room for whole documents."""
     samples: PositiveInt | None = None
     """Samples in a step; only with `mix.unit: samples`, where a step takes as many rows as they need."""
-    cfg_drop: float = Field(0.1, ge=0.0, le=1.0)
-    """Share of generation samples whose prompt is replaced by pad tokens (classifier-free guidance; Janus, footnote 2)."""
+    cfg_drop: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of generation samples whose prompt is replaced by pad tokens (for guidance; Janus, footnote 2)."""

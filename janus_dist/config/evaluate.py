@@ -31,7 +31,7 @@ class VqTrainConfig(Config):
     """Steps without quantisation; after them the codes are taken from real latents."""
     reseed_every_steps: PositiveInt = 50
     """How often codes that nothing used are moved onto real latents."""
-    reseed_until: float = Field(0.8, ge=0.0, le=1.0)
+    reseed_until: float = Field(default=0.8, ge=0.0, le=1.0)
     """Share of the steps after which codes are left alone."""
-    holdout_share: float = Field(0.02, gt=0.0, lt=1.0)
+    holdout_share: float = Field(default=0.02, gt=0.0, lt=1.0)
     """Share of the images kept for the reported error."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -21,6 +21,7 @@ from janus_dist.config.settings import Fault, Setting, read
 from janus_dist.errors import ConfigError
 
 R = TypeVar("R", bound=BaseRecipe)
+R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)
 
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
@@ -28,10 +29,10 @@ DOTTED = re.compile(r"\b[a-z_]\w*(?:\.[a-z_]\w*)*")
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[R]):
+class Loaded(Generic[R_co]):
     """A recipe, what it was made of, and where each of its values came from."""
 
-    recipe: R
+    recipe: R_co
     origin: dict[str, str]
     """Dotted key -> `file:line`, `override` or `default`."""
     files: tuple[Path, ...]
@@ -81,7 +82,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
     """Dotted keys and values of nested mappings; lists are values."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
+            yield from flatten(cast(Mapping[str, Any], value), f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -92,8 +93,8 @@ def _origin(recipe: BaseRecipe, root: Setting) -> dict[str, str]:
 
 
 def _written(setting: Setting, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, child in setting.value.items():
-        if isinstance(child.value, dict):
+    for name, child in (setting.section or {}).items():
+        if child.section is not None:
             yield from _written(child, f"{prefix}{name}.")
         else:
             yield prefix + name, "override" if child.place.is_override else child.place.text
@@ -120,7 +121,7 @@ def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Itera
     if detail["type"] != "value_error":
         yield Fault(root.find(path).place, f"{name}: {_message(kind, detail)}")
         return
-    for message in str(detail.get("ctx", {})["error"]).split("\n"):  # a rule between settings; see Config.refuse
+    for message in str(detail.get("ctx", {})["error"]).split("\n"):  # a rule between settings; see base.refuse
         yield Fault(_first_named(root, path, message).place, f"{name}: {message}" if name else message)
 
 

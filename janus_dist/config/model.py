@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from janus_dist.config.base import Config
+from janus_dist.config.base import Config, refuse
 
 
 class TextConfig(Config):
@@ -33,7 +33,7 @@ class VisionConfig(Config):
 class VqConfig(Config):
     """The VQ tokenizer (LlamaGen VQ-16 architecture)."""
 
-    codes: PositiveInt = Field(16_384, le=65_536)
+    codes: PositiveInt = Field(default=16_384, le=65_536)
     code_dim: PositiveInt = 8
     base_channels: PositiveInt = 128
     channel_multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
@@ -68,14 +68,15 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
+        faults: list[str] = []
         for name, side in (("vision.patch", self.vision.patch), ("vq downsampling", self.vq.downsample)):
             if self.image_size % side:
-                raise ValueError(f"image_size={self.image_size} is not a multiple of {name} = {side}")
+                faults.append(f"image_size={self.image_size} is not a multiple of {name} = {side}")
         for name, part in (("text", self.text), ("vision", self.vision)):
             if part.hidden % part.heads:
-                raise ValueError(f"{name}.hidden={part.hidden} is not a multiple of {name}.heads = {part.heads}")
-        if self.text.hidden // self.text.heads % 2:
-            raise ValueError(
-                f"text.hidden / text.heads = {self.text.hidden // self.text.heads} is odd; rotary positions need it even"
-            )
+                faults.append(f"{name}.hidden={part.hidden} is not a multiple of {name}.heads = {part.heads}")
+        head = self.text.hidden // self.text.heads
+        if head % 2:
+            faults.append(f"text.hidden / text.heads = {head} is odd; rotary positions need it even")
+        refuse(faults)
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import PositiveInt, model_validator
 
-from janus_dist.config.base import Config
+from janus_dist.config.base import Config, refuse
 from janus_dist.config.data import BatchConfig, DataConfig, MixConfig, PipelineConfig
 from janus_dist.config.evaluate import EvaluateConfig, VqTrainConfig
 from janus_dist.config.model import ModelConfig
@@ -22,7 +22,7 @@ class RunConfig(Config):
     name: str
     seed: int = 0
     start_from: str | None = None
-    """Name of the run in the same root whose last committed weights this one starts from; random weights when absent."""
+    """Name of the run in the same root whose last committed weights this one starts from; random when absent."""
     start_recipes: tuple[str, ...] = ()
     """Recipe files that make `start_from` when it is not there yet, relative to this recipe's own folder."""
 
@@ -56,21 +56,24 @@ class StageRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _fits(self) -> "StageRecipe":
+        faults: list[str] = []
         if (self.mix.unit == "samples") != (self.batch.samples is not None):
-            raise ValueError(
+            faults.append(
                 f"batch.samples={self.batch.samples} with mix.unit={self.mix.unit}: "
                 "batch.samples is needed with mix.unit=samples and has no effect with tokens"
             )
         longest = max(self.model.image_tokens, self.model.image_ids)
         if self.batch.row_tokens <= longest:
-            raise ValueError(
+            faults.append(
                 f"batch.row_tokens={self.batch.row_tokens} cannot hold an image of {longest} tokens and its text; "
                 f"take at least {longest + 64}"
             )
-        if self.batch.row_tokens > self.model.text.max_positions:
-            raise ValueError(
-                f"batch.row_tokens={self.batch.row_tokens} is more than model.text.max_positions={self.model.text.max_positions}"
-            )
+        positions = self.model.text.max_positions
+        if self.batch.row_tokens > positions:
+            faults.append(f"batch.row_tokens={self.batch.row_tokens} is more than model.text.max_positions={positions}")
         if self.optim.warmup_steps >= self.train.steps:
-            raise ValueError(f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={self.train.steps}")
+            faults.append(
+                f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={self.train.steps}"
+            )
+        refuse(faults)
         return self

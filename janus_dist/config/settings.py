@@ -7,7 +7,7 @@ knows what a recipe is: which keys exist and what they may hold is decided in lo
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +38,29 @@ class Fault:
 
 @dataclass(frozen=True)
 class Setting:
-    """A value with its place. A section's value is a dict of settings, a list's is a list of settings."""
+    """A value, a section or a list (one of the three), with its place."""
 
-    value: Any
     place: Place
+    value: Any = None
+    section: "dict[str, Setting] | None" = None
+    items: "list[Setting] | None" = None
 
     def plain(self) -> Any:
         """The value without places."""
-        if isinstance(self.value, dict):
-            return {key: setting.plain() for key, setting in self.value.items()}
-        if isinstance(self.value, list):
-            return [setting.plain() for setting in self.value]
+        if self.section is not None:
+            return {key: setting.plain() for key, setting in self.section.items()}
+        if self.items is not None:
+            return [setting.plain() for setting in self.items]
         return self.value
 
     def find(self, path: Iterable[str | int]) -> "Setting":
         """The setting at `path`, or the nearest one above it."""
         found = self
         for key in path:
-            if isinstance(found.value, dict) and key in found.value:
-                found = found.value[key]
-            elif isinstance(found.value, list) and isinstance(key, int) and key < len(found.value):
-                found = found.value[key]
-            else:
+            inner = found.section or dict(enumerate(found.items or []))
+            if key not in inner:
                 break
+            found = inner[key]
         return found
 
 
@@ -78,19 +78,19 @@ def read(files: Iterable[Path], overrides: Iterable[str]) -> Settings:
     """Merge files left to right, lists replaced whole, then overrides `key.path=value` with YAML values."""
     files, overrides = list(files), list(overrides)
     names = ", ".join(shown(path) for path in files) or "no recipe"
-    root = Setting({}, Place(len(files), 0, names))
+    root = Setting(Place(len(files), 0, names), section={})
     faults: list[Fault] = []
     complete = True
     for order, path in enumerate(files):
         setting = _read_file(path, order, faults)
         complete &= setting is not None
         if setting is not None:
-            root = Setting(_merge(root, setting).value, root.place)
+            root = replace(_merge(root, setting), place=root.place)
     for order, override in enumerate(overrides, start=len(files) + 1):
         setting = _read_override(override, order, faults)
         complete &= setting is not None
         if setting is not None:
-            root = Setting(_merge(root, setting).value, root.place)
+            root = replace(_merge(root, setting), place=root.place)
     return Settings(root, faults, complete)
 
 
@@ -101,13 +101,13 @@ def shown(path: Path) -> str:
 
 
 def _merge(under: Setting, over: Setting) -> Setting:
-    if not (isinstance(under.value, dict) and isinstance(over.value, dict)):
+    if under.section is None or over.section is None:
         return over
-    merged = dict(under.value)
-    for key, setting in over.value.items():
+    merged = dict(under.section)
+    for key, setting in over.section.items():
         merged[key] = _merge(merged[key], setting) if key in merged else setting
     # A section stays where a file opened it: an override of one of its keys is not where the others are missing.
-    return Setting(merged, under.place if over.place.is_override else over.place)
+    return Setting(under.place if over.place.is_override else over.place, section=merged)
 
 
 def _read_file(path: Path, order: int, faults: list[Fault]) -> Setting | None:
@@ -141,26 +141,26 @@ def _read_override(override: str, order: int, faults: list[Fault]) -> Setting | 
         faults.append(Fault(place, "is not of the form key.path=value"))
         return None
     key, _, text = override.partition("=")
-    setting = _Reader(place.text, order, faults, place).value(text)
+    setting = _Reader(place.text, order, faults, place, f"{key}.").value(text)
     for part in reversed(key.split(".")):
         if setting is not None:
-            setting = Setting({part: setting}, place)
+            setting = Setting(place, section={part: setting})
     return setting
 
 
 class _Reader:
     """Turns one YAML text into settings; its faults go to the list it was given."""
 
-    def __init__(self, name: str, order: int, faults: list[Fault], fixed: Place | None = None):
-        self.name, self.order, self.faults, self.fixed = name, order, faults, fixed
+    def __init__(self, name: str, order: int, faults: list[Fault], fixed: Place | None = None, prefix: str = ""):
+        self.name, self.order, self.faults, self.fixed, self.prefix = name, order, faults, fixed, prefix
 
     def section(self, text: str) -> Setting | None:
         """The text as a section; None (and a fault) when it is not one."""
         setting = self.value(text)
-        if setting is None or isinstance(setting.value, dict):
+        if setting is None or setting.section is not None:
             return setting
-        if setting.value is None:
-            return Setting({}, setting.place)  # an empty file, or one of comments only
+        if setting.value is None and setting.items is None:
+            return Setting(setting.place, section={})  # an empty file, or one of comments only
         self.faults.append(Fault(setting.place, "a recipe is made of `key: value` lines"))
         return None
 
@@ -169,7 +169,7 @@ class _Reader:
         try:
             loader = yaml.SafeLoader(text)
             node = loader.get_single_node()
-            return Setting(None, self._place(0)) if node is None else self._setting(loader, node, ())
+            return Setting(self._place(0)) if node is None else self._setting(loader, node, (), self.prefix)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self.faults.append(Fault(self._place(mark.line if mark else 0), f"is not YAML: {error.problem}"))
@@ -181,15 +181,15 @@ class _Reader:
         """`line` counts from 0, as PyYAML does."""
         return self.fixed or Place(self.order, line + 1, f"{self.name}:{line + 1}")
 
-    def _setting(self, loader: yaml.SafeLoader, node: yaml.Node, above: tuple[yaml.Node, ...]) -> Setting:
+    def _setting(self, loader: yaml.SafeLoader, node: yaml.Node, above: tuple[yaml.Node, ...], prefix: str) -> Setting:
         place = self._place(node.start_mark.line)
         if any(node is parent for parent in above):
             raise yaml.MarkedYAMLError(problem="an alias inside its own anchor", problem_mark=node.start_mark)
         above = (*above, node)
         if isinstance(node, yaml.SequenceNode):
-            return Setting([self._setting(loader, item, above) for item in node.value], place)
+            return Setting(place, items=[self._setting(loader, item, above, prefix) for item in node.value])
         if not isinstance(node, yaml.MappingNode):
-            return Setting(loader.construct_object(node), place)
+            return Setting(place, loader.construct_object(node))  # pyright: ignore[reportUnknownMemberType]
         found: dict[str, Setting] = {}
         for key_node, value_node in node.value:
             key_place = self._place(key_node.start_mark.line)
@@ -198,7 +198,7 @@ class _Reader:
                 continue
             key = key_node.value  # as written: `on` stays `on` and does not become True
             if key in found:
-                self.faults.append(Fault(key_place, f"{key}: given twice; first at {found[key].place.text}"))
+                self.faults.append(Fault(key_place, f"{prefix}{key}: given twice; first at {found[key].place.text}"))
             # The key's line, not the value's: a section's own line is its name, a long list's is where it begins.
-            found[key] = Setting(self._setting(loader, value_node, above).value, key_place)
-        return Setting(found, place)
+            found[key] = replace(self._setting(loader, value_node, above, f"{prefix}{key}."), place=key_place)
+        return Setting(place, section=found)

@@ -44,7 +44,7 @@ class TrainConfig(Config):
     """Mean over all labels of a step, or mean over streams of each stream's own mean; the papers do not state it."""
     log_every_steps: PositiveInt = 10
     save_every_steps: PositiveInt = 1_000
-    keep_checkpoints: int = Field(2, ge=2)
+    keep_checkpoints: int = Field(default=2, ge=2)
     """Checkpoints kept in the run folder; the newest ones."""
 
 

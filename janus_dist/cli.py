@@ -1,0 +1,161 @@
+"""What every job does around its work, and the `janus` command.
+
+Invariant: whatever a user can cause ends with a message on stderr and the exit code of its kind (docs/errors.md), never
+with a traceback; whatever else goes wrong keeps its traceback and ends with 1.
+"""
+
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from janus_dist.config.load import Loaded, flatten, load
+from janus_dist.config.recipe import BaseRecipe, StageRecipe
+from janus_dist.config.settings import OVERRIDE, read
+from janus_dist.errors import ConfigError, JanusError
+
+R = TypeVar("R", bound=BaseRecipe)
+
+INTERRUPTED = 130
+USAGE = "usage: python {job} [RECIPE.yaml ...] [key.path=value ...]"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look at recipes and runs of janus-dist.")
+config_app = typer.Typer(no_args_is_help=True, help="Show, compare and describe recipes.")
+app.add_typer(config_app, name="config")
+
+
+def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str] | None = None) -> Loaded[R]:
+    """The recipe that a job's command line asks for; `defaults` are its files when the command line names none.
+
+    Raises ConfigError with every fault at once. `--help` prints the job's docstring and ends the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"--help", "-h"} & set(arguments):
+        print(_job_help(kind, defaults))
+        raise SystemExit(0)
+    files, overrides = split_arguments(arguments)
+    return load(kind, files or defaults, overrides)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Recipe files and overrides of a command line. Raises ConfigError at options: there are none."""
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if options:
+        meant = re.sub(r"^-+", "", options[0])
+        raise ConfigError(f"no such option: {', '.join(options)}", f"settings are given as {meant.split('=')[0]}=VALUE")
+    overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
+    return [Path(argument) for argument in arguments if not OVERRIDE.match(argument)], overrides
+
+
+def run_job(main: Callable[[], int | None]) -> NoReturn:
+    """Run a job and end the process with its exit code: what `main` returns, or that of the error it raised."""
+    try:
+        code = main() or 0
+    except JanusError as error:
+        _show(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)
+
+
+def janus() -> NoReturn:
+    """The `janus` command."""
+    run_job(app)
+
+
+@config_app.command("show")
+def show_config(
+    arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without origins.")] = False,
+) -> None:
+    """Print every setting of the merged recipe and where its value came from."""
+    loaded = _load_any(arguments)
+    values = loaded.recipe.model_dump(mode="json")
+    if as_json:
+        print(json.dumps(values, indent=1))
+        return
+    lines = [(f"{key}={json.dumps(value)}", loaded.origin[key]) for key, value in flatten(values)]
+    width = max(len(setting) for setting, _ in lines)
+    for setting, origin in lines:
+        print(f"{setting:<{width}}  # {origin}")
+
+
+@config_app.command("schema")
+def show_schema() -> None:
+    """Print the JSON Schema of a stage's recipe, for completion in editors."""
+    print(json.dumps(StageRecipe.model_json_schema(), indent=1))
+
+
+@config_app.command("diff")
+def diff_config(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run folder, or recipe files joined by `+`.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+) -> None:
+    """Print the settings in which two recipes or runs differ."""
+    for line in _differences(*(_flat(side) for side in (first, second))):
+        print(line)
+
+
+def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
+    for key in dict.fromkeys([*first, *second]):
+        old, new = (json.dumps(side[key]) if key in side else "(absent)" for side in (first, second))
+        if old != new:
+            yield f"{key}: {old} -> {new}"
+
+
+def _flat(side: str) -> dict[str, Any]:
+    files = [str(Path(side) / "config.json")] if Path(side).is_dir() else side.split("+")
+    return dict(flatten(_load_any(files).recipe.model_dump(mode="json")))
+
+
+def _load_any(arguments: Sequence[str]) -> Loaded[BaseRecipe]:
+    """A stage's recipe, or a base recipe when nothing of a stage is in it."""
+    files, overrides = split_arguments(arguments)
+    of_stages = set(StageRecipe.model_fields) - set(BaseRecipe.model_fields)
+    if of_stages & set(read(files, overrides).root.section or {}):
+        return load(StageRecipe, files, overrides)
+    return load(BaseRecipe, files, overrides)
+
+
+def _show(error: JanusError) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text(error.message, style="red"))
+    if error.hint:
+        console.print(Text(f"  {error.hint}"))
+
+
+def _job_help(kind: type[BaseRecipe], defaults: Sequence[Path]) -> str:
+    main = sys.modules["__main__"]
+    job = Path(getattr(main, "__file__", None) or "JOB").name
+    sections = [
+        f"  {name:<10} {_first_line(field.annotation) or field.description or ''}".rstrip()
+        for name, field in kind.model_fields.items()
+    ]
+    return "\n".join(
+        [
+            (main.__doc__ or "").strip(),
+            "",
+            USAGE.format(job=f"jobs/{job}"),
+            f"without a recipe: {' '.join(path.name for path in defaults)}",
+            "",
+            "sections (all keys: `janus config schema`; all values: `janus config show RECIPE.yaml ...`):",
+            *sections,
+        ]
+    )
+
+
+def _first_line(annotation: Any) -> str:
+    has_help = isinstance(annotation, type) and annotation.__module__.startswith("janus_dist")
+    return (annotation.__doc__ or "").split("\n")[0] if has_help else ""
