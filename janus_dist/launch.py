@@ -22,7 +22,6 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ClusterError, JanusError
-from janus_dist.train.trainer import Trainer
 
 POLL_S = 0.5
 LINES_NAMESPACE = "janus_dist"
@@ -50,7 +49,7 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     lines = Lines.remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe.model_dump(mode="json"), "lines": lines},
+        train_loop_config={"recipe": recipe.with_absolute_paths().model_dump(mode="json"), "lines": lines},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo", timeout_s=recipe.engine.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
@@ -112,6 +111,8 @@ class _Follower:
 
 def _worker(settings: dict[str, Any]) -> None:
     """What each rank does."""
+    from janus_dist.train.trainer import Trainer  # here, so that the driver needs neither DeepSpeed nor a model
+
     warnings.filterwarnings("ignore", category=FutureWarning)
     lines = settings["lines"]
     recipe = StageRecipe.model_validate(settings["recipe"])

@@ -54,6 +54,16 @@ class StageRecipe(BaseRecipe):
     optim: OptimConfig
     train: TrainConfig
 
+    def with_absolute_paths(self) -> "StageRecipe":
+        """The same recipe for processes that run in another folder; URLs stay as they are."""
+        data = {name: _absolute(getattr(self.data, name)) for name in ("root", "tokenizer", "vq_weights")}
+        return self.model_copy(
+            update={
+                "run": self.run.model_copy(update={"root": _absolute(self.run.root)}),
+                "data": self.data.model_copy(update=data),
+            }
+        )
+
     @model_validator(mode="after")
     def _fits(self) -> "StageRecipe":
         faults: list[str] = []
@@ -77,3 +87,7 @@ class StageRecipe(BaseRecipe):
             )
         refuse(faults)
         return self
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())

@@ -76,5 +76,5 @@ class ClusterConfig(Config):
 class MonitorConfig(Config):
     """Where figures go besides the console and metrics.jsonl."""
 
-    wandb: Literal["off", "offline", "online"] = "offline"
+    wandb: Literal["disabled", "offline", "online"] = "offline"
     project: str = "janus-dist"

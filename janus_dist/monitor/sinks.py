@@ -61,7 +61,7 @@ class WandbSink:
         self.run.log({name: value for name, value in values.items() if name != "step"}, step=int(values["step"]))
 
     def close(self) -> None:
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:

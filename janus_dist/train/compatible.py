@@ -12,7 +12,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.engine.checkpoint import Commit
+from janus_dist.engine.commits import Commit
 from janus_dist.errors import CheckpointError, DataError
 
 

@@ -15,7 +15,7 @@ from janus_dist.data.loader import Loader, RankStep
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.engine import checkpoint
+from janus_dist.engine import checkpoint, commits
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError, DivergedError
@@ -86,14 +86,14 @@ class Trainer:
     def start(self) -> None:
         """Resume from this run's newest checkpoint, or start from the weights of the run before, or from random ones."""
         run, root = self.recipe.run, Path(self.recipe.run.root)
-        mine = self.world.from_first(checkpoint.latest(run.dir))
+        mine = self.world.from_first(commits.latest(run.dir))
         if mine is not None:
-            check_resume(self.recipe, self.plan, mine, checkpoint.read_commit(mine))
+            check_resume(self.recipe, self.plan, mine, commits.read(mine))
             commit = checkpoint.restore(self.engine, mine)
             self.step, self.tokens = commit.step, commit.tokens
             self.say(f"resuming {run.name} at step {self.step} from {mine}")
         elif run.start_from is not None:
-            before = self.world.from_first(checkpoint.latest(root / run.start_from))
+            before = self.world.from_first(commits.latest(root / run.start_from))
             if before is None:
                 raise CheckpointError(
                     f"run.start_from={run.start_from}: no committed checkpoint under {root / run.start_from / 'checkpoints'}",
@@ -159,7 +159,7 @@ class Trainer:
         }
         path = checkpoint.save(self.engine, self.recipe.run.dir, self.step, identity)
         if self.world.is_first:
-            checkpoint.prune(self.recipe.run.dir, self.recipe.train.keep_checkpoints)
+            commits.prune(self.recipe.run.dir, self.recipe.train.keep_checkpoints)
         self.say(f"saved {path} ({count(self.tokens)} tokens so far)")
 
 
@@ -185,7 +185,7 @@ def make_sinks(recipe: StageRecipe, steps_done: int) -> list[Sink]:
     """The sinks of the first rank."""
     run, monitor = recipe.run, recipe.monitor
     sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done)]
-    if monitor.wandb != "off":
+    if monitor.wandb != "disabled":
         settings = recipe.model_dump(mode="json")
         sinks.append(WandbSink(monitor.wandb, monitor.project, f"{Path(run.root).name}-{run.name}", run.dir, settings))
     return sinks

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig
-from janus_dist.engine import checkpoint, partitions
+from janus_dist.engine import checkpoint, commits, partitions
+from janus_dist.engine.stored import load_weights
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError
@@ -59,7 +60,7 @@ def train_and_save(run_dir: Path, dtype: str = "float32") -> list[float]:
 
 def resume(run_dir: Path, dtype: str = "float32") -> tuple[list[float], int]:
     engine = make_engine(seed=1, dtype=dtype)  # other random weights, so that what is not restored shows
-    path = checkpoint.latest(run_dir)
+    path = commits.latest(run_dir)
     assert path is not None
     commit = checkpoint.restore(engine, path)
     return train_steps(engine, commit.step, 4), commit.optimizer_steps
@@ -102,7 +103,7 @@ def full_weights(engine: ZeroEngine) -> dict[str, torch.Tensor]:
 
 def test_load_weights_gives_what_deepspeed_says(tmp_path):
     expected = run_ranks(save_and_dump, 1, tmp_path / "a", tmp_path / "run")[0]
-    found = checkpoint.load_weights(tmp_path / "run")
+    found = load_weights(tmp_path / "run")
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         assert torch.equal(found[name].flatten(), weight.flatten()[: found[name].numel()]), name
@@ -110,7 +111,7 @@ def test_load_weights_gives_what_deepspeed_says(tmp_path):
 
 def weights_into_other_parts(run_dir: Path) -> tuple[dict[str, torch.Tensor], int]:
     engine = make_engine(seed=1, trainable=("vision_tower", "language_model", "text_head"))
-    path = checkpoint.latest(run_dir)
+    path = commits.latest(run_dir)
     assert path is not None
     checkpoint.restore_weights(engine, path)
     return full_weights(engine), partitions.optimizer_steps(engine)
@@ -142,36 +143,36 @@ def copy_of(saved: Path, folder: Path) -> Path:
 
 def test_a_folder_without_marker_does_not_count(saved, tmp_path):
     run = copy_of(saved, tmp_path / "run")
-    (checkpoint.folder(run, 1) / checkpoint.MARKER).unlink()
-    assert checkpoint.latest(run) is None
+    (commits.folder(run, 1) / commits.MARKER).unlink()
+    assert commits.latest(run) is None
     with pytest.raises(CheckpointError, match="no committed checkpoint"):
-        checkpoint.load_weights(run)
+        load_weights(run)
 
 
 def test_a_cut_file_does_not_count(saved, tmp_path):
     run = copy_of(saved, tmp_path / "run")
-    file = checkpoint.folder(run, 1) / "__1_0.distcp"
+    file = commits.folder(run, 1) / "__1_0.distcp"
     file.write_bytes(file.read_bytes()[:-1])
-    assert checkpoint.latest(run) is None
+    assert commits.latest(run) is None
 
 
 def test_a_flipped_byte_is_found_when_loading(saved, tmp_path):
     run = copy_of(saved, tmp_path / "run")
-    file = checkpoint.folder(run, 1) / "__0_0.distcp"
+    file = commits.folder(run, 1) / "__0_0.distcp"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged") as caught:
-        checkpoint.load_weights(run)
+        load_weights(run)
     assert "fall back" in caught.value.hint
 
 
 def test_another_version_is_refused(saved, tmp_path):
     run = copy_of(saved, tmp_path / "run")
-    marker = checkpoint.folder(run, 1) / checkpoint.MARKER
+    marker = commits.folder(run, 1) / commits.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"version": 99}))
     with pytest.raises(CheckpointError, match="format version 99"):
-        checkpoint.latest(run)
+        commits.latest(run)
 
 
 def save_three(run_dir: Path) -> None:
@@ -182,9 +183,9 @@ def save_three(run_dir: Path) -> None:
 
 def test_prune_keeps_the_newest_whole_ones(tmp_path):
     run_ranks(save_three, 1, tmp_path / "a", tmp_path / "run")
-    (checkpoint.folder(tmp_path / "run", 1) / checkpoint.MARKER).unlink()
-    checkpoint.prune(tmp_path / "run", keep=2)
-    assert [path.name for path in checkpoint.committed(tmp_path / "run")] == ["step-00000002", "step-00000003"]
-    assert not checkpoint.folder(tmp_path / "run", 1).exists()
-    checkpoint.prune(tmp_path / "run", keep=1)
-    assert [path.name for path in checkpoint.committed(tmp_path / "run")] == ["step-00000003"]
+    (commits.folder(tmp_path / "run", 1) / commits.MARKER).unlink()
+    commits.prune(tmp_path / "run", keep=2)
+    assert [path.name for path in commits.committed(tmp_path / "run")] == ["step-00000002", "step-00000003"]
+    assert not commits.folder(tmp_path / "run", 1).exists()
+    commits.prune(tmp_path / "run", keep=1)
+    assert [path.name for path in commits.committed(tmp_path / "run")] == ["step-00000003"]

@@ -1,0 +1,51 @@
+"""What the three stages have in common: prepare what is missing, train, report.
+
+Invariant: a stage never starts without its shards, nor without the weights that it is to start from.
+"""
+
+from pathlib import Path
+
+from data_pipelines.prepare import prepare_data
+from janus_dist.config.load import Loaded, load, save
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.engine import commits
+from janus_dist.errors import ConfigError
+from janus_dist.launch import train
+from janus_dist.report.run import write_report
+
+TINY = Path(__file__).parent / "recipes" / "tiny"
+SHARED_SECTIONS = ("run.root", "run.seed", "model.", "data.", "pipeline.", "cluster.", "engine.", "monitor.")
+
+
+def run_stage(loaded: Loaded[StageRecipe]) -> None:
+    """Train one stage to its last step; the same call again goes on from the last checkpoint."""
+    recipe = loaded.recipe
+    if is_complete(recipe):
+        raise ConfigError(
+            f"run {recipe.run.dir} is complete: its checkpoint is at step {recipe.train.steps}, as train.steps asks",
+            "raise train.steps to go on, or give the run another name (run.name=...)",
+        )
+    prepare_data(recipe)
+    prepare_start(loaded)
+    save(loaded, recipe.run.dir)
+    train(recipe, show=print)
+    print(f"report: {write_report(recipe.run.dir)}")
+
+
+def is_complete(recipe: StageRecipe) -> bool:
+    """Whether the run's newest checkpoint is of its last step."""
+    newest = commits.latest(recipe.run.dir)
+    return newest is not None and commits.read(newest).step == recipe.train.steps
+
+
+def prepare_start(loaded: Loaded[StageRecipe]) -> None:
+    """Train the run that this one starts from, if it is not complete and the recipe says how (`run.start_recipes`)."""
+    run = loaded.recipe.run
+    if run.start_from is None or not run.start_recipes or commits.latest(run.dir) is not None:
+        return
+    files = [loaded.files[-1].parent / name for name in run.start_recipes]
+    shared = [override for override in loaded.overrides if override.startswith(SHARED_SECTIONS)]
+    before = load(StageRecipe, files, shared)
+    if not is_complete(before.recipe):
+        print(f"{run.name} starts from {run.start_from}, which is trained first")
+        run_stage(before)

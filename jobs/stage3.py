@@ -1,0 +1,22 @@
+"""Stage 3: supervised fine-tuning; in the understanding stream only answers are supervised.
+
+    python jobs/stage3.py                                        # the embedded default, on a local Ray
+    python jobs/stage3.py RECIPE.yaml ... [key.path=value ...]   # your own
+    ray job submit -- python jobs/stage3.py                      # on a cluster, where `ray start --head` was run
+
+What is missing is prepared first: shards (jobs/tokenize.py) and the stage before. The same command again resumes.
+"""
+
+import _start  # noqa: F401, I001
+
+from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.config.recipe import StageRecipe
+from jobs.stage import TINY, run_stage
+
+
+def main() -> None:
+    run_stage(recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"]))
+
+
+if __name__ == "__main__":
+    run_job(main)
