@@ -57,7 +57,7 @@ class Setting:
         """The setting at `path`, or the nearest one above it."""
         found = self
         for key in path:
-            inner = found.section or dict(enumerate(found.items or []))
+            inner: dict[Any, Setting] = found.section or dict(enumerate(found.items or []))
             if key not in inner:
                 break
             found = inner[key]
