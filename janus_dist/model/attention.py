@@ -1,7 +1,7 @@
 """Attention over packed documents: each attends causally to itself and to nothing else.
 
 This is the one place that chooses how. On CUDA torch's variable-length flash attention is used; on CPU, where it does not
-exist (nor a backward of flex attention), the documents are taken one group of equal length at a time. Invariant: the
+exist (nor a backward of flex attention), the documents are taken one by one. Invariant: the
 result of a document is the same, whatever stands beside it.
 """
 
@@ -28,16 +28,13 @@ def packed_attention(
     key, value = _repeat_heads(query, key), _repeat_heads(query, value)
     if query.is_cuda:
         return _flash(query, key, value, document_lengths, scaling), None
+    # in float32: torch's CPU kernel takes more than twice as long in bfloat16
+    documents = [x.float().split(document_lengths, dim=2) for x in (query, key, value)]
     pieces = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-        for q, k, v in zip(
-            query.split(document_lengths, dim=2),
-            key.split(document_lengths, dim=2),
-            value.split(document_lengths, dim=2),
-            strict=True,
-        )
+        for q, k, v in zip(*documents, strict=True)
     ]
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+    return torch.cat(pieces, dim=2).to(query.dtype).transpose(1, 2), None
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], scaling: float | None) -> Tensor:
