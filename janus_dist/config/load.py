@@ -50,9 +50,11 @@ def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = 
     try:
         recipe = kind.model_validate(settings.root.plain())
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        for detail in details:
             # What an unreadable file would have said is unknown: its settings are not missed.
-            if settings.complete or detail["type"] not in ("missing", "value_error"):
+            unknown = not settings.complete and detail["type"] in ("missing", "value_error")
+            if not unknown and not _follows(detail, details):
                 faults += _faults(kind, settings.root, detail)
     else:
         if not faults:
@@ -114,6 +116,11 @@ def _section_at(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseMo
     return kind
 
 
+def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    """Whether a list is too short only because its items are wrong, which is said already."""
+    return detail["type"] == "too_short" and any(other["loc"][:-1] == detail["loc"] for other in details)
+
+
 def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Iterator[Fault]:
     """The faults that one of pydantic's errors stands for, in our words."""
     path = detail["loc"]
@@ -143,7 +150,7 @@ def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
         return f"no such key; {_suggest(kind, path)}"
     if what in ("model_type", "model_attributes_type"):
         return f"is a section with keys {', '.join(_section_at(kind, path).model_fields)}; got {_shown(value)}"
-    message = f"{detail['msg'].replace('Input should', 'should', 1)}; got {_shown(value)}"
+    message = f"{re.sub(r'^[A-Z][a-z]+ should', 'should', detail['msg'])}; got {_shown(value)}"
     if what == "string_type" and not isinstance(value, list | dict | None):
         return f"{message}; put it in quotes"
     if what == "literal_error" and isinstance(value, str):
@@ -156,10 +163,11 @@ def _suggest(kind: type[BaseModel], path: Sequence[str | int]) -> str:
     """What the user may have meant by a key that does not exist."""
     key = str(path[-1])
     here = list(_section_at(kind, path[:-1]).model_fields)
-    meant = _close(key, here)
-    if not meant:
-        everything = keys(kind)
-        meant = [name for name in everything if name.rpartition(".")[2] == key] or _close(key, everything)
+    meant = (
+        _close(key, here)
+        or [name for name in here if name.startswith(key)]
+        or [name for name in keys(kind) if name.rpartition(".")[2] == key]  # right, but in another section
+    )
     if meant:
         return f"did you mean {' or '.join(repr(name) for name in meant)}?"
     return f"there are {', '.join(here)}"

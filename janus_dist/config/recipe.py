@@ -67,11 +67,10 @@ class StageRecipe(BaseRecipe):
     @model_validator(mode="after")
     def _fits(self) -> "StageRecipe":
         faults: list[str] = []
-        if (self.mix.unit == "samples") != (self.batch.samples is not None):
-            faults.append(
-                f"batch.samples={self.batch.samples} with mix.unit={self.mix.unit}: "
-                "batch.samples is needed with mix.unit=samples and has no effect with tokens"
-            )
+        if self.mix.unit == "samples" and self.batch.samples is None:
+            faults.append("batch.samples is required with mix.unit=samples: how many samples a step takes")
+        if self.mix.unit == "tokens" and self.batch.samples is not None:
+            faults.append(f"batch.samples={self.batch.samples} has no effect with mix.unit=tokens; leave it out")
         longest = max(self.model.image_tokens, self.model.image_ids)
         if self.batch.row_tokens <= longest:
             faults.append(

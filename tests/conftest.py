@@ -1,0 +1,10 @@
+"""What all tests share. Invariant: a test leaves nothing behind outside its own tmp_path and needs no network."""
+
+import os
+
+# Before torch is imported anywhere: ranks and Ray's workers share two cores, and sums must come out the same each time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("RAY_ADDRESS", None)  # tests start their own Ray

@@ -1,0 +1,159 @@
+"""The loader: merging, overrides, origins, what is saved. The texts of its messages are in tests/ux/test_errors.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from janus_dist.config.load import Loaded, keys, load, save
+from janus_dist.config.recipe import BaseRecipe, StageRecipe
+from janus_dist.errors import ConfigError
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+MAX_SETTINGS = 120
+
+BASE = """\
+run: {root: runs, name: base}
+model:
+  image_size: 16
+  text: {vocab: 64, hidden: 32, layers: 2, heads: 2, mlp: 48}
+  vision: {patch: 8, hidden: 16, layers: 1, heads: 2, mlp: 32}
+  vq: {codes: 32, channel_multipliers: [1, 1, 2]}
+data: {root: data, tokenizer: t.json, vq_weights: vq.safetensors}
+cluster:
+  workers: 2
+"""
+STAGE = """\
+stage: 2
+run: {name: two}
+mix: {understanding: 1, text: 1, generation: 2}
+batch: {rows: 4, row_tokens: 128}
+optim:
+  lr: 1e-4
+train:
+  steps: 10
+  trainable: [language_model, text_head]
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """base.yaml and stage.yaml in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(BASE)
+    Path("stage.yaml").write_text(STAGE)
+    return [Path("base.yaml"), Path("stage.yaml")]
+
+
+def test_files_merge_deeply_and_left_to_right(files: list[Path]):
+    recipe = load(StageRecipe, files).recipe
+    assert (recipe.run.root, recipe.run.name) == ("runs", "two")
+    assert recipe.model.vq.code_dim == 8  # a default inside a section that is given
+
+
+def test_lists_are_replaced_whole(files: list[Path]):
+    Path("more.yaml").write_text("train: {trainable: [image_head]}\n")
+    assert load(StageRecipe, [*files, Path("more.yaml")]).recipe.train.trainable == ("image_head",)
+
+
+def test_exponents_without_a_point_are_numbers(files: list[Path]):
+    assert load(StageRecipe, files).recipe.optim.lr == 1e-4
+    assert load(StageRecipe, files, ["optim.lr=2e-3"]).recipe.optim.lr == 2e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("cluster.workers=4", "cluster", "workers", 4),
+        ("cluster.gpu=true", "cluster", "gpu", True),
+        ("run.start_from=one", "run", "start_from", "one"),
+        ("run.start_from=null", "run", "start_from", None),
+        ("run.start_from=", "run", "start_from", None),
+        ("run.name='2026'", "run", "name", "2026"),
+        ("run.root=s3://bucket/a=b", "run", "root", "s3://bucket/a=b"),
+        ("train.trainable=[image_head, text_head]", "train", "trainable", ("image_head", "text_head")),
+        ("optim={betas: [0.8, 0.9]}", "optim", "betas", (0.8, 0.9)),
+    ],
+)
+def test_overrides_are_yaml(files: list[Path], override: str, section: str, key: str, value: object):
+    recipe = load(StageRecipe, files, [override]).recipe
+    assert getattr(getattr(recipe, section), key) == value
+
+
+def test_a_section_as_override_keeps_its_other_keys(files: list[Path]):
+    assert load(StageRecipe, files, ["optim={warmup_steps: 3}"]).recipe.optim.lr == 1e-4
+
+
+def test_the_last_override_counts(files: list[Path]):
+    assert load(StageRecipe, files, ["stage=1", "stage=3"]).recipe.stage == 3
+
+
+def test_origin_of_every_value(files: list[Path]):
+    loaded = load(StageRecipe, files, ["cluster.workers=4"])
+    assert loaded.origin.keys() == set(keys(StageRecipe))
+    assert {key: loaded.origin[key] for key in ("run.root", "run.name", "optim.lr", "model.vq.codes")} == {
+        "run.root": "base.yaml:1",
+        "run.name": "stage.yaml:2",
+        "optim.lr": "stage.yaml:6",
+        "model.vq.codes": "base.yaml:6",
+    }
+    assert loaded.origin["cluster.workers"] == "override"
+    assert loaded.origin["model.vq.code_dim"] == "default"
+
+
+def test_saved_config_loads_again_as_the_same(files: list[Path], tmp_path: Path):
+    loaded = load(StageRecipe, files, ["optim.lr=1e-5"])
+    save(loaded, tmp_path / "run" / "two")
+    folder = tmp_path / "run" / "two"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "origin.json"]
+    assert load(StageRecipe, [folder / "config.json"]).recipe == loaded.recipe
+    assert json.loads((folder / "origin.json").read_text()) == loaded.origin
+
+
+def test_anchors_are_followed_and_loops_are_not(files: list[Path]):
+    Path("anchor.yaml").write_text("batch: {rows: &n 8, micro_rows: *n}\n")
+    assert load(StageRecipe, [*files, Path("anchor.yaml")]).recipe.batch.micro_rows == 8
+    Path("loop.yaml").write_text("mix: &a {text: *a}\n")
+    with pytest.raises(ConfigError, match="inside its own anchor"):
+        load(StageRecipe, [*files, Path("loop.yaml")])
+
+
+def test_python_tags_are_refused(files: list[Path]):
+    Path("tag.yaml").write_text("run: {name: !!python/object/apply:os.getcwd []}\n")
+    with pytest.raises(ConfigError, match=r"run.name: should be a valid string"):
+        load(StageRecipe, [*files, Path("tag.yaml")])
+    Path("tag.yaml").write_text("run: {name: !!python/name:os.getcwd x}\n")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load(StageRecipe, [*files, Path("tag.yaml")])
+
+
+def _shipped() -> list[tuple[type[BaseRecipe], list[Path]]]:
+    """Each recipe folder's base, and each of its stages on top of it."""
+    found: list[tuple[type[BaseRecipe], list[Path]]] = []
+    for base in sorted(RECIPES.glob("*/base.yaml")):
+        found.append((BaseRecipe, [base]))
+        found += [(StageRecipe, [base, stage]) for stage in sorted(base.parent.glob("stage*.yaml"))]
+    return found
+
+
+@pytest.mark.parametrize(("kind", "recipe_files"), _shipped(), ids=lambda value: getattr(value, "__name__", None))
+def test_shipped_recipe_loads(kind: type[BaseRecipe], recipe_files: list[Path]):
+    loaded: Loaded[BaseRecipe] = load(kind, recipe_files)
+    assert loaded.recipe.run.root
+    if isinstance(loaded.recipe, StageRecipe):
+        assert recipe_files[-1].stem == f"stage{loaded.recipe.stage}"
+        folder = recipe_files[-1].parent
+        assert all((folder / name).is_file() for name in loaded.recipe.run.start_recipes)
+
+
+def test_shipped_recipes_are_found():
+    assert [recipe_files[-1].name for _, recipe_files in _shipped() if recipe_files[-1].parent.name == "tiny"] == [
+        "base.yaml",
+        "stage1.yaml",
+        "stage2.yaml",
+        "stage3.yaml",
+    ]
+
+
+def test_number_of_settings_stays_in_its_budget():
+    assert len(keys(StageRecipe)) <= MAX_SETTINGS

@@ -1,0 +1,309 @@
+"""What a user sees of faults: the texts about recipes, word for word, and the exit code of every kind of error."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from janus_dist.config.load import load
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.errors import ConfigError
+from tests.unit.test_config_load import BASE, STAGE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def recipe_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """base.yaml and stage.yaml in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(BASE)
+    Path("stage.yaml").write_text(STAGE)
+
+
+def message(*arguments: str) -> str:
+    files = [argument for argument in arguments if argument.endswith(".yaml")]
+    with pytest.raises(ConfigError) as caught:
+        load(StageRecipe, files, [argument for argument in arguments if not argument.endswith(".yaml")])
+    return str(caught.value)
+
+
+def write(name: str, text: str) -> str:
+    Path(name).write_text(text)
+    return name
+
+
+def test_every_kind_of_fault_at_once():
+    bad = write(
+        "bad.yaml",
+        """\
+# a comment
+optim:
+  lr: -1e-4
+  beta: [0.9, 0.95]
+batch:
+  global_tokens: 4096
+  rows: eight
+  rows: 8
+lr: 3
+mix:
+  gen: 1
+  text: lots
+  unit: token
+run: {name: 2026}
+train:
+  trainable:
+    - vision_tower
+    - text_heed
+  speed: 3
+monitor:
+cluster: {gpu: maybe}
+""",
+    )
+    assert (
+        message("base.yaml", "stage.yaml", bad, "stage=0", "stage3", "engine=4", "optm.lr=1", "data.chat={: }")
+        == """\
+18 faults in the config; nothing was started.
+  bad.yaml:3
+    optim.lr: should be greater than 0; got '-1e-4'
+  bad.yaml:4
+    optim.beta: no such key; did you mean 'betas'?
+  bad.yaml:6
+    batch.global_tokens: no such key; did you mean 'row_tokens'?
+  bad.yaml:8
+    batch.rows: given twice; first at bad.yaml:7
+  bad.yaml:9
+    lr: no such key; did you mean 'vq_train.lr' or 'optim.lr'?
+  bad.yaml:11
+    mix.gen: no such key; did you mean 'generation'?
+  bad.yaml:12
+    mix.text: should be a valid number, unable to parse string as a number; got 'lots'
+  bad.yaml:13
+    mix.unit: should be 'tokens' or 'samples'; got 'token'; did you mean 'tokens'?
+  bad.yaml:14
+    run.name: should be a valid string; got 2026; put it in quotes
+  bad.yaml:18
+    train.trainable.1: should be 'vision_tower', 'understanding_adaptor', 'language_model', 'text_head', \
+'generation_embedding', 'generation_adaptor' or 'image_head'; got 'text_heed'; did you mean 'text_head'?
+  bad.yaml:19
+    train.speed: no such key; there are steps, trainable, answers_only, loss_mean, log_every_steps, save_every_steps, \
+keep_checkpoints
+  bad.yaml:20
+    monitor: is a section with keys wandb, project; got null
+  bad.yaml:21
+    cluster.gpu: should be a valid boolean, unable to interpret input; got 'maybe'
+  override 'stage=0'
+    stage: should be greater than 0; got 0
+  override 'stage3'
+    is not of the form key.path=value
+  override 'engine=4'
+    engine: is a section with keys zero_stage, dtype, activation_checkpointing, reduce_bucket_elements, \
+prefetch_elements, persist_elements, timeout_s; got 4
+  override 'optm.lr=1'
+    optm: no such key; did you mean 'optim'?
+  override 'data.chat={: }'
+    is not YAML: expected the node content, but found ':'"""
+    )
+
+
+def test_absent_settings():
+    Path("stage.yaml").write_text(STAGE.replace("rows: 4, ", "").replace("mix:", "# mix:"))
+    assert (
+        message("base.yaml", "stage.yaml", "batch.fill=0.9")
+        == """\
+2 faults in the config; nothing was started.
+  stage.yaml:4
+    batch.rows: is required
+  base.yaml, stage.yaml
+    mix: is required"""
+    )
+
+
+def test_rules_between_settings():
+    assert (
+        message(
+            "base.yaml",
+            "stage.yaml",
+            "batch.row_tokens=10",
+            "optim.warmup_steps=10",
+            "mix.unit=samples",
+            "batch.fill=0.5",
+        )
+        == """\
+3 faults in the config; nothing was started.
+  stage.yaml:4
+    batch.samples is required with mix.unit=samples: how many samples a step takes
+  override 'batch.row_tokens=10'
+    batch.row_tokens=10 cannot hold an image of 16 tokens and its text; take at least 80
+  override 'optim.warmup_steps=10'
+    optim.warmup_steps=10 leaves nothing of train.steps=10"""
+    )
+
+
+def test_rules_inside_a_section():
+    assert (
+        message("base.yaml", "stage.yaml", "model.image_size=18", "mix={understanding: 0, text: 0, generation: 0}")
+        == """\
+3 faults in the config; nothing was started.
+  stage.yaml:3
+    mix: all three ratios are 0; give at least one stream a share
+  override 'model.image_size=18'
+    model: image_size=18 is not a multiple of vision.patch = 8
+    model: image_size=18 is not a multiple of vq downsampling = 4"""
+    )
+
+
+def test_files_that_cannot_be_read_are_named_with_the_other_faults():
+    syntax = write("syntax.yaml", "run:\n  name: [a\nstage: 3\n")
+    no_section = write("list.yaml", "- 1\n")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
+    assert (
+        message("base.yaml", "stge.yaml", syntax, no_section, "binary.yaml", "no/folder.yaml", "cluster.workers=0")
+        == """\
+6 faults in the config; nothing was started.
+  stge.yaml
+    no such file; did you mean 'stage.yaml'?
+  syntax.yaml:3
+    is not YAML: expected ',' or ']', but got ':'
+  list.yaml:1
+    a recipe is made of `key: value` lines
+  binary.yaml
+    cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte
+  no/folder.yaml
+    no such file; there is no folder 'no'
+  override 'cluster.workers=0'
+    cluster.workers: should be greater than 0; got 0"""
+    )
+
+
+def job(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A small script whose `main` has this body, run as a job is."""
+    Path("job.py").write_text(
+        f'''"""A job for tests."""
+from pathlib import Path
+from janus_dist import errors
+from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.config.recipe import StageRecipe
+
+def main():
+    {body}
+
+run_job(main)
+'''
+    )
+    return run(sys.executable, "job.py", *arguments)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that needs the packages of this repository; its output is not a terminal."""
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+
+
+RECIPE = 'loaded = recipe_from_args(StageRecipe, [Path("base.yaml"), Path("stage.yaml")]); print(loaded.recipe.stage)'
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("return None", 0),
+        ("return 7", 7),
+        ("raise errors.ConfigError('what', 'hint')", 2),
+        ("raise errors.DataError('what', 'hint')", 3),
+        ("raise errors.CheckpointError('what', 'hint')", 4),
+        ("raise errors.DivergedError('what', 'hint')", 5),
+        ("raise errors.ClusterError('what', 'hint')", 6),
+        ("raise errors.PreemptedError('what', 'hint')", 75),
+        ("raise KeyboardInterrupt", 130),
+    ],
+)
+def test_exit_codes(body: str, code: int):
+    done = job(body)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    if "hint" in body:
+        assert done.stderr == "what\n  hint\n"
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    done = job("raise ValueError('oh')")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and done.stderr.endswith("ValueError: oh\n")
+
+
+def test_codes_are_documented():
+    documented = (ROOT / "docs" / "errors.md").read_text()
+    for error in (ConfigError, *ConfigError.__bases__[0].__subclasses__()):
+        assert f"| {error.exit_code} | `{error.__name__}` |" in documented
+
+
+def test_a_job_takes_defaults_recipes_and_overrides():
+    assert job(RECIPE).stdout == "2\n"
+    assert job(RECIPE, "stage=3").stdout == "3\n"
+    write("other.yaml", BASE + STAGE.replace("run:", "#").replace("stage: 2", "stage: 1"))
+    assert job(RECIPE, "other.yaml").stdout == "1\n"
+
+
+def test_a_job_shows_long_lines_of_faults_unbroken():
+    done = job(RECIPE, "train.trainable=[x]")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "1 fault in the config; nothing was started.",
+        "  override 'train.trainable=[x]'",
+        "    train.trainable.0: should be 'vision_tower', 'understanding_adaptor', 'language_model', 'text_head', "
+        "'generation_embedding', 'generation_adaptor' or 'image_head'; got 'x'",
+    ]
+
+
+def test_options_are_refused_with_the_right_form():
+    done = job(RECIPE, "--optim.lr=3", "-x")
+    assert done.returncode == 2
+    assert done.stderr == "no such option: --optim.lr=3, -x\n  settings are given as optim.lr=VALUE\n"
+
+
+def test_help_of_a_job():
+    done = job(RECIPE, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(
+        "A job for tests.\n\nusage: python jobs/job.py [RECIPE.yaml ...] [key.path=value ...]\n"
+    )
+    for section in StageRecipe.model_fields:
+        assert f"\n  {section} " in done.stdout or f"\n  {section}\n" in done.stdout
+
+
+JANUS = (sys.executable, "-c", "from janus_dist.cli import janus; janus()")
+
+
+def test_janus_config_show():
+    done = run(*JANUS, "config", "show", "base.yaml", "stage.yaml", "stage=3")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split("  # ")[0].rstrip(): line.split("  # ")[1] for line in done.stdout.splitlines()}
+    assert lines["stage=3"] == "override"
+    assert lines['run.name="two"'] == "stage.yaml:2"
+    assert lines['monitor.wandb="offline"'] == "default"
+
+
+def test_janus_config_show_of_a_base_recipe():
+    done = run(*JANUS, "config", "show", "base.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"name": "base"' in done.stdout
+
+
+def test_janus_config_diff():
+    write("other.yaml", "optim: {lr: 0.1}\n")
+    done = run(*JANUS, "config", "diff", "base.yaml+stage.yaml", "base.yaml+stage.yaml+other.yaml")
+    assert (done.returncode, done.stdout) == (0, "optim.lr: 0.0001 -> 0.1\n"), done.stderr
+
+
+def test_janus_faults_end_with_their_code():
+    done = run(*JANUS, "config", "show", "base.yml")
+    assert done.returncode == 2
+    assert done.stderr.endswith("no such file; did you mean 'base.yaml'?\n")
+    assert run(*JANUS, "config", "nonsense").returncode == 2
+
+
+def test_janus_config_schema():
+    done = run(*JANUS, "config", "schema")
+    assert done.returncode == 0, done.stderr
+    assert '"row_tokens"' in done.stdout
