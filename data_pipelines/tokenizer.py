@@ -2,8 +2,8 @@
 
     python -m data_pipelines.tokenizer [PATH]        # jobs/recipes/tiny/tokenizer.json when absent
 
-Invariant: the same texts give the same bytes; `pydoc_data.topics` differs between patch versions of Python, so the version
-is recorded beside the file.
+Invariant: the same texts give the same bytes; `pydoc_data.topics` differs between patch versions of Python, so the
+version is recorded beside the file.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from janus_dist.config.data import ChatConfig
 from janus_dist.data import easy_vqa
-from janus_dist.data.shard import write_whole
+from janus_dist.data.storage import write_whole
 from janus_dist.data.tokenizer import train_tokenizer
 
 PATH = Path(__file__).parent.parent / "jobs" / "recipes" / "tiny" / "tokenizer.json"

@@ -1,7 +1,7 @@
 """Documents as token ids: conversations, prompts for images, plain text.
 
-The format is DeepSeek's (`conversation.py` and `processing_vlm.py` of deepseek-ai/Janus, sft_format "deepseek"): messages
-are `ROLE: text`, an empty line follows the user's, end-of-sentence the assistant's, and an image stands as
+The format is DeepSeek's (`conversation.py` and `processing_vlm.py` of deepseek-ai/Janus, sft_format "deepseek"):
+messages are `ROLE: text`, an empty line follows the user's, end-of-sentence the assistant's, and an image stands as
 begin_of_image, placeholder, end_of_image at the start of the first question. Invariant: a prompt built for asking is a
 prefix of the document built for training.
 """
@@ -17,8 +17,8 @@ def understanding_ids(
 ) -> tuple[list[int], list[Span]]:
     """(ids, answer spans) of a conversation of (question, answer) turns about `num_images` images.
 
-    One placeholder id stands for each image. An answer of None ends the ids after `Assistant:`. Spans cover the answer and
-    its end-of-sentence.
+    One placeholder id stands for each image. An answer of None ends the ids after `Assistant:`. Spans cover the answer
+    and its end-of-sentence.
     """
     ids = [tokenizer.bos]
     spans: list[Span] = []

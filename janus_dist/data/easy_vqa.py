@@ -1,7 +1,7 @@
 """easy-vqa 1.0, the data set of the embedded default: 5,000 images of one shape each, with questions and answers.
 
-It comes with the Python package `easy-vqa` (Victor Zhou, MIT licence), so nothing is downloaded. Invariant: the test split is
-only ever read for evaluation.
+It comes with the Python package `easy-vqa` (Victor Zhou, MIT licence), so nothing is downloaded. Invariant: the test
+split is only ever read for evaluation.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ def _image(split: Split, number: int, path: Path, questions: tuple[tuple[str, st
 
 
 def _said(words: tuple[str, ...], questions: tuple[tuple[str, str], ...]) -> str | None:
-    """The word that the answers settle on: named outright, named in passing, or left over when all others are denied."""
+    """The word that the answers settle on: named outright, in passing, or left over when all others are denied."""
     named, denied = set(), set()
     for question, answer in questions:
         spoken = question.rstrip("?").split()

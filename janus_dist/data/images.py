@@ -1,8 +1,9 @@
 """Images from bytes to the squares that the two encoders take.
 
-The arithmetic is the official processor's (`image_processing_vlm.py` of deepseek-ai/Janus): sides are rounded down, resizing is
-bicubic with antialiasing on the 8-bit image, padding is RGB 127, centred. Invariant: whatever the bytes are, `load` returns an
-RGB image or raises DataError with a reason; it never exhausts memory and never runs what it reads.
+The arithmetic is the official processor's (`image_processing_vlm.py` of deepseek-ai/Janus): sides are rounded down,
+resizing is bicubic with antialiasing on the 8-bit image, padding is RGB 127, centred. Invariant: whatever the bytes
+are, `load` returns an RGB image or raises DataError with a reason; it never exhausts memory and never runs what it
+reads.
 """
 
 import io
@@ -10,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from janus_dist.config.data import PipelineConfig
 from janus_dist.errors import DataError
@@ -43,6 +44,8 @@ def load(encoded: bytes, limits: Limits) -> Image.Image:
             return ImageOps.exif_transpose(_to_rgb(image))
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError("does not decode: no image format is recognised") from error
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
         raise DataError(f"does not decode: {type(error).__name__}: {error}") from error
 

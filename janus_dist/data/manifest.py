@@ -1,6 +1,7 @@
 """Manifests and shard sets: what was tokenized, by what, and where each sample is.
 
-Invariant: a shard set that opens is the one that its manifest describes: same number of samples and tokens in each index.
+Invariant: a shard set that opens is the one that its manifest describes: same number of samples and tokens in each
+index.
 """
 
 import hashlib
@@ -10,12 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from janus_dist.config.data import Stream
-from janus_dist.data.shard import INDEX_DTYPE, ShardEntry, read_index, write_whole
+from janus_dist.data.shard import INDEX_DTYPE, ShardEntry, read_index
+from janus_dist.data.storage import read, write_whole
 from janus_dist.errors import DataError
 
 VERSION = 1
@@ -44,18 +45,23 @@ class Manifest:
         """Read `FOLDER/manifest.json` (local or s3://); DataError when absent, unreadable or of another version."""
         path = f"{folder}/{NAME}"
         try:
-            values = json.loads(_read(path))
+            values = json.loads(read(path))
         except FileNotFoundError as error:
-            raise DataError(f"no {path}", "make the shards with jobs/tokenize.py, or point data.root at them") from error
+            raise DataError(f"no {path}", "make shards with jobs/tokenize.py, or point data.root at them") from error
         except ValueError as error:
             raise DataError(f"{path} is not JSON: {error}") from error
-        if values.get("version") != VERSION:
-            raise DataError(f"{path} has version {values.get('version')}, this program reads {VERSION}")
-        return cls(**values | {"shards": tuple(ShardEntry(**entry) for entry in values["shards"])})
+        version = values.get("version") if isinstance(values, dict) else None
+        if version != VERSION:
+            raise DataError(f"{path} has version {version}, this program reads {VERSION}")
+        try:
+            shards = tuple(ShardEntry(**entry) for entry in values.pop("shards"))
+            return cls(**values, shards=shards)
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{path} is no manifest of version {VERSION}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
         """Write `FOLDER/manifest.json`, whole or not at all."""
-        write_whole(Path(folder) / NAME, self.canonical(indent=1).encode())
+        write_whole(f"{folder}/{NAME}", self.canonical(indent=1).encode())
 
     def canonical(self, indent: int | None = None) -> str:
         return json.dumps(asdict(self), sort_keys=True, indent=indent)
@@ -85,14 +91,16 @@ class ShardSet:
         for entry in manifest.shards:
             path = f"{folder}/{entry.name}.index.npy"
             try:
-                index = read_index(_read(path))
+                content = read(path)
+                index = read_index(content)
             except (OSError, ValueError) as error:
-                raise DataError(f"{path} cannot be read: {error}", "make this shard again with jobs/tokenize.py") from error
-            found = (len(index), int(index["tokens"].sum()))
-            if found != (entry.samples, entry.tokens):
+                hint = "make this shard again with jobs/tokenize.py"
+                raise DataError(f"{path} cannot be read: {error}", hint) from error
+            found = (len(index), int(index["tokens"].sum()), hashlib.sha256(content).hexdigest())
+            if found != (entry.samples, entry.tokens, entry.index_sha256):
                 raise DataError(
-                    f"{path} holds {found[0]} samples of {found[1]} tokens, the manifest says "
-                    f"{entry.samples} of {entry.tokens}",
+                    f"{path} holds {found[0]} samples of {found[1]} tokens and has sha256 {found[2][:12]}, "
+                    f"the manifest says {entry.samples} of {entry.tokens} and {entry.index_sha256[:12]}",
                     "index and manifest are of different runs; make the shards again with jobs/tokenize.py",
                 )
             indices.append(index)
@@ -106,8 +114,3 @@ class ShardSet:
     def path(self, shard: int) -> str:
         """Where a shard's tar is."""
         return f"{self.folder}/{self.manifest.shards[shard].name}.tar"
-
-
-def _read(path: str) -> bytes:
-    with fsspec.open(path, "rb") as file:
-        return file.read()

@@ -1,7 +1,8 @@
 """Samples as they are stored: what a shard holds of one document of each stream, and its bytes.
 
-Writer and reader are both here. Invariants: `decode(stream, encode(sample)) == sample`; nothing is unpickled; bytes that do
-not add up raise DataError. Token ids are uint32 (Janus's vocabulary exceeds 16 bits), VQ ids uint16, all little-endian.
+Writer and reader are both here. Invariants: `decode(stream, encode(sample)) == sample`; nothing is unpickled; bytes
+that do not add up raise DataError. Token ids are uint32 (Janus's vocabulary exceeds 16 bits), VQ ids uint16, all
+little-endian.
 """
 
 import io

@@ -1,14 +1,13 @@
 """Shards: plain WebDataset tar files, each with an index that finds any sample by one range read.
 
-Conversations are one tar slice each (`KEY.tokens`, `KEY.answers`, `KEY.png`); text and VQ ids are small, so up to 256 samples
-share a member `block-N.ids` with a `block-N.json` that names them, or tar headers would outweigh them. Invariants: the bytes
-of a shard depend on its samples alone; a shard or index is either whole or absent under its name.
+Conversations are one tar slice each (`KEY.tokens`, `KEY.answers`, `KEY.png`); text and VQ ids are small, so up to 256
+samples share a member `block-N.ids` with a `block-N.json` that names them, or tar headers would outweigh them.
+Invariants: the bytes of a shard depend on its samples alone; a shard or index is either whole or absent under its name.
 """
 
 import hashlib
 import io
 import json
-import os
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.config.data import Stream
 from janus_dist.config.model import ModelConfig
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, encode, members
+from janus_dist.data.storage import write_whole
 
 INDEX_DTYPE = np.dtype(
     [
@@ -50,10 +49,12 @@ class ShardEntry:
 
 
 def write_shard(
-    folder: Path, name: str, samples: list[tuple[str, Sample]], model: ModelConfig, special: tuple[int, int, int]
+    folder: str | Path, name: str, samples: list[tuple[str, Sample]], model: ModelConfig, special: tuple[int, int, int]
 ) -> ShardEntry:
-    """Write `NAME.tar` and `NAME.index.npy` of (key, sample) pairs of one stream; `special` are the ids of
-    begin_of_image, placeholder and end_of_image, which are never labels."""
+    """Write `NAME.tar` and `NAME.index.npy` of (key, sample) pairs of one stream into a folder (local or s3://).
+
+    `special` are the ids of begin_of_image, placeholder and end_of_image, which are never labels.
+    """
     tar = _Tar()
     records: list[tuple[int, bytes]] = []
     if samples and isinstance(samples[0][1], UnderstandingSample):
@@ -69,8 +70,8 @@ def write_shard(
     encoded_index = io.BytesIO()
     np.save(encoded_index, index, allow_pickle=False)
     content = tar.close()
-    write_whole(folder / f"{name}.index.npy", encoded_index.getvalue())
-    write_whole(folder / f"{name}.tar", content)
+    write_whole(f"{folder}/{name}.index.npy", encoded_index.getvalue())
+    write_whole(f"{folder}/{name}.tar", content)
     return ShardEntry(
         name=name,
         samples=len(samples),
@@ -104,23 +105,12 @@ def read_index(content: bytes) -> NDArray[np.void]:
     return index
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whatever happens: a temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 class _Tar:
     """A tar in memory with reproducible headers that knows where its members lie."""
 
     def __init__(self) -> None:
         self.buffer = io.BytesIO()
-        self.tar = tarfile.open(fileobj=self.buffer, mode="w", format=tarfile.USTAR_FORMAT)
+        self.tar = tarfile.TarFile(fileobj=self.buffer, mode="w", format=tarfile.USTAR_FORMAT)
 
     def add(self, contents: list[tuple[str, bytes]]) -> tuple[int, bytes]:
         """Append members and return (offset, bytes) of the slice that they take, headers included."""

@@ -14,9 +14,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from janus_dist.errors import DataError
 
-BOS = "<｜begin▁of▁sentence｜>"
-EOS = "<｜end▁of▁sentence｜>"
-PAD = "<｜▁pad▁｜>"
+BOS = "<｜begin▁of▁sentence｜>"  # noqa: RUF001 - the name of the token in the published files
+EOS = "<｜end▁of▁sentence｜>"  # noqa: RUF001 - the name of the token in the published files
+PAD = "<｜▁pad▁｜>"  # noqa: RUF001 - the name of the token in the published files
 IMAGE = "<image_placeholder>"
 BOI = "<begin_of_image>"
 EOI = "<end_of_image>"
@@ -48,13 +48,13 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises a bare Exception
             raise DataError(f"data.tokenizer={path} is not a tokenizer.json: {error}") from error
-        ids = {name: inner.token_to_id(name) for name in REQUIRED}
-        missing = [name for name, found in ids.items() if found is None]
+        missing = [name for name in REQUIRED if inner.token_to_id(name) is None]
         if missing:
             raise DataError(
                 f"data.tokenizer={path} lacks the special tokens {', '.join(missing)}",
                 "add them by name with tokenizers' add_special_tokens and save the file again",
             )
+        ids = {name: number for name in REQUIRED if (number := inner.token_to_id(name)) is not None}
         digest = hashlib.sha256(content).hexdigest()
         return cls(inner, digest, ids[BOS], ids[EOS], ids[PAD], ids[IMAGE], ids[BOI], ids[EOI])
 

@@ -1,0 +1,63 @@
+"""Files that are whole or absent, on a local disk or in an object store (`s3://`, by fsspec).
+
+Invariant: whoever reads a name that `write_whole` wrote sees all of its bytes or no file. Locally that takes a
+temporary name, fsync and rename; an object store shows an object only when its upload is complete.
+"""
+
+import os
+import uuid
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file that is whole or absent, whatever happens meanwhile; its folder is made."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    if not isinstance(files, LocalFileSystem):
+        files.pipe_file(name, content)
+        return
+    final = Path(name)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")  # two processes may write the same name
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> bytes:
+    """All bytes of a file; FileNotFoundError when there is none."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    return files.cat_file(name)
+
+
+def size(path: str | Path) -> int | None:
+    """Bytes of a file, None when there is none; what a store remembers of its listings is not trusted."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    files.invalidate_cache()
+    try:
+        return int(files.size(name))
+    except FileNotFoundError:
+        return None
+
+
+def names(folder: str | Path) -> list[str]:
+    """Names of the files directly in a folder, sorted; none when there is no such folder."""
+    files, name = fsspec.core.url_to_fs(str(folder))
+    files.invalidate_cache()
+    try:
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in files.ls(name, detail=False))
+    except FileNotFoundError:
+        return []
+
+
+def remove(path: str | Path) -> None:
+    """Remove one file."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    files.rm_file(name)
