@@ -85,7 +85,7 @@ class BatchConfig(Config):
     """Rows that one rank takes in one micro-step."""
     fill: float = Field(default=0.97, gt=0.0, le=1.0)
     """Share of `rows * row_tokens` that a step's quota asks for; what is left is room for whole documents."""
-    samples: int | None = Field(None, ge=6)
+    samples: int | None = Field(default=None, ge=6)
     """Samples in a step; only with `mix.unit: samples`, where a step takes as many rows as they need."""
     cfg_drop: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of generation samples whose prompt is replaced by pad tokens (for guidance; Janus, footnote 2)."""
