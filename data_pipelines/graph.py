@@ -39,7 +39,7 @@ class Graph:
                 compute=ActorPoolStrategy(size=actors),
                 num_cpus=0 if alone else 1,
                 num_gpus=1 if gpu else 0,
-                max_restarts=-1,  # a pool's default; naming it keeps Ray from running the tasks before in the actors
+                ray_remote_args_fn=dict,  # adds nothing, and keeps Ray from running the steps before in the actors
                 **WHOLE,
             )
         )

@@ -41,7 +41,7 @@ def load(encoded: bytes, limits: Limits) -> Image.Image:
             image = Image.open(io.BytesIO(encoded))
             _check(image.size, limits)  # from the header, before anything is decoded
             image.seek(0)
-            return ImageOps.exif_transpose(_to_rgb(image))
+            return _to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -88,14 +88,9 @@ def _check(size: tuple[int, int], limits: Limits) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of any mode: 16-bit scaled down, transparency over white, the first frame of an animation."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        exif = image.getexif()
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        image.getexif().update(exif)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    exif = image.getexif()
-    rgb = image.convert("RGB")
-    rgb.getexif().update(exif)
-    return rgb
+    return image.convert("RGB")

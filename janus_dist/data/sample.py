@@ -70,6 +70,8 @@ def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
 def decode(stream: Stream, payload: bytes) -> Sample:
     """The sample in a payload (text, generation) or tar slice (understanding); DataError when it is damaged."""
     try:
+        if not payload:
+            raise ValueError("it has no bytes")
         if stream == "text":
             return TextSample(np.frombuffer(payload, ID))
         if stream == "generation":

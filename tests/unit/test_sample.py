@@ -1,0 +1,58 @@
+"""Samples to bytes and back; damaged bytes."""
+
+import numpy as np
+import pytest
+
+from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample, decode, encode, members
+from janus_dist.data.shard import tar_bytes
+from janus_dist.errors import DataError
+from tests import tiny
+
+BIG = 102_399  # the largest id of Janus's vocabulary does not fit into 16 bits
+
+
+def test_text_comes_back():
+    sample = TextSample(np.array([1, BIG, 2], dtype=np.uint32))
+    payload = encode(sample)
+    assert payload == (1).to_bytes(4, "little") + BIG.to_bytes(4, "little") + (2).to_bytes(4, "little")
+    found = decode("text", payload)
+    assert isinstance(found, TextSample) and found.ids.tolist() == [1, BIG, 2] and found.ids.dtype == np.uint32
+
+
+def test_generation_comes_back():
+    sample = GenerationSample(np.array([1, BIG], dtype=np.uint32), np.array([0, 65_535, 7], dtype=np.uint16))
+    payload = encode(sample)
+    assert len(payload) == 4 + 2 * 4 + 3 * 2
+    found = decode("generation", payload)
+    assert isinstance(found, GenerationSample)
+    assert found.prompt_ids.tolist() == [1, BIG] and found.vq_ids.tolist() == [0, 65_535, 7]
+
+
+def test_understanding_comes_back():
+    sample = tiny.understanding_sample(np.random.default_rng(0))
+    found = decode("understanding", tar_bytes(members("key", sample)))
+    assert isinstance(found, UnderstandingSample)
+    assert found.ids.tolist() == sample.ids.tolist()
+    assert found.answers.tolist() == sample.answers.tolist() and found.answers.shape == (1, 2)
+    assert found.images == sample.images
+
+
+@pytest.mark.parametrize(
+    ("stream", "payload"),
+    [
+        ("text", b"\x00\x00\x00"),
+        ("text", b""),
+        ("generation", b""),
+        ("generation", (9).to_bytes(4, "little") + b"\x00" * 8),
+        ("generation", (1).to_bytes(4, "little") + b"\x00" * 5),
+        ("understanding", b""),
+        ("understanding", b"\xff" * 512),
+        ("understanding", tar_bytes([("key.tokens", b"\x00" * 8)])),
+        ("understanding", tar_bytes([("key.tokens", b"\x00" * 8), ("key.answers", b"\x00" * 4), ("key.png", b"")])),
+        ("understanding", tar_bytes([("key.tokens", b"\x00" * 7), ("key.answers", b""), ("key.png", b"")])),
+        ("understanding", tar_bytes([("key.tokens", b"\x00" * 5000), ("key.answers", b"")])[:1024]),
+    ],
+)
+def test_damaged_bytes_are_a_data_error(stream, payload):
+    with pytest.raises(DataError, match=f"a sample of the {stream} stream does not decode"):
+        decode(stream, payload)
