@@ -42,7 +42,7 @@ def test_records_of_all_shards_stand_one_behind_the_other(folder):
 
 
 def test_no_manifest(tmp_path):
-    with pytest.raises(DataError, match="no .*manifest.json") as caught:
+    with pytest.raises(DataError, match=r"no .*manifest\.json") as caught:
         ShardSet.open(tmp_path / "nothing")
     assert caught.value.hint is not None and "jobs/tokenize.py" in caught.value.hint
 
@@ -71,7 +71,7 @@ def test_a_missing_index(folder):
 
 def test_an_index_of_another_run(folder):
     (folder / "shard-00001.index.npy").write_bytes((folder / "shard-00000.index.npy").read_bytes())
-    with pytest.raises(DataError, match="holds 5 samples .* the manifest says 3"):
+    with pytest.raises(DataError, match=r"holds 5 samples .* the manifest says 3"):
         ShardSet.open(folder)
 
 

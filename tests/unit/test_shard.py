@@ -147,7 +147,7 @@ def test_a_flipped_bit_is_a_data_error(tmp_path):
     content[int(found.records[2]["offset"]) + 4] ^= 1
     path.write_bytes(bytes(content))
     assert len(read_payloads(found, np.array([0, 1, 3]))) == 3
-    with pytest.raises(DataError, match="sample 2 of .* is damaged"):
+    with pytest.raises(DataError, match=r"sample 2 of .* is damaged"):
         read_payloads(found, np.array([0, 2]))
 
 
