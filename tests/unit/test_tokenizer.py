@@ -13,7 +13,12 @@ from janus_dist.data import easy_vqa
 from janus_dist.data.tokenizer import REQUIRED, SPECIAL, Tokenizer, train_tokenizer
 from janus_dist.errors import DataError
 
-SAMPLE = ["a blue rectangle", "is there a red circle? yes", "for x in range(10):\n    pass", "naïve café — 漢字 🦊"] * 3
+SAMPLE = [
+    "a blue rectangle",
+    "is there a red circle? yes",
+    "for x in range(10):\n    pass",
+    "na\u00efve caf\u00e9 \u2014 \u6f22\u5b57 \U0001f98a",
+] * 3
 
 
 @pytest.fixture(scope="module")
