@@ -87,7 +87,7 @@ def show_config(
         print(json.dumps(values, indent=1))
         return
     lines = [(f"{key}={json.dumps(value)}", loaded.origin[key]) for key, value in flatten(values)]
-    width = max(len(setting) for setting, _ in lines)
+    width = min(56, max(len(setting) for setting, _ in lines))  # long lists stick out rather than push all others
     for setting, origin in lines:
         print(f"{setting:<{width}}  # {origin}")
 
