@@ -1,11 +1,12 @@
 """Batch: the packed rows of one rank in one micro-step, the one type that data makes and the model eats.
 
-The documents of all rows lie one behind the other on a single token line; there is no padding. Invariants: every position
-carries exactly one input (a text id, a feature of an image, or the embedding of a VQ id); there is at least one image, one
-VQ id and one label row per head, because every rank must call every module (dummies have no position and no label).
+The documents of all rows lie one behind the other on a single token line; there is no padding. Invariants: every
+position carries exactly one input (a text id, a feature of an image, or the embedding of a VQ id); there is at least
+one image, one VQ id and one label row per head, because every rank must call every module (dummies have no position
+and no label).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -49,9 +50,5 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(
-            **{
-                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in values.items()
-            }
-        )
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})

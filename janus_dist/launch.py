@@ -1,7 +1,7 @@
 """Ray: find or start a cluster, start the ranks of a run by Ray Train, relay their lines and the first failure.
 
-The only module of the library that names ray. Invariant: the driver holds no model and no data; it prints what the first
-rank says and turns what happened into one message and one exit code.
+The only module of the library that names ray. Invariant: the driver holds no model and no data; it prints what the
+first rank says and turns what happened into one message and one exit code.
 """
 
 import logging
@@ -35,7 +35,9 @@ def connect() -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING, namespace=LINES_NAMESPACE)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
-        raise ClusterError(f"Ray cannot be reached or started: {error}", "see `ray status`; unset RAY_ADDRESS to start a local Ray") from error
+        raise ClusterError(
+            f"Ray cannot be reached or started: {error}", "see `ray status`; unset RAY_ADDRESS to start a local Ray"
+        ) from error
 
 
 def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
@@ -128,7 +130,7 @@ def _check_resources(recipe: StageRecipe) -> None:
         if number > there.get(kind, 0):
             raise ClusterError(
                 f"cluster.workers={cluster.workers} need {number} {kind}s, the Ray cluster has {there.get(kind, 0):g}",
-                f"add nodes, or lower cluster.workers (a run resumes on any number) or cluster.cpus_per_worker",
+                "add nodes, or lower cluster.workers (a run resumes on any number) or cluster.cpus_per_worker",
             )
 
 
@@ -142,5 +144,6 @@ def _cause(error: TrainingFailedError, run_dir: Path) -> Exception:
                 return found
             found = getattr(found, "_base_exc", None) or getattr(found, "cause", None) or found.__cause__
     return ClusterError(
-        f"training failed: {error}", f"the same command goes on from the last checkpoint under {run_dir / 'checkpoints'}"
+        f"training failed: {error}",
+        f"the same command goes on from the last checkpoint under {run_dir / 'checkpoints'}",
     )

@@ -6,6 +6,8 @@ begin_of_image, placeholder, end_of_image at the start of the first question. In
 prefix of the document built for training.
 """
 
+from collections.abc import Sequence
+
 from janus_dist.config.data import ChatConfig
 from janus_dist.data.tokenizer import Tokenizer
 
@@ -13,7 +15,7 @@ Span = tuple[int, int]
 
 
 def understanding_ids(
-    tokenizer: Tokenizer, chat: ChatConfig, turns: list[tuple[str, str | None]], num_images: int
+    tokenizer: Tokenizer, chat: ChatConfig, turns: Sequence[tuple[str, str | None]], num_images: int
 ) -> tuple[list[int], list[Span]]:
     """(ids, answer spans) of a conversation of (question, answer) turns about `num_images` images.
 

@@ -1,7 +1,9 @@
-"""Samples to Batch: documents one behind the other, placeholders expanded, labels beside the positions that predict them.
+"""Samples to Batch: documents one behind the other, placeholders expanded, labels beside the positions that predict
+them.
 
-Invariants: no label reaches across documents; the first VQ id is predicted at begin_of_image and there are exactly as many
-image labels as ids; a dropped prompt keeps its length (pad tokens between the first and the last id, attended to as usual).
+Invariants: no label reaches across documents; the first VQ id is predicted at begin_of_image and there are exactly as
+many image labels as ids; a dropped prompt keeps its length (pad tokens between the first and the last id, attended to
+as usual).
 """
 
 import io

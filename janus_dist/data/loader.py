@@ -1,4 +1,5 @@
-"""From the plan to the batches of one rank: which rows are mine, their bytes, the packed tensors; read ahead by threads.
+"""From the plan to the batches of one rank: which rows are mine, their bytes, the packed tensors; read ahead by
+threads.
 
 Invariant: the loader has no state. What `batches(step)` gives depends on the plan, the rank and the world alone, so a
 resumed run needs the step number and nothing else.
@@ -41,7 +42,7 @@ class Loader:
     def load(self, step: int) -> RankStep:
         """Plan and read one step (counted from 0)."""
         plan = self.plan.step(step)
-        shards = {name: line.shards for name, line in self.plan.lines.items()}
+        shards: dict[Stream, ShardSet] = {name: line.shards for name, line in self.plan.lines.items()}
         batches = []
         for ranks in packing.deal(row_costs(plan), self.world, self.plan.batch.micro_rows):
             documents = [document for row in ranks[self.rank] for document in plan.rows[row]]
@@ -77,13 +78,13 @@ def read_documents(
 
 
 def read_payloads(shards: ShardSet, samples: np.ndarray) -> list[bytes]:
-    """The stored bytes of samples, each shard opened once and read from front to back; DataError on a wrong checksum."""
+    """The stored bytes of samples, each shard read once from front to back; DataError on a wrong checksum."""
     payloads: list[bytes] = [b""] * len(samples)
     by_shard: dict[int, list[int]] = {}
     for place in np.argsort(samples, kind="stable").tolist():
         by_shard.setdefault(shards.shard_of(int(samples[place])), []).append(place)
     for shard, places in by_shard.items():
-        with fsspec.open(shards.path(shard), "rb") as file:
+        with storage.open_binary(shards.path(shard)) as file:
             for place in places:
                 record = shards.records[samples[place]]
                 file.seek(int(record["offset"]))

@@ -1,8 +1,9 @@
 """The mixture: how many tokens or samples of each stream a step takes.
 
-Cumulative quotas are exact rational arithmetic rounded down, so the realised total of a stream is within one unit of its
-ideal at every step, for ever. Counted in samples, the largest stream takes what rounding left over, so that every step has
-its exact number. Invariant: `cumulative(stream, step)` depends on nothing but the settings and the step, and never falls.
+Cumulative quotas are exact rational arithmetic rounded down, so the realised total of a stream is within one unit of
+its ideal at every step, for ever. Counted in samples, the largest stream takes what rounding left over, so that every
+step has its exact number. Invariant: `cumulative(stream, step)` depends on nothing but the settings and the step, and
+never falls.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,18 @@ class Mixture:
 
     @classmethod
     def build(cls, mix: MixConfig, batch: BatchConfig) -> "Mixture":
-        weights = {name: Fraction(getattr(mix, name)).limit_denominator(10**6) for name in STREAMS}
+        weights: dict[Stream, Fraction] = {
+            name: Fraction(getattr(mix, name)).limit_denominator(10**6) for name in STREAMS
+        }
         if mix.unit == "samples":
             assert batch.samples is not None
             total = Fraction(batch.samples)
         else:
             total = batch.rows * batch.row_tokens * Fraction(batch.fill).limit_denominator(10**6)
-        return cls(mix.unit, {name: total * weight / sum(weights.values()) for name, weight in weights.items()})
+        per_step: dict[Stream, Fraction] = {
+            name: total * weight / sum(weights.values()) for name, weight in weights.items()
+        }
+        return cls(mix.unit, per_step)
 
     def cumulative(self, stream: Stream, step: int) -> int:
         """Units of the stream that all steps before `step` (counted from 0) take together."""

@@ -1,8 +1,9 @@
 """The order of a stream: a keyed permutation per epoch, computed for any position without a state.
 
 A four-round Feistel network over the next even power of two, walked until it lands inside the range (as in format-
-preserving encryption); vectorised over positions. Invariant: for every key it is a bijection of [0, size); all arithmetic
-is 64-bit. The numbers are part of the plan: changing a constant here changes what every existing run would train on.
+preserving encryption); vectorised over positions. Invariant: for every key it is a bijection of [0, size); all
+arithmetic is 64-bit. The numbers are part of the plan: changing a constant here changes what every existing run would
+train on.
 """
 
 import numpy as np
@@ -43,7 +44,7 @@ def permute(positions: NDArray[np.int64], size: int, permutation_key: np.uint64)
 
 def chance(indices: NDArray[np.int64], draw_key: np.uint64) -> NDArray[np.float64]:
     """A number in [0, 1) for each index: the same wherever and whenever it is asked for."""
-    return (mix64(indices.astype(U64) ^ draw_key) >> U64(11)) * 2.0**-53
+    return (mix64(indices.astype(U64) ^ draw_key) >> U64(11)).astype(np.float64) * 2.0**-53
 
 
 def _rounds(

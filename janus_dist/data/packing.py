@@ -1,7 +1,8 @@
 """Packing documents into rows, and dealing rows to ranks.
 
-Best-fit decreasing: long documents first, each into the fullest row that still holds it; documents stay whole. Invariants:
-every document is in exactly one row; no row holds more than its capacity; the result depends on the lengths alone.
+Best-fit decreasing: long documents first, each into the fullest row that still holds it; documents stay whole.
+Invariants: every document is in exactly one row; no row holds more than its capacity; the result depends on the
+lengths alone.
 """
 
 from bisect import bisect_left, insort
@@ -33,8 +34,8 @@ def deal(costs: NDArray[np.float64], world: int, micro_rows: int) -> list[list[l
     """Rows by micro-step and rank: `dealt[micro_step][rank]` lists up to `micro_rows` rows, possibly none.
 
     Rows are sorted by cost and cut into bands of `world * micro_rows`, one band a micro-step, so that all ranks of a
-    micro-step carry nearly the same cost; inside a band they are dealt forth and back. The first band is the largest, so
-    that memory runs out at once or never.
+    micro-step carry nearly the same cost; inside a band they are dealt forth and back. The first band is the largest,
+    so that memory runs out at once or never.
     """
     order = np.argsort(-costs, kind="stable").tolist()
     band = world * micro_rows

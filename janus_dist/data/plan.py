@@ -1,8 +1,8 @@
 """The plan: what is trained at step s, as a pure function of (seed, manifests, mixture, step).
 
-Nothing is carried from one step to the next: a step owns the samples whose start lies between the cumulative quotas of two
-steps on its stream's endless line of epochs. Invariant: `Plan.step(s)` is the same for every number of ranks, on every
-machine, whether or not steps before s were ever planned.
+Nothing is carried from one step to the next: a step owns the samples whose start lies between the cumulative quotas
+of two steps on its stream's endless line of epochs. Invariant: `Plan.step(s)` is the same for every number of ranks,
+on every machine, whether or not steps before s were ever planned.
 """
 
 import hashlib
@@ -108,7 +108,7 @@ class Plan:
         """`shards` holds a shard set for every stream with a share in `mix`; DataError if one cannot be planned."""
         self.mix, self.batch, self.seed, self.answers_only = mix, batch, seed, answers_only
         self.mixture = Mixture.build(mix, batch)
-        self.lines = {name: StreamLine(found, seed, name) for name, found in shards.items()}
+        self.lines: dict[Stream, StreamLine] = {name: StreamLine(found, seed, name) for name, found in shards.items()}
         self.manifests = {name: found.manifest.digest for name, found in shards.items()}
         for name, line in self.lines.items():
             _check_fits(name, line.tokens, batch.row_tokens)
@@ -145,7 +145,14 @@ class Plan:
             tokens[mine] = line.tokens[sample[mine]]
             labels[name] = self._labels(name, line.shards.records[sample[mine]])
         return StepPlan(
-            step, stream, sample, epoch, tokens, self._drops(stream, sample, epoch), packing.pack(tokens, self.batch.row_tokens), labels
+            step,
+            stream,
+            sample,
+            epoch,
+            tokens,
+            self._drops(stream, sample, epoch),
+            packing.pack(tokens, self.batch.row_tokens),
+            labels,
         )
 
     def _labels(self, stream: Stream, records: NDArray[np.void]) -> int:
@@ -177,6 +184,7 @@ def _check_fits(stream: Stream, tokens: NDArray[np.int64], row_tokens: int) -> N
     longest = int(tokens.argmax())
     if tokens[longest] > row_tokens:
         raise DataError(
-            f"sample {longest} of the {stream} stream takes {tokens[longest]} tokens, more than batch.row_tokens={row_tokens}",
+            f"sample {longest} of the {stream} stream takes {tokens[longest]} tokens, "
+            f"more than batch.row_tokens={row_tokens}",
             f"take batch.row_tokens={tokens[longest]} or more, or cut the samples shorter in the pipeline",
         )

@@ -7,6 +7,7 @@ temporary name, fsync and rename; an object store shows an object only when its 
 import os
 import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -61,3 +62,9 @@ def remove(path: str | Path) -> None:
     """Remove one file."""
     files, name = fsspec.core.url_to_fs(str(path))
     files.rm_file(name)
+
+
+def open_binary(path: str | Path) -> BinaryIO:
+    """A file to read from, as a context manager; seeking in it reads no more than what is asked for."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    return files.open(name, "rb")

@@ -21,6 +21,7 @@ from janus_dist.engine.stored import WEIGHTS
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError
 
+
 def save(engine: ZeroEngine, run_dir: Path, step: int, identity: dict[str, Any]) -> Path:
     """Write and commit the state after `step` steps; all ranks call it. `identity` fills the marker's own fields."""
     path = commits.folder(run_dir, step)
@@ -119,7 +120,9 @@ def _check_same_parameters(engine: ZeroEngine, path: Path, commit: Commit) -> No
     mine = {piece.name: list(piece.shape) for piece in partitions.pieces(engine)}
     if mine == commit.shapes:
         return
-    differing = [name for name in sorted(mine.keys() | commit.shapes.keys()) if mine.get(name) != commit.shapes.get(name)]
+    differing = [
+        name for name in sorted(mine.keys() | commit.shapes.keys()) if mine.get(name) != commit.shapes.get(name)
+    ]
     name = differing[0]
     raise CheckpointError(
         f"{path} holds a model of another size: {len(differing)} parameters differ, the first is {name}: "

@@ -2,8 +2,8 @@
 
     RUN/checkpoints/step-00000100/COMMIT.json   written last, by one rename: sizes, checksums, identity
 
-Invariant: a checkpoint is either whole or absent. A folder without a marker, or whose files differ from it, is passed over.
-Nothing here needs torch, so that a driver can look for checkpoints in a moment.
+Invariant: a checkpoint is either whole or absent. A folder without a marker, or whose files differ from it, is passed
+over. Nothing here needs torch, so that a driver can look for checkpoints in a moment.
 """
 
 import hashlib
@@ -45,6 +45,7 @@ class Commit:
 
 
 def folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
@@ -81,7 +82,9 @@ def verify(path: Path, commit: Commit, names: Sequence[str] | None = None) -> No
         try:
             found = describe(path / name)
         except OSError as error:
-            raise CheckpointError(f"{path / name} cannot be read: {error}", f"delete {path} to fall back on the one before") from error
+            raise CheckpointError(
+                f"{path / name} cannot be read: {error}", f"delete {path} to fall back on the one before"
+            ) from error
         if found != said:
             raise CheckpointError(
                 f"{path / name} is damaged: {found['bytes']} bytes, sha256 {found['sha256'][:12]}; "

@@ -1,9 +1,9 @@
 """ZeRO-3's partitions as sharded tensors keyed by parameter name.
 
 This is the one module that reads DeepSpeed's private names (pinned version; a test fails when they change). A ZeRO-3
-partition of a parameter with n elements on W ranks is `ceil(n / W)` consecutive elements, which is torch.chunk's rule, so
-each is described exactly by a one-dimensional DTensor. Invariant: `views` are copies of nothing; writing what was loaded
-goes through `restore`, which also renews the low-precision weights.
+partition of a parameter with n elements on W ranks is `ceil(n / W)` consecutive elements, which is torch.chunk's
+rule, so each is described exactly by a one-dimensional DTensor. Invariant: `views` are copies of nothing; writing
+what was loaded goes through `restore`, which also renews the low-precision weights.
 """
 
 from dataclasses import dataclass

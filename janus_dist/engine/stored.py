@@ -18,11 +18,12 @@ WEIGHTS = "weights/"
 
 
 def load_weights(run_dir: Path) -> dict[str, Tensor]:
-    """All weights of the newest checkpoint of a run, by name, in this one process; CheckpointError when there is none."""
+    """All weights of the newest checkpoint of a run, by name; CheckpointError when there is none."""
     path = commits.latest(run_dir)
     if path is None:
         raise CheckpointError(
-            f"no committed checkpoint under {run_dir / 'checkpoints'}", "train the run first, or name another with run.name=..."
+            f"no committed checkpoint under {run_dir / 'checkpoints'}",
+            "train the run first, or name another with run.name=...",
         )
     commit = commits.read(path)
     commits.verify(path, commit)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from janus_dist.config.train import ClusterConfig
 
-
 T = TypeVar("T")
 
 
@@ -57,7 +56,7 @@ class World:
 
 
 def join(cluster: ClusterConfig, timeout_s: int) -> World:
-    """Join the process group, making it if the launcher has not (RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set)."""
+    """Join the process group, making it from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT if the launcher has not."""
     if not cluster.gpu:
         torch.set_num_threads(cluster.cpus_per_worker)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cluster.gpu else torch.device("cpu")

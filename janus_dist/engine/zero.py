@@ -1,8 +1,9 @@
 """ZeRO-3: the model partitioned over ranks, its gradients and its AdamW, through DeepSpeed.
 
-DeepSpeed's settings are generated here from ours and nothing passes through, because DeepSpeed ignores keys that it does
-not know. Invariants: gradients are sums over ranks of what `backward` was given, whatever the world; a step never sees a
-gradient of an earlier one (ZeRO-3 keeps the last gradient of a parameter that got none, so its buffer is cleared).
+DeepSpeed's settings are generated here from ours and nothing passes through, because DeepSpeed ignores keys that it
+does not know. Invariants: gradients are sums over ranks of what `backward` was given, whatever the world; a step
+never sees a gradient of an earlier one (ZeRO-3 keeps the last gradient of a parameter that got none, so its buffer is
+cleared).
 """
 
 import os
@@ -28,8 +29,8 @@ class ZeroEngine:
     def __init__(self, model: nn.Module, engine: EngineConfig, optim: OptimConfig, world: World):
         """Partition `model`; what requires gradients must have been decided before."""
         self.world = world
+        self.model = model
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        # which steps are the last of an accumulation is said per micro-step, since a step may need more of them than usual
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=_adamw(model, optim),
@@ -40,7 +41,8 @@ class ZeroEngine:
 
     @property
     def module(self) -> nn.Module:
-        return self.deepspeed.module
+        """The model, its parameters partitioned."""
+        return self.model
 
     def micro_step(self, loss_of: LossFunction, batch: Any, last: bool) -> Any:
         """Forward and backward of one micro-step; `loss_of` maps the model's output to (scalar loss, what to return).
@@ -62,7 +64,9 @@ class ZeroEngine:
             group["lr"] = lr
         self.deepspeed.step()
         self.optimizer.grad_partitions_flat_buffer.zero_()
-        return float(self.deepspeed.get_global_grad_norm())
+        norm = self.deepspeed.get_global_grad_norm()
+        assert norm is not None, "a step has a norm"
+        return float(norm)
 
 
 def deepspeed_config(engine: EngineConfig, optim: OptimConfig, world: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Attention over packed documents: each attends causally to itself and to nothing else.
 
-This is the one place that chooses how. On CUDA torch's variable-length flash attention is used; on CPU, where it does not
-exist (nor a backward of flex attention), the documents are taken one by one. Invariant: the
-result of a document is the same, whatever stands beside it.
+This is the one place that chooses how. On CUDA torch's variable-length flash attention is used; on CPU, where it does
+not exist (nor a backward of flex attention), the documents are taken one by one. Invariant: the result of a document
+is the same, whatever stands beside it.
 """
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 PACKED = "janus_packed"
+CAUSAL = (-1, 0)  # any number of keys before a query, none after it
 
 
 def packed_attention(
@@ -44,7 +45,8 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], 
     starts[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
     starts = starts.to(query.device, non_blocking=True)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    out = varlen_attn(q, k, v, starts, starts, max(lengths), max(lengths), is_causal=True, scale=scaling)
+    out = varlen_attn(q, k, v, starts, starts, max(lengths), max(lengths), window_size=CAUSAL, scale=scaling)
+    assert isinstance(out, Tensor)
     return out[None]
 
 

@@ -1,9 +1,10 @@
 """Janus in training: transformers' layers, our forward over packed rows of all three streams.
 
 transformers' own forward never calls the image head and has no mixed batch. Here every micro-step runs vision tower,
-understanding adaptor, generation embedding, generation adaptor, language model, text head and image head exactly once and
-in this order, on every rank, because ZeRO-3 gathers parameters by collectives inside the forward. Invariant: a part
-without data is fed a finite dummy whose result is multiplied by zero, so that its gradient is zero rather than absent.
+understanding adaptor, generation embedding, generation adaptor, language model, text head and image head exactly once
+and in this order, on every rank, because ZeRO-3 gathers parameters by collectives inside the forward. Invariant: a
+part without data is fed a finite dummy whose result is multiplied by zero, so that its gradient is zero rather than
+absent.
 """
 
 import torch
@@ -78,9 +79,12 @@ def transformers_config(config: ModelConfig) -> JanusConfig:
         num_image_tokens=config.image_tokens,
         projection_dim=text.hidden,
     )
-    # tie_word_embeddings defaults to True at the top level, whatever the language model says; the official head is untied
+    # at the top level tying defaults to True, whatever the language model says; the official head is untied
     return JanusConfig(
-        text_config=llama.to_dict(), vision_config=siglip.to_dict(), vq_config=vq_config(config).to_dict(), tie_word_embeddings=False
+        text_config=llama.to_dict(),
+        vision_config=siglip.to_dict(),
+        vq_config=vq_config(config).to_dict(),
+        tie_word_embeddings=False,
     )
 
 

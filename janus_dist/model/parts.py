@@ -1,6 +1,7 @@
 """Parts: the named groups of parameters that a stage trains or leaves alone.
 
-Invariant: every parameter of the model belongs to exactly one part (facts of Janus, figure 3; names as in the glossary).
+Invariant: every parameter of the model belongs to exactly one part (facts of Janus, figure 3; names as in the
+glossary).
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ PREFIXES: dict[Part, str] = {
 
 def part_of(parameter_name: str) -> Part:
     """The part that a parameter belongs to, by its name in transformers' Janus."""
-    found = [part for part, prefix in PREFIXES.items() if parameter_name.startswith(prefix)]
+    found: list[Part] = [part for part, prefix in PREFIXES.items() if parameter_name.startswith(prefix)]
     assert len(found) == 1, f"{parameter_name} belongs to {found}"
     return found[0]
 

@@ -1,8 +1,9 @@
 """The VQ tokenizer of images: pixels to code ids and back, and the loss that trains it.
 
-The network is transformers' `JanusVQVAE` (LlamaGen's VQ-16 architecture). Its own `encode` compares raw latents with raw
-codes, while the official model normalises both to unit length before the nearest code is taken (`vq_model.py` of
-deepseek-ai/Janus, `l2_norm=True`), so encoding is done here. Invariant: `encode` and `decode` agree with the official model.
+The network is transformers' `JanusVQVAE` (LlamaGen's VQ-16 architecture). Its own `encode` compares raw latents with
+raw codes, while the official model normalises both to unit length before the nearest code is taken (`vq_model.py` of
+deepseek-ai/Janus, `l2_norm=True`), so encoding is done here. Invariant: `encode` and `decode` agree with the official
+model.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vq: JanusVQVAE, ids: Tensor) -> Tensor:
     """Pixels [image, 3, height, width] float32, clipped to [-1, 1], of ids [image, ids_per_image]."""
-    return vq.decode(ids).float().clamp(-1, 1)
+    return vq.decode(ids).float().clamp(-1, 1)  # pyright: ignore[reportArgumentType]  (any int64 tensor)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -61,8 +62,8 @@ class VqOutput:
 def training_forward(vq: JanusVQVAE, pixels: Tensor, quantise: bool = True) -> VqOutput:
     """Reconstruct `pixels` [image, 3, h, w] in [-1, 1] through the codes, with a straight-through gradient.
 
-    With `quantise=False` the unit latents go to the decoder as they are: the first steps of a training from scratch, after
-    which codes can be taken from real latents.
+    With `quantise=False` the unit latents go to the decoder as they are: the first steps of a training from scratch,
+    after which codes can be taken from real latents.
     """
     unit = latents(vq, pixels)
     codebook = vq.quantize.embedding.weight

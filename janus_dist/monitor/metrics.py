@@ -28,7 +28,9 @@ METRICS = (
     Metric("perf/tokens_per_s", "1/s", "tokens of all ranks over the time of the step"),
     Metric("perf/step_s", "s", "time of the step, waiting for data included"),
     Metric("perf/data_wait", "share", "part of the step's time that the first rank waited for data"),
-    Metric("mix/understanding", "share", "share of the stream in all tokens (or samples, mix.unit) since the first step"),
+    Metric(
+        "mix/understanding", "share", "share of the stream in all tokens (or samples, mix.unit) since the first step"
+    ),
     Metric("mix/text", "share", "likewise"),
     Metric("mix/generation", "share", "likewise"),
     Metric("batch/tokens", "", "tokens of the step, over all ranks"),

@@ -6,7 +6,7 @@ Invariant: metrics.jsonl holds every step once, in order, also after a run was k
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from janus_dist.monitor.metrics import NAMES
 
@@ -23,7 +23,7 @@ class JsonlSink:
     """metrics.jsonl in the run folder."""
 
     def __init__(self, path: Path, steps_done: int):
-        """Continue the file after `steps_done` steps; lines of later steps, which will be trained again, are dropped."""
+        """Continue the file after `steps_done` steps; lines of later steps, trained again now, are dropped."""
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if line["step"] <= steps_done]
         temporary = path.with_suffix(".tmp")
@@ -43,7 +43,9 @@ class JsonlSink:
 class WandbSink:
     """A Weights & Biases run; offline it only writes files under the run folder."""
 
-    def __init__(self, mode: str, project: str, name: str, folder: Path, settings: dict[str, Any]):
+    def __init__(
+        self, mode: Literal["offline", "online"], project: str, name: str, folder: Path, settings: dict[str, Any]
+    ):
         import wandb  # optional
 
         self.run = wandb.init(

@@ -20,7 +20,8 @@ def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Stream
     """Raise DataError unless the shards were made with this tokenizer and these image sizes."""
     if tokenizer.size > recipe.model.text.vocab:
         raise DataError(
-            f"tokenizer {recipe.data.tokenizer} has {tokenizer.size} ids, more than model.text.vocab={recipe.model.text.vocab}",
+            f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
+            f"more than model.text.vocab={recipe.model.text.vocab}",
             f"take model.text.vocab={tokenizer.size} or more, or the tokenizer that belongs to this model",
         )
     for name, found in shards.items():

@@ -1,7 +1,7 @@
 """One optimizer step: the micro-steps of this rank, the losses of all ranks, the update.
 
-Invariant: losses are divided by label counts that the plan knows for the whole step, so that the update does not depend on
-how rows were dealt to ranks and micro-steps.
+Invariant: losses are divided by label counts that the plan knows for the whole step, so that the update does not
+depend on how rows were dealt to ranks and micro-steps.
 """
 
 from dataclasses import dataclass
@@ -30,11 +30,12 @@ class StepOutcome:
 
 def loss_weights(labels: dict[Stream, int], loss_mean: str) -> dict[Stream, float]:
     """Factor on each stream's summed loss, such that the sum over streams is the mean asked for."""
-    present = [name for name in STREAMS if labels[name]]
+    present: list[Stream] = [name for name in STREAMS if labels[name]]
     if loss_mean == "labels":
-        total = sum(labels.values())
-        return {name: 1 / total for name in present}
-    return {name: 1 / (len(present) * labels[name]) for name in present}
+        factors = [1 / sum(labels.values())] * len(present)
+    else:
+        factors = [1 / (len(present) * labels[name]) for name in present]
+    return dict(zip(present, factors, strict=True))
 
 
 def train_step(engine: ZeroEngine, rank_step: RankStep, config: TrainConfig, lr: float) -> StepOutcome:
@@ -52,5 +53,9 @@ def train_step(engine: ZeroEngine, rank_step: RankStep, config: TrainConfig, lr:
         sums += engine.micro_step(loss_of, batch.to(engine.world.device), last=number == last)
     grad_norm = engine.step(lr)
     values = engine.world.sum(sums).tolist()
-    losses = {name: value / labels[name] for name, value in zip(STREAMS, values, strict=True) if labels[name]}
-    return StepOutcome(losses, sum(value * weights.get(name, 0.0) for name, value in zip(STREAMS, values, strict=True)), grad_norm, lr)
+    losses: dict[Stream, float] = {
+        name: value / labels[name] for name, value in zip(STREAMS, values, strict=True) if labels[name]
+    }
+    return StepOutcome(
+        losses, sum(value * weights.get(name, 0.0) for name, value in zip(STREAMS, values, strict=True)), grad_norm, lr
+    )

@@ -84,7 +84,7 @@ class Trainer:
         self.world.barrier()
 
     def start(self) -> None:
-        """Resume from this run's newest checkpoint, or start from the weights of the run before, or from random ones."""
+        """Resume from this run's newest checkpoint, else start from the weights of another run, or random ones."""
         run, root = self.recipe.run, Path(self.recipe.run.root)
         mine = self.world.from_first(commits.latest(run.dir))
         if mine is not None:
@@ -96,7 +96,8 @@ class Trainer:
             before = self.world.from_first(commits.latest(root / run.start_from))
             if before is None:
                 raise CheckpointError(
-                    f"run.start_from={run.start_from}: no committed checkpoint under {root / run.start_from / 'checkpoints'}",
+                    f"run.start_from={run.start_from}: no committed checkpoint under "
+                    f"{root / run.start_from / 'checkpoints'}",
                     "train that run first, or set run.start_from=null to start from random weights",
                 )
             checkpoint.restore_weights(self.engine, before)
@@ -140,8 +141,10 @@ class Trainer:
 
     def realised_shares(self) -> dict[Stream, float]:
         """Share of each stream in what was taken from step 0 to the step just done."""
-        taken = {name: self.plan.mixture.cumulative(name, self.step) if name in self.plan.lines else 0 for name in STREAMS}
-        return {name: units / max(1, sum(taken.values())) for name, units in taken.items()}
+        taken: dict[Stream, int] = {
+            name: self.plan.mixture.cumulative(name, self.step) if name in self.plan.lines else 0 for name in STREAMS
+        }
+        return dict(zip(taken, (units / max(1, sum(taken.values())) for units in taken.values()), strict=True))
 
     def record(self, values: dict[str, float], eta_s: float) -> None:
         for sink in self.sinks:
@@ -189,5 +192,3 @@ def make_sinks(recipe: StageRecipe, steps_done: int) -> list[Sink]:
         settings = recipe.model_dump(mode="json")
         sinks.append(WandbSink(monitor.wandb, monitor.project, f"{Path(run.root).name}-{run.name}", run.dir, settings))
     return sinks
-
-

@@ -1,8 +1,9 @@
 """Training of the VQ tokenizer on plain images, for data that LlamaGen's published weights do not fit.
 
-Reconstruction error plus the official codebook and commitment losses; no perceptual or adversarial loss, since both need
-pretrained networks. Codes start on real latents and codes that nothing uses are moved onto real latents, because random
-codes collapse to a handful (13 of 256 in a first try). Invariant: the result depends on images, settings and seed alone.
+Reconstruction error plus the official codebook and commitment losses; no perceptual or adversarial loss, since both
+need pretrained networks. Codes start on real latents and codes that nothing uses are moved onto real latents, because
+random codes collapse to a handful (13 of 256 in a first try). Invariant: the result depends on images, settings and
+seed alone.
 """
 
 import math
@@ -29,9 +30,7 @@ class VqQuality:
     entropy_bits: float
 
 
-def train_vq(
-    vq: JanusVQVAE, images: Tensor, config: VqTrainConfig, seed: int, log: Callable[[str], None]
-) -> VqQuality:
+def train_vq(vq: JanusVQVAE, images: Tensor, config: VqTrainConfig, seed: int, log: Callable[[str], None]) -> VqQuality:
     """Train `vq` in place on `images` [image, 3, side, side] uint8 and return its quality on the held-out share."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)

@@ -1,0 +1,106 @@
+"""A judge of drawings by plain pixel geometry: which shape of which color an image shows.
+
+It knows nothing of the model: the background is what the border shows, the object is what differs from it, the shape is the
+template that covers its bounding box best, the color the nearest named one. Invariant: an image without one clear object
+gets no verdict.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLORS = {
+    "black": (0, 0, 0),
+    "blue": (0, 0, 255),
+    "brown": (165, 42, 42),
+    "gray": (128, 128, 128),
+    "green": (0, 255, 0),
+    "red": (255, 0, 0),
+    "teal": (0, 128, 128),
+    "yellow": (255, 255, 0),
+}
+MIN_CONTRAST = 60.0
+"""Distance in RGB that an object must have from the background."""
+MIN_PIXELS = 16
+MAX_SHARE = 0.5
+"""Share of the image that an object can take; noise takes more."""
+MIN_OVERLAP = 0.7
+"""Intersection over union with the best template, below which a blot is no shape."""
+MIN_SHARE = 0.8
+"""Share of all differing pixels that the largest connected piece must hold."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What an image shows; None where it shows nothing clear."""
+
+    shape: str | None
+    color: str | None
+
+
+NOTHING = Detection(None, None)
+
+
+def detect(image: NDArray[np.uint8]) -> Detection:
+    """The one object in an image [height, width, 3]."""
+    pixels = image.astype(np.float64)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    distance = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1)
+    contrast = np.quantile(distance, 0.995)
+    if contrast < MIN_CONTRAST:
+        return NOTHING
+    differing = distance > contrast / 2
+    if differing.mean() > MAX_SHARE:
+        return NOTHING
+    mask = _largest_piece(differing)
+    if mask.sum() < max(MIN_PIXELS, MIN_SHARE * differing.sum()):
+        return NOTHING
+    overlaps = {name: _overlap(mask, name) for name in ("rectangle", "circle", "triangle")}
+    shape = max(overlaps, key=lambda name: overlaps[name])
+    if overlaps[shape] < MIN_OVERLAP:
+        return NOTHING
+    seen = np.median(pixels[_core(mask)], axis=0)
+    color = min(COLORS, key=lambda name: float(np.linalg.norm(seen - COLORS[name])))
+    return Detection(shape, color)
+
+
+def _overlap(mask: NDArray[np.bool_], shape: str) -> float:
+    """Intersection over union of a mask with a shape that fills the mask's bounding box."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = box.shape
+    y = (np.arange(height)[:, None] + 0.5) / height
+    x = (np.arange(width)[None, :] + 0.5) / width
+    if shape == "rectangle":
+        template = np.ones_like(box)
+    elif shape == "circle":
+        template = (2 * x - 1) ** 2 + (2 * y - 1) ** 2 <= 1
+        if max(height, width) > 1.5 * min(height, width):
+            return 0.0  # an ellipse that long is no circle
+    else:
+        template = np.abs(2 * x - 1) <= y  # apex at the top
+    return float((box & template).sum() / (box | template).sum())
+
+
+def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest 4-connected piece of a mask, by letting labels flow to their neighbours' maximum."""
+    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
+    while True:
+        padded = np.pad(labels, 1)
+        around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+        grown = np.where(mask, np.maximum.reduce([labels, *around]), 0)
+        if np.array_equal(grown, labels):
+            break
+        labels = grown
+    if not mask.any():
+        return mask
+    counts = np.bincount(labels[mask])
+    return labels == counts.argmax()
+
+
+def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask without its rim, whose colors blend into the background; the mask itself where nothing else is left."""
+    padded = np.pad(mask, 1)
+    core = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return core if core.sum() >= 4 else mask

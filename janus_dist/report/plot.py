@@ -1,0 +1,64 @@
+"""Plots as inline SVG, in one style: units on every axis, a palette that color-blind readers can tell apart.
+
+Invariant: a plot refers to nothing outside itself, and the same data gives the same bytes.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+STREAM_COLORS = {"understanding": "#0072b2", "text": "#009e73", "generation": "#d55e00", "all": "#555555"}
+SMOOTHED_SHARE = 0.05
+"""Share of the steps over which a smoothed curve averages."""
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def curves(
+    named: Mapping[str, Curve],
+    y_label: str,
+    smooth: bool = True,
+    levels: Mapping[str, float] | None = None,
+    percent: bool = False,
+) -> str:
+    """SVG of curves (steps, values) by stream, raw and thin under their smoothed selves; dashed `levels` beside them."""
+    figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (steps, values) in named.items():
+        color = STREAM_COLORS.get(name, "#555555")
+        if smooth:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
+        axes.plot(steps, _smoothed(values) if smooth else values, color=color, linewidth=1.6, label=name)
+        if levels and name in levels:
+            axes.axhline(levels[name], color=color, linestyle=(0, (4, 3)), linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel(y_label)
+    axes.set_ylim(bottom=0)
+    if percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    if named:
+        axes.legend(frameon=False, fontsize="small")
+    return _svg(figure)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """A centred moving mean that shrinks at the ends rather than bending there."""
+    half = max(1, round(len(values) * SMOOTHED_SHARE / 2))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return ((sums[high] - sums[low]) / (high - low)).tolist()
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "janus-dist", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.S)  # an XML prologue has no place inside HTML

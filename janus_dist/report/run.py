@@ -1,0 +1,147 @@
+"""The report of a run, or of the runs in a folder: one HTML file that needs nothing else, not even a network.
+
+Read from what the runs left behind (config.json, metrics.jsonl, evaluation/evaluation.json), so that it can be written at any
+time, also of a run that is not over. Invariant: a figure in the report is a figure in one of those files.
+"""
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from janus_dist.config.data import STREAMS
+from janus_dist.errors import DataError
+from janus_dist.monitor.console import count, duration
+from janus_dist.monitor.sinks import read_lines
+from janus_dist.report import plot
+
+TEMPLATES = Path(__file__).parent / "templates"
+LAST_STEPS = 20
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What the report shows of one run."""
+
+    name: str
+    facts: list[tuple[str, str]]
+    losses: str
+    mixture: str
+    speed: str
+    settings: str
+
+
+def write_report(root: Path) -> Path:
+    """Write ROOT/report.html of the runs in ROOT, or of ROOT itself if it is one; DataError when there is none."""
+    runs = [view(folder) for folder in run_folders(root)]
+    if not runs:
+        raise DataError(f"no run under {root}: no folder with a metrics.jsonl", "give the folder of a run or of several")
+    found = _evaluation(root)
+    page = _template().render(
+        title=f"{root.name}: run report",
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        runs=runs,
+        evaluation=found,
+        picture=lambda name: _data_url(root / "evaluation" / "images" / name),
+        prompts=_by_prompt(found) if found else {},
+    )
+    path = root / "report.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def run_folders(root: Path) -> list[Path]:
+    """ROOT if it is a run, else the runs directly in it, in the order in which they began."""
+    if (root / "metrics.jsonl").exists():
+        return [root]
+    found = [path.parent for path in root.glob("*/metrics.jsonl") if read_lines(path)]
+    return sorted(found, key=lambda folder: read_lines(folder / "metrics.jsonl")[0]["time"])
+
+
+def view(folder: Path) -> RunView:
+    """Curves and facts of one run."""
+    lines = read_lines(folder / "metrics.jsonl")
+    config = _read_json(folder / "config.json") or {}
+    return RunView(
+        name=folder.name,
+        facts=list(_facts(lines, config)),
+        losses=plot.curves(_columns(lines, "loss/"), "cross-entropy per label, nats"),
+        mixture=plot.curves(
+            _columns(lines, "mix/"), "share of all so far", smooth=False, levels=_asked(config), percent=True
+        ),
+        speed=plot.curves({"all": _column(lines, "perf/tokens_per_s")}, "tokens per second"),
+        settings=json.dumps(config, indent=1),
+    )
+
+
+def _facts(lines: list[dict[str, float]], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if not lines:
+        yield "steps", "none yet"
+        return
+    asked = config.get("train", {}).get("steps")
+    yield "steps", f"{int(lines[-1]['step'])}" + (f" of {asked}" if asked else "")
+    yield "tokens", count(sum(line["batch/tokens"] for line in lines))
+    yield "training time", duration(sum(line["perf/step_s"] for line in lines))
+    tail = lines[-LAST_STEPS:]
+    for name in STREAMS:
+        values = [line[f"loss/{name}"] for line in tail if f"loss/{name}" in line]
+        if values:
+            yield f"{name} loss", f"{sum(values) / len(values):.3f}"
+    yield "fill of rows", f"{_mean(tail, 'batch/fill'):.1%}"
+    yield "waiting for data", f"{_mean(tail, 'perf/data_wait'):.1%}"
+    yield "skipped steps", f"{int(lines[-1]['optim/skipped_steps'])}"
+
+
+def _mean(lines: list[dict[str, float]], name: str) -> float:
+    return sum(line[name] for line in lines) / len(lines)
+
+
+def _columns(lines: list[dict[str, float]], prefix: str) -> dict[str, plot.Curve]:
+    """Curves of the streams that have any value other than 0."""
+    found = {name: _column(lines, prefix + name) for name in STREAMS}
+    return {name: curve for name, curve in found.items() if any(curve[1])}
+
+
+def _column(lines: list[dict[str, float]], name: str) -> plot.Curve:
+    there = [line for line in lines if name in line]
+    return [line["step"] for line in there], [line[name] for line in there]
+
+
+def _asked(config: dict[str, Any]) -> dict[str, float]:
+    weights = {name: config.get("mix", {}).get(name, 0) for name in STREAMS}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()} if total else {}
+
+
+def _evaluation(root: Path) -> dict[str, Any] | None:
+    return _read_json(root / "evaluation" / "evaluation.json")
+
+
+def _by_prompt(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for drawing in found["drawings"]:
+        grouped.setdefault(drawing["prompt"], []).append(drawing)
+    return grouped
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda value: f"{value:.1%}"
+    return environment.get_template("run.html.j2")
