@@ -1,6 +1,7 @@
 """One local Ray for all pipeline tests, and a small source of images with everything that can be wrong with them."""
 
 import io
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,8 +37,8 @@ MakeRecipe = Callable[..., BaseRecipe]
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
     """Address of a Ray of two CPUs that lives as long as the session."""
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield context.address_info["gcs_address"]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 

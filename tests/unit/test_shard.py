@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image
+from webdataset.compat import WebDataset
 
 from janus_dist.data import storage
 from janus_dist.data.loader import read_payloads
@@ -98,7 +98,7 @@ def test_headers_carry_no_time_and_no_user(tmp_path):
 def read_by_webdataset(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its file to the garbage collector
-        found = list(webdataset.WebDataset(str(path), shardshuffle=False))
+        found = list(WebDataset(str(path), shardshuffle=False))
         gc.collect()
     return found
 

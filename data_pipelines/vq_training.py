@@ -1,0 +1,69 @@
+"""Training the VQ tokenizer on the images of a source.
+
+Invariant: weights and the record beside them depend on images, settings and seed alone, and the record says which.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipelines import sources
+from janus_dist.config.recipe import BaseRecipe
+from janus_dist.data import images, storage
+from janus_dist.data.storage import write_whole
+from janus_dist.errors import DataError
+from janus_dist.model import vq as vq_model
+from janus_dist.model.janus import vq_config
+from janus_dist.model.vq_weights import save_vq
+from janus_dist.train.vq import VqQuality, train_vq
+
+
+def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQuality:
+    """Train on the training images of `pipeline.source`; write `data.vq_weights` and, beside it, `.origin.json`."""
+    path = Path(recipe.data.vq_weights)
+    pixels = squares(recipe)
+    say(f"{len(pixels)} images of {recipe.pipeline.source}, {recipe.vq_train.steps} steps -> {path}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed)
+        vq = vq_model.build(vq_config(recipe.model))
+    quality = train_vq(vq, pixels, recipe.vq_train, recipe.run.seed, say)
+    save_vq(vq, path)
+    record = {
+        "command": command,
+        "source": recipe.pipeline.source,
+        "images": len(pixels),
+        "images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+        "image_size": recipe.model.image_size,
+        "vq": recipe.model.vq.model_dump(mode="json"),
+        "vq_train": recipe.vq_train.model_dump(mode="json"),
+        "seed": recipe.run.seed,
+        "torch": torch.__version__,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "quality": asdict(quality),
+    }
+    write_whole(path.with_suffix(".origin.json"), json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
+    return quality
+
+
+def squares(recipe: BaseRecipe) -> Tensor:
+    """[image, 3, side, side] uint8: the source's images as the generation stream crops them; bad ones are left out."""
+    limits, side = images.Limits.of(recipe.pipeline), recipe.model.image_size
+    found = []
+    for item in sources.items("generation", recipe.pipeline):
+        assert isinstance(item, sources.Caption)
+        try:
+            image = images.load(storage.read(item.image), limits)
+        except (DataError, OSError):
+            continue  # the pipelines put it into the quarantine table, with the reason
+        found.append(np.asarray(images.resize_and_crop(image, side)))
+    if len(found) < 2:
+        raise DataError(
+            f"pipeline.source={recipe.pipeline.source} has {len(found)} images to train on, at least 2 are needed"
+        )
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,47 @@
+"""Training the VQ tokenizer from a recipe: weights that load, and a record that tells what made them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipelines import sources, vq_training
+from janus_dist.errors import DataError
+from janus_dist.model.vq_weights import load_vq
+from tests.pipelines.conftest import captions
+
+
+@pytest.fixture
+def recipe(make_recipe, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "items", lambda name, config: captions(photos[:12]))
+    steps = ("vq_train.steps=3", "vq_train.batch=4", "vq_train.warm_start_steps=1")
+    return make_recipe(*steps, f"data.vq_weights={tmp_path / 'new' / 'vq.safetensors'}")
+
+
+def test_weights_and_record(recipe):
+    lines: list[str] = []
+    vq_training.train(recipe, "python jobs/train_vq.py", lines.append)
+    load_vq(recipe.model, recipe.data.vq_weights)
+    path = Path(recipe.data.vq_weights)
+    record = json.loads(path.with_suffix(".origin.json").read_text())
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["images"] == 12 and record["vq"]["codes"] == 32 and record["vq_train"]["steps"] == 3
+    assert record["quality"]["psnr_db"] > 0
+    assert lines[0].startswith("12 images of easy-vqa, 3 steps")
+
+
+def test_the_same_recipe_gives_the_same_weights(recipe):
+    path = Path(recipe.data.vq_weights)
+    vq_training.train(recipe, "", lambda line: None)
+    first = path.read_bytes()
+    vq_training.train(recipe, "", lambda line: None)
+    assert path.read_bytes() == first
+
+
+def test_bad_images_are_left_out(make_recipe, spoiled, monkeypatch):
+    monkeypatch.setattr(sources, "items", lambda name, config: captions(spoiled))
+    assert vq_training.squares(make_recipe()).shape == (45, 3, 16, 16)
+    monkeypatch.setattr(sources, "items", lambda name, config: captions(spoiled[4:5]))
+    with pytest.raises(DataError, match="has 0 images to train on"):
+        vq_training.squares(make_recipe())
