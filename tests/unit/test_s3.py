@@ -1,0 +1,64 @@
+"""Shards in an object store, over the real S3 protocol on loopback."""
+
+import socket
+
+import boto3
+import fsspec
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+
+from janus_dist.data import storage
+from janus_dist.data.loader import read_payloads
+from janus_dist.data.sample import decode
+from tests.unit.test_shard import as_stored, make, open_set
+
+# the S3 client leaves its connections and loops to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    boto3.client("s3").create_bucket(Bucket="shards")
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield "s3://shards"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.mark.parametrize("stream", ["understanding", "generation"])
+def test_a_shard_set_is_written_and_read(bucket, tmp_path, stream):
+    samples = make(stream, 6)
+    remote, local = open_set(f"{bucket}/{stream}", stream, samples), open_set(tmp_path, stream, samples)
+    assert remote.manifest.digest == local.manifest.digest
+    payloads = read_payloads(remote, np.array([5, 0, 3]))
+    for place, payload in zip((5, 0, 3), payloads, strict=True):
+        assert as_stored(decode(stream, payload)) == as_stored(samples[place][1])
+
+
+def test_files_of_a_store(bucket):
+    path = f"{bucket}/folder/file"
+    assert storage.size(path) is None and storage.names(f"{bucket}/folder") == []
+    storage.write_whole(path, b"content")
+    assert (storage.size(path), storage.read(path), storage.names(f"{bucket}/folder")) == (7, b"content", ["file"])
+    with storage.open_binary(path) as file:
+        file.seek(3)
+        assert file.read(4) == b"tent"
+    storage.remove(path)
+    assert storage.size(path) is None
+    with pytest.raises(FileNotFoundError):
+        storage.read(path)
