@@ -20,6 +20,7 @@ from janus_dist.config.load import Loaded, flatten, load
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE, read
 from janus_dist.errors import ConfigError, JanusError
+from janus_dist.report.run import write_report
 
 R = TypeVar("R", bound=BaseRecipe)
 
@@ -106,6 +107,14 @@ def diff_config(
     """Print the settings in which two recipes or runs differ."""
     for line in _differences(*(_flat(side) for side in (first, second))):
         print(line)
+
+
+@app.command("report")
+def report(
+    run_root: Annotated[Path, typer.Argument(metavar="RUN_ROOT", help="The folder that holds the runs.")],
+) -> None:
+    """Write the report of all runs in a folder and print its path."""
+    print(write_report(run_root))
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:

@@ -264,3 +264,9 @@ def test_janus_config_schema():
     done = run(*JANUS, "config", "schema")
     assert done.returncode == 0, done.stderr
     assert '"row_tokens"' in done.stdout
+
+
+def test_janus_report_of_a_folder_without_runs():
+    done = run(*JANUS, "report", "nowhere")
+    assert done.returncode == 3
+    assert "nowhere" in done.stderr and "Traceback" not in done.stderr
