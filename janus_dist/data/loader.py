@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 
 from janus_dist.batch import Batch
 from janus_dist.config.data import STREAMS, Stream
-from janus_dist.data import packing
+from janus_dist.data import packing, storage
 from janus_dist.data.collate import DocumentFormat, collate
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan, StepPlan, row_costs
