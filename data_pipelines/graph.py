@@ -15,6 +15,7 @@ from data_pipelines.steps import rows
 from data_pipelines.steps.rows import Blocks, Step
 
 WHOLE: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True}
+ACTOR_MEMORY = 512 * 2**20  # bytes that an actor with torch and a VQ tokenizer takes, roughly
 
 
 class Graph:
@@ -39,7 +40,7 @@ class Graph:
                 compute=ActorPoolStrategy(size=actors),
                 num_cpus=0 if alone else 1,
                 num_gpus=1 if gpu else 0,
-                ray_remote_args_fn=dict,  # adds nothing, and keeps Ray from running the steps before in the actors
+                memory=ACTOR_MEMORY,  # a demand that tasks lack also keeps Ray from running the steps before in here
                 **WHOLE,
             )
         )

@@ -30,9 +30,10 @@ def prepare_data(recipe: BaseRecipe) -> None:
         return
     log.info("tokenizing %s into %s: %s", recipe.pipeline.source, recipe.data.root, ", ".join(missing))
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
+    jobs = [stream_job(name, recipe, tokenizer) for name in missing]  # finds what does not fit before anything starts
     connect()
-    for name in missing:
-        stream.run(stream_job(name, recipe, tokenizer))
+    for job in jobs:
+        stream.run(job)
 
 
 def stream_job(
