@@ -20,6 +20,7 @@ class EncodePixels:
 
     def __init__(self, model: ModelConfig, weights: str, batch: int, device: str, columns: pa.Schema):
         self.vq = load_vq(model, weights)
+        self.vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - 1.3 times as fast on a CPU
         self.vq.to(torch.device(device))  # pyright: ignore[reportArgumentType] - transformers' wrapper confuses it
         self.side, self.batch, self.device, self.columns = model.image_size, batch, device, columns
 
