@@ -5,6 +5,7 @@ with a traceback; whatever else goes wrong keeps its traceback and ends with 1.
 """
 
 import json
+import logging
 import re
 import sys
 import traceback
@@ -57,6 +58,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def run_job(main: Callable[[], int | None]) -> NoReturn:
     """Run a job and end the process with its exit code: what `main` returns, or that of the error it raised."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("janus_dist").setLevel(logging.INFO)
     try:
         code = main() or 0
     except JanusError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES of a process without GPUs
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its files stay as they are; this is what reaches a console
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig

@@ -7,7 +7,7 @@
 What is missing is prepared first: shards (jobs/tokenize.py) and the stage before. The same command again resumes.
 """
 
-import _start  # noqa: F401, I001
+import _start  # noqa: F401
 
 from janus_dist.cli import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe

@@ -9,7 +9,6 @@ The same command again goes on where it was interrupted; streams with a manifest
 
 import _start  # noqa: F401, I001
 
-import logging
 from pathlib import Path
 
 from janus_dist.cli import recipe_from_args, run_job
@@ -20,8 +19,6 @@ DEFAULTS = [Path(__file__).parent / "recipes" / "tiny" / "base.yaml"]
 
 
 def main() -> None:
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("janus_dist").setLevel(logging.INFO)
     prepare_data(recipe_from_args(BaseRecipe, DEFAULTS).recipe)
 
 

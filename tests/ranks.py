@@ -1,4 +1,4 @@
-"""Run a function on several gloo ranks, each a fresh process, and get what each returned or the first that went wrong."""
+"""Run a function on several gloo ranks, each a fresh process; get what each returned or the first failure."""
 
 import os
 import traceback

@@ -13,7 +13,9 @@ MODEL = ModelConfig(
     image_size=16,
     text=TextConfig(vocab=64, hidden=32, layers=2, heads=2, mlp=48),
     vision=VisionConfig(patch=8, hidden=16, layers=1, heads=2, mlp=32),
-    vq=VqConfig(codes=32, code_dim=8, base_channels=32, channel_multipliers=(1, 1, 2), res_blocks=1, latent_channels=32),
+    vq=VqConfig(
+        codes=32, code_dim=8, base_channels=32, channel_multipliers=(1, 1, 2), res_blocks=1, latent_channels=32
+    ),
 )
 PAD, IMAGE, BOI, EOI, BOS, EOS = 3, 4, 5, 6, 1, 2
 FIRST_WORD = 8

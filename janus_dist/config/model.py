@@ -52,6 +52,8 @@ class ModelConfig(Config):
 
     image_size: PositiveInt
     """Side of the square images that both encoders take, in pixels."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of random weights (transformers' default, made for widths of thousands)."""
     text: TextConfig
     vision: VisionConfig
     vq: VqConfig

@@ -23,7 +23,7 @@ from janus_dist.engine.world import World
 LossFunction = Callable[[Any], tuple[Tensor, Any]]
 
 
-# DeepSpeed would compile a C++ extension for ranks of one machine at its first use: a minute, a compiler, and a lock file
+# DeepSpeed would compile a C++ extension for ranks of one machine at first use: a minute, a compiler, and a lock file
 # that a killed process leaves behind for ever. Gloo does the same on CPU.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 

@@ -1,7 +1,7 @@
 """Evaluation of a trained run: what it answers to held-out questions, and what it draws.
 
-Writes OUT/evaluation.json and the pictures that the report shows beside it. Invariant: the same weights, recipe and seed
-give the same figures.
+Writes OUT/evaluation.json and the pictures that the report shows beside it. Invariant: the same weights, recipe and
+seed give the same figures.
 """
 
 import json
@@ -33,7 +33,7 @@ SHOWN_PAIRS = 16
 
 
 def evaluate(recipe: BaseRecipe, run_dir: Path, out: Path) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run and write what was found into `out`; CheckpointError when there is none."""
+    """Evaluate the newest checkpoint of a run, write what was found into `out`; CheckpointError when there is none."""
     began = time.perf_counter()
     (out / "images").mkdir(parents=True, exist_ok=True)
     model, tokenizer, vq = (
@@ -58,7 +58,8 @@ def load_model(recipe: BaseRecipe, run_dir: Path) -> Janus:
     model = janus.build(recipe.model, recipe.run.seed)
     load_into(model, load_weights(run_dir), str(run_dir))
     model.model.language_model.set_attn_implementation("sdpa")  # prompts of one length, with a cache
-    return model.to(torch.bfloat16).eval()
+    model.to(dtype=torch.bfloat16)
+    return model.eval()
 
 
 def understanding(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
@@ -103,7 +104,16 @@ def generation(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, vq: Janus
     asked = [prompt for prompt in easy_vqa.PROMPTS for _ in range(settings.images_per_prompt)]
     prompts = [chat.generation_prompt_ids(tokenizer, recipe.data.chat, prompt.caption) for prompt in asked]
     generator = torch.Generator().manual_seed(recipe.run.seed)
-    ids = sample.draw(model, prompts, tokenizer.pad, settings.guidance, settings.temperature, generator, settings.batch)
+    ids = sample.draw(
+        model,
+        prompts,
+        recipe.model.image_ids,
+        tokenizer.pad,
+        settings.guidance,
+        settings.temperature,
+        generator,
+        settings.batch,
+    )
     drawings = decode(vq, ids, settings.batch)
     verdicts = easy_vqa.judge(list(drawings))
     shown = []

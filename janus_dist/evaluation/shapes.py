@@ -1,8 +1,8 @@
 """A judge of drawings by plain pixel geometry: which shape of which color an image shows.
 
-It knows nothing of the model: the background is what the border shows, the object is what differs from it, the shape is the
-template that covers its bounding box best, the color the nearest named one. Invariant: an image without one clear object
-gets no verdict.
+It knows nothing of the model: the background is what the border shows, the object is what differs from it, the shape
+is the template that covers its bounding box best, the color the nearest named one. Invariant: an image without one
+clear object gets no verdict.
 """
 
 from dataclasses import dataclass

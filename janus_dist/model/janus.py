@@ -8,7 +8,7 @@ absent.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
@@ -68,6 +68,7 @@ def transformers_config(config: ModelConfig) -> JanusConfig:
         rope_parameters={"rope_type": "default", "rope_theta": text.rope_theta},
         tie_word_embeddings=False,
         pad_token_id=None,
+        initializer_range=config.init_std,
     )
     siglip = JanusVisionConfig(
         hidden_size=vision.hidden,
@@ -78,6 +79,7 @@ def transformers_config(config: ModelConfig) -> JanusConfig:
         patch_size=vision.patch,
         num_image_tokens=config.image_tokens,
         projection_dim=text.hidden,
+        initializer_range=config.init_std,
     )
     # at the top level tying defaults to True, whatever the language model says; the official head is untied
     return JanusConfig(
@@ -85,6 +87,7 @@ def transformers_config(config: ModelConfig) -> JanusConfig:
         vision_config=siglip.to_dict(),
         vq_config=vq_config(config).to_dict(),
         tie_word_embeddings=False,
+        initializer_range=config.init_std,
     )
 
 
@@ -101,6 +104,7 @@ def vq_config(config: ModelConfig) -> JanusVQVAEConfig:
         num_patches=config.image_size // vq.downsample,
         projection_dim=config.text.hidden,
         image_token_embed_dim=config.text.hidden,
+        initializer_range=config.init_std,
     )
 
 
@@ -109,6 +113,7 @@ def build(config: ModelConfig, seed: int) -> Janus:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Janus(transformers_config(config))
+        nn.init.normal_(model.model.generation_embeddings.weight)  # as in the official model; its 8 values a code
     assert model.lm_head.weight is not model.model.language_model.embed_tokens.weight
     model.model.language_model.set_attn_implementation(PACKED)
     return model

@@ -17,7 +17,7 @@ from janus_dist.model.janus import Janus
 
 @torch.no_grad()
 def image_features(model: Janus, images: Tensor, batch: int) -> Tensor:
-    """Features [image, image_tokens, hidden] of images [image, 3, side, side] uint8, as the language model takes them."""
+    """What the language model sees of images [image, 3, side, side] uint8: [image, image_tokens, hidden]."""
     core = model.model
     pixels = (vq_model.to_float(chunk).to(model.dtype) for chunk in images.split(batch))
     return torch.cat([core.aligner(core.vision_model(pixel_values=chunk).last_hidden_state) for chunk in pixels])
@@ -44,7 +44,7 @@ def answer(
         seen = features[[image_of[number] for number in members]]
         inputs = _with_images(model, ids, seen, image)
         unfinished = torch.ones(len(members), dtype=torch.bool)
-        cache = DynamicCache(config=model.config.text_config)
+        cache = DynamicCache(config=model.model.language_model.config)
         for _ in range(max_new_tokens):
             hidden = _language_model(model, inputs, cache)
             chosen = model.lm_head(hidden[:, -1]).argmax(dim=-1)
@@ -61,6 +61,7 @@ def answer(
 def draw(
     model: Janus,
     prompts: Sequence[Sequence[int]],
+    num_ids: int,
     pad: int,
     guidance: float,
     temperature: float,
@@ -69,10 +70,9 @@ def draw(
 ) -> Tensor:
     """VQ ids [prompt, ids] int64 of one image per prompt (ids that end with begin_of_image), sampled id by id.
 
-    As deepseek-ai/Janus, generation_inference.py: beside each prompt runs one whose ids 1..-2 are `pad`, and the logits are
-    l_u + guidance * (l_c - l_u). A temperature of 0 takes the likeliest id.
+    As deepseek-ai/Janus, generation_inference.py: beside each prompt runs one whose ids 1..-2 are `pad`, and the
+    logits are l_u + guidance * (l_c - l_u). A temperature of 0 takes the likeliest id.
     """
-    num_ids = model.config.vq_config.num_patches**2
     drawn = torch.zeros(len(prompts), num_ids, dtype=torch.int64)
     for members in _same_length(prompts, batch):
         drawn[members] = _draw_batch(
@@ -95,7 +95,7 @@ def _draw_batch(
     unconditional[:, 1:-1] = pad
     core = model.model
     inputs = core.language_model.embed_tokens(torch.cat([conditional, unconditional]))
-    cache = DynamicCache(config=model.config.text_config)
+    cache = DynamicCache(config=model.model.language_model.config)
     ids = []
     for _ in range(num_ids):
         hidden = _language_model(model, inputs, cache)

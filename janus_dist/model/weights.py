@@ -1,4 +1,5 @@
-"""Weights by name into a model in one process. Invariant: either every parameter is set or an error says which do not fit."""
+"""Weights by name into a model in one process. Invariant: either every parameter is set or an error says which do not
+fit."""
 
 from collections.abc import Mapping
 

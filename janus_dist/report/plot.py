@@ -25,7 +25,7 @@ def curves(
     levels: Mapping[str, float] | None = None,
     percent: bool = False,
 ) -> str:
-    """SVG of curves (steps, values) by stream, raw and thin under their smoothed selves; dashed `levels` beside them."""
+    """SVG of curves (steps, values) by stream, raw and thin under their smoothed selves; `levels` are dashed."""
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     axes = figure.add_subplot()
     for name, (steps, values) in named.items():

@@ -1,7 +1,8 @@
 """The report of a run, or of the runs in a folder: one HTML file that needs nothing else, not even a network.
 
-Read from what the runs left behind (config.json, metrics.jsonl, evaluation/evaluation.json), so that it can be written at any
-time, also of a run that is not over. Invariant: a figure in the report is a figure in one of those files.
+Read from what the runs left behind (config.json, metrics.jsonl, evaluation/evaluation.json), so that it can be
+written at any time, also of a run that is not over. Invariant: a figure in the report is a figure in one of those
+files.
 """
 
 import base64
@@ -37,10 +38,12 @@ class RunView:
 
 
 def write_report(root: Path) -> Path:
-    """Write ROOT/report.html of the runs in ROOT, or of ROOT itself if it is one; DataError when there is none."""
+    """Write ROOT/report.html of the runs in ROOT, or of ROOT if it is one itself; DataError when there is none."""
     runs = [view(folder) for folder in run_folders(root)]
     if not runs:
-        raise DataError(f"no run under {root}: no folder with a metrics.jsonl", "give the folder of a run or of several")
+        raise DataError(
+            f"no run under {root}: no folder with a metrics.jsonl", "give the folder of a run or of several"
+        )
     found = _evaluation(root)
     page = _template().render(
         title=f"{root.name}: run report",

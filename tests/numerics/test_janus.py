@@ -1,4 +1,5 @@
-"""The training forward against independent formulas: each document alone, one stream at a time, by transformers' own parts."""
+"""The training forward against independent formulas: each document alone, one stream at a time, by transformers' own
+parts."""
 
 import io
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from janus_dist.batch import NO_LABEL
-from janus_dist.config.data import STREAMS
+from janus_dist.config.data import STREAMS, Stream
 from janus_dist.data.collate import collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.model import janus
@@ -70,7 +71,7 @@ def test_losses_equal_those_of_each_document_alone(model):
 
 @torch.no_grad()
 def test_no_leak_between_documents(model):
-    """Other neighbours, another order, other positions in the row: not one bit of a document's hidden states changes."""
+    """Other neighbours, another order, other positions in the row: a document's hidden states stay."""
     samples = tiny.samples(seed=2)
     alone = [hidden_states(model, [sample]) for sample in samples]
     together = hidden_states(model, samples)
@@ -99,7 +100,9 @@ def test_perturbing_one_document_changes_no_other_bit(model):
 def hidden_states(model: janus.Janus, samples) -> torch.Tensor:
     """Hidden states [token, hidden] of documents packed in this order, caught where the heads would read them."""
     caught = []
-    hook = model.model.language_model.register_forward_hook(lambda module, args, out: caught.append(out.last_hidden_state[0]))
+    hook = model.model.language_model.register_forward_hook(
+        lambda module, args, out: caught.append(out.last_hidden_state[0])
+    )
     model(collate([(sample, False) for sample in samples], tiny.document_format()))
     hook.remove()
     return caught[0]
@@ -114,7 +117,13 @@ def test_parts_without_data_get_a_gradient_of_zero(model, kept):
     assert torch.isfinite(loss)
     loss.backward()
     unused = {
-        TextSample: ("vision_tower", "understanding_adaptor", "generation_embedding", "generation_adaptor", "image_head"),
+        TextSample: (
+            "vision_tower",
+            "understanding_adaptor",
+            "generation_embedding",
+            "generation_adaptor",
+            "image_head",
+        ),
         UnderstandingSample: ("generation_embedding", "generation_adaptor", "image_head"),
         GenerationSample: ("vision_tower", "understanding_adaptor", "text_head"),
         None: tuple(PREFIXES),
@@ -205,7 +214,7 @@ def test_rotary_frequencies_stay_in_full_precision():
 
 
 def test_loss_weights():
-    labels = {"understanding": 10, "text": 0, "generation": 30}
+    labels: dict[Stream, int] = {"understanding": 10, "text": 0, "generation": 30}
     assert loss_weights(labels, "labels") == {"understanding": 1 / 40, "generation": 1 / 40}
     assert loss_weights(labels, "streams") == {"understanding": 1 / 20, "generation": 1 / 60}
 
