@@ -13,6 +13,7 @@ from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest
 from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.errors import DataError
 from janus_dist.launch import connect
 
 log = logging.getLogger("janus_dist")
@@ -45,7 +46,17 @@ def stream_job(
 
 
 def _show(folder: str, recipe: BaseRecipe) -> None:
+    """Say what is there; DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
     manifest = Manifest.load(folder)
+    weights = recipe.data.vq_weights
+    if manifest.vq_sha256 is not None and storage.size(weights) is not None:
+        found = stream.sha256_of(weights)
+        if found != manifest.vq_sha256:
+            raise DataError(
+                f"{folder}/{NAME} was made with VQ weights whose sha256 is {manifest.vq_sha256[:12]}, "
+                f"but data.vq_weights={weights} has {found[:12]}",
+                "use the weights that the shards were made with, or tokenize again into another data.root",
+            )
     log.info("%s: %d samples, %d tokens in %s", manifest.stream, manifest.samples, manifest.tokens, folder)
 
 

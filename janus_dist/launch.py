@@ -14,7 +14,6 @@ from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES of a process without GPUs
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its files stay as they are; this is what reaches a console
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -34,7 +33,7 @@ def connect() -> None:
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING, namespace=LINES_NAMESPACE)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=LINES_NAMESPACE)
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         raise ClusterError(
             f"Ray cannot be reached or started: {error}", "see `ray status`; unset RAY_ADDRESS to start a local Ray"

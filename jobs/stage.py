@@ -26,10 +26,15 @@ def run_stage(loaded: Loaded[StageRecipe]) -> None:
             "raise train.steps to go on, or give the run another name (run.name=...)",
         )
     prepare_data(recipe)
-    prepare_start(loaded)
-    save(loaded, recipe.run.dir)
-    train(recipe, show=print)
+    train_with_start(loaded)
     print(f"report: {write_report(recipe.run.dir)}")
+
+
+def train_with_start(loaded: Loaded[StageRecipe]) -> None:
+    """Train a stage whose shards are there, and before it the runs that it starts from."""
+    prepare_start(loaded)
+    save(loaded, loaded.recipe.run.dir)
+    train(loaded.recipe, show=print)
 
 
 def is_complete(recipe: StageRecipe) -> bool:
@@ -48,4 +53,4 @@ def prepare_start(loaded: Loaded[StageRecipe]) -> None:
     before = load(StageRecipe, files, shared)
     if not is_complete(before.recipe):
         print(f"{run.name} starts from {run.start_from}, which is trained first")
-        run_stage(before)
+        train_with_start(before)

@@ -1,0 +1,138 @@
+"""The trainer on gloo ranks: resuming changes nothing, the world only rounding, errors name their cause."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_dist.engine import commits
+from janus_dist.errors import JanusError
+from janus_dist.monitor.sinks import read_lines
+from janus_dist.train.trainer import Trainer
+from tests import prepared
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepared.prepare(folder)
+    return folder
+
+
+def fit(folder: Path, root: Path, workers: int, sections: dict[str, Any]) -> list[str]:
+    """Train to the end; the lines said, or the error as its exit code and text."""
+    lines: list[str] = []
+    try:
+        Trainer.build(prepared.recipe(folder, root, workers, **sections), lines.append).fit()
+    except JanusError as error:
+        return [f"exit {error.exit_code}: {error}"]
+    return lines
+
+
+def train(folder: Path, root: Path, workers: int = 2, **sections: dict[str, Any]) -> list[str]:
+    return run_ranks(fit, workers, root / "meet", folder, root, workers, sections)[0]
+
+
+def losses(root: Path) -> dict[int, tuple[float, ...]]:
+    """Losses and gradient norm of each recorded step."""
+    lines = read_lines(root / "run" / "metrics.jsonl")
+    return {
+        int(line["step"]): tuple(v for k, v in sorted(line.items()) if k.startswith(("loss/", "optim/grad")))
+        for line in lines
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("unbroken")
+    lines = train(folder, root)
+    assert lines[0] == "starting run from random weights"
+    assert "step 6/6  100.0%" in lines[-2] and "gen " in lines[-2] and "eta 0s" in lines[-2]
+    assert lines[-1].startswith("saved ")
+    return root
+
+
+def test_every_step_is_recorded_once_and_learns(unbroken):
+    found = losses(unbroken)
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    assert found[6][0] < found[1][0]
+    newest = commits.latest(unbroken / "run")
+    assert newest is not None and commits.read(newest).step == 6
+
+
+def test_a_run_that_was_killed_after_a_checkpoint_gives_the_same_losses(folder, unbroken, tmp_path):
+    """What kill -9 leaves: a checkpoint of step 3, metrics to a cut line of step 5, a checkpoint half written."""
+    shutil.copytree(unbroken / "run", tmp_path / "run")
+    last = commits.folder(tmp_path / "run", 6)
+    (last / commits.MARKER).unlink()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:5])[:-20])
+    lines = train(folder, tmp_path)
+    assert lines[0].startswith("resuming run at step 3 from ")
+    assert losses(tmp_path) == losses(unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "micro_rows"), [(1, 1), (1, 4), (3, 2)])
+def test_the_world_and_accumulation_change_rounding_only(folder, unbroken, tmp_path, workers, micro_rows):
+    train(folder, tmp_path, workers, batch={"micro_rows": micro_rows})
+    for step, expected in losses(unbroken).items():
+        assert losses(tmp_path)[step] == pytest.approx(expected, rel=2e-3)
+
+
+def test_resuming_another_plan_is_refused_with_what_differs(folder, unbroken, tmp_path):
+    shutil.copytree(unbroken / "run", tmp_path / "run")
+    (line,) = train(folder, tmp_path, mix={"text": 4.0}, train={"steps": 9})
+    assert line.startswith("exit 4: ") and "mix.text was 3.0, is 4.0" in line
+    assert losses(tmp_path) == losses(unbroken)  # nothing was lost
+
+
+def test_a_checkpoint_of_another_model_size_is_refused(folder, unbroken, tmp_path):
+    shutil.copytree(unbroken / "run", tmp_path / "run")
+    model = prepared.recipe(folder, tmp_path).model.model_dump()
+    (line,) = train(folder, tmp_path, model=model | {"text": model["text"] | {"mlp": 96}})
+    assert line.startswith("exit 4: ") and "model.text.mlp was 48, is 96" in line
+
+
+def test_a_stage_starts_from_the_weights_of_another_run(folder, unbroken, tmp_path):
+    shutil.copytree(unbroken / "run", tmp_path / "before")
+    lines = train(folder, tmp_path, run={"start_from": "before"}, train={"steps": 1})
+    assert lines[0].startswith("starting run from the weights of ")
+    assert losses(tmp_path)[1][0] < losses(unbroken)[2][0]
+
+
+def test_a_start_that_is_not_there_is_an_error(folder, tmp_path):
+    (line,) = train(folder, tmp_path, 1, run={"start_from": "before"})
+    assert line.startswith("exit 4: run.start_from=before: no committed checkpoint under ")
+
+
+def test_another_tokenizer_than_the_shards_is_an_error(folder, tmp_path):
+    other = tmp_path / "tokenizer.json"
+    other.write_text((folder / "tokenizer.json").read_text() + " ")
+    data = prepared.recipe(folder, tmp_path).data.model_dump()
+    (line,) = train(folder, tmp_path, 1, data=data | {"tokenizer": str(other)})
+    assert line.startswith("exit 3: ") and "was made with a tokenizer whose sha256 is" in line
+
+
+def test_an_absent_data_folder_is_an_error(folder, tmp_path):
+    data = prepared.recipe(folder, tmp_path).data.model_dump()
+    (line,) = train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "nowhere")})
+    assert line.startswith("exit 3: no ") and "jobs/tokenize.py" in line
+
+
+def test_a_damaged_sample_is_named(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    shard = tmp_path / "data" / "text" / "shard-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[600:1200] = b"\0" * 600
+    shard.write_bytes(content)
+    data = prepared.recipe(folder, tmp_path).data.model_dump()
+    (line,) = train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "data")})
+    assert line.startswith("exit 3: sample ") and "is damaged: its checksum is" in line
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(folder, tmp_path):
+    (line,) = train(folder, tmp_path, 1, optim={"lr": 1e30, "grad_clip": 1e30}, train={"steps": 40})
+    assert line.startswith("exit 5: the gradient was not finite in 10 steps in a row")
