@@ -58,7 +58,7 @@ def load_model(recipe: BaseRecipe, run_dir: Path) -> Janus:
     model = janus.build(recipe.model, recipe.run.seed)
     load_into(model, load_weights(run_dir), str(run_dir))
     model.model.language_model.set_attn_implementation("sdpa")  # prompts of one length, with a cache
-    model.to(dtype=torch.bfloat16)
+    model.bfloat16()
     return model.eval()
 
 
