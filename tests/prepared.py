@@ -27,7 +27,7 @@ def prepare(folder: Path, samples: int = 40) -> None:
     model = tiny.MODEL
 
     def words(number: int) -> list[int]:
-        return rng.integers(10, tokenizer.size, number).tolist()
+        return rng.integers(10, 20, number).tolist()  # few, so that something can be learned in six steps
 
     def text(number: int) -> TextSample:
         return TextSample(np.array([tokenizer.bos, *words(5 + number % 20), tokenizer.eos], dtype=np.uint32))
@@ -41,7 +41,7 @@ def prepare(folder: Path, samples: int = 40) -> None:
 
     def generation(number: int) -> GenerationSample:
         prompt = np.array([tokenizer.bos, *words(2 + number % 3), tokenizer.boi], dtype=np.uint32)
-        return GenerationSample(prompt, rng.integers(0, model.vq.codes, model.image_ids, dtype=np.uint16))
+        return GenerationSample(prompt, rng.integers(0, 4, model.image_ids, dtype=np.uint16))
 
     makers = {"text": text, "understanding": understanding, "generation": generation}
     for name in STREAMS:
