@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,7 +86,8 @@ def test_killed_and_started_again_it_ends_with_the_same_losses(unbroken, tmp_pat
     job.wait()
     assert len(losses(root)) < 12
     assert run(["jobs/stage2.py", *settings(root)], log) == 0, log.read_text()
-    assert "resuming stage2 at step 4" in log.read_text()
+    # ranks outlive their driver by a moment, and may have reached the next checkpoint
+    assert re.search(r"resuming stage2 at step [48] from ", log.read_text())
     assert losses(root) == losses(unbroken)
 
 
