@@ -54,9 +54,7 @@ def save(engine: ZeroEngine, run_dir: Path, step: int, identity: dict[str, Any])
 
 def restore(engine: ZeroEngine, path: Path) -> Commit:
     """Load weights, moments and optimizer steps into `engine`, which may have another world; all ranks call it."""
-    commit = commits.read(path)
-    _verify_together(engine, path, commit)
-    _check_same_parameters(engine, path, commit)
+    commit = _checked(engine, path)
     _load(engine, path, with_moments=True)
     partitions.set_optimizer_steps(engine, commit.optimizer_steps)
     return commit
@@ -64,10 +62,16 @@ def restore(engine: ZeroEngine, path: Path) -> Commit:
 
 def restore_weights(engine: ZeroEngine, path: Path) -> None:
     """Load weights only, by name: the start of a stage from another run's checkpoint."""
+    _checked(engine, path)
+    _load(engine, path, with_moments=False)
+
+
+def _checked(engine: ZeroEngine, path: Path) -> Commit:
+    """The marker of a checkpoint that is whole and of this model; CheckpointError on every rank when it is not."""
     commit = commits.read(path)
     _verify_together(engine, path, commit)
     _check_same_parameters(engine, path, commit)
-    _load(engine, path, with_moments=False)
+    return commit
 
 
 def _verify_together(engine: ZeroEngine, path: Path, commit: Commit) -> None:

@@ -3,7 +3,7 @@
 Invariant: a run never trains on other data, another order or another model than its checkpoint did, without being told.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine.commits import Commit
 from janus_dist.errors import CheckpointError, DataError
+from janus_dist.model.parts import part_of
 
 
 def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Stream, ShardSet]) -> None:
@@ -47,7 +48,7 @@ def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Stream
                 )
 
 
-def check_resume(recipe: StageRecipe, plan: Plan, path: Path, commit: Commit) -> None:
+def check_resume(recipe: StageRecipe, plan: Plan, trainable: Sequence[str], path: Path, commit: Commit) -> None:
     """Raise CheckpointError unless the checkpoint at `path` continues with this recipe, naming what differs."""
     model = recipe.model.model_dump(mode="json")
     if commit.model != model:
@@ -58,8 +59,15 @@ def check_resume(recipe: StageRecipe, plan: Plan, path: Path, commit: Commit) ->
     if commit.plan_digest != plan.digest:
         raise CheckpointError(
             f"{path} was trained on another plan: {_differences('', commit.plan, plan.identity)}",
-            "undo the change, or start a new run (run.name=...) from these weights with run.start_from="
-            f"{recipe.run.name}",
+            "undo the change, or start a new run (run.name=...) from these weights with "
+            f"run.start_from={recipe.run.name}",
+        )
+    if set(commit.trainable) != set(trainable):
+        parts = ", ".join(sorted({part_of(name) for name in set(commit.trainable) ^ set(trainable)}))
+        raise CheckpointError(
+            f"{path} was trained with other parts learning than train.trainable says: {parts} differ",
+            "undo the change, or start a new run (run.name=...) from these weights with "
+            f"run.start_from={recipe.run.name}",
         )
     if commit.step > recipe.train.steps:
         raise CheckpointError(

@@ -88,7 +88,7 @@ class Trainer:
         run, root = self.recipe.run, Path(self.recipe.run.root)
         mine = self.world.from_first(commits.latest(run.dir))
         if mine is not None:
-            check_resume(self.recipe, self.plan, mine, commits.read(mine))
+            check_resume(self.recipe, self.plan, self.engine.trainable, mine, commits.read(mine))
             commit = checkpoint.restore(self.engine, mine)
             self.step, self.tokens = commit.step, commit.tokens
             self.say(f"resuming {run.name} at step {self.step} from {mine}")

@@ -96,6 +96,13 @@ def test_a_checkpoint_of_another_model_size_is_refused(folder, unbroken, tmp_pat
     assert line.startswith("exit 4: ") and "model.text.mlp was 48, is 96" in line
 
 
+def test_resuming_with_other_parts_learning_is_refused(folder, unbroken, tmp_path):
+    shutil.copytree(unbroken / "run", tmp_path / "run")
+    (line,) = train(folder, tmp_path, train={"trainable": ["language_model", "text_head"]})
+    assert line.startswith("exit 4: ")
+    assert "image_head, understanding_adaptor, vision_tower differ" in line
+
+
 def test_a_stage_starts_from_the_weights_of_another_run(folder, unbroken, tmp_path):
     shutil.copytree(unbroken / "run", tmp_path / "before")
     lines = train(folder, tmp_path, run={"start_from": "before"}, train={"steps": 1})
