@@ -4,6 +4,7 @@ Invariant: whatever a user can cause ends with a message on stderr and the exit 
 with a traceback; whatever else goes wrong keeps its traceback and ends with 1.
 """
 
+import io
 import json
 import logging
 import re
@@ -58,6 +59,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 def run_job(main: Callable[[], int | None]) -> NoReturn:
     """Run a job and end the process with its exit code: what `main` returns, or that of the error it raised."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file or `ray job logs` shows each line when it is said
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("janus_dist").setLevel(logging.INFO)
     try:
