@@ -1,6 +1,6 @@
 """easy-vqa as a benchmark: its held-out questions asked one by one, and drawings of every color and shape judged.
 
-Invariant: only the test split is asked; the majority answer, to compare with, is that of the training split.
+Invariant: only the test split is asked; what answers are compared with comes from the training split alone.
 """
 
 import random
@@ -73,6 +73,22 @@ def majority_answer() -> str:
     return counts.most_common(1)[0][0]
 
 
+def blind_answers(asked: Sequence[Question]) -> list[str]:
+    """What one would answer who knows the training split and reads the question, but does not see the image.
+
+    The most frequent training answer to the same words, `majority_answer` to words that were never asked. Far better
+    than the majority answer alone (`is there not a circle?` is mostly answered `yes`), so what a model gains by seeing
+    is its distance to this.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for image in easy_vqa.load("train"):
+        for question, answer in image.questions:
+            counts.setdefault(question, Counter())[answer] += 1
+    likeliest = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
+    majority = majority_answer()
+    return [likeliest.get(question.question, majority) for question in asked]
+
+
 def accuracy_by_kind(asked: Sequence[Question], given: Sequence[str]) -> dict[str, float]:
     """Share of right answers to each kind of question, and of all of them under `all`."""
     right: dict[str, list[bool]] = {}
@@ -87,13 +103,20 @@ def judge(drawings: Sequence[NDArray[np.uint8]]) -> list[Detection]:
     return [detect(drawing) for drawing in drawings]
 
 
-def detector_accuracy() -> float:
-    """Share of the test images, of those whose answers say all, that the detector sees rightly."""
-    known = [image for image in easy_vqa.load("test") if image.shape and image.color]
-    seen = judge([np.asarray(Image.open(image.path).convert("RGB")) for image in known])
-    return sum(found == Detection(image.shape, image.color) for found, image in zip(seen, known, strict=True)) / len(
-        known
-    )
+def detector_accuracy(pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
+    """Share of the test images, of those whose answers say all, that the detector sees rightly.
+
+    `pictures` [height, width, 3] are other versions of all test images, in their order; the files when absent.
+    """
+    images = easy_vqa.load("test")
+    if pictures is None:
+        pictures = [np.asarray(Image.open(image.path).convert("RGB")) for image in images]
+    right = [
+        found == Detection(image.shape, image.color)
+        for image, found in zip(images, judge(pictures), strict=True)
+        if image.shape and image.color
+    ]
+    return sum(right) / len(right)
 
 
 def balanced(asked: Sequence[Question], number: int) -> list[int]:

@@ -20,6 +20,7 @@ from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import chat
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine.stored import load_weights
+from janus_dist.errors import DataError
 from janus_dist.evaluation import easy_vqa
 from janus_dist.model import janus, sample
 from janus_dist.model import vq as vq_model
@@ -33,14 +34,15 @@ SHOWN_PAIRS = 16
 
 
 def evaluate(recipe: BaseRecipe, run_dir: Path, out: Path) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run, write what was found into `out`; CheckpointError when there is none."""
+    """Evaluate the newest checkpoint of a run, write what was found into `out`.
+
+    CheckpointError when there is none or it does not fit the recipe, DataError when the tokenizer does not.
+    """
     began = time.perf_counter()
     (out / "images").mkdir(parents=True, exist_ok=True)
-    model, tokenizer, vq = (
-        load_model(recipe, run_dir),
-        Tokenizer.load(recipe.data.tokenizer),
-        load_vq(recipe.model, recipe.data.vq_weights),
-    )
+    tokenizer = load_tokenizer(recipe)
+    vq = load_vq(recipe.model, recipe.data.vq_weights)
+    model = load_model(recipe, run_dir)
     found = {
         "run": str(run_dir),
         **understanding(recipe, model, tokenizer, out),
@@ -49,8 +51,22 @@ def evaluate(recipe: BaseRecipe, run_dir: Path, out: Path) -> dict[str, Any]:
         "detector_accuracy_on_real": easy_vqa.detector_accuracy(),
     }
     found["seconds"] = round(time.perf_counter() - began, 1)
-    (out / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+    temporary = out / "evaluation.json.tmp"
+    temporary.write_text(json.dumps(found, indent=1) + "\n")
+    temporary.replace(out / "evaluation.json")  # pictures first, then the file that names them, whole or not at all
     return found
+
+
+def load_tokenizer(recipe: BaseRecipe) -> Tokenizer:
+    """The recipe's tokenizer; DataError when it has ids that the model has not."""
+    tokenizer = Tokenizer.load(recipe.data.tokenizer)
+    if tokenizer.size > recipe.model.text.vocab:
+        raise DataError(
+            f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
+            f"more than model.text.vocab={recipe.model.text.vocab}",
+            "use the tokenizer that this model was trained with (config.json in its run folder)",
+        )
+    return tokenizer
 
 
 def load_model(recipe: BaseRecipe, run_dir: Path) -> Janus:
@@ -80,6 +96,7 @@ def understanding(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, out: P
     given = [tokenizer.decode(ids).strip() for ids in answers]
     majority = easy_vqa.majority_answer()
     by_kind = easy_vqa.accuracy_by_kind(asked, given)
+    blind = easy_vqa.accuracy_by_kind(asked, easy_vqa.blind_answers(asked))
     shown = []
     for position in easy_vqa.balanced(asked, SHOWN_QUESTIONS):
         question = asked[position]
@@ -91,7 +108,9 @@ def understanding(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, out: P
     return {
         "understanding_accuracy": by_kind.pop("all"),
         "understanding_majority": sum(question.answer == majority for question in asked) / len(asked),
+        "understanding_blind": blind.pop("all"),
         "understanding_by_kind": by_kind,
+        "understanding_blind_by_kind": blind,
         "majority_answer": majority,
         "num_questions": len(asked),
         "questions": shown,
@@ -144,7 +163,8 @@ def reconstruction(recipe: BaseRecipe, vq: JanusVQVAE, out: Path) -> dict[str, A
     images = easy_vqa.held_out_images(recipe.model.image_size, "cropped")
     batch = recipe.evaluate.batch
     ids = torch.cat([vq_model.encode(vq, vq_model.to_float(chunk)) for chunk in images.split(batch)])
-    back = torch.from_numpy(decode(vq, ids, batch)).permute(0, 3, 1, 2)
+    decoded = decode(vq, ids, batch)
+    back = torch.from_numpy(decoded).permute(0, 3, 1, 2)
     error = (back.float() - images.float()).square().mean(dim=(1, 2, 3))
     pairs = []
     for number in range(min(SHOWN_PAIRS, len(images))):
@@ -155,6 +175,7 @@ def reconstruction(recipe: BaseRecipe, vq: JanusVQVAE, out: Path) -> dict[str, A
     return {
         "vq_psnr_db": float((10 * torch.log10(255**2 / error)).mean()),
         "vq_codes_used": int(ids.unique().numel()),
+        "detector_accuracy_on_reconstructions": easy_vqa.detector_accuracy(list(decoded)),
         "vq_pairs": pairs,
     }
 

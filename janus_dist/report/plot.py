@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 STREAM_COLORS = {"understanding": "#0072b2", "text": "#009e73", "generation": "#d55e00", "all": "#555555"}
 SMOOTHED_SHARE = 0.05
@@ -37,12 +38,15 @@ def curves(
             axes.axhline(levels[name], color=color, linestyle=(0, (4, 3)), linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel(y_label)
+    axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     if percent:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
-    if named:
+    if len(named) > 1:
         axes.legend(frameon=False, fontsize="small")
     return _svg(figure)
 

@@ -23,6 +23,7 @@ from janus_dist.report import plot
 
 TEMPLATES = Path(__file__).parent / "templates"
 LAST_STEPS = 20
+STAGE_SECTIONS = ("stage", "mix", "batch", "optim", "train")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,14 @@ class RunView:
     losses: str
     mixture: str
     speed: str
-    settings: str
+    waiting: str
+    training_s: float
+    config: dict[str, Any]
+
+    @property
+    def settings(self) -> str:
+        """The whole recipe as JSON."""
+        return json.dumps(self.config, indent=1)
 
 
 def write_report(root: Path) -> Path:
@@ -49,6 +57,8 @@ def write_report(root: Path) -> Path:
         title=f"{root.name}: run report",
         written=time.strftime("%Y-%m-%d %H:%M"),
         runs=runs,
+        settings=list(settings_table([run.config for run in runs])),
+        training_time=duration(sum(run.training_s for run in runs)),
         evaluation=found,
         picture=lambda name: _data_url(root / "evaluation" / "images" / name),
         prompts=_by_prompt(found) if found else {},
@@ -80,8 +90,29 @@ def view(folder: Path) -> RunView:
             _columns(lines, "mix/"), "share of all so far", smooth=False, levels=_asked(config), percent=True
         ),
         speed=plot.curves({"all": _column(lines, "perf/tokens_per_s")}, "tokens per second"),
-        settings=json.dumps(config, indent=1),
+        waiting=plot.curves({"all": _column(lines, "perf/data_wait")}, "share of a step's time", percent=True),
+        training_s=sum(line["perf/step_s"] for line in lines),
+        config=config,
     )
+
+
+def settings_table(configs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], bool]]:
+    """(setting, its value in each run, whether runs differ in it) of the settings that make a stage what it is."""
+    flat = [dict(_flat(config)) for config in configs]
+    for name in dict.fromkeys(name for config in flat for name in config):
+        if name.split(".")[0] in STAGE_SECTIONS:
+            values = [config.get(name, "") for config in flat]
+            yield name, values, len(set(values)) > 1
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield prefix + name, ", ".join(str(item).replace("_", " ") for item in value)
+        else:
+            yield prefix + name, "" if value is None else f"{value:,g}" if type(value) is float else str(value)
 
 
 def _facts(lines: list[dict[str, float]], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -139,6 +170,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _data_url(path: Path) -> str:
+    if not path.exists():
+        raise DataError(f"evaluation.json names {path}, which is not there", "evaluate the run again")
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
@@ -147,4 +180,5 @@ def _template() -> jinja2.Template:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["percent"] = lambda value: f"{value:.1%}"
+    environment.filters["duration"] = duration
     return environment.get_template("run.html.j2")
