@@ -78,5 +78,5 @@ def recipe(folder: Path, root: Path, workers: int = 2, **sections: dict[str, Any
         },
     }
     for section, changes in sections.items():
-        settings[section] = settings[section] | changes
+        settings[section] = settings.get(section, {}) | changes
     return StageRecipe.model_validate(settings)

@@ -3,6 +3,7 @@
 Invariant: only a whole checkpoint whose checksums hold is read.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -32,5 +33,7 @@ def load_weights(run_dir: Path) -> dict[str, Tensor]:
         WEIGHTS + name: torch.empty(stored[WEIGHTS + name].size, dtype=stored[WEIGHTS + name].properties.dtype)
         for name in commit.shapes
     }
-    dcp.load(state, storage_reader=FileSystemReader(path), no_dist=True)
+    with warnings.catch_warnings():  # torch remarks that one process loads, which is what `no_dist` asks for
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(state, storage_reader=FileSystemReader(path), no_dist=True)
     return {name: state[WEIGHTS + name].reshape(shape) for name, shape in commit.shapes.items()}

@@ -1,0 +1,93 @@
+"""Evaluation: what is asked, what answers are compared with, what is written, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.data.tokenizer import train_tokenizer
+from janus_dist.errors import CheckpointError, DataError
+from janus_dist.evaluation import easy_vqa, run
+from janus_dist.model import janus, vq
+from janus_dist.model.weights import load_into
+from tests import prepared, tiny
+
+
+def test_kinds_of_questions():
+    asked = easy_vqa.questions(0)
+    assert len(asked) == 9673
+    assert {question.kind for question in asked} == {"shape", "color", "yes or no"}
+    assert easy_vqa.questions(5) == asked[:5]
+
+
+def test_accuracy_by_kind():
+    asked = [
+        easy_vqa.Question(0, "what shape?", "circle"),
+        easy_vqa.Question(0, "what color?", "red"),
+        easy_vqa.Question(0, "is it red?", "yes"),
+        easy_vqa.Question(0, "is it blue?", "no"),
+    ]
+    found = easy_vqa.accuracy_by_kind(asked, ["circle", "blue", "yes", "yes"])
+    assert found == {"shape": 1.0, "color": 0.0, "yes or no": 0.5, "all": 0.5}
+
+
+def test_blind_answers_know_the_words_but_not_the_image():
+    asked = [question for question in easy_vqa.questions(0) if question.question == "what shape is in the image?"]
+    assert len(set(easy_vqa.blind_answers(asked))) == 1  # one question, one answer, whatever is seen
+    assert len({question.answer for question in asked}) == 3
+    never_asked = easy_vqa.Question(0, "who drew this?", "yes")
+    assert easy_vqa.blind_answers([never_asked]) == [easy_vqa.majority_answer()]
+
+
+@pytest.mark.parametrize("square", ["padded", "cropped"])
+def test_held_out_images(square):
+    images = easy_vqa.held_out_images(32, square)
+    assert images.shape == (1000, 3, 32, 32)
+    assert images.dtype == torch.uint8
+
+
+def small_recipe(folder) -> StageRecipe:
+    train_tokenizer(["a b c d"], prepared.VOCAB, folder / "tokenizer.json")
+    return prepared.recipe(folder, folder / "runs", evaluate={"max_questions": 30, "images_per_prompt": 1})
+
+
+def test_what_evaluation_leaves(tmp_path, monkeypatch):
+    """An untrained model answers and draws badly, but every figure, picture and count is there."""
+    recipe = small_recipe(tmp_path)
+    weights = dict(janus.build(recipe.model, seed=1).named_parameters())
+    monkeypatch.setattr(run, "load_weights", lambda _: weights)
+    monkeypatch.setattr(run, "load_vq", lambda *_: vq.build(janus.vq_config(recipe.model)).eval())
+    found = run.evaluate(recipe, tmp_path / "run", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    assert found["num_questions"] == 30
+    assert found["num_images"] == 24
+    assert found["generation_chance"] == 1 / 24
+    assert found["detector_accuracy_on_real"] > found["detector_accuracy_on_reconstructions"]
+    pictures = [entry["image"] for entry in found["questions"] + found["drawings"]]
+    pictures += [pair[side] for pair in found["vq_pairs"] for side in ("original", "reconstruction")]
+    for name in pictures:
+        with Image.open(tmp_path / "out" / "images" / name) as picture:
+            assert np.asarray(picture).shape == (16, 16, 3)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
+    recipe = small_recipe(tmp_path)
+    with pytest.raises(DataError, match=r"has \d+ ids, more than model\.text\.vocab=64"):
+        run.load_tokenizer(recipe.model_copy(update={"model": tiny.MODEL}))
+
+
+def test_weights_are_copied_by_name():
+    source, target = janus.build(tiny.MODEL, seed=1), janus.build(tiny.MODEL, seed=2)
+    load_into(target, dict(source.named_parameters()), "here")
+    assert all(torch.equal(one, other) for one, other in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_weights_of_another_size_are_refused():
+    weights = {
+        name: p[:1] if name == "lm_head.weight" else p for name, p in janus.build(tiny.MODEL, 0).named_parameters()
+    }
+    with pytest.raises(CheckpointError, match=r"1 parameters differ, lm_head\.weight: \(1, 32\) there, \(64, 32\)"):
+        load_into(janus.build(tiny.MODEL, 0), weights, "here")
