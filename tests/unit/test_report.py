@@ -88,7 +88,7 @@ def test_the_report_of_several_runs(tmp_path):
     assert page.classes.count("right") == 1 and page.classes.count("wrong") == 1
     assert page.classes.count("ok") == 1 and page.classes.count("no") == 1
     assert "what <b>color</b>?" in page.text  # escaped, not markup
-    assert html.count("<svg") == 6
+    assert html.count("<svg") == 8  # four plots a run
     assert not page.open
 
 
