@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
@@ -44,7 +44,8 @@ def save_vq(vq: JanusVQVAE, path: Path) -> None:
     """Write weights as safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: value.detach().cpu().contiguous() for name, value in vq.state_dict().items()}, temporary)
+    # not save_file: it makes files that only their owner may read
+    temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in vq.state_dict().items()}))
     temporary.replace(path)
 
 
