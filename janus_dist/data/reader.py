@@ -53,7 +53,9 @@ class Reader:
         self._cache: PageCache | None = None
         if settings.cache_dir is not None:
             pages = int(settings.cache_gib * 2**30) // (PAGE_BYTES + BLOCK_BYTES)
-            self._cache = PageCache(settings.cache_dir, max(1, pages), wait_s=settings.timeout_s, warn=node_member == 0)
+            self._cache = PageCache(
+                settings.cache_dir, max(1, pages), PAGE_BYTES, wait_s=settings.timeout_s, warn=node_member == 0
+            )
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each range, in the order asked; DataError when one cannot be read, or not whole."""
