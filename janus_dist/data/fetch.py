@@ -29,6 +29,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as StoreConnectionError
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
+from fsspec.config import conf
 
 from janus_dist.config.data import ReadConfig
 from janus_dist.errors import DataError
@@ -260,7 +261,7 @@ class S3Store:
         """The s3fs file system; it alone knows endpoint, credentials and region."""
         with self._lock:
             if self._files is None:
-                theirs = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+                theirs = conf.get("s3", {}).get("config_kwargs", {})
                 ours = {
                     "connect_timeout": min(CONNECT_TIMEOUT_S, self.settings.timeout_s),
                     "read_timeout": self.settings.timeout_s,

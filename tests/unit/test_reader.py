@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
+import fsspec
 import pytest
+from aiobotocore.session import AioSession
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,8 +46,15 @@ def quick(monkeypatch):
     monkeypatch.setattr(fetch, "LATE_FLOOR_S", 60.0)
 
 
+@pytest.fixture(scope="module")
+def session() -> AioSession:
+    """The models of S3's protocol, which take half a second to read, for all tests."""
+    return AioSession()
+
+
 @pytest.fixture
-def s3(monkeypatch) -> Iterator[FaultyS3]:
+def s3(monkeypatch, session) -> Iterator[FaultyS3]:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"session": session})
     with FaultyS3({"shards/a.tar": DATA}) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
