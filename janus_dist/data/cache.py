@@ -118,6 +118,8 @@ class PageCache:
         """Remove all pages of an object: when one is sound and yet wrong, the object was written anew."""
         name = object_name(path)
         with self._guarded():
+            if not self._bucket(name).is_dir():
+                return
             self._remove(file for file in self._bucket(name).glob(f"{name}-*") if file.suffix != ".new")
 
     def _page(self, name: str) -> bytes | None:
@@ -173,6 +175,7 @@ class PageCache:
                 # the former holder may have renamed or removed the file that was opened
                 if locked(file) and same_file(file, new):
                     if not self._file(name).exists():
+                        os.ftruncate(file, 0)  # what a dead maker left
                         return claim
                     new.unlink(missing_ok=True)
             except OSError:
@@ -183,12 +186,13 @@ class PageCache:
 
     def _put(self, claim: Claim, content: bytes) -> None:
         """Make a claimed page appear if there is room for it; the claim ends either way."""
-        new, header = self._new(claim.name), HEADER.pack(MAGIC, len(content), zlib.crc32(content))
+        page, new = HEADER.pack(MAGIC, len(content), zlib.crc32(content)) + content, self._new(claim.name)
         with self._guarded():
-            if content and self._reserve(claim, len(header) + len(content)):
+            if content and self._reserve(claim, len(page)):
                 try:
-                    write_all(claim.file, header + content)
-                    new.rename(self._file(claim.name))
+                    write_all(claim.file, page)
+                    with self._usage():  # so that who counts sees the page once, under one of its names
+                        new.rename(self._file(claim.name))
                 except OSError:
                     with suppress(OSError):
                         self._remove([new])
@@ -227,45 +231,41 @@ class PageCache:
 
         A page that is needed before `step`, when the claimed one is, stays.
         """
-        pages, unfinished = self._listed(claim)
-        # what a shrunken capacity leaves over goes as well
-        excess = len(pages) + unfinished - self.capacity_pages
-        drop = max(1, int(EVICT_SHARE * self.capacity_pages)) + max(excess, 0) if excess >= 0 else 0
         next_uses = self._next_uses()
-        removed = 0
-        for use, _, file in heapq.nsmallest(
-            drop, ((-next_uses.get(file.name, NEVER), changed, str(file)) for file, changed in pages)
-        ):
-            if -use > step or -use == NEVER:
-                Path(file).unlink(missing_ok=True)
-                removed += 1
-        return len(pages) + unfinished - removed
-
-    def _listed(self, claim: Claim) -> tuple[list[tuple[Path, int]], int]:
-        """All pages with the time they were written (ns), and how many are in the making; removes those of the dead."""
         pages, unfinished = [], 0
-        own = f"{claim.name}.new"
+        for name, path, changed in self._listed():
+            if not name.endswith(".new"):
+                pages.append((-next_uses.get(name, NEVER), changed, path))
+            elif name != f"{claim.name}.new":
+                unfinished += not removed_if_dead(path)
+        remain = len(pages) + unfinished
+        if remain >= self.capacity_pages:  # else the count was too high; more than that: the capacity was larger before
+            drop = remain - self.capacity_pages + max(1, int(EVICT_SHARE * self.capacity_pages))
+            for last_use, _, path in heapq.nsmallest(drop, pages):
+                if -last_use > step or -last_use == NEVER:
+                    Path(path).unlink(missing_ok=True)
+                    remain -= 1
+        return remain
+
+    def _listed(self) -> Iterator[tuple[str, str, int]]:
+        """(name, path, time of the last change in ns) of all pages, and of those in the making that have a length."""
         for bucket in os.scandir(self.folder):
             if not bucket.is_dir():
                 continue
             for entry in os.scandir(bucket.path):
                 with suppress(FileNotFoundError):
-                    if not entry.name.endswith(".new"):
-                        pages.append((Path(entry.path), entry.stat().st_mtime_ns))
-                    elif entry.name != own:
-                        unfinished += not removed_if_dead(Path(entry.path)) and entry.stat().st_size > 0
-        return pages, unfinished
+                    status = entry.stat()
+                    if status.st_size:  # a claim without a length has no room reserved
+                        yield entry.name, entry.path, status.st_mtime_ns
 
     def _remove(self, files: Iterable[Path]) -> None:
-        removed = 0
-        for file in files:
-            with suppress(FileNotFoundError):
-                file.unlink()
-                removed += 1
-        if not removed:
-            return
         with self._usage() as usage:
-            if usage is not None and (pages := read_count(usage)) is not None:
+            removed = 0
+            for file in files:
+                with suppress(FileNotFoundError):
+                    file.unlink()
+                    removed += 1
+            if removed and usage is not None and (pages := read_count(usage)) is not None:
                 write_count(usage, max(0, pages - removed))
 
     @contextmanager
@@ -342,13 +342,16 @@ def same_file(file: int, path: Path) -> bool:
         return False
 
 
-def removed_if_dead(new: Path) -> bool:
-    """Remove a page in the making whose maker is gone."""
-    file = os.open(new, os.O_RDWR | os.O_CLOEXEC)
+def removed_if_dead(new: str) -> bool:
+    """Remove a page in the making whose maker is gone; whether it is away."""
     try:
-        if not locked(file) or not same_file(file, new):
+        file = os.open(new, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        if not locked(file) or not same_file(file, Path(new)):
             return False
-        new.unlink()
+        Path(new).unlink()
         return True
     finally:
         os.close(file)

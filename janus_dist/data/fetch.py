@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -249,7 +250,9 @@ class S3Store:
     def close(self) -> None:
         with self._lock:
             files, self._files = self._files, None
-        if files is not None:
+        if files is None:
+            return
+        with suppress(OSError):  # its connections are idle, or break when the process ends
             sync(files.loop, self._disconnect, files, timeout=CONNECT_TIMEOUT_S)
 
     @staticmethod
