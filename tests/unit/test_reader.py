@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -84,6 +83,14 @@ def gib(pages: int) -> float:
 
 def pages_in(folder: Path) -> int:
     return sum(1 for file in folder.glob("pages-*/*/*") if file.is_file())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread or process does."""
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
 
 
 def wanted(ranges: list[Range]) -> list[bytes]:
@@ -181,9 +188,10 @@ class TestRequests:
         with ThreadPoolExecutor(1) as pool:
             ranges = [Range(PATH, 10_000 * number, 10) for number in range(4)]
             found = pool.submit(made.read, ranges)
-            while len(s3.requests) < 4:
-                time.sleep(0.01)
-            s3.released.set()
+            try:
+                until(lambda: len(s3.requests) == 4)
+            finally:
+                s3.released.set()
             assert found.result() == wanted(ranges)
 
     def test_of_cached_pages_are_not_repeated(self, s3, make, tmp_path):
@@ -209,7 +217,7 @@ class TestFaults:
     @pytest.mark.parametrize("fault", ["stall", "stall_body", "trickle"])
     def test_silence_ends(self, s3, make, fault, monkeypatch):
         monkeypatch.setattr(fetch, "SLOWEST_BYTES_PER_S", 1e9)
-        made = make(timeout_s=1.0)
+        made = make(timeout_s=1.0, attempts=10)
         s3.fail(fault)
         assert made.read([Range(PATH, 0, 2_000)]) == [DATA[:2_000]]
         assert made.counters().retries >= 1
@@ -256,8 +264,8 @@ class TestFaults:
 
     def test_silence_is_told(self, s3, make):
         s3.fail("stall")
-        with pytest.raises(DataError, match=r"bytes 0 to 9: no whole answer within 0\.3 s \(attempt 1 of 1, "):
-            make(timeout_s=0.3, attempts=1).read([Range(PATH, 0, 10)])
+        with pytest.raises(DataError, match=r"bytes 0 to 9: no whole answer within 1\.0 s \(attempt 1 of 1, "):
+            make(timeout_s=1.0, attempts=1).read([Range(PATH, 0, 10)])
 
     def test_no_server(self, monkeypatch, make):
         for name, value in FaultyS3({}).environment.items():
@@ -301,8 +309,7 @@ class TestFaults:
         made = make()
         with ThreadPoolExecutor(1) as pool:
             found = pool.submit(made.read, [Range(PATH, 0, 10)])
-            while not s3.requests:
-                time.sleep(0.01)
+            until(lambda: bool(s3.requests))
             made.close()
             with pytest.raises(DataError):
                 found.result(timeout=30)
@@ -322,9 +329,12 @@ class TestSecondRequests:
         monkeypatch.setattr(fetch, "LATE_COLD_S", 0.2)
         made = make()
         s3.fail("stall", "slow_down")
-        threading.Timer(0.8, s3.released.set).start()
-        assert made.read([Range(PATH, 0, 2_000)]) == [DATA[:2_000]]
-        assert made.counters().hedges >= 1
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(made.read, [Range(PATH, 0, 2_000)])
+            until(lambda: len(s3.requests) == 2)
+            s3.released.set()
+            assert found.result() == [DATA[:2_000]]
+        assert (made.counters().hedges, made.counters().retries) == (1, 0)
 
     def test_late_is_three_medians(self, monkeypatch):
         monkeypatch.setattr(fetch, "LATE_FLOOR_S", 0.1)
@@ -400,7 +410,7 @@ class TestProcesses:
         processes = [child(tmp_path) for _ in range(2)]
         expected = b"".join(DATA[offset : offset + 1_000] for offset in range(0, 38_000, 2_500))
         for process in processes:
-            assert process.communicate(timeout=60)[0] == expected
+            assert process.communicate(timeout=120)[0] == expected
         times = Counter(page for seen in s3.requests for page in range(seen.start // PAGE, seen.stop // PAGE))
         assert set(times.values()) == {1}
 
@@ -409,18 +419,17 @@ class TestProcesses:
         s3.fail(*["stall"] * 16)
         process = child(tmp_path)
         try:
-            while not s3.requests:
-                time.sleep(0.02)
+            until(lambda: bool(s3.requests))
             process.send_signal(sign)
             if sign == signal.SIGKILL:
                 process.wait()
             with s3.lock:
                 s3.faults.clear()
             began, one = time.monotonic(), Range(s3.requests[0].path, s3.requests[0].start, 1_000)
-            assert make(cache_dir=str(tmp_path), timeout_s=30 if sign == signal.SIGKILL else 2).read([one]) == wanted(
+            assert make(cache_dir=str(tmp_path), timeout_s=120 if sign == signal.SIGKILL else 2).read([one]) == wanted(
                 [one]
             )
-            assert time.monotonic() - began < 25
+            assert time.monotonic() - began < 60
         finally:
             process.kill()
             process.communicate()
