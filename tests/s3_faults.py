@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")  # must not be set
 ERRORS = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "internal": (500, "InternalError", "We encountered an internal error."),
+    "bad_gateway": (502, "", "what stands before the store does not speak S3"),
     "denied": (403, "AccessDenied", "Access Denied"),
 }
 FAULTS = ("ok", "reset", "stall", "stall_body", "trickle", "short", "other_length", "wrong", "whole", *ERRORS)
@@ -150,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, code: str, message: str) -> None:
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        if not code:
+            body = f"<html><p>{message}<hr></html>".encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
