@@ -198,9 +198,8 @@ class TestProcesses:
             with s3.lock:
                 s3.faults.clear()
             began, one = time.monotonic(), Range(s3.requests[0].path, s3.requests[0].start, 1_000)
-            assert make_reader(cache_dir=str(tmp_path), timeout_s=120 if sign == signal.SIGKILL else 2).read(
-                [one]
-            ) == wanted([one])
+            made = make_reader(cache_dir=str(tmp_path), timeout_s=120 if sign == signal.SIGKILL else 2)
+            assert made.read([one]) == wanted([one])
             assert time.monotonic() - began < 60
         finally:
             process.kill()
