@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from janus_dist.config.base import Config
 
@@ -89,3 +89,20 @@ class BatchConfig(Config):
     """Samples in a step; only with `mix.unit: samples`, where a step takes as many rows as they need."""
     cfg_drop: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of generation samples whose prompt is replaced by pad tokens (for guidance; Janus, footnote 2)."""
+
+
+class ReadConfig(Config):
+    """How shards are read, on local disk and from S3."""
+
+    cache_dir: str | None = None
+    """Folder on a local disk of each node for a cache that its ranks share; none: every rank reads from the store."""
+    cache_gib: PositiveFloat = 50.0
+    """Disk space that the cache of a node takes at most, in GiB."""
+    coalesce_gap_bytes: NonNegativeInt = 262_144
+    """Samples of a shard that lie closer together than this are read by one request; 256 KiB take 5 ms to send."""
+    threads: PositiveInt = 16
+    """Requests that one rank has under way at once."""
+    timeout_s: PositiveFloat = 15.0
+    """Seconds without an answer after which a request has failed."""
+    attempts: PositiveInt = 10
+    """Attempts at a request before the run stops; ten last about 50 seconds and what `timeout_s` adds."""

@@ -1,0 +1,38 @@
+"""What the tests of the reader share: an object, its ranges, and how to wait.
+
+Invariant: `DATA` is what an answer without a fault is made of, so every byte can be compared.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from janus_dist.data import cache
+from janus_dist.data.reader import Range
+from tests.s3_faults import noise
+
+SIZE = 40_000
+DATA = noise(SIZE)
+PATH = "s3://shards/a.tar"
+PAGE = 1_024  # bytes of a page, instead of 256 KiB
+
+
+def gib(pages: int) -> float:
+    """`cache_gib` for so many pages."""
+    return (pages + 0.5) * (PAGE + cache.BLOCK_BYTES) / 2**30
+
+
+def pages_in(folder: Path) -> int:
+    return sum(1 for file in folder.glob("pages-*/*/*") if file.is_file())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread or process does."""
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def wanted(ranges: list[Range]) -> list[bytes]:
+    return [DATA[one.offset : one.stop] for one in ranges]

@@ -1,0 +1,54 @@
+"""Fixtures of the tests that read shards: a store that fails on command, readers that do not wait long."""
+
+from collections.abc import Callable, Iterator
+
+import fsspec
+import pytest
+from aiobotocore.session import AioSession
+
+from janus_dist.config.data import ReadConfig
+from janus_dist.data import fetch, reader
+from janus_dist.data.reader import Reader
+from tests.reading import DATA, PAGE
+from tests.s3_faults import PROXIES, FaultyS3
+
+
+@pytest.fixture
+def quick_reader(monkeypatch):
+    """Small pages and short pauses; nothing is late unless a test says so, however slow the machine."""
+    monkeypatch.setattr(reader, "PAGE_BYTES", PAGE)
+    monkeypatch.setattr(reader, "SPAN_BYTES", 16 * PAGE)
+    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(fetch, "LATE_COLD_S", 60.0)
+    monkeypatch.setattr(fetch, "LATE_FLOOR_S", 60.0)
+
+
+@pytest.fixture(scope="module")
+def session() -> AioSession:
+    """The models of S3's protocol, which take half a second to read, for all tests."""
+    return AioSession()
+
+
+@pytest.fixture
+def s3(monkeypatch, session) -> Iterator[FaultyS3]:
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"session": session})
+    with FaultyS3({"shards/a.tar": DATA}) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        for name in PROXIES:
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
+@pytest.fixture
+def make_reader(quick_reader) -> Iterator[Callable[..., Reader]]:
+    """Makes readers of small pages and closes them."""
+    made: list[Reader] = []
+
+    def new(node_member: int = 0, **values: object) -> Reader:
+        made.append(Reader(ReadConfig.model_validate({"timeout_s": 30, "attempts": 3, **values}), node_member))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
