@@ -9,7 +9,9 @@ import json
 import tarfile
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -132,26 +134,32 @@ def number_of_key(shards: ShardSet, key: str) -> int | None:
     return None
 
 
-def read_sample(shards: ShardSet, number: int) -> Found:
-    """One sample by its number; DataError when it cannot be read."""
-    shard, row = locate(shards.manifest, number)
-    record, name = index_records(shards, shard)[row], shards.manifest.shards[shard].name
-    path = f"{shards.folder}/{name}.tar"
+def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
+    """Samples by their numbers, in ascending order; DataError when one cannot be read."""
+    places = [(number, *locate(shards.manifest, number)) for number in sorted(numbers)]
+    for shard, mine in groupby(places, key=lambda place: place[1]):
+        name, records = shards.manifest.shards[shard].name, index_records(shards, shard)
+        path = f"{shards.folder}/{name}.tar"
+        keys = None if shards.manifest.stream == "understanding" else shard_keys(shards.folder, shards.manifest, shard)
+        try:
+            with storage.open_binary(path) as file:
+                for number, _, row in mine:
+                    yield _found(file, shards.manifest.stream, number, name, records[row], keys[row] if keys else None)
+        except (OSError, ValueError, IndexError) as error:
+            raise DataError(f"{path} cannot be read: {error}", _see_lint(shards.folder)) from error
+
+
+def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.void, key: str | None) -> Found:
+    """The sample that an index record points at; a conversation's key is in its own bytes."""
+    file.seek(int(record["offset"]))
+    payload = file.read(int(record["bytes"]))
+    if zlib.crc32(payload) != int(record["crc32"]):
+        raise ValueError(f"sample {number} is damaged, its checksum is not the one in the index")
     try:
-        with storage.open_binary(path) as file:
-            file.seek(int(record["offset"]))
-            payload = file.read(int(record["bytes"]))
-        if zlib.crc32(payload) != int(record["crc32"]):
-            raise ValueError("its checksum is not the one in the index")
-        sample = decode(shards.manifest.stream, payload)
-        if shards.manifest.stream == "understanding":  # its members carry its key; others share a list
-            keys, row = keys_in_tar(io.BytesIO(payload), "understanding"), 0
-        else:
-            keys = shard_keys(shards.folder, shards.manifest, shard)
-    except (OSError, ValueError, DataError) as error:
-        reason = error.message if isinstance(error, DataError) else error
-        raise DataError(f"sample {number} of {path} cannot be read: {reason}", _see_lint(shards.folder)) from error
-    return Found(number, keys[row] if row < len(keys) else "?", name, record, sample)
+        sample = decode(stream, payload)
+    except DataError as error:
+        raise ValueError(f"sample {number}: {error.message}") from error
+    return Found(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
 
 
 def chosen(samples: int, number: int, seed: int) -> list[int]:

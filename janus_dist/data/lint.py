@@ -78,17 +78,17 @@ Track = Callable[[Iterable[ShardFindings], int], Iterable[ShardFindings]]
 
 def lint(
     folder: str,
+    manifest: Manifest,
     tokenizer: Tokenizer | None,
     codes: int | None,
     scope: Scope,
     track: Track = lambda found, _: found,
 ) -> Findings:
-    """Check the shard set in FOLDER; DataError only when its manifest cannot be read.
+    """Check the shard set in FOLDER against its manifest.
 
     Without a tokenizer ids are not checked, without `codes` (how many the VQ tokenizer has) the range of VQ ids is
     not. `track` passes on the findings of each shard, of which it is told the number, and may show progress.
     """
-    manifest = Manifest.load(folder)
     rules = Rules(manifest, tokenizer, codes)
     check = partial(_check_shard, folder, rules, scope.deep)
     with ThreadPoolExecutor(max_workers=WORKERS, thread_name_prefix="lint") as pool:
@@ -114,12 +114,11 @@ def _first_samples(manifest: Manifest) -> list[int]:
 
 
 def _rows(manifest: Manifest, scope: Scope) -> Iterator[NDArray[np.int64]]:
-    """For each shard the rows of the samples to read."""
+    """For each shard the rows of the drawn samples in it."""
     total = sum(entry.samples for entry in manifest.shards)
     drawn = np.array([] if scope.deep else chosen(total, scope.samples, scope.seed), dtype=np.int64)
     for entry, first in zip(manifest.shards, _first_samples(manifest), strict=True):
-        mine = drawn[(drawn >= first) & (drawn < first + entry.samples)] - first
-        yield np.arange(entry.samples) if scope.deep else mine
+        yield drawn[(drawn >= first) & (drawn < first + entry.samples)] - first
 
 
 def _not_checked(rules: Rules, scope: Scope, left: int) -> Iterator[str]:
@@ -159,8 +158,9 @@ def _check_set(folder: str, manifest: Manifest) -> Iterator[Fault]:
 def _check_shard(
     folder: str, rules: Rules, deep: bool, number: int, first_sample: int, rows: NDArray[np.int64]
 ) -> ShardFindings:
-    """Check one shard and the samples in some of its rows."""
+    """Check one shard and the samples in some of its rows, in all of them if `deep`."""
     entry, found = rules.manifest.shards[number], ShardFindings()
+    rows = np.arange(entry.samples) if deep else rows
     index, issues = _check_index(folder, entry, found)
     keys: list[str] | None = None
     path = f"{folder}/{entry.name}.tar"
@@ -260,10 +260,12 @@ def _repeated(folder: str, manifest: Manifest, digests: list[NDArray[np.uint64]]
     order = np.argsort(joined, kind="stable")
     ordered = joined[order]
     again = order[np.flatnonzero(ordered[1:] == ordered[:-1]) + 1]
+    read: dict[int, list[str]] = {}
     for place in np.sort(again).tolist():
         before = int(order[np.searchsorted(ordered, joined[place])])
         shard, shard_before = np.searchsorted(ends, [place, before], side="right").tolist()
         row = place - int(ends[shard]) + len(digests[shard])
+        read = read if shard in read else {shard: _keys(folder, manifest, shard)}
         sample = _first_samples(manifest)[shard] + row
         what = f"its key was used before, in {manifest.shards[shard_before].name}"
-        yield Fault(manifest.shards[shard].name, sample, _keys(folder, manifest, shard)[row], what, TWICE)
+        yield Fault(manifest.shards[shard].name, sample, read[shard][row], what, TWICE)

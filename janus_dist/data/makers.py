@@ -57,19 +57,28 @@ def find_codes(manifest: Manifest, given: Path | None) -> int | None:
     path = given or _embedded("vq.safetensors", manifest.vq_sha256)
     if path is None:
         return None
+    check_vq(manifest, path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int(file.get_slice(CODEBOOK).get_shape()[0])
+    except SafetensorError as error:
+        raise DataError(f"{path} is not a safetensors file with VQ weights: {error}") from error
+
+
+def check_vq(manifest: Manifest, path: Path) -> None:
+    """DataError when a shard set holds VQ ids that other weights than these made."""
+    if manifest.vq_sha256 is None:
+        return
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
-        with safe_open(path, framework="numpy") as file:
-            codes = int(file.get_slice(CODEBOOK).get_shape()[0])
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} are no VQ weights: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if found != manifest.vq_sha256:
         raise DataError(
             f"{path} has sha256 {found[:SHOWN_DIGITS]}, the {manifest.stream} shards were made with VQ weights "
             f"{manifest.vq_sha256[:SHOWN_DIGITS]}",
             "its codes mean other pixels; give the weights that the shards were made with",
         )
-    return codes
 
 
 def _embedded(name: str, sha256: str) -> Path | None:
