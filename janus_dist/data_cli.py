@@ -4,7 +4,6 @@ Invariant: nothing is written but the report; with `--json`, stdout holds one JS
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -81,7 +80,7 @@ def lint_command(
         for line in _lint_lines(found):
             print(line)
     if number:
-        raise DataError(f"{number:,} fault{'s' if number > 1 else ''} in {folder}")
+        raise DataError(f"{_plural(number, 'fault')} in {folder}")
 
 
 @data_app.command("preview")
@@ -176,16 +175,13 @@ def _info_lines(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     named = [("0", "shortest"), ("0.5", "median"), ("0.9", "90 %"), ("0.99", "99 %"), ("1", "longest")]
     lengths = ", ".join(f"{name} {quantiles[share]:,}" for share, name in named if share in quantiles)
     yield "tokens", f"{values['tokens']:,}" + (f" ({lengths})" if lengths else "")
-    yield (
-        "labels",
-        f"{values['labels']['text']:,} of text, {values['labels']['answer']:,} with train.answers_only, "
-        + (f"{values['vq_ids']:,} VQ ids"),
-    )
-    yield (
-        "images",
-        f"{values['images']:,} of {values['image_size']}x{values['image_size']} pixels, "
-        + (f"{values['image_tokens']} tokens each"),
-    )
+    labels, side = values["labels"], values["image_size"]
+    with_answers_only = f" ({labels['answer']:,} with train.answers_only)" if labels["answer"] != labels["text"] else ""
+    yield "text labels", f"{labels['text']:,}{with_answers_only}"
+    if values["images"]:
+        yield "images", f"{values['images']:,} of {side}x{side} pixels, {values['image_tokens']} tokens each"
+    if values["vq_ids"]:
+        yield "VQ ids", f"{values['vq_ids']:,}, {values['image_ids']} an image of {side}x{side} pixels"
     yield "shards", f"{values['shards']:,}, {count(values['bytes'])}B"
     reasons = ", ".join(f"{kind} {number:,}" for kind, number in values["quarantined"]["reasons"].items())
     yield "quarantined", f"{values['quarantined']['count']:,}" + (f" ({reasons})" if reasons else "")
@@ -222,13 +218,14 @@ def _lint_lines(found: dict[str, Findings]) -> Iterator[str]:
             key = "" if fault.key is None else f", key {visible(fault.key)}"
             yield f"  {number}. {fault.shard or 'the shard set'}{sample}{key}: {fault.what}"
             yield f"     {fault.do}"
-        shards = f"{each.shards:,} shard{'s' if each.shards != 1 else ''}"
-        yield (
-            f"  {len(each.faults):,} faults; checked {shards}, {each.samples_read:,} of {each.samples:,} samples, "
-            + (f"{count(each.bytes_read)}B read")
-        )
+        yield f"  {_plural(len(each.faults), 'fault')}; checked {_plural(each.shards, 'shard')}"
+        yield f"  read {each.samples_read:,} of {_plural(each.samples, 'sample')}, {count(each.bytes_read)}B"
         for left in each.not_checked:
             yield f"  not checked: {left}"
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _numbers(
@@ -239,7 +236,7 @@ def _numbers(
     if sample is not None:
         if len(opened) > 1:
             raise ConfigError(
-                f"{folder} holds {len(opened)} shard sets; sample {sample} is in each", "name one of them"
+                f"{folder} holds {len(opened)} shard sets, and --sample counts in one", f"give {opened[0].folder}"
             )
         return [list(range(sample, max(sample + 1, min(sample + number, totals[0]))))]
     if key is None:

@@ -3,7 +3,6 @@
 Invariant: keys are compared by digests of 8 bytes, so that sets of any size fit into memory.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.data.inspect import column, locate, shard_keys
+from janus_dist.data.inspect import column, key_digest, locate, shard_keys
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.errors import DataError
 
@@ -50,11 +49,6 @@ def difference(first: ShardSet, second: ShardSet) -> Difference:
         _name(second, np.flatnonzero(~np.isin(two, one))),
         _name(first, other),
     )
-
-
-def key_digest(key: str) -> int:
-    """8 bytes that stand for a key: among 100 million keys, two that share them have a chance of 0.03 %."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def _digests(shards: ShardSet) -> NDArray[np.uint64]:

@@ -60,10 +60,11 @@ def histogram(values: NDArray[np.int64] | NDArray[np.float64], x_label: str, str
     """SVG of how many samples have each value."""
     whole = values.dtype.kind == "i"
     low, high = float(values.min()), float(values.max())
-    width = max(1.0, np.ceil((high - low + 1) / MAX_BARS)) if whole else (high - low or 1.0) / MAX_BARS
-    edges = (
-        np.arange(low - 0.5, high + width, width) if whole else np.linspace(low, low + width * MAX_BARS, MAX_BARS + 1)
-    )
+    if whole:
+        width = np.ceil((high - low + 1) / MAX_BARS)
+        edges = np.arange(low - 0.5, high + width, width)
+    else:
+        edges = np.linspace(low, high if high > low else low + 1, MAX_BARS + 1)
     figure, axes = _small(x_label, "samples")
     numbers, _ = np.histogram(values, edges)
     axes.bar(edges[:-1], numbers, np.diff(edges), align="edge", color=STREAM_COLORS.get(stream, "#555555"), alpha=0.85)
