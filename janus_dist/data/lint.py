@@ -212,7 +212,7 @@ def _check_index(folder: str, entry: ShardEntry, found: ShardFindings) -> tuple[
     ends = starts + index["bytes"].astype(np.int64)
     outside = int(((starts < 0) | (ends > entry.bytes)).sum())
     if outside:
-        issues.append(Issue(f"the index places {outside:,} samples outside the tar", AGAIN))
+        issues.append(Issue(f"samples that the index places outside the tar: {outside:,}", AGAIN))
         return None, issues
     if (starts[1:] < ends[:-1]).any():
         issues.append(Issue("the index places samples over one another", AGAIN))
@@ -238,7 +238,9 @@ def _check_rows(
 ) -> list[Issue]:
     """What is wrong with the samples in some rows."""
     issues: list[Issue] = []
-    for row in [] if index is None else rows.tolist():
+    if index is None:
+        return issues
+    for row in rows.tolist():
         file.seek(int(index[row]["offset"]))
         payload = file.read(int(index[row]["bytes"]))
         found.samples_read += 1

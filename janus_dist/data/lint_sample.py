@@ -76,20 +76,20 @@ def _check_record(sample: Sample, record: np.void, rules: Rules) -> Iterator[str
             counted[name] = int(learned(sample, special, answers_only).sum())
     for name, number in counted.items():
         if number != int(record[name]):
-            yield f"has {number:,} {name.replace('_', ' ')}, the index says {int(record[name]):,}"
+            yield f"{name.replace('_', ' ')}: {number:,}, the index says {int(record[name]):,}"
 
 
 def _check_text(sample: TextSample, rules: Rules) -> Iterator[str]:
     tokenizer, ids = rules.tokenizer, sample.ids
     if len(ids) < 2:
-        yield f"{len(ids)} ids: a document has a begin and an end"
+        yield f"ids: {len(ids)}; a document has a begin and an end"
     elif tokenizer is not None:
         yield from _check_ids(ids, tokenizer)
         if int(ids[-1]) != tokenizer.eos:
             yield f"ends with id {int(ids[-1])}, not with end-of-sentence ({tokenizer.eos})"
         placeholders = int((ids == tokenizer.image).sum())
         if placeholders:
-            yield f"{placeholders} image placeholders in a text"
+            yield f"image placeholders in a text: {placeholders}"
 
 
 def _check_understanding(sample: UnderstandingSample, rules: Rules) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _check_understanding(sample: UnderstandingSample, rules: Rules) -> Iterator[
         yield from _check_ids(ids, tokenizer)
         where = np.flatnonzero(ids == tokenizer.image)
         if len(where) != len(sample.images):
-            yield f"{len(where)} image placeholders, but {len(sample.images)} images"
+            yield f"image placeholders: {len(where)}, images: {len(sample.images)}"
         framed = np.concatenate([[-1], ids.astype(np.int64), [-1]])
         if ((framed[where] != tokenizer.boi) | (framed[where + 2] != tokenizer.eoi)).any():
             yield "an image placeholder does not stand between begin_of_image and end_of_image"
@@ -122,7 +122,7 @@ def _check_generation(sample: GenerationSample, rules: Rules) -> Iterator[str]:
     if not len(prompt):
         yield "the prompt is empty"
     if len(vq_ids) != rules.manifest.image_ids:
-        yield f"{len(vq_ids)} VQ ids, an image has {rules.manifest.image_ids}"
+        yield f"VQ ids: {len(vq_ids)}, an image has {rules.manifest.image_ids}"
     if rules.codes is not None and len(vq_ids) and int(vq_ids.max()) >= rules.codes:
         yield f"VQ id {int(vq_ids.max())}, the VQ tokenizer has {rules.codes} codes"
 
@@ -130,7 +130,7 @@ def _check_generation(sample: GenerationSample, rules: Rules) -> Iterator[str]:
 def _check_ids(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     outside = ids[ids >= tokenizer.size]
     if len(outside):
-        yield f"{len(outside)} token ids beyond the vocabulary of {tokenizer.size:,}, the first is {int(outside[0])}"
+        yield f"token ids beyond the vocabulary of {tokenizer.size:,}: {len(outside)}, the first is {int(outside[0])}"
     if len(ids) and int(ids[0]) != tokenizer.bos:
         yield f"begins with id {int(ids[0])}, not with begin-of-sentence ({tokenizer.bos})"
 

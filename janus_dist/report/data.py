@@ -43,6 +43,7 @@ DRAWN_IMAGES = 512
 """Images whose VQ ids are counted."""
 MAX_IMAGE_BYTES = 40_000
 """Larger images go into the page as JPEG."""
+PLAIN_BARS = str.maketrans("｜▁", "|_")  # noqa: RUF001 - in the names of special tokens, and absent from many fonts
 
 Paint = Callable[[Sequence[np.ndarray]], list[bytes]]
 """From the VQ ids of images to their PNG bytes."""
@@ -79,7 +80,8 @@ class SetView:
     refused: list[Refused]
     plots: list[tuple[str, str]]
     """(title, SVG)."""
-    notes: list[str]
+    notes: list[tuple[str, str]]
+    """(figure, its value in every sample, or another single one)."""
     cards: list[Card]
 
 
@@ -131,7 +133,9 @@ def _funnel(shards: ShardSet, rejects: list[Reject] | None) -> Iterator[tuple[st
         yield "quarantined, reasons not kept", untold, "bad"
     if items is not None and items - manifest.quarantined != manifest.samples:
         yield "items kept", items - manifest.quarantined, "good"
-    yield "samples in the shards", manifest.samples, "good"
+        yield "samples, long items cut into several", manifest.samples, "good"
+    else:
+        yield "samples", manifest.samples, "good"
 
 
 def _refused(rejects: list[Reject]) -> Iterator[Refused]:
@@ -140,20 +144,20 @@ def _refused(rejects: list[Reject]) -> Iterator[Refused]:
         yield Refused(kind, number, [(reject, head(reject.head)) for reject in shown])
 
 
-def _plots(shards: ShardSet, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Histograms, and a sentence for each figure that is the same in every sample."""
+def _plots(shards: ShardSet, seed: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Histograms, and (figure, value) of those that are the same in every sample."""
     plots: list[tuple[str, str]] = []
-    notes: list[str] = []
+    notes: list[tuple[str, str]] = []
     stream, tokens = shards.manifest.stream, column(shards, "tokens")
     if not len(tokens):
-        return plots, ["there is no sample"]
+        return plots, notes
     for name, values in (
         ("tokens", tokens),
         ("images", column(shards, "images")),
         ("VQ ids", column(shards, "image_ids")),
     ):
         if values.min() == values.max():
-            notes += [f"{int(values[0]):,} {name} in every sample"] if values[0] else []
+            notes += [(f"{name} in each sample", f"{int(values[0]):,}")] if values[0] else []
         else:
             plots.append((f"{name} in a sample", plot.histogram(values, name, stream)))
     if stream == "understanding":
@@ -166,7 +170,7 @@ def _plots(shards: ShardSet, seed: int) -> tuple[list[tuple[str, str]], list[str
         plots.append(
             (f"VQ ids of {images:,} drawn images", plot.ranked(used, "id, the most frequent first", "times", stream))
         )
-        notes.append(f"{len(used):,} different VQ ids in {images:,} drawn images")
+        notes.append((f"different VQ ids in {images:,} drawn images", f"{len(used):,}"))
     return plots, notes
 
 
@@ -203,5 +207,6 @@ def _template() -> jinja2.Template:
     )
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["short"] = count
+    environment.filters["plain_bars"] = lambda text: text.translate(PLAIN_BARS)
     environment.filters["json"] = json.dumps
     return environment.get_template("data.html.j2")

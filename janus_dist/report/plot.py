@@ -69,7 +69,7 @@ def histogram(values: NDArray[np.int64] | NDArray[np.float64], x_label: str, str
     numbers, _ = np.histogram(values, edges)
     axes.bar(edges[:-1], numbers, np.diff(edges), align="edge", color=STREAM_COLORS.get(stream, "#555555"), alpha=0.85)
     if percent:
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     elif whole:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _svg(figure)
