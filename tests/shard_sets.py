@@ -89,7 +89,7 @@ def write_markers(folder: Path, *items: int) -> None:
 
 
 def write_root(folder: Path) -> Tokenizer:
-    """`FOLDER/tokenizer.json` and `FOLDER/data` with three streams: 7 conversations and 5 prompts in two shards, 4 texts."""
+    """`FOLDER/tokenizer.json`, and in `FOLDER/data` 7 conversations and 5 prompts in two shards each, and 4 texts."""
     words, root = tokenizer(folder), folder / "data"
     write_set(
         root / "understanding", "understanding", words,

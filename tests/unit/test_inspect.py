@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines import stream, work
 from janus_dist.data import inspect
 from janus_dist.data.compare import difference
 from janus_dist.data.legible import head, marked, pieces, visible
@@ -50,10 +49,6 @@ def test_folders_of_a_root_and_of_one_set(words, tmp_path):
     assert inspect.shard_set_folders(f"{root}/text/") == [f"{root}/text"]
     with pytest.raises(DataError, match="no shard set in"):
         inspect.shard_set_folders(str(tmp_path / "nowhere"))
-
-
-def test_names_that_the_pipelines_use():
-    assert (inspect.QUARANTINE, inspect.COMMITS) == (stream.QUARANTINE, work.COMMITS)
 
 
 def test_samples_are_found_by_number_and_key(words, tmp_path):

@@ -117,10 +117,8 @@ def test_an_index_that_does_not_agree(words, tmp_path):
         (None, None), (None, None), (2, "understanding-00002")
     ]  # fmt: skip
     whats = [fault.what for fault in faults(folder, words)]
-    assert (
-        whats[0].startswith("the index counts ") and whats[1] == "the index has another sha256 than the manifest says"
-    )
-    assert " tokens, the index says " in whats[2]
+    assert whats[0].startswith("the index counts ") and "another sha256 than the manifest" in whats[1]
+    assert whats[2].startswith("tokens: ") and ", the index says " in whats[2]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +139,7 @@ def test_an_index_that_points_elsewhere(words, tmp_path):
     index = np.load(path)
     index["offset"][3] = 1 << 40
     np.save(path, index)
-    assert "the index places 1 samples outside the tar" in [fault.what for fault in faults(path.parent, words)]
+    assert "samples that the index places outside the tar: 1" in [fault.what for fault in faults(path.parent, words)]
     index["offset"][3] = index["offset"][2]
     np.save(path, index)
     assert "the index places samples over one another" in [fault.what for fault in faults(path.parent, words)]
@@ -202,22 +200,22 @@ def broken_png():
 
 
 def bad_text(words):
-    yield TextSample(ids(words.bos)), "1 ids: a document has a begin and an end"
+    yield TextSample(ids(words.bos)), "ids: 1; a document has a begin and an end"
     yield (
         TextSample(ids(words.bos, 300, 301, words.eos)),
-        ("2 token ids beyond the vocabulary of 300, the first is 300"),
+        (f"token ids beyond the vocabulary of {words.size}: 2, the first is 300"),
     )
     yield TextSample(ids(20, 21, words.eos)), f"begins with id 20, not with begin-of-sentence ({words.bos})"
     yield TextSample(ids(words.bos, 20)), f"ends with id 20, not with end-of-sentence ({words.eos})"
-    yield TextSample(ids(words.bos, words.image, words.eos)), "1 image placeholders in a text"
+    yield TextSample(ids(words.bos, words.image, words.eos)), "image placeholders in a text: 1"
 
 
 def bad_understanding(words):
     good = shard_sets.understanding(words)
     spans, image = good.answers, good.images[0]
     last = len(good.ids)
-    yield UnderstandingSample(good.ids, spans, [image, image]), "1 image placeholders, but 2 images"
-    yield UnderstandingSample(good.ids, spans, []), "1 image placeholders, but 0 images"
+    yield UnderstandingSample(good.ids, spans, [image, image]), "image placeholders: 1, images: 2"
+    yield UnderstandingSample(good.ids, spans, []), "image placeholders: 1, images: 0"
     yield UnderstandingSample(good.ids, spans, [small_image()]), "image 0 has 8x8 pixels, the model takes 16x16"
     yield UnderstandingSample(good.ids, spans, [b"no image"]), "image 0 does not decode: UnidentifiedImageError"
     yield UnderstandingSample(good.ids, spans, [broken_png()]), "image 0 does not decode: "
@@ -234,7 +232,7 @@ def bad_understanding(words):
 
 def bad_generation(words):
     good = shard_sets.generation(words)
-    yield GenerationSample(good.prompt_ids, good.vq_ids[:-1]), "15 VQ ids, an image has 16"
+    yield GenerationSample(good.prompt_ids, good.vq_ids[:-1]), "VQ ids: 15, an image has 16"
     yield GenerationSample(good.prompt_ids, good.vq_ids + np.uint16(1)), "VQ id 16, the VQ tokenizer has 16 codes"
     yield GenerationSample(good.prompt_ids[:-1], good.vq_ids), f"not with begin_of_image ({words.boi})"
     yield GenerationSample(good.prompt_ids[:0], good.vq_ids), "the prompt is empty"
