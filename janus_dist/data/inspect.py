@@ -62,9 +62,9 @@ class Reject:
 def shard_set_folders(folder: str) -> list[str]:
     """FOLDER if it is a shard set, else the shard sets directly in it; DataError when there is none."""
     folder = folder.rstrip("/") or "/"
-    if storage.size(f"{folder}/{NAME}") is not None:
+    if _has_manifest(folder):
         return [folder]
-    names = [name for name in storage.names(folder) if storage.size(f"{folder}/{name}/{NAME}") is not None]
+    names = [name for name in storage.names(folder) if _has_manifest(f"{folder}/{name}")]
     if not names:
         raise DataError(
             f"no shard set in {folder}: neither {NAME} nor a folder with one, as {STREAMS[0]}/{NAME}",
@@ -72,6 +72,13 @@ def shard_set_folders(folder: str) -> list[str]:
         )
     known = [name for name in STREAMS if name in names]
     return [f"{folder}/{name}" for name in [*known, *(name for name in names if name not in known)]]
+
+
+def _has_manifest(folder: str) -> bool:
+    try:
+        return storage.size(f"{folder}/{NAME}") is not None
+    except NotADirectoryError:  # a file beside the folders of a data.root
+        return False
 
 
 def index_records(shards: ShardSet, shard: int) -> NDArray[np.void]:

@@ -36,9 +36,9 @@ def test_the_page_of_three_streams(words, tmp_path):
     flat = " ".join(page.text.split())
     for wanted in (
         "items read 8", "quarantined: too small 2", "quarantined: empty 1", "samples 5",
-        "different VQ ids in 5 drawn images 16",
-        "VQ ids in each sample 16", "Quarantined: too small (2 of 2)", "too small: 5x5 pixels", "89 50 4e 47 00",
-        "images in each sample 1", "<image 4 tokens>", "<16 VQ ids>", words.sha256[:16],
+        "different VQ ids in 5 drawn images16",
+        "VQ ids in each sample16", "Quarantined: too small (2 of 2)", "too small: 5x5 pixels", "89 50 4e 47 00",
+        "images in each sample1", "<image 4 tokens>", "<16 VQ ids>", words.sha256[:16],
     ):  # fmt: skip
         assert wanted in flat, wanted
     assert page.classes.count("sample") == 12
