@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import fsspec
 import typer
 from botocore.exceptions import BotoCoreError
 from rich.console import Console
@@ -115,7 +116,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Say what differs between two shard sets: identity, settings, counts, samples."""
-    with _reading(f"{first} or {second}"):
+    with _reading(first, second):
         pairs, lone = _pairs(first, second)
         found = {name: difference(ShardSet.open(one), ShardSet.open(two)) for name, (one, two) in pairs.items()}
     if as_json:
@@ -156,13 +157,19 @@ def report(
 
 
 @contextmanager
-def _reading(folder: str) -> Iterator[None]:
+def _reading(*folders: str) -> Iterator[None]:
     """What a store or a disk refuses is an error about the data."""
+    for folder in folders:
+        try:
+            fsspec.core.url_to_fs(folder)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{folder} cannot be read: {error}", "give a local folder or an s3:// URL") from error
     try:
         yield
     except (OSError, BotoCoreError) as error:
         hint = "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store is asked, and as whom"
-        raise DataError(f"{folder} cannot be read: {error}", hint if "s3://" in folder else None) from error
+        remote = any("://" in folder for folder in folders)
+        raise DataError(f"{' or '.join(folders)} cannot be read: {error}", hint if remote else None) from error
 
 
 def _print_json(values: dict[str, Any]) -> None:

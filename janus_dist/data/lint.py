@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,10 +241,11 @@ def _check_rows(
     if index is None:
         return issues
     for row in rows.tolist():
-        file.seek(int(index[row]["offset"]))
-        payload = file.read(int(index[row]["bytes"]))
+        record: Any = index[row]
+        file.seek(int(record["offset"]))
+        payload = file.read(int(record["bytes"]))
         found.samples_read += 1
-        issues += [Issue(issue.what, issue.do, row) for issue in check_sample(payload, index[row], rules)]
+        issues += [Issue(issue.what, issue.do, row) for issue in check_sample(payload, record, rules)]
     return issues
 
 

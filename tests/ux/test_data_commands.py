@@ -236,6 +236,8 @@ REFUSALS = [
     (["lint", "data/generation", "--vq-weights", "other.json"], 3,
      "other.json has sha256 OTHER, the generation shards were made with VQ weights 000000000000\n"
      "  its codes mean other pixels; give the weights that the shards were made with"),
+    (["info", "gcs9://data"], 2,
+     "gcs9://data cannot be read: Protocol not known: gcs9\n  give a local folder or an s3:// URL"),
     (["diff", "data", "."], 2,
      "nothing to compare: data holds understanding, text, generation and . holds other\n"
      "  give two shard sets, or two folders with shard sets of the same names"),
