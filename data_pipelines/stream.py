@@ -27,12 +27,12 @@ from janus_dist.config.data import Stream
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import manifest as manifest_file
 from janus_dist.data import storage
+from janus_dist.data.inspect import QUARANTINE
 from janus_dist.data.manifest import Manifest
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ClusterError, DataError
 
 PIPELINE_VERSION = 1  # goes into the digests of jobs; raise it with every change of what a graph makes of an item
-QUARANTINE = "quarantine.parquet"
 SHOWN_REASONS = 3
 SAY_EVERY_S = 30.0
 QUARANTINE_SCHEMA = pa.schema(

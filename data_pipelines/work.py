@@ -12,9 +12,8 @@ from typing import Any
 from data_pipelines.sources import Item
 from janus_dist.config.data import Stream
 from janus_dist.data import storage
+from janus_dist.data.inspect import COMMITS
 from janus_dist.data.shard import ShardEntry
-
-COMMITS = "commits"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rich.text import Text
 from janus_dist.config.load import Loaded, flatten, load
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE, read
+from janus_dist.data_cli import data_app
 from janus_dist.errors import ConfigError, JanusError
 from janus_dist.report.run import write_report
 
@@ -32,6 +33,7 @@ USAGE = "usage: python {job} [RECIPE.yaml ...] [key.path=value ...]"
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look at recipes and runs of janus-dist.")
 config_app = typer.Typer(no_args_is_help=True, help="Show, compare and describe recipes.")
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 
 
 def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str] | None = None) -> Loaded[R]:

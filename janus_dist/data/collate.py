@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
-from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
+from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, learned
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,8 @@ def _add_understanding(line: _Line, sample: UnderstandingSample, form: DocumentF
     start = line.add(np.repeat(np.where(is_image, 0, stored), repeats))
     line.pixel_positions.append(start + np.flatnonzero(np.repeat(is_image, repeats)))
     line.images.extend(decode_image(image) for image in sample.images)
-    if form.answers_only:
-        labelled = np.zeros(len(stored), dtype=np.bool_)
-        for first, last in sample.answers.tolist():
-            labelled[first:last] = True
-    else:
-        labelled = ~np.isin(stored, (form.begin_of_image, form.image, form.end_of_image))
-    labelled[0] = False  # nothing stands before the first id to predict it
-    where = np.flatnonzero(labelled)
+    special = (form.begin_of_image, form.image, form.end_of_image)
+    where = np.flatnonzero(learned(sample, special, form.answers_only))
     line.add_text_labels(start + ends[where - 1] - 1, stored[where], understanding=True)
 
 

@@ -49,6 +49,27 @@ class GenerationSample:
 Sample = TextSample | UnderstandingSample | GenerationSample
 
 
+def learned(sample: Sample, special: tuple[int, int, int], answers_only: bool) -> NDArray[np.bool_]:
+    """[id] which of a sample's stored ids are labels of the text head.
+
+    `special` are the ids of begin_of_image, placeholder and end_of_image, which are never labels unless an answer
+    holds them. The first id has nothing before it that could predict it.
+    """
+    match sample:
+        case TextSample():
+            labelled = np.ones(len(sample.ids), dtype=np.bool_)
+        case GenerationSample():
+            return np.zeros(len(sample.prompt_ids), dtype=np.bool_)
+        case UnderstandingSample() if answers_only:
+            labelled = np.zeros(len(sample.ids), dtype=np.bool_)
+            for first, last in sample.answers.tolist():
+                labelled[first:last] = True
+        case UnderstandingSample():
+            labelled = ~np.isin(sample.ids, special)
+    labelled[:1] = False
+    return labelled
+
+
 def encode(sample: TextSample | GenerationSample) -> bytes:
     """The payload of a sample that is stored in blocks (text, generation)."""
     if isinstance(sample, TextSample):

@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
 STREAM_COLORS = {"understanding": "#0072b2", "text": "#009e73", "generation": "#d55e00", "all": "#555555"}
 SMOOTHED_SHARE = 0.05
 """Share of the steps over which a smoothed curve averages."""
+
+MAX_BARS = 40
+"""In a histogram."""
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -49,6 +54,49 @@ def curves(
     if len(named) > 1:
         axes.legend(frameon=False, fontsize="small")
     return _svg(figure)
+
+
+def histogram(values: NDArray[np.int64] | NDArray[np.float64], x_label: str, stream: str, percent: bool = False) -> str:
+    """SVG of how many samples have each value."""
+    whole = values.dtype.kind == "i"
+    low, high = float(values.min()), float(values.max())
+    if whole:
+        width = np.ceil((high - low + 1) / MAX_BARS)
+        edges = np.arange(low - 0.5, high + width, width)
+    else:
+        edges = np.linspace(low, high if high > low else low + 1, MAX_BARS + 1)
+    figure, axes = _small(x_label, "samples")
+    numbers, _ = np.histogram(values, edges)
+    axes.bar(edges[:-1], numbers, np.diff(edges), align="edge", color=STREAM_COLORS.get(stream, "#555555"), alpha=0.85)
+    if percent:
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    elif whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _svg(figure)
+
+
+def ranked(numbers: NDArray[np.int64], x_label: str, y_label: str, stream: str) -> str:
+    """SVG of numbers from the largest to the smallest."""
+    figure, axes = _small(x_label, y_label)
+    color = STREAM_COLORS.get(stream, "#555555")
+    axes.fill_between(np.arange(1, len(numbers) + 1), np.sort(numbers)[::-1], step="mid", color=color, alpha=0.85)
+    axes.set_xlim(left=1)
+    axes.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def _small(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.grid(alpha=0.25, linewidth=0.5, axis="y")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from janus_dist.data import storage
+from janus_dist.data import inspect, storage
+from janus_dist.data.lint import Scope, lint
 from janus_dist.data.loader import read_payloads
+from janus_dist.data.manifest import ShardSet
 from janus_dist.data.sample import decode
+from tests import shard_sets
 from tests.unit.test_shard import as_stored, make, open_set
 
 # the S3 client leaves its connections and loops to the garbage collector
@@ -48,6 +51,24 @@ def test_a_shard_set_is_written_and_read(bucket, tmp_path, stream):
     payloads = read_payloads(remote, np.array([5, 0, 3]))
     for place, payload in zip((5, 0, 3), payloads, strict=True):
         assert as_stored(decode(stream, payload)) == as_stored(samples[place][1])
+
+
+def test_a_shard_set_is_looked_at(bucket, tmp_path):
+    words = shard_sets.tokenizer(tmp_path)
+    root, stream = f"{bucket}/root", "understanding"
+    shard_sets.write_set(f"{root}/{stream}", stream, words, *[shard_sets.several(stream, words, 3)])
+    (folder,) = inspect.shard_set_folders(root)
+    assert folder == f"{root}/{stream}" and inspect.shard_set_folders(folder) == [folder]
+    shards = ShardSet.open(folder)
+    assert [found.key for found in inspect.read_samples(shards, [2])] == ["understanding-00002"]
+    assert inspect.number_of_key(shards, "understanding-00001") == 1
+    assert inspect.quarantine(folder) is None and inspect.items_read(folder) is None
+    for scope in (Scope(deep=True), Scope(samples=2)):
+        assert lint(folder, shards.manifest, words, None, scope).faults == []
+    storage.remove(f"{folder}/shard-00000.tar")
+    assert [fault.what for fault in lint(folder, shards.manifest, words, None, Scope()).faults] == [
+        "the tar is missing"
+    ]
 
 
 def test_files_of_a_store(bucket):

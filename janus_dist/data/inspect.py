@@ -1,0 +1,240 @@
+"""Shard sets as people look at them: what one is and holds, where a sample is, its key, what was refused.
+
+Invariant: nothing here changes a shard set, and no more of it is in memory than one sample and a few columns of the
+index.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from janus_dist.config.data import STREAMS, Stream
+from janus_dist.data import storage
+from janus_dist.data.manifest import NAME, Manifest, ShardSet
+from janus_dist.data.sample import Sample, decode
+from janus_dist.errors import DataError
+
+QUARANTINE = "quarantine.parquet"
+COMMITS = "commits"
+QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
+TOKENS = ".tokens"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sample with its place and its index record."""
+
+    number: int
+    """Index in its shard set, as errors of training name it."""
+    key: str
+    shard: str
+    record: np.void
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A line of the quarantine table."""
+
+    source: str
+    key: str
+    reason: str
+    head: bytes
+
+    @property
+    def kind(self) -> str:
+        """The reason without its particulars: `too small: 5x5 pixels` is of the kind `too small`."""
+        return self.reason.split(":")[0]
+
+
+def shard_set_folders(folder: str) -> list[str]:
+    """FOLDER if it is a shard set, else the shard sets directly in it; DataError when there is none."""
+    folder = folder.rstrip("/") or "/"
+    if _has_manifest(folder):
+        return [folder]
+    names = [name for name in storage.names(folder) if _has_manifest(f"{folder}/{name}")]
+    if not names:
+        raise DataError(
+            f"no shard set in {folder}: neither {NAME} nor a folder with one, as {STREAMS[0]}/{NAME}",
+            "give the folder of a shard set or a data.root; jobs/tokenize.py makes them",
+        )
+    known = [name for name in STREAMS if name in names]
+    return [f"{folder}/{name}" for name in [*known, *(name for name in names if name not in known)]]
+
+
+def _has_manifest(folder: str) -> bool:
+    try:
+        return storage.size(f"{folder}/{NAME}") is not None
+    except NotADirectoryError:  # a file beside the folders of a data.root
+        return False
+
+
+def index_records(shards: ShardSet, shard: int) -> NDArray[np.void]:
+    """Index records of one shard, [sample] of INDEX_DTYPE."""
+    first = int(shards.first_samples[shard])
+    return shards.records[first : first + shards.manifest.shards[shard].samples]
+
+
+def column(shards: ShardSet, name: str) -> NDArray[np.int64]:
+    """[sample] one column of the index of all shards."""
+    parts = [index_records(shards, shard)[name].astype(np.int64) for shard in range(len(shards.manifest.shards))]
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+def locate(manifest: Manifest, sample: int) -> tuple[int, int]:
+    """(shard, row in it) of a sample of the set; DataError when there are not that many."""
+    if not 0 <= sample < manifest.samples:
+        raise DataError(
+            f"there is no sample {sample}: the {manifest.stream} shard set holds {manifest.samples}",
+            f"samples are counted from 0 to {manifest.samples - 1}" if manifest.samples else None,
+        )
+    ends = np.cumsum([entry.samples for entry in manifest.shards])
+    shard = int(np.searchsorted(ends, sample, side="right"))
+    return shard, sample - int(ends[shard]) + manifest.shards[shard].samples
+
+
+def keys_in_tar(file: BinaryIO, stream: Stream) -> list[str]:
+    """Keys of a shard's samples, in their order; only headers and names are read. ValueError when it is no shard."""
+    keys: list[str] = []
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if stream == "understanding" and member.name.endswith(TOKENS):
+                    keys.append(member.name.removesuffix(TOKENS))
+                elif stream != "understanding" and member.name.endswith(".json"):
+                    content = tar.extractfile(member)
+                    keys += json.loads(content.read())["keys"] if content else []
+    except (tarfile.TarError, KeyError, TypeError) as error:
+        raise ValueError(f"not a shard of the {stream} stream: {error}") from error
+    return keys
+
+
+def shard_keys(folder: str, manifest: Manifest, shard: int) -> list[str]:
+    """Keys of a shard's samples, in their order; DataError when the tar cannot be read."""
+    path = f"{folder}/{manifest.shards[shard].name}.tar"
+    try:
+        with storage.open_binary(path) as file:
+            return keys_in_tar(file, manifest.stream)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", _see_lint(folder)) from error
+
+
+def key_digest(key: str) -> int:
+    """8 bytes that stand for a key: among 100 million keys, two that share them have a chance of 0.03 %."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def number_of_key(shards: ShardSet, key: str) -> int | None:
+    """The sample that has a key, None when there is none; reads shard after shard until it is found."""
+    first = 0
+    for number, entry in enumerate(shards.manifest.shards):
+        keys = shard_keys(shards.folder, shards.manifest, number)
+        if key in keys:
+            return first + keys.index(key)
+        first += entry.samples
+    return None
+
+
+def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
+    """Samples by their numbers, in ascending order; DataError when one cannot be read."""
+    places = [(number, *locate(shards.manifest, number)) for number in sorted(numbers)]
+    for shard, mine in groupby(places, key=lambda place: place[1]):
+        name, records = shards.manifest.shards[shard].name, index_records(shards, shard)
+        path = f"{shards.folder}/{name}.tar"
+        keys = None if shards.manifest.stream == "understanding" else shard_keys(shards.folder, shards.manifest, shard)
+        try:
+            with storage.open_binary(path) as file:
+                for number, _, row in mine:
+                    yield _found(file, shards.manifest.stream, number, name, records[row], keys[row] if keys else None)
+        except (OSError, ValueError, IndexError) as error:
+            raise DataError(f"{path} cannot be read: {error}", _see_lint(shards.folder)) from error
+
+
+def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.void, key: str | None) -> Found:
+    """The sample that an index record points at; a conversation's key is in its own bytes."""
+    file.seek(int(record["offset"]))
+    payload = file.read(int(record["bytes"]))
+    if zlib.crc32(payload) != int(record["crc32"]):
+        raise ValueError(f"sample {number} is damaged, its checksum is not the one in the index")
+    try:
+        sample = decode(stream, payload)
+    except DataError as error:
+        raise ValueError(f"sample {number}: {error.message}") from error
+    return Found(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
+
+
+def chosen(samples: int, number: int, seed: int) -> list[int]:
+    """At most `number` of `samples` sample numbers, drawn by a seed, in ascending order."""
+    drawn = np.random.default_rng(seed).permutation(samples)[:number]
+    return sorted(drawn.tolist())
+
+
+def quarantine(folder: str) -> list[Reject] | None:
+    """The quarantine table; None when there is none, DataError when it cannot be read."""
+    path = f"{folder}/{QUARANTINE}"
+    try:
+        rows = pq.read_table(io.BytesIO(storage.read(path))).to_pylist()
+        return [Reject(row["source"] or "", row["key"] or "", row["reason"], row["head"] or b"") for row in rows]
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(f"{path} is not a quarantine table: {error}") from error
+
+
+def kinds(rejects: list[Reject]) -> dict[str, int]:
+    """How many were refused for each kind of reason, the most frequent first."""
+    return dict(sorted(Counter(reject.kind for reject in rejects).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def items_read(folder: str) -> int | None:
+    """Items that the pipeline read for a shard set, by the markers of its shards; None when they are gone."""
+    try:
+        names = [name for name in storage.names(f"{folder}/{COMMITS}") if name.endswith(".json")]
+        items = [json.loads(storage.read(f"{folder}/{COMMITS}/{name}"))["items"] for name in names]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return sum(items) if items else None
+
+
+def summary(shards: ShardSet) -> dict[str, Any]:
+    """What a shard set is and holds, as plain values."""
+    manifest = shards.manifest
+    tokens = column(shards, "tokens")
+    rejects = quarantine(shards.folder) or []
+    quantiles = np.quantile(tokens, QUANTILES, method="nearest").tolist() if len(tokens) else []
+    return {
+        "folder": shards.folder,
+        "stream": manifest.stream,
+        "samples": manifest.samples,
+        "tokens": manifest.tokens,
+        "shards": len(manifest.shards),
+        "bytes": sum(entry.bytes for entry in manifest.shards),
+        "images": int(column(shards, "images").sum()),
+        "vq_ids": int(column(shards, "image_ids").sum()),
+        "labels": {name: int(column(shards, f"{name}_labels").sum()) for name in ("text", "answer")},
+        "token_quantiles": dict(zip((f"{share:g}" for share in QUANTILES), quantiles, strict=False)),
+        "digest": manifest.digest,
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "vq_sha256": manifest.vq_sha256,
+        "image_size": manifest.image_size,
+        "image_tokens": manifest.image_tokens,
+        "image_ids": manifest.image_ids,
+        "quarantined": {"count": manifest.quarantined, "reasons": kinds(rejects)},
+        "settings": manifest.settings,
+    }
+
+
+def _see_lint(folder: str) -> str:
+    return f"`janus data lint {folder}` lists what is wrong"

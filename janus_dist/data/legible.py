@@ -1,0 +1,94 @@
+"""Documents for people: ids as text, with what each piece is and when it is learned.
+
+Invariant: the pieces of a document, in their order, stand for each of its stored ids once, and a piece is learned as a
+whole or not at all.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+
+from janus_dist.data.sample import GenerationSample, Sample, learned
+from janus_dist.data.tokenizer import Tokenizer
+
+Kind = Literal["text", "special", "image", "vq ids", "unknown"]
+Learned = Literal["always", "all text", "never"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some ids of a document that stand together and are of one kind."""
+
+    text: str
+    kind: Kind
+    learned: Learned
+    """`all text`: only where all text is supervised, not with `train.answers_only`."""
+
+    def counts(self, answers_only: bool) -> bool:
+        """Whether the loss counts it."""
+        return self.learned == "always" or (self.learned == "all text" and not answers_only)
+
+
+def pieces(sample: Sample, tokenizer: Tokenizer, image_tokens: int) -> list[Piece]:
+    """A document as training sees it. Ids of special tokens are shown by name, images and VQ ids by their number."""
+    ids = (sample.prompt_ids if isinstance(sample, GenerationSample) else sample.ids).astype(np.int64).tolist()
+    special_ids = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
+    all_text, answers = (learned(sample, special_ids, answers_only).tolist() for answers_only in (False, True))
+    names = {number for number, token in tokenizer.inner.get_added_tokens_decoder().items() if token.special}
+    tagged: list[tuple[int, Kind, Learned]] = [
+        (number, _kind(number, tokenizer, names), "always" if answer else "all text" if text else "never")
+        for number, text, answer in zip(ids, all_text, answers, strict=True)
+    ]
+    found = []
+    for (kind, when), run in groupby(tagged, key=lambda one: one[1:]):
+        found += [Piece(text, kind, when) for text in _texts(kind, [one[0] for one in run], tokenizer, image_tokens)]
+    if isinstance(sample, GenerationSample):
+        found.append(Piece(f"<{len(sample.vq_ids)} VQ ids>", "vq ids", "always"))
+    return found
+
+
+def marked(found: list[Piece], answers_only: bool) -> str:
+    """The document as plain text, with [[ ]] around all that the loss counts."""
+    parts = []
+    for counts, run in groupby(found, key=lambda piece: piece.counts(answers_only)):
+        text = "".join(piece.text for piece in run)
+        parts.append(f"[[{text}]]" if counts else text)
+    return "".join(parts)
+
+
+def visible(text: str) -> str:
+    """Text whose characters that move a terminal's cursor or change its colors are written out, as \\x1b."""
+    return "".join(
+        character if character in "\n\t" or character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def head(content: bytes) -> str:
+    """First bytes of something refused: as text where they are text, else as hexadecimal numbers."""
+    try:
+        return visible(content.decode())
+    except UnicodeDecodeError:
+        return content.hex(" ")
+
+
+def _kind(number: int, tokenizer: Tokenizer, names: set[int]) -> Kind:
+    if number == tokenizer.image:
+        return "image"
+    if number in names:
+        return "special"
+    return "text" if number < tokenizer.size else "unknown"
+
+
+def _texts(kind: Kind, ids: list[int], tokenizer: Tokenizer, image_tokens: int) -> list[str]:
+    match kind:
+        case "text":
+            return [visible(tokenizer.inner.decode(ids, skip_special_tokens=False))]
+        case "image":
+            return [f"<image {image_tokens} tokens>"] * len(ids)
+        case "special":
+            return [tokenizer.inner.id_to_token(number) or f"<id {number}?>" for number in ids]
+        case _:
+            return [f"<id {number}?>" for number in ids]
