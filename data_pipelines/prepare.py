@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipelines import generation, sources, stream, text, understanding
 from data_pipelines.stream import StreamJob
-from janus_dist.config.data import STREAMS, Stream
+from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest
@@ -22,11 +22,15 @@ JOBS = {"understanding": understanding.job, "text": text.job, "generation": gene
 
 
 def prepare_data(recipe: BaseRecipe) -> None:
-    """Make the shard sets under `data.root` that have no manifest yet; starts or joins Ray only if there are any."""
-    missing: list[Stream] = [name for name in STREAMS if storage.size(f"{recipe.data.root}/{name}/{NAME}") is None]
-    for name in STREAMS:
-        if name not in missing:
-            _show(f"{recipe.data.root}/{name}", recipe)
+    """Make the shard sets under `data.root` that have no manifest yet; starts or joins Ray only if there are any.
+
+    Those that `data.sources` names are never made: DataError when one is not there.
+    """
+    made: list[Stream] = [name for name in STREAMS if name not in recipe.data.sources]
+    missing: list[Stream] = [name for name in made if storage.size(f"{recipe.data.root}/{name}/{NAME}") is None]
+    for lane, folder in recipe.data.lanes.items():
+        if lane.stream not in missing:
+            _show(folder, recipe)
     if not missing:
         return
     log.info("tokenizing %s into %s: %s", recipe.pipeline.source, recipe.data.root, ", ".join(missing))

@@ -9,7 +9,8 @@ import pydoc_data.topics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from janus_dist.config.data import PipelineConfig, Stream
+from janus_dist.config.data import PipelineConfig
+from janus_dist.config.mix import Stream
 from janus_dist.data import easy_vqa
 
 Turn = tuple[str, str]

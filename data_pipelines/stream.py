@@ -23,12 +23,12 @@ from data_pipelines import sources, work
 from data_pipelines.steps.rows import COMMON
 from data_pipelines.steps.write import WriteShard
 from data_pipelines.work import Marker, Reject, ShardJob
-from janus_dist.config.data import Stream
+from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import manifest as manifest_file
 from janus_dist.data import storage
 from janus_dist.data.inspect import QUARANTINE
-from janus_dist.data.manifest import Manifest
+from janus_dist.data.manifest import Manifest, ShardTable
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ClusterError, DataError
 
@@ -210,7 +210,7 @@ def _manifest(job: StreamJob, markers: list[Marker]) -> Manifest:
         tokenizer_sha256=job.tokenizer.sha256,
         vq_sha256=job.vq_sha256,
         settings=job.settings,
-        shards=tuple(marker.shard for marker in markers if marker.shard.samples),
+        shards=ShardTable.of(marker.shard for marker in markers if marker.shard.samples),
     )
 
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_pipelines.sources import Item
-from janus_dist.config.data import Stream
+from janus_dist.config.mix import Stream
 from janus_dist.data import storage
-from janus_dist.data.inspect import COMMITS
+from janus_dist.data.inspect import COMMITS, Reject
 from janus_dist.data.shard import ShardEntry
 
 
@@ -28,16 +28,6 @@ class ShardJob:
     @property
     def name(self) -> str:
         return shard_name(self.number)
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A bad sample, as the quarantine table lists it."""
-
-    source: str
-    key: str
-    reason: str
-    head: bytes
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ def load_marker(folder: str, job: ShardJob) -> Marker | None:
         marker = Marker(
             job=values["job"],
             items=values["items"],
-            shard=ShardEntry(**values["shard"]),
+            shard=ShardEntry.from_json(values["shard"]),
             rejects=tuple(Reject(**reject | {"head": bytes.fromhex(reject["head"])}) for reject in values["rejects"]),
         )
         index = storage.read(f"{folder}/{job.name}.index.npy")

@@ -47,6 +47,11 @@ class Batch:
     def num_tokens(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def num_bytes(self) -> int:
+        values = (getattr(self, field.name) for field in fields(self))
+        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_dist.cli import recipe_from_args, run_job
-from janus_dist.config.data import STREAMS
+from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.evaluation.run import evaluate
 from janus_dist.monitor.sinks import read_lines

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from janus_dist.config.data import ChatConfig, Stream
 from janus_dist.data.chat import generation_prompt_ids, text_ids, understanding_ids
-from janus_dist.data.manifest import Manifest
+from janus_dist.data.manifest import Manifest, ShardTable
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard
 from janus_dist.data.tokenizer import Tokenizer, train_tokenizer
@@ -65,7 +65,7 @@ def write_set(
     manifest = Manifest(
         1, stream, sum(entry.samples for entry in entries), sum(entry.tokens for entry in entries), 0,
         model.image_size, model.image_tokens, model.image_ids, words.sha256,
-        "0" * 64 if stream == "generation" else None, {"source": "a test", "shard_samples": 4}, entries,
+        "0" * 64 if stream == "generation" else None, {"source": "a test", "shard_samples": 4}, ShardTable.of(entries),
     )  # fmt: skip
     manifest = dataclasses.replace(manifest, **changes)
     manifest.save(folder)

@@ -1,12 +1,15 @@
 """A very small Janus and batches for it, made of seeded random numbers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from janus_dist.batch import Batch
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
-from janus_dist.data.collate import DocumentFormat, collate
+from janus_dist.data.collate import Document, DocumentFormat, collate, decode_images
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
+from janus_dist.data.shard import counts
 from tests.images import png
 
 MODEL = ModelConfig(
@@ -54,7 +57,18 @@ def samples(seed: int) -> list[Sample]:
 
 def batch(seed: int, answers_only: bool = False) -> Batch:
     """A batch of two samples of each stream."""
-    return collate([(sample, False) for sample in samples(seed)], document_format(answers_only))
+    return batch_of(samples(seed), document_format(answers_only))
+
+
+def batch_of(samples: Sequence[Sample], form: DocumentFormat) -> Batch:
+    """The batch of whole samples."""
+    return collate([document_of(sample) for sample in samples], form)
+
+
+def document_of(sample: Sample, drop_prompt: bool = False) -> Document:
+    """A whole sample as it goes into a row."""
+    record = counts(sample, MODEL, (BOI, IMAGE, EOI))
+    return Document(sample, record[0], drop_prompt=drop_prompt, images=decode_images(sample))
 
 
 def empty_batch() -> Batch:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data_pipelines.steps.rows import Row
 from data_pipelines.work import Marker, Reject, save_marker, shard_name
-from janus_dist.config.data import Stream
+from janus_dist.config.mix import Stream
 from janus_dist.config.model import ModelConfig
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard

@@ -81,9 +81,9 @@ def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings; lists are values."""
+    """Dotted keys and values of nested mappings; lists and empty mappings are values."""
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flatten(cast(Mapping[str, Any], value), f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -4,12 +4,14 @@ A recipe is YAML files merged left to right, then `key.path=value` (see load.py)
 """
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import PositiveInt, model_validator
 
 from janus_dist.config.base import Config, refuse
-from janus_dist.config.data import BatchConfig, DataConfig, MixConfig, PipelineConfig
+from janus_dist.config.data import BatchConfig, DataConfig, PipelineConfig
 from janus_dist.config.evaluate import EvaluateConfig, VqTrainConfig
+from janus_dist.config.mix import MixConfig, mix_faults
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.train import ClusterConfig, EngineConfig, MonitorConfig, OptimConfig, TrainConfig
 
@@ -21,6 +23,9 @@ class RunConfig(Config):
     """Folder that holds runs; this one is `ROOT/NAME`."""
     name: str
     seed: int = 0
+    rebase: bool = False
+    """Go on from a checkpoint with another mixture, batch or data than it was trained on: each source goes on where it
+    was. Without this such a resume is refused."""
     start_from: str | None = None
     """Name of the run in the same root whose last committed weights this one starts from; random when absent."""
     start_recipes: tuple[str, ...] = ()
@@ -56,7 +61,15 @@ class StageRecipe(BaseRecipe):
 
     def with_absolute_paths(self) -> "StageRecipe":
         """The same recipe for processes that run in another folder; URLs stay as they are."""
-        data = {name: _absolute(getattr(self.data, name)) for name in ("root", "tokenizer", "vq_weights")}
+        data: dict[str, Any] = {
+            name: _absolute(getattr(self.data, name)) for name in ("root", "tokenizer", "vq_weights")
+        }
+        if self.data.read.cache_dir is not None:
+            data["read"] = self.data.read.model_copy(update={"cache_dir": _absolute(self.data.read.cache_dir)})
+        data["sources"] = {
+            stream: {name: _absolute(folder) for name, folder in found.items()}
+            for stream, found in self.data.sources.items()
+        }
         return self.model_copy(
             update={
                 "run": self.run.model_copy(update={"root": _absolute(self.run.root)}),
@@ -71,6 +84,7 @@ class StageRecipe(BaseRecipe):
             faults.append("batch.samples is required with mix.unit=samples: how many samples a step takes")
         if self.mix.unit == "tokens" and self.batch.samples is not None:
             faults.append(f"batch.samples={self.batch.samples} has no effect with mix.unit=tokens; leave it out")
+        faults += mix_faults(self.mix, list(self.data.lanes), self.batch.samples)
         longest = max(self.model.image_tokens, self.model.image_ids)
         if self.batch.row_tokens <= longest:
             faults.append(

@@ -7,6 +7,7 @@ as usual).
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, learned
+from janus_dist.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,22 @@ class DocumentFormat:
     image_tokens: int
     image_size: int
     answers_only: bool
+
+
+@dataclass(frozen=True)
+class Document:
+    """A sample, or a piece of a text, as it goes into a row."""
+
+    sample: Sample | None
+    """None where the sample is damaged: pad tokens without labels stand in its place."""
+    tokens: int
+    """How many tokens it takes."""
+    first: int = 0
+    """The token of the sample that a piece starts with."""
+    drop_prompt: bool = False
+    """Replace the prompt of a generation sample by pad tokens."""
+    images: tuple[NDArray[np.uint8], ...] = ()
+    """Decoded images [3, side, side] of an understanding sample."""
 
 
 @dataclass
@@ -62,37 +80,41 @@ class _Line:
         self.text_is_understanding.append(np.full(len(rows), understanding))
 
 
-def collate(samples: list[tuple[Sample, bool]], form: DocumentFormat) -> Batch:
-    """The batch of (sample, drop its prompt) pairs, in order; an empty list gives a batch of dummies."""
+def collate(documents: Sequence[Document], form: DocumentFormat) -> Batch:
+    """The batch of documents, in order; none gives a batch of dummies."""
     line = _Line()
-    for sample, drop_prompt in samples:
-        match sample:
-            case TextSample():
-                _add_text(line, sample)
-            case UnderstandingSample():
-                _add_understanding(line, sample, form)
-            case GenerationSample():
-                _add_generation(line, sample, form, drop_prompt)
-    if not samples:
+    for document in documents:
+        match document.sample:
+            case TextSample() as sample:
+                _add_text(line, sample, document)
+            case UnderstandingSample() as sample:
+                _add_understanding(line, sample, document.images, form)
+            case GenerationSample() as sample:
+                _add_generation(line, sample, form, document.drop_prompt)
+            case None:
+                line.add(np.full(document.tokens, form.pad, dtype=np.int64))
+    if not documents:
         line.add(np.array([form.pad], dtype=np.int64))
     return _finish(line, form)
 
 
-def _add_text(line: _Line, sample: TextSample) -> None:
-    ids = sample.ids.astype(np.int64)
+def _add_text(line: _Line, sample: TextSample, piece: Document) -> None:
+    ids = sample.ids[piece.first : piece.first + piece.tokens].astype(np.int64)
     start = line.add(ids)
     line.add_text_labels(start + np.arange(len(ids) - 1), ids[1:], understanding=False)
 
 
-def _add_understanding(line: _Line, sample: UnderstandingSample, form: DocumentFormat) -> None:
+def _add_understanding(
+    line: _Line, sample: UnderstandingSample, images: Sequence[NDArray[np.uint8]], form: DocumentFormat
+) -> None:
     stored = sample.ids.astype(np.int64)
     is_image = stored == form.image
-    assert is_image.sum() == len(sample.images), "a stored document has one placeholder per image"
+    assert is_image.sum() == len(images), "a stored document has one placeholder per image"
     repeats = np.where(is_image, form.image_tokens, 1)
     ends = np.cumsum(repeats)
     start = line.add(np.repeat(np.where(is_image, 0, stored), repeats))
     line.pixel_positions.append(start + np.flatnonzero(np.repeat(is_image, repeats)))
-    line.images.extend(decode_image(image) for image in sample.images)
+    line.images.extend(images)
     special = (form.begin_of_image, form.image, form.end_of_image)
     where = np.flatnonzero(learned(sample, special, form.answers_only))
     line.add_text_labels(start + ends[where - 1] - 1, stored[where], understanding=True)
@@ -110,8 +132,17 @@ def _add_generation(line: _Line, sample: GenerationSample, form: DocumentFormat,
     line.image_labels.append(vq_ids)
 
 
-def decode_image(encoded: bytes) -> NDArray[np.uint8]:
-    """An encoded image as [3, height, width] uint8."""
+def decode_images(sample: Sample) -> tuple[NDArray[np.uint8], ...]:
+    """The images of a sample as [3, height, width] uint8; DataError when one does not decode."""
+    if not isinstance(sample, UnderstandingSample):
+        return ()
+    try:
+        return tuple(_decode_image(encoded) for encoded in sample.images)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
+        raise DataError(f"an image does not decode: {error}") from error
+
+
+def _decode_image(encoded: bytes) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from janus_dist.config.data import STREAMS, Stream
+from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest, ShardSet
 from janus_dist.data.sample import Sample, decode
@@ -83,8 +83,7 @@ def _has_manifest(folder: str) -> bool:
 
 def index_records(shards: ShardSet, shard: int) -> NDArray[np.void]:
     """Index records of one shard, [sample] of INDEX_DTYPE."""
-    first = int(shards.first_samples[shard])
-    return shards.records[first : first + shards.manifest.shards[shard].samples]
+    return shards.shard_records(shard)
 
 
 def column(shards: ShardSet, name: str) -> NDArray[np.int64]:
@@ -100,9 +99,9 @@ def locate(manifest: Manifest, sample: int) -> tuple[int, int]:
             f"there is no sample {sample}: the {manifest.stream} shard set holds {manifest.samples}",
             f"samples are counted from 0 to {manifest.samples - 1}" if manifest.samples else None,
         )
-    ends = np.cumsum([entry.samples for entry in manifest.shards])
-    shard = int(np.searchsorted(ends, sample, side="right"))
-    return shard, sample - int(ends[shard]) + manifest.shards[shard].samples
+    starts = manifest.shards.first_samples
+    shard = int(np.searchsorted(starts, sample, side="right")) - 1
+    return shard, sample - int(starts[shard])
 
 
 def keys_in_tar(file: BinaryIO, stream: Stream) -> list[str]:

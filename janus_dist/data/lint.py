@@ -110,7 +110,7 @@ def lint(
 
 def _first_samples(manifest: Manifest) -> list[int]:
     """[shard] number of its first sample."""
-    return np.cumsum([0, *(entry.samples for entry in manifest.shards)])[:-1].tolist()
+    return manifest.shards.first_samples[:-1].tolist()
 
 
 def _rows(manifest: Manifest, scope: Scope) -> Iterator[NDArray[np.int64]]:

@@ -1,27 +1,37 @@
 """From the plan to the batches of one rank: which rows are mine, their bytes, the packed tensors; read ahead by
 threads.
 
-Invariant: the loader has no state. What `batches(step)` gives depends on the plan, the rank and the world alone, so a
-resumed run needs the step number and nothing else.
+Invariant: the loader has no state that a batch depends on. What `load(step)` gives depends on the plan, the rank and
+the world alone, so a resumed run needs the step number and nothing else. A sample that is damaged keeps its place: pad
+tokens without labels stand there, so no other sample moves.
 """
 
+import logging
+import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from janus_dist.batch import Batch
-from janus_dist.config.data import STREAMS, Stream
-from janus_dist.data import packing, storage
-from janus_dist.data.collate import DocumentFormat, collate
+from janus_dist.data import packing
+from janus_dist.data.collate import Document, DocumentFormat, collate, decode_images
 from janus_dist.data.manifest import ShardSet
-from janus_dist.data.plan import Plan, StepPlan, row_costs
-from janus_dist.data.sample import Sample, decode
+from janus_dist.data.plan import Plan, StepPlan
+from janus_dist.data.reader import Range
+from janus_dist.data.sample import decode
 from janus_dist.errors import DataError
 
-AHEAD_STEPS = 2
+THREADS = 2
+MOST_AHEAD_STEPS = 32
+TOLD_STEPS = 64  # how far ahead the node's cache knows what is needed; a step takes 10 to 20 ms to plan
+ALWAYS_BEARABLE = 4
+"""Damaged samples that a rank goes on after however few it has read; beyond, `data.max_bad_share` counts."""
+
+log = logging.getLogger("janus_dist")
 
 
 @dataclass(frozen=True)
@@ -30,69 +40,174 @@ class RankStep:
 
     plan: StepPlan
     batches: list[Batch]
+    straggler_ratio: float
+    """Cost of the slowest rank over the mean of all, by the plan's costs."""
+    bad_samples: int
+    """Damaged samples that this rank has met so far."""
 
 
 class Loader:
     """Batches of one rank, step after step."""
 
-    def __init__(self, plan: Plan, form: DocumentFormat, rank: int, world: int, ahead_steps: int = AHEAD_STEPS):
-        self.plan, self.form, self.rank, self.world, self.ahead_steps = plan, form, rank, world, ahead_steps
+    def __init__(
+        self,
+        plan: Plan,
+        form: DocumentFormat,
+        rank: int,
+        world: int,
+        threads: int = THREADS,
+        ahead_bytes: int = 2**30,
+        max_bad_share: float = 0.0,
+        node: range | None = None,
+    ):
+        """`threads` load steps at the same time (0: the caller does), as far ahead as `ahead_bytes` of batches.
+
+        `node` are the ranks of this node, whose needs the node's cache is told; this rank alone when absent.
+        """
+        self.form, self.rank, self.world = form, rank, world
+        self.threads, self.ahead_bytes = threads, ahead_bytes
+        self.bad = BadSamples(max_bad_share)
+        self.node = node or range(rank, rank + 1)
+        self.use(plan)
+
+    def use(self, plan: Plan) -> None:
+        """Give batches of this plan from now on."""
+        self.plan = plan
+        self._step_plan = lru_cache(maxsize=2 * TOLD_STEPS)(plan.step)
+        self._told = -1
 
     def load(self, step: int) -> RankStep:
-        """Plan and read one step (counted from 0)."""
-        plan = self.plan.step(step)
-        shards: dict[Stream, ShardSet] = {name: line.shards for name, line in self.plan.lines.items()}
-        batches = []
-        for ranks in packing.deal(row_costs(plan), self.world, self.plan.batch.micro_rows):
-            documents = [document for row in ranks[self.rank] for document in plan.rows[row]]
-            batches.append(collate(read_documents(plan, documents, shards), self.form))
-        return RankStep(plan, batches)
+        """Plan and read one step (counted from 0); DataError when too many samples are damaged."""
+        plan = self._step_plan(step)
+        dealt = self._deal(plan)
+        self._tell_cache(step)
+        pieces = [[piece for row in ranks[self.rank] for piece in plan.rows.row(row)] for ranks in dealt]
+        documents = self.read(plan, [piece for micro_step in pieces for piece in micro_step])
+        batches = [collate([documents[piece] for piece in micro_step], self.form) for micro_step in pieces]
+        return RankStep(plan, batches, packing.straggler_ratio(plan.row_costs, dealt), self.bad.number)
 
     def steps(self, first: int, stop: int) -> Iterator[RankStep]:
         """Steps `first` to `stop - 1`, each read while those before it train."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") as pool:
+        if self.threads == 0:
+            yield from map(self.load, range(first, stop))
+            return
+        with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             ahead: list[Future[RankStep]] = []
+            wanted = self.threads
             try:
                 for step in range(first, stop):
-                    while len(ahead) <= self.ahead_steps and step + len(ahead) < stop:
+                    while len(ahead) <= wanted and step + len(ahead) < stop:
                         ahead.append(pool.submit(self.load, step + len(ahead)))
-                    yield ahead.pop(0).result()
+                    ready = ahead.pop(0).result()
+                    step_bytes = sum(batch.num_bytes for batch in ready.batches)
+                    wanted = max(self.threads, min(MOST_AHEAD_STEPS, self.ahead_bytes // max(1, step_bytes)))
+                    yield ready
             finally:
                 for waiting in ahead:
                     waiting.cancel()
 
+    def read(self, plan: StepPlan, pieces: Sequence[int]) -> dict[int, Document]:
+        """The documents of some pieces of a step; a text that several of them share is read once."""
+        numbers = sorted({int(plan.rows.document[piece]) for piece in pieces})
+        self.bad.count(len(numbers))
+        whole: dict[int, Document] = {}
+        for lane, shards in enumerate(self.plan.shards):
+            mine = [number for number in numbers if plan.lane[number] == lane]
+            payloads = read_payloads(shards, plan.sample[mine], plan.record[mine])
+            for number, payload in zip(mine, payloads, strict=True):
+                whole[number] = self._document(shards, plan, number, payload)
+        rows = plan.rows
+        return {
+            piece: replace(
+                whole[int(rows.document[piece])], first=int(rows.first[piece]), tokens=int(rows.tokens[piece])
+            )
+            for piece in pieces
+        }
 
-def read_documents(
-    plan: StepPlan, documents: list[int], shards: Mapping[Stream, ShardSet]
-) -> list[tuple[Sample, bool]]:
-    """(sample, drop its prompt) of some documents of a step, in their order; DataError for a damaged sample."""
-    found: dict[int, Sample] = {}
-    for number, name in enumerate(STREAMS):
-        mine = [document for document in documents if plan.stream[document] == number]
-        if not mine:
-            continue
-        payloads = read_payloads(shards[name], plan.sample[mine])
-        found.update(zip(mine, (decode(name, payload) for payload in payloads), strict=True))
-    return [(found[document], bool(plan.drop_prompt[document])) for document in documents]
+    def _deal(self, plan: StepPlan) -> list[list[list[int]]]:
+        return packing.deal(plan.row_costs, self.world, self.plan.batch.micro_rows)
+
+    def _tell_cache(self, step: int) -> None:
+        """Tell the node's cache, where there is one, what the node's ranks will read in the steps to come."""
+        caching = [shards for shards in self.plan.shards if shards.reader.settings.cache_dir is not None]
+        if not caching:
+            return
+        for ahead in range(max(step, self._told + 1), step + TOLD_STEPS):
+            plan = self._step_plan(ahead)
+            rows = [row for ranks in self._deal(plan) for rank in self.node for row in ranks[rank]]
+            documents = np.unique(plan.rows.document[[piece for row in rows for piece in plan.rows.row(row)]])
+            wanted = [
+                asked
+                for lane, shards in enumerate(self.plan.shards)
+                for mine in [documents[plan.lane[documents] == lane]]
+                for asked in payload_ranges(shards, plan.sample[mine], plan.record[mine])
+            ]
+            # all shard sets of a rank share one reader; other ranks of the node may be behind
+            caching[0].reader.expect({ahead: wanted}, now=max(0, step - MOST_AHEAD_STEPS))
+            self._told = ahead
+
+    def _document(self, shards: ShardSet, plan: StepPlan, number: int, payload: bytes | DataError) -> Document:
+        tokens = int(plan.record["tokens"][number])
+        try:
+            if isinstance(payload, DataError):
+                raise payload
+            sample = decode(shards.manifest.stream, payload)
+            return Document(sample, tokens, drop_prompt=bool(plan.drop_prompt[number]), images=decode_images(sample))
+        except DataError as error:
+            self.bad.add(f"sample {plan.sample[number]} of {shards.folder}", error)
+            return Document(None, tokens)
 
 
-def read_payloads(shards: ShardSet, samples: np.ndarray) -> list[bytes]:
-    """The stored bytes of samples, each shard read once from front to back; DataError on a wrong checksum."""
-    payloads: list[bytes] = [b""] * len(samples)
-    by_shard: dict[int, list[int]] = {}
-    for place in np.argsort(samples, kind="stable").tolist():
-        by_shard.setdefault(shards.shard_of(int(samples[place])), []).append(place)
-    for shard, places in by_shard.items():
-        with storage.open_binary(shards.path(shard)) as file:
-            for place in places:
-                record = shards.records[samples[place]]
-                file.seek(int(record["offset"]))
-                payload = file.read(int(record["bytes"]))
-                if zlib.crc32(payload) != int(record["crc32"]):
-                    raise DataError(
-                        f"sample {samples[place]} of {shards.path(shard)} is damaged: its checksum is "
-                        f"{zlib.crc32(payload):08x}, the index says {int(record['crc32']):08x}",
-                        "make this shard again: delete it with its index and manifest, then run jobs/tokenize.py",
-                    )
-                payloads[place] = payload
+class BadSamples:
+    """Counts damaged samples of a rank; DataError when there are too many."""
+
+    def __init__(self, max_share: float):
+        self.max_share, self.number, self.read = max_share, 0, 0
+        self._lock = threading.Lock()
+
+    def count(self, samples: int) -> None:
+        with self._lock:
+            self.read += samples
+
+    def add(self, which: str, error: DataError) -> None:
+        """One more, and why."""
+        with self._lock:
+            self.number += 1
+            bearable = ALWAYS_BEARABLE + self.max_share * self.read if self.max_share else 0
+            if self.number > bearable:
+                raise DataError(
+                    f"{self.number} of {self.read} samples are damaged, more than "
+                    f"data.max_bad_share={self.max_share:g} allows; the last one is {which}: {error.message}",
+                    "make the shards again with jobs/tokenize.py, or raise data.max_bad_share to train without them",
+                )
+        log.warning("%s is damaged, training goes on without it: %s", which, error.message)
+
+
+def payload_ranges(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -> list[Range]:
+    """Where the stored bytes of samples are."""
+    return [
+        Range(shards.path(shard), offset, size)
+        for shard, offset, size in zip(
+            shards.shard_of(samples).tolist(), records["offset"].tolist(), records["bytes"].tolist(), strict=True
+        )
+    ]
+
+
+def read_payloads(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -> list[bytes | DataError]:
+    """The stored bytes of samples; a DataError stands for one whose checksum is wrong, read twice."""
+    wanted = payload_ranges(shards, samples, records)
+    payloads: list[bytes | DataError] = []
+    for place, (asked, payload) in enumerate(zip(wanted, shards.reader.read(wanted), strict=True)):
+        right = int(records["crc32"][place])
+        if zlib.crc32(payload) != right:
+            payload = shards.reader.read_again(asked)
+        found = zlib.crc32(payload)
+        payloads.append(
+            payload
+            if found == right
+            else DataError(
+                f"{asked.path} from byte {asked.offset} has checksum {found:08x}, the index says {right:08x}",
+                "make this shard again: delete it with its index and manifest, then run jobs/tokenize.py",
+            )
+        )
     return payloads

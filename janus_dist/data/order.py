@@ -1,15 +1,21 @@
-"""The order of a stream: a keyed permutation per epoch, computed for any position without a state.
+"""The order of a source: a keyed block shuffle per epoch, computed for any position without a state.
 
-A four-round Feistel network over the next even power of two, walked until it lands inside the range (as in format-
-preserving encryption); vectorised over positions. Invariant: for every key it is a bijection of [0, size); all
-arithmetic is 64-bit. The numbers are part of the plan: changing a constant here changes what every existing run would
-train on.
+Two levels, so that no one needs the lengths of a billion samples at once: the blocks of a source (256 neighbours in a
+shard) are permuted, and samples are permuted within windows of 64 blocks in that order. Permutations are four-round
+Feistel networks over the next even power of two, walked until they land inside the range (as in format-preserving
+encryption); vectorised over positions. Invariants: for every key a permutation is a bijection of [0, size), and an
+epoch holds every sample once; all arithmetic is 64-bit. The numbers are part of the plan: changing a constant here
+changes what every existing run would train on.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 ROUNDS = 4
+WINDOW_BLOCKS = 64
+CHUNK_WINDOWS = 4096  # windows summed at once, so that an epoch of millions of blocks takes little memory
 U64 = np.uint64
 
 
@@ -28,6 +34,46 @@ def key(*words: int) -> np.uint64:
     for word in words:
         state = mix64(state ^ np.array([word % 2**64], dtype=U64))
     return state[0]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a source: samples and tokens of each."""
+
+    samples: NDArray[np.uint16]
+    tokens: NDArray[np.uint32]
+
+
+class Epoch:
+    """One epoch of a source: which blocks each window holds and where windows start, in samples and tokens."""
+
+    def __init__(self, blocks: Blocks, epoch_key: np.uint64):
+        self.num_blocks = len(blocks.samples)
+        self.key = epoch_key
+        windows = -(-self.num_blocks // WINDOW_BLOCKS)
+        self.starts = {unit: np.zeros(windows + 1, dtype=np.int64) for unit in ("samples", "tokens")}
+        """[windows + 1] samples or tokens before each window, and of the whole epoch."""
+        for first in range(0, windows, CHUNK_WINDOWS):
+            last = min(first + CHUNK_WINDOWS, windows)
+            found = self._blocks(first, last)
+            cuts = np.arange(0, len(found), WINDOW_BLOCKS)
+            for unit, sizes in (("samples", blocks.samples), ("tokens", blocks.tokens)):
+                self.starts[unit][first + 1 : last + 1] = np.add.reduceat(sizes[found].astype(np.int64), cuts)
+        for starts in self.starts.values():
+            np.cumsum(starts, out=starts)
+
+    def window_blocks(self, window: int) -> NDArray[np.int64]:
+        """The blocks of a window, in their order."""
+        return self._blocks(window, window + 1)
+
+    def within(self, window: int) -> NDArray[np.int64]:
+        """The order of the window's samples: positions among the samples of its blocks, one block after the other."""
+        size = int(self.starts["samples"][window + 1] - self.starts["samples"][window])
+        return permute(np.arange(size), size, key(int(self.key), window))
+
+    def _blocks(self, first_window: int, last_window: int) -> NDArray[np.int64]:
+        positions = np.arange(first_window * WINDOW_BLOCKS, min(last_window * WINDOW_BLOCKS, self.num_blocks))
+        return permute(positions, self.num_blocks, self.key)
 
 
 def permute(positions: NDArray[np.int64], size: int, permutation_key: np.uint64) -> NDArray[np.int64]:

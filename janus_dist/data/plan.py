@@ -1,97 +1,94 @@
 """The plan: what is trained at step s, as a pure function of (seed, manifests, mixture, step).
 
 Nothing is carried from one step to the next: a step owns the samples whose start lies between the cumulative quotas
-of two steps on its stream's endless line of epochs. Invariant: `Plan.step(s)` is the same for every number of ranks,
+of two steps on each source's endless line of epochs. Invariant: `Plan.step(s)` is the same for every number of ranks,
 on every machine, whether or not steps before s were ever planned.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.config.data import STREAMS, BatchConfig, MixConfig, Stream
+from janus_dist.config.data import BatchConfig
+from janus_dist.config.mix import PRECISION, STREAMS, Lane, MixConfig, Stream
 from janus_dist.data import order, packing
+from janus_dist.data.line import Cursor, SourceLine
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.mixture import Mixture
 from janus_dist.errors import DataError
 
-PLAN_VERSION = 1  # goes into the digest; raise it with every change of what a plan gives
+PLAN_VERSION = 2  # goes into the digest; raise it with every change of what a plan gives
+WHOLE_FILL = Fraction(97, 100)
+GENERATION, TEXT = STREAMS.index("generation"), STREAMS.index("text")
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a run goes on whose mixture or data were changed on purpose.
+
+    From `step` on quotas are those of the new mixture, and each source goes on at its cursor; one that is new or was
+    made again starts from its beginning.
+    """
+
+    step: int
+    cursors: dict[str, Cursor]
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The documents of one step in their global order, D of them, and the rows they are packed into."""
+    """The documents of one step, D of them, lane by lane; and the rows that their pieces are packed into."""
 
     step: int
+    lane: NDArray[np.int64]
+    """[D] index into the lanes of the plan."""
     stream: NDArray[np.int64]
     """[D] index into STREAMS."""
     sample: NDArray[np.int64]
-    """[D] index of the sample in its shard set."""
+    """[D] number of the sample in its shard set."""
     epoch: NDArray[np.int64]
-    """[D] how often its stream has been through before."""
-    tokens: NDArray[np.int64]
-    """[D] row positions that the document takes."""
+    """[D] how often its source has been through before."""
+    record: NDArray[np.void]
+    """[D] index record."""
     drop_prompt: NDArray[np.bool_]
     """[D] whether a generation document's prompt is replaced by pad tokens."""
-    rows: list[list[int]]
-    """Documents of each row."""
+    rows: packing.Packed
+    row_costs: NDArray[np.float64]
+    """[row] what each row costs a rank."""
     labels: dict[Stream, int]
     """Labels that each stream contributes to the loss of this step, over all ranks."""
 
     @property
+    def num_documents(self) -> int:
+        return len(self.sample)
+
+    @property
     def num_tokens(self) -> int:
-        return int(self.tokens.sum())
+        return int(self.rows.tokens.sum())
+
+    @property
+    def num_cuts(self) -> int:
+        """How often a text was cut at the end of a row."""
+        return len(self.rows.document) - self.num_documents
 
     def stream_tokens(self, stream: Stream) -> int:
-        return int(self.tokens[self.stream == STREAMS.index(stream)].sum())
+        """Tokens of the stream's documents, each counted once."""
+        return int(self.record["tokens"][self.stream == STREAMS.index(stream)].sum(dtype=np.int64))
 
     def digest(self) -> str:
         """A hash of everything in the step, for golden tests and comparisons across worlds."""
         state = hashlib.sha256()
-        for values in (self.stream, self.sample, self.epoch, self.tokens, self.drop_prompt):
+        packed = (self.rows.document, self.rows.first, self.rows.tokens, self.rows.row_starts)
+        for values in (self.lane, self.sample, self.epoch, self.drop_prompt, *packed):
             state.update(np.ascontiguousarray(values).tobytes())
-        state.update(json.dumps([self.rows, self.labels], sort_keys=True).encode())
+        state.update(json.dumps(self.labels, sort_keys=True).encode())
         return state.hexdigest()
-
-
-class StreamLine:
-    """One stream as an endless line of samples: epochs one behind the other, each in its own order."""
-
-    def __init__(self, shards: ShardSet, seed: int, stream: Stream):
-        self.shards = shards
-        self.seed = seed
-        self.stream = STREAMS.index(stream)
-        self.tokens = shards.records["tokens"].astype(np.int64)
-        self.total_tokens = int(self.tokens.sum())
-        self._epoch = lru_cache(maxsize=2)(self._build_epoch)
-
-    def take(self, unit: str, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(samples, epochs) that start in [start, stop) of the line, counted in tokens or samples."""
-        length = self.total_tokens if unit == "tokens" else len(self.tokens)
-        samples, epochs = [], []
-        for epoch in range(start // length, -(-stop // length)):
-            indices, starts = self._epoch(epoch)
-            low, high = max(start - epoch * length, 0), min(stop - epoch * length, length)
-            if unit == "tokens":
-                low, high = (int(np.searchsorted(starts, bound)) for bound in (low, high))
-            samples.append(indices[low:high])
-            epochs.append(np.full(high - low, epoch, dtype=np.int64))
-        if not samples:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        return np.concatenate(samples), np.concatenate(epochs)
-
-    def _build_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sample indices in this epoch's order, and the token position where each starts."""
-        size = len(self.tokens)
-        indices = order.permute(np.arange(size), size, order.key(self.seed, self.stream, epoch))
-        ends = np.cumsum(self.tokens[indices])
-        return indices, ends - self.tokens[indices]
 
 
 class Plan:
@@ -99,92 +96,177 @@ class Plan:
 
     def __init__(
         self,
-        shards: Mapping[Stream, ShardSet],
+        shards: Mapping[Lane, ShardSet],
         mix: MixConfig,
         batch: BatchConfig,
         seed: int,
         answers_only: bool,
+        base: Base | None = None,
     ):
-        """`shards` holds a shard set for every stream with a share in `mix`; DataError if one cannot be planned."""
-        self.mix, self.batch, self.seed, self.answers_only = mix, batch, seed, answers_only
-        self.mixture = Mixture.build(mix, batch)
-        self.lines: dict[Stream, StreamLine] = {name: StreamLine(found, seed, name) for name, found in shards.items()}
-        self.manifests = {name: found.manifest.digest for name, found in shards.items()}
-        for name, line in self.lines.items():
-            _check_fits(name, line.tokens, batch.row_tokens)
+        """`shards` holds a shard set for every lane that ever has a share in `mix`; DataError if one cannot be
+        planned."""
+        self.mix, self.batch, self.seed, self.answers_only, self.base = mix, batch, seed, answers_only, base
+        self.lanes = list(shards)
+        self.shards = list(shards.values())
+        for lane, found in shards.items():
+            _check_fits(lane, found, batch.row_tokens)
+        self.lines = [SourceLine(found, seed, lane) for lane, found in shards.items()]
+        self.mixture = Mixture.build(mix, self.lanes, self._units_per_step())
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that the plan is a function of, beside the step."""
         return {
             "version": PLAN_VERSION,
             "seed": self.seed,
-            "mix": self.mix.model_dump(),
-            "batch": self.batch.model_dump(exclude={"micro_rows"}),
+            "mix": self.mix.model_dump(mode="json"),
+            "batch": self.batch.model_dump(mode="json", exclude={"micro_rows"}),
             "answers_only": self.answers_only,
-            "manifests": self.manifests,
+            "base": asdict(self.base) if self.base else None,
+            "manifests": {
+                lane.source: found.manifest.digest for lane, found in zip(self.lanes, self.shards, strict=True)
+            },
         }
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Two runs with the same digest train the same documents at every step."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def step(self, step: int) -> StepPlan:
         """What step `step` (counted from 0) trains on."""
-        parts = []
-        for name, line in self.lines.items():
-            start, stop = self.mixture.cumulative(name, step), self.mixture.cumulative(name, step + 1)
-            samples, epochs = line.take(self.mixture.unit, start, stop)
-            parts.append((np.full(len(samples), STREAMS.index(name), dtype=np.int64), samples, epochs))
-        stream, sample, epoch = (np.concatenate(column) for column in zip(*parts, strict=True))
-        tokens = np.zeros(len(sample), dtype=np.int64)
-        labels: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
-        for name, line in self.lines.items():
-            mine = stream == STREAMS.index(name)
-            tokens[mine] = line.tokens[sample[mine]]
-            labels[name] = self._labels(name, line.shards.records[sample[mine]])
+        starts, stops = self.positions(step), self.positions(step + 1)
+        taken = [
+            line.take(self.mixture.unit, start, stop)
+            for line, start, stop in zip(self.lines, starts, stops, strict=True)
+        ]
+        lane = np.repeat(np.arange(len(taken)), [len(found.sample) for found in taken])
+        sample, epoch, record = (np.concatenate(column) for column in zip(*taken, strict=True))
+        stream = np.array([STREAMS.index(found.stream) for found in self.lanes])[lane]
+        tokens = record["tokens"].astype(np.int64)
+        text_labels = record["answer_labels" if self.answers_only else "text_labels"].astype(np.int64)
+        rows = self._pack(tokens, self._costs(tokens, text_labels, record), stream == TEXT)
         return StepPlan(
             step,
+            lane,
             stream,
             sample,
             epoch,
-            tokens,
-            self._drops(stream, sample, epoch),
-            packing.pack(tokens, self.batch.row_tokens),
-            labels,
+            record,
+            self._drops(lane, sample, epoch),
+            rows,
+            self._row_costs(rows, tokens, text_labels, record),
+            _labels(stream, text_labels, record),
         )
 
-    def _labels(self, stream: Stream, records: NDArray[np.void]) -> int:
-        if stream == "generation":
-            return int(records["image_ids"].astype(np.int64).sum())
-        column = "answer_labels" if self.answers_only else "text_labels"
-        return int(records[column].astype(np.int64).sum())
+    def positions(self, step: int) -> list[int]:
+        """Where each lane's line stands before `step`, in units of the mixture."""
+        found = self.mixture.cumulative(step)
+        if self.base is None:
+            return list(found)
+        assert step >= self.base.step, "steps before the change belong to another plan"
+        before = self.mixture.cumulative(self.base.step)
+        starts = [self._start(lane, self.base) for lane in range(len(self.lanes))]
+        return [start + now - then for start, now, then in zip(starts, found, before, strict=True)]
 
-    def _drops(
-        self, stream: NDArray[np.int64], sample: NDArray[np.int64], epoch: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        generation = STREAMS.index("generation")
-        drops = np.zeros(len(stream), dtype=np.bool_)
-        for number in np.unique(epoch[stream == generation]).tolist():
-            mine = (stream == generation) & (epoch == number)
-            # one more word than the order's key, so that order and drops are independent
-            drops[mine] = order.chance(sample[mine], order.key(self.seed, generation, number, 1)) < self.batch.cfg_drop
+    def cursors(self, step: int) -> dict[str, Cursor]:
+        """Where each source stands before `step`."""
+        return {
+            lane.source: line.cursor(self.mixture.unit, position)
+            for lane, line, position in zip(self.lanes, self.lines, self.positions(step), strict=True)
+        }
+
+    def rebased(self, base: Base | None) -> "Plan":
+        """This plan, going on from where another one was at a step."""
+        shards = dict(zip(self.lanes, self.shards, strict=True))
+        return Plan(shards, self.mix, self.batch, self.seed, self.answers_only, base)
+
+    def _start(self, lane: int, base: Base) -> int:
+        cursor = base.cursors.get(self.lanes[lane].source)
+        if cursor is None or cursor["manifest"] != self.shards[lane].manifest.digest:
+            return 0
+        return cursor[self.mixture.unit]
+
+    def _units_per_step(self) -> Fraction:
+        batch = self.batch
+        if self.mix.unit == "samples":
+            assert batch.samples is not None, "the recipe was checked"
+            return Fraction(batch.samples)
+        room = batch.rows * batch.row_tokens
+        if batch.fill is not None:
+            return room * Fraction(batch.fill).limit_denominator(PRECISION)
+        if batch.packing == "whole":
+            return room * WHOLE_FILL
+        # A step takes at most a sample more than its quota of each lane; a row loses a token to a cut, and one to room
+        # that no piece fits into.
+        longest = sum(min(int(found.manifest.shards.longest_tokens.max()), batch.row_tokens) for found in self.shards)
+        return Fraction(max(room - 2 * batch.rows - longest, room // 2))
+
+    def _pack(
+        self, tokens: NDArray[np.int64], costs: NDArray[np.float64], is_text: NDArray[np.bool_]
+    ) -> packing.Packed:
+        batch = self.batch
+        if batch.packing == "whole" or not is_text.any():
+            return packing.pack_whole(tokens, batch.row_tokens)
+        rows = batch.rows if self.mix.unit == "tokens" else -(-int(tokens.sum()) // (batch.row_tokens - 2))
+        return packing.pack_split(tokens, costs, is_text, rows, batch.row_tokens)
+
+    def _costs(
+        self, tokens: NDArray[np.int64], text_labels: NDArray[np.int64], record: NDArray[np.void]
+    ) -> NDArray[np.float64]:
+        """[D] what each document costs a rank."""
+        cost = self.batch.cost
+        length = tokens.astype(np.float64)
+        return (
+            cost.token * length
+            + cost.token_squared * length * length
+            + cost.image * record["images"]
+            + cost.text_label * text_labels
+            + cost.image_label * record["image_ids"]
+        )
+
+    def _row_costs(
+        self,
+        rows: packing.Packed,
+        tokens: NDArray[np.int64],
+        text_labels: NDArray[np.int64],
+        record: NDArray[np.void],
+    ) -> NDArray[np.float64]:
+        """[row] what its pieces cost; a piece of a cut text has as many labels as it predicts tokens."""
+        cut = rows.tokens != tokens[rows.document]
+        labels = np.where(cut, rows.tokens - 1, text_labels[rows.document])
+        pieces = self._costs(rows.tokens, labels, record[rows.document])
+        return np.add.reduceat(pieces, rows.row_starts[:-1]) if len(pieces) else np.empty(0)
+
+    def _drops(self, lane: NDArray[np.int64], sample: NDArray[np.int64], epoch: NDArray[np.int64]) -> NDArray[np.bool_]:
+        drops = np.zeros(len(lane), dtype=np.bool_)
+        for number, (found, line) in enumerate(zip(self.lanes, self.lines, strict=True)):
+            if found.stream != "generation":
+                continue
+            mine = lane == number
+            for one in np.unique(epoch[mine]).tolist():
+                here = mine & (epoch == one)
+                # one more word than the order's key, so that order and drops are independent
+                draws = order.chance(sample[here], order.key(*line.key_words, one, 1))
+                drops[here] = draws < self.batch.cfg_drop
         return drops
 
 
-def row_costs(plan: StepPlan) -> NDArray[np.float64]:
-    """Cost of each row of a step: its tokens, for now; what is dealt to ranks is balanced by it."""
-    return np.array([plan.tokens[row].sum() for row in plan.rows], dtype=np.float64)
+def _labels(stream: NDArray[np.int64], text_labels: NDArray[np.int64], record: NDArray[np.void]) -> dict[Stream, int]:
+    is_image = stream == GENERATION
+    counts = np.where(is_image, record["image_ids"], text_labels)
+    sums = np.bincount(stream, weights=counts, minlength=len(STREAMS))  # exact: far below 2**53
+    return {name: int(total) for name, total in zip(STREAMS, sums, strict=True)}
 
 
-def _check_fits(stream: Stream, tokens: NDArray[np.int64], row_tokens: int) -> None:
-    if len(tokens) == 0:
-        raise DataError(f"the {stream} stream has a share in the mix but its shard set holds no sample")
-    longest = int(tokens.argmax())
-    if tokens[longest] > row_tokens:
+def _check_fits(lane: Lane, shards: ShardSet, row_tokens: int) -> None:
+    if shards.manifest.samples == 0:
+        raise DataError(f"{lane.source} ({lane.stream}) has a share in the mix but its shard set holds no sample")
+    longest = shards.manifest.shards.longest_tokens
+    shard = int(longest.argmax())
+    if longest[shard] > row_tokens and lane.stream != "text":
         raise DataError(
-            f"sample {longest} of the {stream} stream takes {tokens[longest]} tokens, "
+            f"a sample of {shards.path(shard)} ({lane.stream}) takes {longest[shard]} tokens, "
             f"more than batch.row_tokens={row_tokens}",
-            f"take batch.row_tokens={tokens[longest]} or more, or cut the samples shorter in the pipeline",
+            f"take batch.row_tokens={longest[shard]} or more, or cut the samples shorter in the pipeline",
         )

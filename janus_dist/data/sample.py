@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.config.data import Stream
+from janus_dist.config.mix import Stream
 from janus_dist.errors import DataError
 
 ID = np.dtype("<u4")

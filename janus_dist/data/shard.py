@@ -12,6 +12,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ INDEX_DTYPE = np.dtype(
         ("crc32", "<u4"),  # of the sample's bytes
     ]
 )
+INDEX_HEADER_BYTES = 256
+"""Where the records of an index file start: NumPy pads the header of this dtype to the same length for any count."""
 BLOCK_SAMPLES = 256
 TAR_BLOCK = 512
 
@@ -46,6 +49,17 @@ class ShardEntry:
     bytes: int
     sha256: str
     index_sha256: str
+    longest_tokens: int
+    block_tokens: tuple[int, ...]
+    """Tokens of each block: 256 samples that stand beside each other, fewer in the last."""
+    block_crc32: tuple[int, ...]
+    """Checksum of each block's index records."""
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ShardEntry":
+        """An entry from `dataclasses.asdict` that went through JSON; TypeError when fields are missing or unknown."""
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
 
 
 def write_shard(
@@ -69,6 +83,7 @@ def write_shard(
         index[row] = (offset, len(content), *counts(sample, model, special), zlib.crc32(content))
     encoded_index = io.BytesIO()
     np.save(encoded_index, index, allow_pickle=False)
+    assert encoded_index.tell() == INDEX_HEADER_BYTES + index.nbytes, "readers rely on this length"
     content = tar.close()
     write_whole(f"{folder}/{name}.index.npy", encoded_index.getvalue())
     write_whole(f"{folder}/{name}.tar", content)
@@ -79,7 +94,18 @@ def write_shard(
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         index_sha256=hashlib.sha256(encoded_index.getvalue()).hexdigest(),
+        **block_columns(index),
     )
+
+
+def block_columns(index: NDArray[np.void]) -> dict[str, Any]:
+    """What a ShardEntry tells of index records, block by block."""
+    blocks = [index[start : start + BLOCK_SAMPLES] for start in range(0, len(index), BLOCK_SAMPLES)]
+    return {
+        "longest_tokens": int(index["tokens"].max(initial=0)),
+        "block_tokens": tuple(int(block["tokens"].sum()) for block in blocks),
+        "block_crc32": tuple(zlib.crc32(block.tobytes()) for block in blocks),
+    }
 
 
 def counts(sample: Sample, model: ModelConfig, special: tuple[int, int, int]) -> tuple[int, int, int, int, int]:

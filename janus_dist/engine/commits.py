@@ -31,6 +31,8 @@ class Commit:
     plan_digest: str
     plan: dict[str, Any]
     """What the digest is of, to say what differs."""
+    cursors: dict[str, Any]
+    """Where each source stands, to go on from under another plan."""
     model: dict[str, Any]
     """The model section of the recipe."""
     world: int

@@ -24,6 +24,9 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
+    """Among the ranks of this node."""
+    local_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -59,9 +62,10 @@ def join(cluster: ClusterConfig, timeout_s: int) -> World:
     """Join the process group, making it from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT if the launcher has not."""
     if not cluster.gpu:
         torch.set_num_threads(cluster.cpus_per_worker)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cluster.gpu else torch.device("cpu")
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = torch.device("cuda", local_rank) if cluster.gpu else torch.device("cpu")
     if cluster.gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cluster.gpu else "gloo", timeout=timedelta(seconds=timeout_s))
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(dist.get_rank(), dist.get_world_size(), device, local_rank, local_size)

@@ -36,6 +36,9 @@ METRICS = (
     Metric("batch/tokens", "", "tokens of the step, over all ranks"),
     Metric("batch/rows", "", "rows of the step"),
     Metric("batch/fill", "share", "tokens over the capacity of the rows"),
+    Metric("batch/cuts", "", "texts cut at the end of a row"),
+    Metric("batch/straggler_ratio", "", "cost of the slowest rank over the mean of all, by the plan's costs"),
+    Metric("data/bad_samples", "", "damaged samples that the first rank met since it started"),
 )
 NAMES = frozenset(metric.name for metric in METRICS)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from janus_dist.config.data import STREAMS
+from janus_dist.config.mix import STREAMS
 from janus_dist.errors import DataError
 from janus_dist.monitor.console import count, duration
 from janus_dist.monitor.sinks import read_lines

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_dist.config.data import Stream
+from janus_dist.config.mix import Lane
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
@@ -17,7 +17,7 @@ from janus_dist.errors import CheckpointError, DataError
 from janus_dist.model.parts import part_of
 
 
-def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Stream, ShardSet]) -> None:
+def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Lane, ShardSet]) -> None:
     """Raise DataError unless the shards were made with this tokenizer and these image sizes."""
     if tokenizer.size > recipe.model.text.vocab:
         raise DataError(
@@ -25,8 +25,8 @@ def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Stream
             f"more than model.text.vocab={recipe.model.text.vocab}",
             f"take model.text.vocab={tokenizer.size} or more, or the tokenizer that belongs to this model",
         )
-    for name, found in shards.items():
-        manifest, where = found.manifest, f"{recipe.data.root}/{name}/manifest.json"
+    for (name, _), found in shards.items():
+        manifest, where = found.manifest, f"{found.folder}/manifest.json"
         if manifest.tokenizer_sha256 != tokenizer.sha256:
             raise DataError(
                 f"{where} was made with a tokenizer whose sha256 is {manifest.tokenizer_sha256[:12]}, "
@@ -48,19 +48,33 @@ def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Stream
                 )
 
 
-def check_resume(recipe: StageRecipe, plan: Plan, trainable: Sequence[str], path: Path, commit: Commit) -> None:
-    """Raise CheckpointError unless the checkpoint at `path` continues with this recipe, naming what differs."""
+def check_rebase(plan: Plan, path: Path, commit: Commit) -> None:
+    """Raise CheckpointError when sources cannot go on at the checkpoint's cursors."""
+    for key in ("version", "seed"):
+        if commit.plan[key] != plan.identity[key]:
+            raise CheckpointError(
+                f"{path} cannot be re-based: {_differences('', {key: commit.plan[key]}, {key: plan.identity[key]})}, "
+                "so every source would stand in another order and repeat samples",
+                f"keep the {key}, or start a new run (run.name=...) from these weights",
+            )
+
+
+def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str], path: Path, commit: Commit) -> None:
+    """Raise CheckpointError unless the checkpoint at `path` continues with this recipe, naming what differs.
+
+    `plan` is None when the plan changes on purpose.
+    """
     model = recipe.model.model_dump(mode="json")
     if commit.model != model:
         raise CheckpointError(
             f"{path} holds a model of another size: {_differences('model', commit.model, model)}",
             "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
         )
-    if commit.plan_digest != plan.digest:
+    if plan is not None and commit.plan_digest != plan.digest:
         raise CheckpointError(
             f"{path} was trained on another plan: {_differences('', commit.plan, plan.identity)}",
-            "undo the change, or start a new run (run.name=...) from these weights with "
-            f"run.start_from={recipe.run.name}",
+            "undo the change; or go on with it from here with run.rebase=true; or start a new run (run.name=...) "
+            f"from these weights with run.start_from={recipe.run.name}",
         )
     if set(commit.trainable) != set(trainable):
         parts = ", ".join(sorted({part_of(name) for name in set(commit.trainable) ^ set(trainable)}))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus_dist.config.data import STREAMS, Stream
+from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.train import TrainConfig
 from janus_dist.data.loader import RankStep
 from janus_dist.engine.zero import ZeroEngine

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_dist.config.data import STREAMS, Stream
+from janus_dist.config.mix import STREAMS, Lane, Stream, lane_shares
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader, RankStep
 from janus_dist.data.manifest import ShardSet
-from janus_dist.data.plan import Plan
+from janus_dist.data.plan import Base, Plan
+from janus_dist.data.reader import Reader
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import checkpoint, commits
 from janus_dist.engine.world import join
@@ -23,7 +24,7 @@ from janus_dist.model import janus
 from janus_dist.model.parts import set_trainable
 from janus_dist.monitor.console import count, step_line
 from janus_dist.monitor.sinks import JsonlSink, Sink, WandbSink
-from janus_dist.train.compatible import check_data, check_resume
+from janus_dist.train.compatible import check_data, check_rebase, check_resume
 from janus_dist.train.schedule import learning_rate
 from janus_dist.train.step import StepOutcome, train_step
 
@@ -48,10 +49,18 @@ class Trainer:
         """Open the data, build the model and put it under ZeRO-3. `say` takes the first rank's console lines."""
         world = join(recipe.cluster, recipe.engine.timeout_s)
         tokenizer = Tokenizer.load(recipe.data.tokenizer)
-        shards = open_shards(recipe)
+        shards = open_shards(recipe, world.local_rank)
         check_data(recipe, tokenizer, shards)
         plan = Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
-        loader = Loader(plan, document_format(recipe, tokenizer), world.rank, world.size)
+        loader = Loader(
+            plan,
+            document_format(recipe, tokenizer),
+            world.rank,
+            world.size,
+            ahead_bytes=recipe.data.read.ahead_mib * 2**20,
+            max_bad_share=recipe.data.max_bad_share,
+            node=range(world.rank - world.local_rank, world.rank - world.local_rank + world.local_size),
+        )
         model = janus.build(recipe.model, recipe.run.seed)
         set_trainable(model, recipe.train.trainable)
         if recipe.engine.activation_checkpointing:
@@ -88,7 +97,7 @@ class Trainer:
         run, root = self.recipe.run, Path(self.recipe.run.root)
         mine = self.world.from_first(commits.latest(run.dir))
         if mine is not None:
-            check_resume(self.recipe, self.plan, self.engine.trainable, mine, commits.read(mine))
+            self.go_on(mine)
             commit = checkpoint.restore(self.engine, mine)
             self.step, self.tokens = commit.step, commit.tokens
             self.say(f"resuming {run.name} at step {self.step} from {mine}")
@@ -106,6 +115,29 @@ class Trainer:
             self.say(f"starting {run.name} from random weights")
         if self.world.is_first:
             self.sinks = make_sinks(self.recipe, self.step)
+
+    def go_on(self, path: Path) -> None:
+        """Take the plan of a checkpoint; CheckpointError when it is another than the recipe's and no one asked."""
+        commit = commits.read(path)
+        before = commit.plan["base"]
+        self.use(self.plan.rebased(Base(**before) if before else None))
+        if self.recipe.run.rebase and self.plan.digest != commit.plan_digest:
+            check_rebase(self.plan, path, commit)
+            self.use(self.plan.rebased(Base(commit.step, commit.cursors)))
+            kept = [
+                lane.source
+                for lane, shards in zip(self.plan.lanes, self.plan.shards, strict=True)
+                if commit.cursors.get(lane.source, {}).get("manifest") == shards.manifest.digest
+            ]
+            self.say(f"re-based at step {commit.step}: {', '.join(kept) or 'no source'} went on where it was")
+            check_resume(self.recipe, None, self.engine.trainable, path, commit)
+        else:
+            check_resume(self.recipe, self.plan, self.engine.trainable, path, commit)
+
+    def use(self, plan: Plan) -> None:
+        """Train on this plan."""
+        self.plan = plan
+        self.loader.use(plan)
 
     def guard(self, outcome: StepOutcome) -> None:
         """Count steps that ZeRO skipped because a gradient was not finite; too many in a row end the run."""
@@ -134,17 +166,20 @@ class Trainer:
             "perf/step_s": step_s,
             "perf/data_wait": waited_s / step_s,
             "batch/tokens": plan.num_tokens,
-            "batch/rows": len(plan.rows),
-            "batch/fill": plan.num_tokens / (len(plan.rows) * self.recipe.batch.row_tokens),
+            "batch/rows": plan.rows.num_rows,
+            "batch/fill": plan.num_tokens / (plan.rows.num_rows * self.recipe.batch.row_tokens),
+            "batch/cuts": plan.num_cuts,
+            "batch/straggler_ratio": rank_step.straggler_ratio,
+            "data/bad_samples": rank_step.bad_samples,
         }
         return values
 
     def realised_shares(self) -> dict[Stream, float]:
         """Share of each stream in what was taken from step 0 to the step just done."""
-        taken: dict[Stream, int] = {
-            name: self.plan.mixture.cumulative(name, self.step) if name in self.plan.lines else 0 for name in STREAMS
-        }
-        return dict(zip(taken, (units / max(1, sum(taken.values())) for units in taken.values()), strict=True))
+        taken: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
+        for lane, units in zip(self.plan.lanes, self.plan.positions(self.step), strict=True):
+            taken[lane.stream] += units
+        return {name: units / max(1, sum(taken.values())) for name, units in taken.items()}
 
     def record(self, values: dict[str, float], eta_s: float) -> None:
         for sink in self.sinks:
@@ -157,6 +192,7 @@ class Trainer:
         identity = {
             "plan_digest": self.plan.digest,
             "plan": self.plan.identity,
+            "cursors": self.plan.cursors(self.step),
             "model": self.recipe.model.model_dump(mode="json"),
             "tokens": self.tokens,
         }
@@ -166,9 +202,20 @@ class Trainer:
         self.say(f"saved {path} ({count(self.tokens)} tokens so far)")
 
 
-def open_shards(recipe: StageRecipe) -> dict[Stream, ShardSet]:
-    """The shard sets of the streams that have a share in the mix."""
-    return {name: ShardSet.open(f"{recipe.data.root}/{name}") for name in STREAMS if recipe.mix.shares[name] > 0}
+def open_shards(recipe: StageRecipe, node_member: int = 0) -> dict[Lane, ShardSet]:
+    """The shard sets of the lanes that have a share in the mix at any step, read by one reader.
+
+    `node_member` is the rank's number on its node.
+    """
+    lanes = recipe.data.lanes
+    reader = Reader(recipe.data.read, node_member)
+    used = {
+        lane
+        for _, state in recipe.mix.states()
+        for lane, share in zip(lanes, lane_shares(state, list(lanes)), strict=True)
+        if share > 0
+    }
+    return {lane: ShardSet.open(folder, reader) for lane, folder in lanes.items() if lane in used}
 
 
 def document_format(recipe: StageRecipe, tokenizer: Tokenizer) -> DocumentFormat:

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 def settings(root: Path) -> list[str]:
     """Overrides that make the embedded default short, with its data beside the runs."""
     return [
-        f"run.root={root}", f"data.root={root.parent / 'data'}", "monitor.wandb=disabled", "batch.rows=4",
-        "batch.micro_rows=2", "train.steps=12", "train.save_every_steps=4", "optim.warmup_steps=2",
+        f"run.root={root}", f"data.root={root.parent / 'data'}", "monitor.wandb=disabled", "batch.rows=2",
+        "batch.micro_rows=1", "train.steps=12", "train.save_every_steps=4", "optim.warmup_steps=2",
         "train.log_every_steps=1",
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from janus_dist.batch import NO_LABEL
-from janus_dist.config.data import STREAMS, Stream
+from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.data.collate import collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.model import janus
@@ -61,7 +61,7 @@ def reference_losses(model: janus.Janus, sample) -> float:
 @torch.no_grad()
 def test_losses_equal_those_of_each_document_alone(model):
     samples = tiny.samples(seed=1)
-    found = model(collate([(sample, False) for sample in samples], tiny.document_format())).tolist()
+    found = model(tiny.batch_of(samples, tiny.document_format())).tolist()
     expected = dict.fromkeys(STREAMS, 0.0)
     names = {TextSample: "text", UnderstandingSample: "understanding", GenerationSample: "generation"}
     for sample in samples:
@@ -103,7 +103,7 @@ def hidden_states(model: janus.Janus, samples) -> torch.Tensor:
     hook = model.model.language_model.register_forward_hook(
         lambda module, args, out: caught.append(out.last_hidden_state[0])
     )
-    model(collate([(sample, False) for sample in samples], tiny.document_format()))
+    model(tiny.batch_of(samples, tiny.document_format()))
     hook.remove()
     return caught[0]
 
@@ -111,9 +111,9 @@ def hidden_states(model: janus.Janus, samples) -> torch.Tensor:
 @pytest.mark.parametrize("kept", [TextSample, UnderstandingSample, GenerationSample, None])
 def test_parts_without_data_get_a_gradient_of_zero(model, kept):
     """Under ZeRO-3 an absent gradient is worse than none: the last one would be applied again."""
-    samples = [(sample, False) for sample in tiny.samples(seed=4) if kept and isinstance(sample, kept)]
+    samples = [sample for sample in tiny.samples(seed=4) if kept and isinstance(sample, kept)]
     model.zero_grad()
-    loss = model(collate(samples, tiny.document_format())).sum()
+    loss = model(tiny.batch_of(samples, tiny.document_format())).sum()
     assert torch.isfinite(loss)
     loss.backward()
     unused = {
@@ -151,7 +151,7 @@ def test_modules_run_once_each_in_one_order_whatever_the_data(model):
             "image head": core.generation_head,
         }  # fmt: skip
         hooks = [m.register_forward_hook(lambda *_, name=name: seen.append(name)) for name, m in modules.items()]
-        model(collate([(sample, False) for sample in samples], tiny.document_format()))
+        model(tiny.batch_of(samples, tiny.document_format()))
         for hook in hooks:
             hook.remove()
         return seen
@@ -164,7 +164,7 @@ def test_modules_run_once_each_in_one_order_whatever_the_data(model):
 
 def test_image_labels_begin_at_begin_of_image():
     sample = tiny.generation_sample(np.random.default_rng(0), prompt=4)
-    batch = collate([(sample, False)], tiny.document_format())
+    batch = tiny.batch_of([sample], tiny.document_format())
     assert batch.image_rows[0] == 5 and batch.input_ids[5] == tiny.BOI
     assert batch.image_labels.tolist() == sample.vq_ids.tolist()
     assert (batch.image_rows[1:] == batch.vq_positions[:-1]).all()
@@ -173,7 +173,7 @@ def test_image_labels_begin_at_begin_of_image():
 
 def test_a_dropped_prompt_keeps_length_and_ends():
     sample = tiny.generation_sample(np.random.default_rng(0), prompt=4)
-    kept, dropped = (collate([(sample, drop)], tiny.document_format()) for drop in (False, True))
+    kept, dropped = (collate([tiny.document_of(sample, drop)], tiny.document_format()) for drop in (False, True))
     assert dropped.input_ids[:6].tolist() == [tiny.BOS, *[tiny.PAD] * 4, tiny.BOI]
     assert kept.document_lengths == dropped.document_lengths
     assert (kept.position_ids == dropped.position_ids).all()
@@ -183,8 +183,8 @@ def test_a_dropped_prompt_keeps_length_and_ends():
 def test_answers_only_supervises_answers_and_their_end():
     sample = tiny.understanding_sample(np.random.default_rng(0), question=5, answer=3)
     image_tokens = tiny.MODEL.image_tokens
-    everything = collate([(sample, False)], tiny.document_format())
-    answers = collate([(sample, False)], tiny.document_format(answers_only=True))
+    everything = tiny.batch_of([sample], tiny.document_format())
+    answers = tiny.batch_of([sample], tiny.document_format(answers_only=True))
     assert everything.text_labels.tolist() == sample.ids[4:].tolist()
     assert answers.text_labels.tolist() == sample.ids[9:].tolist()
     assert answers.text_rows.tolist() == [image_tokens + 7, image_tokens + 8, image_tokens + 9, image_tokens + 10]

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from janus_dist.config.mix import Lane
+from janus_dist.data.plan import Base, Plan
 from janus_dist.engine import commits
 from janus_dist.errors import JanusError
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.train.trainer import Trainer
+from janus_dist.train.trainer import Trainer, open_shards
 from tests import prepared
 from tests.ranks import run_ranks
 
@@ -42,6 +44,11 @@ def losses(root: Path) -> dict[int, tuple[float, ...]]:
         int(line["step"]): tuple(v for k, v in sorted(line.items()) if k.startswith(("loss/", "optim/grad")))
         for line in lines
     }
+
+
+def build_plan(folder: Path, root: Path, **sections: dict[str, Any]) -> Plan:
+    recipe = prepared.recipe(folder, root, **sections)
+    return Plan(open_shards(recipe), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,39 @@ def test_resuming_another_plan_is_refused_with_what_differs(folder, unbroken, tm
     (line,) = train(folder, tmp_path, mix={"text": 4.0}, train={"steps": 9})
     assert line.startswith("exit 4: ") and "mix.text was 3.0, is 4.0" in line
     assert losses(tmp_path) == losses(unbroken)  # nothing was lost
+
+
+def samples_of_text(plan: Plan, first: int, stop: int) -> list[tuple[int, int]]:
+    """(epoch, sample) of the text stream in some steps."""
+    text = plan.lanes.index(Lane("text", "text"))
+    told = []
+    for found in map(plan.step, range(first, stop)):
+        mine = found.lane == text
+        told += zip(found.epoch[mine].tolist(), found.sample[mine].tolist(), strict=True)
+    return told
+
+
+def test_a_run_is_rebased_when_asked(folder, unbroken, tmp_path):
+    """Each source goes on with the sample behind the last one that it gave, and later resumes need no flag."""
+    shutil.copytree(unbroken / "run", tmp_path / "run")
+    lines = train(folder, tmp_path, run={"rebase": True}, mix={"text": 9.0}, train={"steps": 8, "save_every_steps": 1})
+    assert lines[0] == "re-based at step 6: understanding, text, generation went on where it was"
+    assert list(losses(tmp_path)) == list(range(1, 9))
+    commit = commits.read(commits.latest(tmp_path / "run"))
+    old = build_plan(folder, tmp_path)
+    new = build_plan(folder, tmp_path, mix={"text": 9.0}).rebased(Base(**commit.plan["base"]))
+    assert new.digest == commit.plan_digest
+    told = samples_of_text(old, 0, 6) + samples_of_text(new, 6, 12)
+    assert len(set(told)) == len(told)
+    assert sorted(sample for epoch, sample in told if epoch == 0) == list(range(40)), "no sample is left out"
+    lines = train(folder, tmp_path, mix={"text": 9.0}, train={"steps": 9, "save_every_steps": 1})
+    assert "resuming run at step 8" in lines[0]
+
+
+def test_rebasing_keeps_the_seed(folder, unbroken, tmp_path):
+    shutil.copytree(unbroken / "run", tmp_path / "run")
+    (line,) = train(folder, tmp_path, run={"rebase": True, "seed": 4})
+    assert line.startswith("exit 4: ") and "cannot be re-based: seed was 3, is 4" in line
 
 
 def test_a_checkpoint_of_another_model_size_is_refused(folder, unbroken, tmp_path):
@@ -136,8 +176,20 @@ def test_a_damaged_sample_is_named(folder, tmp_path):
     content[600:1200] = b"\0" * 600
     shard.write_bytes(content)
     data = prepared.recipe(folder, tmp_path).data.model_dump()
-    (line,) = train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "data")})
-    assert line.startswith("exit 3: sample ") and "is damaged: its checksum is" in line
+    (line,) = train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "data"), "max_bad_share": 0.0})
+    assert line.startswith("exit 3: 1 of ") and "samples are damaged, more than data.max_bad_share=0 allows" in line
+    assert "has checksum" in line and str(shard) in line
+
+
+def test_a_few_damaged_samples_are_borne(folder, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    shard = tmp_path / "data" / "understanding" / "shard-00000.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    data = prepared.recipe(folder, tmp_path).data.model_dump()
+    train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "data"), "max_bad_share": 0.5})
+    assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["data/bad_samples"] >= 1
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(folder, tmp_path):

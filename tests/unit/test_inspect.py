@@ -1,6 +1,8 @@
 """Shard sets for people: what is in one, where a sample is, documents as text, differences, tokenizers by digest."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def test_what_is_learned_is_what_collating_labels(stream, answers_only):
     rng = np.random.default_rng(0)
     for _ in range(5):
         sample = MAKERS[stream](rng, 4)
-        batch = tiny.collate([(sample, False)], tiny.document_format(answers_only))
+        batch = tiny.batch_of([sample], tiny.document_format(answers_only))
         ids = sample.prompt_ids if stream == "generation" else sample.ids
         labels = batch.text_labels[batch.text_labels >= 0].tolist()
         assert ids[learned(sample, SPECIAL, answers_only)].tolist() == labels
@@ -74,7 +76,7 @@ def test_index_records_and_columns(words, tmp_path):
 
 def test_a_damaged_sample_is_named(words, tmp_path):
     shards = opened(tmp_path, "text")
-    shard_sets.flip(tmp_path / "data/text/shard-00000.tar", int(shards.records[2]["offset"]))
+    shard_sets.flip(tmp_path / "data/text/shard-00000.tar", int(shards.all_records()[2]["offset"]))
     assert len(list(inspect.read_samples(shards, [1, 3]))) == 2
     with pytest.raises(DataError, match=r"shard-00000\.tar cannot be read: sample 2 is damaged"):
         list(inspect.read_samples(shards, [2]))
@@ -189,6 +191,6 @@ def test_vq_weights_are_found_by_their_digest(words, tmp_path):
 
 
 def test_the_embedded_vq_weights_tell_their_codes(words, tmp_path):
-    embedded = "18266084663e07755d1af55705bd66aa75ade701aced6b0c4a476193a44a9151"
+    embedded = json.loads(Path(__file__).parents[2].joinpath("jobs/recipes/tiny/vq.origin.json").read_text())["sha256"]
     manifest = dataclasses.replace(Manifest.load(tmp_path / "data/generation"), vq_sha256=embedded)
     assert find_codes(manifest, None) == 512

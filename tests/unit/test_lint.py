@@ -1,5 +1,6 @@
 """Lint: a sound shard set has no fault, and each thing that can be wrong is named with its shard, key and way out."""
 
+import dataclasses
 import io
 import json
 
@@ -10,7 +11,7 @@ from PIL import Image
 from janus_dist.data.inspect import column
 from janus_dist.data.lint import Scope, lint
 from janus_dist.data.lint_sample import AGAIN, WRITTEN_SO
-from janus_dist.data.manifest import Manifest, ShardSet
+from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from tests import shard_sets
 from tests.images import png
@@ -61,7 +62,7 @@ def test_what_was_not_checked_is_said(words, tmp_path):
 
 def test_drawn_samples_find_what_they_meet(words, tmp_path):
     folder = tmp_path / "data/text"
-    record = ShardSet.open(folder).records[1]
+    record = ShardSet.open(folder).all_records()[1]
     shard_sets.flip(folder / "shard-00000.tar", int(record["offset"]))
     assert only(folder, words, Scope(samples=4)).key == "text-00001"
     assert faults(folder, words, Scope(samples=0)) == []
@@ -70,7 +71,7 @@ def test_drawn_samples_find_what_they_meet(words, tmp_path):
 @pytest.mark.parametrize("stream", STREAMS)
 def test_a_flipped_byte(words, tmp_path, stream):
     folder = tmp_path / "data" / stream
-    record = ShardSet.open(folder).records[1]
+    record = ShardSet.open(folder).all_records()[1]
     shard_sets.flip(folder / "shard-00000.tar", int(record["offset"]) + (512 if stream == "understanding" else 0))
     digest, sample = faults(folder, words)
     assert (digest.shard, digest.sample, digest.what) == (
@@ -169,12 +170,9 @@ def test_the_manifest_and_its_folder(words, tmp_path):
 def test_a_shard_listed_twice(words, tmp_path):
     folder = tmp_path / "data/text"
 
-    def twice(values):
-        values["shards"] *= 2
-        values["samples"] *= 2
-        values["tokens"] *= 2
-
-    mended_manifest(folder, twice)
+    manifest = Manifest.load(folder)
+    twice = ShardTable.of([*manifest.shards, *manifest.shards])
+    dataclasses.replace(manifest, shards=twice, samples=2 * manifest.samples, tokens=2 * manifest.tokens).save(folder)
     whats = [fault.what for fault in faults(folder, words)]
     assert whats[0] == "the manifest lists it more than once" and len(whats) == 1 + 4
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from janus_dist.data.manifest import Manifest, ShardSet
+from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
 from janus_dist.errors import DataError
 from tests.unit.test_shard import make, open_set
 
@@ -35,10 +36,10 @@ def test_the_digest_follows_the_content_and_not_the_layout(folder):
 
 def test_records_of_all_shards_stand_one_behind_the_other(folder):
     found = ShardSet.open(folder)
-    assert len(found.records) == 8 and found.first_samples.tolist() == [0, 5]
-    assert [found.shard_of(sample) for sample in range(8)] == [0] * 5 + [1] * 3
+    assert len(found.all_records()) == 8 and found.manifest.shards.first_samples.tolist() == [0, 5, 8]
+    assert found.shard_of(np.arange(8)).tolist() == [0] * 5 + [1] * 3
     assert found.path(1) == f"{folder}/shard-00001.tar"
-    assert int(found.records["tokens"].sum()) == found.manifest.tokens
+    assert int(found.all_records()["tokens"].sum()) == found.manifest.tokens
 
 
 def test_no_manifest(tmp_path):
@@ -63,28 +64,63 @@ def test_a_file_that_is_no_manifest(tmp_path, content, message):
         Manifest.load(tmp_path)
 
 
+def test_a_table_comes_back(folder):
+    table = Manifest.load(folder).shards
+    again = ShardTable.from_parquet(table.to_parquet())
+    assert again == table and list(again) == list(table) == [table[0], table[1]]
+    assert table[1].samples == 3 and table[1].block_tokens == (table[1].tokens,)
+    with pytest.raises(IndexError):
+        table[2]
+
+
+def test_blocks_end_with_their_shard(tmp_path):
+    found = open_set(tmp_path, "text", make("text", 600), make("text", 256), make("text", 1))
+    assert found.blocks.samples.tolist() == [256, 256, 88, 256, 1]
+    records = found.all_records()
+    bounds = np.cumsum([0, *found.blocks.samples.tolist()])
+    assert found.blocks.tokens.tolist() == [int(records["tokens"][a:b].sum()) for a, b in pairwise(bounds)]
+    numbers, some = found.records(np.array([4, 2]))
+    assert numbers.tolist() == [856, *range(512, 600)]
+    assert (some == records[numbers]).all()
+
+
+def test_a_missing_table(folder):
+    next(folder.glob("shards-*.parquet")).unlink()
+    with pytest.raises(DataError, match=r"no .*shards-[0-9a-f]{12}\.parquet, which the manifest beside it names"):
+        ShardSet.open(folder)
+
+
+def test_a_table_of_another_run(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    open_set(other, "text", make("text", 4))
+    next(folder.glob("shards-*.parquet")).write_bytes(next(other.glob("shards-*.parquet")).read_bytes())
+    with pytest.raises(DataError, match=r"has sha256 [0-9a-f]{12}, the manifest says [0-9a-f]{12}"):
+        ShardSet.open(folder)
+
+
+def test_a_file_that_is_no_table(folder):
+    next(folder.glob("shards-*.parquet")).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="is no table of shards"):
+        ShardSet.open(folder)
+
+
+def test_counts_that_do_not_add_up(folder):
+    dataclasses.replace(Manifest.load(folder), samples=9).save(folder)
+    with pytest.raises(DataError, match=r"says 9 samples of \d+ tokens, its shards hold 8 of"):
+        ShardSet.open(folder)
+
+
 def test_a_missing_index(folder):
     (folder / "shard-00001.index.npy").unlink()
-    with pytest.raises(DataError, match=r"shard-00001\.index\.npy cannot be read"):
-        ShardSet.open(folder)
+    with pytest.raises(DataError, match=r"shard-00001\.index\.npy"):
+        ShardSet.open(folder).all_records()
 
 
-def test_an_index_of_another_run(folder):
-    (folder / "shard-00001.index.npy").write_bytes((folder / "shard-00000.index.npy").read_bytes())
-    with pytest.raises(DataError, match=r"holds 5 samples .* the manifest says 3"):
-        ShardSet.open(folder)
-
-
-def test_an_index_with_the_right_counts_and_other_bytes(folder):
+def test_an_index_with_other_bytes(folder):
     path = folder / "shard-00000.index.npy"
     index = np.load(path)
     index["offset"][0] += 4
     np.save(path, index)
-    with pytest.raises(DataError, match="has sha256"):
-        ShardSet.open(folder)
-
-
-def test_a_pickled_index_is_not_loaded(folder):
-    np.save(folder / "shard-00000.index.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="cannot be read"):
-        ShardSet.open(folder)
+    with pytest.raises(DataError, match=r"shard-00000\.index\.npy is not what the manifest describes") as caught:
+        ShardSet.open(folder).all_records()
+    assert caught.value.hint is not None and "make this shard again" in caught.value.hint

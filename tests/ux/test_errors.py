@@ -104,7 +104,7 @@ def test_rules_inside_a_section():
         == """\
 3 faults in the config; nothing was started.
   stage.yaml:3
-    mix: all three ratios are 0; give at least one stream a share
+    mix: from step 0 on all three ratios are 0; give at least one stream a share
   override 'model.image_size=18'
     model: image_size=18 is not a multiple of vision.patch = 8
     model: image_size=18 is not a multiple of vq downsampling = 4"""
