@@ -6,6 +6,7 @@ and prints one JSON object. Invariant: the consumer receives arrays that are rea
 without padding, images decoded to uint8, VQ ids; what a loader delivers is counted in tokens, padding never.
 """
 
+import gc
 import io
 import json
 import os
@@ -174,7 +175,10 @@ def decoder(name: str) -> Callable[[bytes], NDArray[np.uint8]]:
 
 
 def measure(deliveries: Iterator[Delivery], settings: Settings) -> dict[str, Any]:
-    """Consume for `warmup_s`, then count for `seconds`: tokens, seconds, and CPU time of this process and all below."""
+    """Consume for `warmup_s` from the first delivery on, then count for `seconds`: tokens, seconds, and CPU time of
+    this process and all below.
+    """
+    next(deliveries)
     warm_until = time.perf_counter() + settings.warmup_s
     for _ in deliveries:
         if time.perf_counter() >= warm_until:
@@ -231,6 +235,8 @@ def main(
 ) -> None:
     """`MODULE write DUMP FOLDER` or `MODULE read SETTINGS-AS-JSON`; the last line printed is JSON."""
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what the imports made is not looked through again, here and in workers that are forked
     match sys.argv[1:]:
         case ["write", dump, folder]:
             write(Path(dump), Path(folder))

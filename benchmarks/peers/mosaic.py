@@ -44,6 +44,7 @@ from streaming.base.util import clean_stale_shared_memory  # noqa: E402
 COLUMNS = {"ids": "bytes", "jpg": "bytes", "vq": "bytes"}
 EPOCH_SAMPLES = 400_000
 PREFETCH = 4
+BATCHING = "stratified"
 
 
 def write(dump: Path, folder: Path) -> None:
@@ -69,6 +70,7 @@ def read(settings: Settings) -> Iterator[Delivery]:
         epoch_size=EPOCH_SAMPLES,
         batch_size=settings.batch_samples,
         shuffle=True,
+        batching_method=BATCHING,
     )
     loader = StreamingDataLoader(
         dataset,
@@ -87,7 +89,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     return {
         "epoch_size": EPOCH_SAMPLES,
         "shuffle": "py1e",
-        "batching_method": "random",
+        "batching_method": BATCHING,
         "prefetch_factor": PREFETCH,
         "columns": "bytes",
         "packs": False,

@@ -2,7 +2,8 @@
 
 Its documented settings for speed: resampled shards (no barrier at the end of an epoch), a shuffle buffer of samples,
 `batched` with its own collation inside the workers, and `WebLoader(batch_size=None)`, so that a whole batch crosses to
-the consumer at once. It has no packing: a batch is a number of samples, here laid one behind the other without
+the consumer at once; whole seconds as `mtime`, without which every
+member gets a second header to parse. It has no packing: a batch is a number of samples, here laid one behind the other without
 padding, which is the least work that it can be given.
 """
 
@@ -24,7 +25,7 @@ PREFETCH = 4
 def write(dump: Path, folder: Path) -> None:
     for stream in common.STREAMS:
         (folder / stream).mkdir(parents=True, exist_ok=True)
-        with wds.ShardWriter(f"{folder}/{stream}/%06d.tar", maxcount=SHARD_SAMPLES, verbose=0) as shards:
+        with wds.ShardWriter(f"{folder}/{stream}/%06d.tar", maxcount=SHARD_SAMPLES, verbose=0, mtime=0) as shards:
             for number, sample in enumerate(common.samples(dump, stream)):
                 shards.write({"__key__": f"{number:08d}", **sample})
 
