@@ -2,9 +2,9 @@
 
 Its documented settings for speed: resampled shards (no barrier at the end of an epoch), a shuffle buffer of samples,
 `batched` with its own collation inside the workers, and `WebLoader(batch_size=None)`, so that a whole batch crosses to
-the consumer at once; whole seconds as `mtime`, without which every
-member gets a second header to parse. It has no packing: a batch is a number of samples, here laid one behind the other without
-padding, which is the least work that it can be given.
+the consumer at once. Members have whole seconds as `mtime`, or each would have a second header to parse. It has no
+packing: a batch is a number of samples, here laid one behind the other without padding, which is the least work that
+it can be given.
 """
 
 import random
