@@ -2,7 +2,7 @@
 
     make peers
     .venv-peers/bin/pip install opencv-python-headless
-    .venv-peers/bin/python -m benchmarks.jpeg --json
+    .venv-peers/bin/python benchmarks/jpeg.py --json
 
 Compared: Pillow, simplejpeg and OpenCV on the same bytes in one process, in turns, medians over turns, and the median
 ratio to Pillow of the same turn. `releases_lock`: whether another Python thread runs while an image is decoded. A
@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1]))  # also when it is run by its path
 
 from benchmarks import samples
 from benchmarks.peers.common import samples as stored_samples

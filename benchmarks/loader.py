@@ -2,7 +2,7 @@
 plain WebDataset.
 
     make peers                                # a virtual environment of their own, .venv-peers
-    .venv/bin/python -m benchmarks.loader --json
+    .venv/bin/python benchmarks/loader.py --json
 
 Compared: the same samples (`samples.py`: conversations with a 384x384 JPEG, documents, VQ ids behind prompts) in each
 loader's own format on the local disk, in the page cache; an endless stream mixed 2 : 3 : 5 by token (understanding,
@@ -33,6 +33,8 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))  # also when it is run by its path
 
 from benchmarks import samples
 from benchmarks.peers import common
