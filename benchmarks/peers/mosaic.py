@@ -38,8 +38,8 @@ def _without_torchvision() -> None:
 assert transformers.utils
 _without_torchvision()
 
-from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset  # noqa: E402
-from streaming.base.util import clean_stale_shared_memory  # noqa: E402
+from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset
+from streaming.base.util import clean_stale_shared_memory
 
 COLUMNS = {"ids": "bytes", "jpg": "bytes", "vq": "bytes"}
 EPOCH_SAMPLES = 400_000
