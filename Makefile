@@ -5,11 +5,12 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+PEERS := .venv-peers
 
 # One thread a process: ranks and Ray's workers share the cores, and sums come out the same each time.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup peers demo test test-slow lint format clean
 
 setup: $(READY)
 
@@ -21,6 +22,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $(READY)
+
+# The loaders that benchmarks/loader.py compares ours with; torch first, so that none of them chooses a build.
+peers: $(PEERS)/ready
+
+$(PEERS)/ready: benchmarks/peers/requirements.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 found; set it: make peers PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(PEERS)/bin/pip || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet torch==2.13.0
+	$(PEERS)/bin/pip install --quiet --no-deps --requirement benchmarks/peers/requirements.txt
+	@touch $(PEERS)/ready
 
 demo: setup
 	$(BIN)/python jobs/demo.py
@@ -42,4 +53,4 @@ format: setup
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
