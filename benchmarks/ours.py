@@ -13,11 +13,12 @@ import numpy as np
 from benchmarks import samples
 from benchmarks.peers import common
 from benchmarks.peers.common import Delivery, Settings
-from janus_dist.config.data import STREAMS, BatchConfig, MixConfig, Stream
+from janus_dist.config.data import BatchConfig
+from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader
-from janus_dist.data.manifest import VERSION, Manifest, ShardSet
+from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.plan import Plan
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard
@@ -36,9 +37,9 @@ SPECIAL = (samples.BEGIN_OF_IMAGE, samples.PLACEHOLDER, samples.END_OF_IMAGE)
 
 def deliveries(folder: str, settings: Settings) -> Iterator[Delivery]:
     """Micro-batches of one rank, without end."""
-    shards: dict[Stream, ShardSet] = {stream: ShardSet.open(f"{folder}/{stream}") for stream in STREAMS}
+    shards = {Lane(stream, stream): ShardSet.open(f"{folder}/{stream}") for stream in STREAMS}
     batch = BatchConfig(rows=STEP_ROWS, row_tokens=settings.row_tokens, micro_rows=settings.rows)
-    plan = Plan(shards, MixConfig(unit="tokens", **settings.ratio), batch, SEED, answers_only=False)
+    plan = Plan(shards, MixConfig.model_validate(settings.ratio), batch, SEED, answers_only=False)
     form = DocumentFormat(
         pad=samples.END,
         image=samples.PLACEHOLDER,
@@ -48,7 +49,7 @@ def deliveries(folder: str, settings: Settings) -> Iterator[Delivery]:
         image_size=MODEL.image_size,
         answers_only=False,
     )
-    for step in Loader(plan, form, rank=0, world=1).steps(0, 10**9):
+    for step in Loader(plan, form, rank=0, world=1, threads=settings.workers).steps(0, 10**9):
         # what a step delivers is known of all its micro-batches together: told with its last one
         for number, micro_batch in enumerate(step.batches, start=1):
             last = number == len(step.batches)
@@ -56,7 +57,7 @@ def deliveries(folder: str, settings: Settings) -> Iterator[Delivery]:
                 micro_batch,
                 tokens=[step.plan.stream_tokens(stream) if last else 0 for stream in common.STREAMS],  # type: ignore[arg-type]
                 images=len(micro_batch.pixels),
-                rows=len(step.plan.rows) if last else 0,
+                rows=step.plan.rows.num_rows if last else 0,
             )
 
 
@@ -79,7 +80,7 @@ def write(dump: Path, folder: Path) -> None:
             tokenizer_sha256="",
             vq_sha256=None,
             settings={},
-            shards=entries,
+            shards=ShardTable.of(entries),
         ).save(folder / stream)
 
 

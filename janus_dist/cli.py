@@ -23,6 +23,7 @@ from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE, read
 from janus_dist.data_cli import data_app
 from janus_dist.errors import ConfigError, JanusError
+from janus_dist.plan_cli import show_plan
 from janus_dist.report.run import write_report
 
 R = TypeVar("R", bound=BaseRecipe)
@@ -115,6 +116,16 @@ def diff_config(
     """Print the settings in which two recipes or runs differ."""
     for line in _differences(*(_flat(side) for side in (first, second))):
         print(line)
+
+
+@app.command("plan")
+def plan(
+    arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
+    world: Annotated[int | None, typer.Option("--world", min=1, help="Ranks; those of the recipe when absent.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a stage will train on: tokens and epochs of each source, rows, fill, balance, bytes."""
+    show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json)
 
 
 @app.command("report")

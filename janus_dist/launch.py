@@ -6,6 +6,7 @@ first rank says and turns what happened into one message and one exit code.
 
 import logging
 import os
+import secrets
 import threading
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VI
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -32,11 +34,22 @@ def connect() -> None:
     if ray.is_initialized():
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=LINES_NAMESPACE)
-    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        try:
+            ray.init(address="auto", **settings)
+        except ConnectionError:
+            if os.environ.get("RAY_ADDRESS"):
+                raise
+            # A token of its own: Ray would write one to ~/.ray/auth_token, and from then on `ray start` would demand it
+            # of a `ray job submit` that does not send it.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            ray.init(address="local", **settings)
+    except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError) as error:
         raise ClusterError(
-            f"Ray cannot be reached or started: {error}", "see `ray status`; unset RAY_ADDRESS to start a local Ray"
+            f"Ray cannot be reached or started: {error}",
+            "see `ray status`; unset RAY_ADDRESS to start a local Ray; a cluster that wants a token takes it from "
+            "RAY_AUTH_TOKEN with RAY_AUTH_MODE=token",
         ) from error
 
 

@@ -7,4 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "RAY_AUTH_TOKEN", "0" * 64
+)  # or Ray writes one into the home folder, where it changes `ray start`
 os.environ.pop("RAY_ADDRESS", None)  # tests start their own Ray

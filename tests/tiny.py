@@ -68,7 +68,10 @@ def batch_of(samples: Sequence[Sample], form: DocumentFormat) -> Batch:
 def document_of(sample: Sample, drop_prompt: bool = False) -> Document:
     """A whole sample as it goes into a row."""
     record = counts(sample, MODEL, (BOI, IMAGE, EOI))
-    return Document(sample, record[0], drop_prompt=drop_prompt, images=decode_images(sample))
+    images = np.empty((record[3], MODEL.image_size, MODEL.image_size, 3), dtype=np.uint8)
+    if isinstance(sample, UnderstandingSample):
+        decode_images(sample.images, images)
+    return Document(sample, record[0], drop_prompt=drop_prompt, images=images)
 
 
 def empty_batch() -> Batch:

@@ -96,7 +96,7 @@ class PipelineConfig(Config):
 
 
 class CostConfig(Config):
-    """What a row costs a rank, in any unit: ranks of a micro-step get rows of nearly the same cost. `janus cost`
+    """What a row costs a rank, in any unit: ranks of a micro-step get rows of nearly the same cost. `jobs/cost.py`
     measures it on the machine at hand."""
 
     token: NonNegativeFloat = 1.0

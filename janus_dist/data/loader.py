@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from janus_dist.batch import Batch
 from janus_dist.data import packing
@@ -22,7 +23,7 @@ from janus_dist.data.collate import Document, DocumentFormat, collate, decode_im
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan, StepPlan
 from janus_dist.data.reader import Range
-from janus_dist.data.sample import decode
+from janus_dist.data.sample import UnderstandingSample, decode
 from janus_dist.errors import DataError
 
 THREADS = 2
@@ -73,7 +74,9 @@ class Loader:
     def use(self, plan: Plan) -> None:
         """Give batches of this plan from now on."""
         self.plan = plan
-        self._step_plan = lru_cache(maxsize=2 * TOLD_STEPS)(plan.step)
+        # all shard sets of a rank share one reader
+        self._cached = [shards.reader for shards in plan.shards if shards.reader.settings.cache_dir is not None][:1]
+        self._step_plan = lru_cache(maxsize=2 * TOLD_STEPS if self._cached else 1)(plan.step)
         self._told = -1
 
     def load(self, step: int) -> RankStep:
@@ -108,14 +111,15 @@ class Loader:
 
     def read(self, plan: StepPlan, pieces: Sequence[int]) -> dict[int, Document]:
         """The documents of some pieces of a step; a text that several of them share is read once."""
-        numbers = sorted({int(plan.rows.document[piece]) for piece in pieces})
+        numbers = list(dict.fromkeys(plan.rows.document[list(pieces)].tolist()))
         self.bad.count(len(numbers))
+        images = self._room_for_images(plan, numbers)
         whole: dict[int, Document] = {}
         for lane, shards in enumerate(self.plan.shards):
             mine = [number for number in numbers if plan.lane[number] == lane]
             payloads = read_payloads(shards, plan.sample[mine], plan.record[mine])
             for number, payload in zip(mine, payloads, strict=True):
-                whole[number] = self._document(shards, plan, number, payload)
+                whole[number] = self._document(shards, plan, number, payload, images[number])
         rows = plan.rows
         return {
             piece: replace(
@@ -129,8 +133,7 @@ class Loader:
 
     def _tell_cache(self, step: int) -> None:
         """Tell the node's cache, where there is one, what the node's ranks will read in the steps to come."""
-        caching = [shards for shards in self.plan.shards if shards.reader.settings.cache_dir is not None]
-        if not caching:
+        if not self._cached:
             return
         for ahead in range(max(step, self._told + 1), step + TOLD_STEPS):
             plan = self._step_plan(ahead)
@@ -142,17 +145,29 @@ class Loader:
                 for mine in [documents[plan.lane[documents] == lane]]
                 for asked in payload_ranges(shards, plan.sample[mine], plan.record[mine])
             ]
-            # all shard sets of a rank share one reader; other ranks of the node may be behind
-            caching[0].reader.expect({ahead: wanted}, now=max(0, step - MOST_AHEAD_STEPS))
+            # other ranks of the node may be behind
+            self._cached[0].expect({ahead: wanted}, now=max(0, step - MOST_AHEAD_STEPS))
             self._told = ahead
 
-    def _document(self, shards: ShardSet, plan: StepPlan, number: int, payload: bytes | DataError) -> Document:
+    def _room_for_images(self, plan: StepPlan, numbers: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Where each document's images are decoded to: one behind the other, in the order in which they are used."""
+        counts = plan.record["images"][list(numbers)].astype(np.int64)
+        stops = np.cumsum(counts)
+        side = self.form.image_size
+        room = np.empty((int(counts.sum()), side, side, 3), dtype=np.uint8)
+        return {number: room[stop - count : stop] for number, count, stop in zip(numbers, counts, stops, strict=True)}
+
+    def _document(
+        self, shards: ShardSet, plan: StepPlan, number: int, payload: bytes | DataError, images: NDArray[np.uint8]
+    ) -> Document:
         tokens = int(plan.record["tokens"][number])
         try:
             if isinstance(payload, DataError):
                 raise payload
             sample = decode(shards.manifest.stream, payload)
-            return Document(sample, tokens, drop_prompt=bool(plan.drop_prompt[number]), images=decode_images(sample))
+            if isinstance(sample, UnderstandingSample):
+                decode_images(sample.images, images)
+            return Document(sample, tokens, drop_prompt=bool(plan.drop_prompt[number]), images=images)
         except DataError as error:
             self.bad.add(f"sample {plan.sample[number]} of {shards.folder}", error)
             return Document(None, tokens)

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.config.data import BatchConfig
-from janus_dist.config.mix import PRECISION, STREAMS, Lane, MixConfig, Stream
+from janus_dist.config.data import BatchConfig, DataConfig
+from janus_dist.config.mix import PRECISION, STREAMS, Lane, MixConfig, Stream, lane_shares
 from janus_dist.data import order, packing
 from janus_dist.data.line import Cursor, SourceLine
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.mixture import Mixture
+from janus_dist.data.reader import Reader
 from janus_dist.errors import DataError
 
 PLAN_VERSION = 2  # goes into the digest; raise it with every change of what a plan gives
@@ -250,6 +251,22 @@ class Plan:
                 draws = order.chance(sample[here], order.key(*line.key_words, one, 1))
                 drops[here] = draws < self.batch.cfg_drop
         return drops
+
+
+def open_shards(data: DataConfig, mix: MixConfig, node_member: int = 0) -> dict[Lane, ShardSet]:
+    """The shard sets of the lanes that have a share in the mix at any step, read by one reader.
+
+    `node_member` is the rank's number on its node. DataError when a manifest is missing or does not add up.
+    """
+    lanes = data.lanes
+    reader = Reader(data.read, node_member)
+    used = {
+        lane
+        for _, state in mix.states()
+        for lane, share in zip(lanes, lane_shares(state, list(lanes)), strict=True)
+        if share > 0
+    }
+    return {lane: ShardSet.open(folder, reader) for lane, folder in lanes.items() if lane in used}
 
 
 def _labels(stream: NDArray[np.int64], text_labels: NDArray[np.int64], record: NDArray[np.void]) -> dict[Stream, int]:

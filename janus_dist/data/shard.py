@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_dist.config.model import ModelConfig
-from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, encode, members
+from janus_dist.data.sample import (
+    TAR_BLOCK,
+    GenerationSample,
+    Sample,
+    TextSample,
+    UnderstandingSample,
+    encode,
+    learned,
+    members,
+)
 from janus_dist.data.storage import write_whole
 
 INDEX_DTYPE = np.dtype(
@@ -36,7 +45,6 @@ INDEX_DTYPE = np.dtype(
 INDEX_HEADER_BYTES = 256
 """Where the records of an index file start: NumPy pads the header of this dtype to the same length for any count."""
 BLOCK_SAMPLES = 256
-TAR_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -110,15 +118,13 @@ def block_columns(index: NDArray[np.void]) -> dict[str, Any]:
 
 def counts(sample: Sample, model: ModelConfig, special: tuple[int, int, int]) -> tuple[int, int, int, int, int]:
     """(tokens, text labels, answer labels, images, image ids) of a sample."""
+    text, answers = (int(learned(sample, special, only).sum()) for only in (False, True))
     match sample:
         case TextSample():
-            labels = len(sample.ids) - 1
-            return len(sample.ids), labels, labels, 0, 0
+            return len(sample.ids), text, answers, 0, 0
         case UnderstandingSample():
             num_images = len(sample.images)
-            tokens = len(sample.ids) + num_images * (model.image_tokens - 1)
-            text = int((~np.isin(sample.ids[1:], special)).sum())
-            return tokens, text, int((sample.answers[:, 1] - sample.answers[:, 0]).sum()), num_images, 0
+            return len(sample.ids) + num_images * (model.image_tokens - 1), text, answers, num_images, 0
         case GenerationSample():
             return len(sample.prompt_ids) + len(sample.vq_ids), 0, 0, 0, len(sample.vq_ids)
 

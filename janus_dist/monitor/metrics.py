@@ -38,6 +38,8 @@ METRICS = (
     Metric("batch/fill", "share", "tokens over the capacity of the rows"),
     Metric("batch/cuts", "", "texts cut at the end of a row"),
     Metric("batch/straggler_ratio", "", "cost of the slowest rank over the mean of all, by the plan's costs"),
+    Metric("data/read_mib", "MiB", "what the first rank asked of the shards since it started"),
+    Metric("data/retries", "", "requests of the first rank that were tried again since it started"),
     Metric("data/bad_samples", "", "damaged samples that the first rank met since it started"),
 )
 NAMES = frozenset(metric.name for metric in METRICS)

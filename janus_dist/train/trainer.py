@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_dist.config.mix import STREAMS, Lane, Stream, lane_shares
+from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader, RankStep
-from janus_dist.data.manifest import ShardSet
-from janus_dist.data.plan import Base, Plan
-from janus_dist.data.reader import Reader
+from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import checkpoint, commits
 from janus_dist.engine.world import join
@@ -49,7 +47,7 @@ class Trainer:
         """Open the data, build the model and put it under ZeRO-3. `say` takes the first rank's console lines."""
         world = join(recipe.cluster, recipe.engine.timeout_s)
         tokenizer = Tokenizer.load(recipe.data.tokenizer)
-        shards = open_shards(recipe, world.local_rank)
+        shards = open_shards(recipe.data, recipe.mix, world.local_rank)
         check_data(recipe, tokenizer, shards)
         plan = Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
         loader = Loader(
@@ -154,7 +152,7 @@ class Trainer:
 
     def measure(self, rank_step: RankStep, outcome: StepOutcome, step_s: float, waited_s: float) -> dict[str, float]:
         """The metrics of the step just done."""
-        plan = rank_step.plan
+        plan, read = rank_step.plan, self.plan.shards[0].reader.counters()  # all shard sets share one reader
         values: dict[str, float] = {"step": self.step, "time": time.time(), "loss/all": outcome.loss}
         values |= {f"loss/{stream}": loss for stream, loss in outcome.losses.items()}
         values |= {f"mix/{stream}": share for stream, share in self.realised_shares().items()}
@@ -170,6 +168,8 @@ class Trainer:
             "batch/fill": plan.num_tokens / (plan.rows.num_rows * self.recipe.batch.row_tokens),
             "batch/cuts": plan.num_cuts,
             "batch/straggler_ratio": rank_step.straggler_ratio,
+            "data/read_mib": read.bytes_asked / 2**20,
+            "data/retries": read.retries,
             "data/bad_samples": rank_step.bad_samples,
         }
         return values
@@ -200,22 +200,6 @@ class Trainer:
         if self.world.is_first:
             commits.prune(self.recipe.run.dir, self.recipe.train.keep_checkpoints)
         self.say(f"saved {path} ({count(self.tokens)} tokens so far)")
-
-
-def open_shards(recipe: StageRecipe, node_member: int = 0) -> dict[Lane, ShardSet]:
-    """The shard sets of the lanes that have a share in the mix at any step, read by one reader.
-
-    `node_member` is the rank's number on its node.
-    """
-    lanes = recipe.data.lanes
-    reader = Reader(recipe.data.read, node_member)
-    used = {
-        lane
-        for _, state in recipe.mix.states()
-        for lane, share in zip(lanes, lane_shares(state, list(lanes)), strict=True)
-        if share > 0
-    }
-    return {lane: ShardSet.open(folder, reader) for lane, folder in lanes.items() if lane in used}
 
 
 def document_format(recipe: StageRecipe, tokenizer: Tokenizer) -> DocumentFormat:

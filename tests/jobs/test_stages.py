@@ -30,13 +30,19 @@ def settings(root: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def environment(home: Path) -> dict[str, str]:
+    """That of a user's shell with the virtual environment on PATH, and a home folder of its own."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    return kept | {"OMP_NUM_THREADS": "1", "HOME": str(home), "PATH": path}
+
+
 def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
     with log.open("a") as file:
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=environment(log.parent),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -71,6 +77,26 @@ def test_stage2_prepares_what_is_missing_and_trains(unbroken):
     assert resolved["train"]["steps"] == 12 and resolved["run"]["start_from"] == "stage1"
     newest = commits.latest(unbroken / "stage1")
     assert newest is not None
+
+
+def test_a_local_ray_leaves_no_token(unbroken):
+    """With ~/.ray/auth_token there, `ray start` would want it of `ray job submit`, which does not send it."""
+    assert not (unbroken.parent / ".ray" / "auth_token").exists()
+
+
+def test_as_a_submitted_job(unbroken, tmp_path):
+    """`ray start --head`, then `ray job submit -- python jobs/stage2.py`, as README says."""
+    shell = {"cwd": ROOT, "env": environment(tmp_path), "capture_output": True, "text": True, "timeout": LIMIT_S}
+    started = subprocess.run(["ray", "start", "--head"], **shell)
+    assert started.returncode == 0, started.stderr
+    try:
+        overrides = [*settings(tmp_path / "runs"), f"data.root={unbroken.parent / 'data'}"]
+        done = subprocess.run(["ray", "job", "submit", "--", "python", "jobs/stage2.py", *overrides], **shell)
+    finally:
+        subprocess.run(["ray", "stop"], **shell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 12/12  100.0%" in done.stdout and "succeeded" in done.stdout + done.stderr
+    assert losses(tmp_path / "runs") == losses(unbroken)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_losses(unbroken, tmp_path):

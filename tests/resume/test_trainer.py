@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from janus_dist.config.mix import Lane
-from janus_dist.data.plan import Base, Plan
+from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.engine import commits
 from janus_dist.errors import JanusError
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.train.trainer import Trainer, open_shards
+from janus_dist.train.trainer import Trainer
 from tests import prepared
 from tests.ranks import run_ranks
 
@@ -48,7 +48,9 @@ def losses(root: Path) -> dict[int, tuple[float, ...]]:
 
 def build_plan(folder: Path, root: Path, **sections: dict[str, Any]) -> Plan:
     recipe = prepared.recipe(folder, root, **sections)
-    return Plan(open_shards(recipe), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
+    return Plan(
+        open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
+    )
 
 
 @pytest.fixture(scope="module")

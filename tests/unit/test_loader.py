@@ -1,6 +1,8 @@
 """The loader: the same global batch for every world and number of threads; damaged samples keep their place."""
 
+import dataclasses
 import hashlib
+import io
 import logging
 import shutil
 from dataclasses import fields
@@ -8,18 +10,20 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
 from janus_dist.config.data import BatchConfig
 from janus_dist.config.mix import STREAMS, Lane, MixConfig
 from janus_dist.data import packing
-from janus_dist.data.collate import DocumentFormat, collate
+from janus_dist.data.collate import DocumentFormat, collate, decode_images
 from janus_dist.data.loader import BadSamples, Loader
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from tests import prepared, tiny
+from tests.images import png
 
 MIX = MixConfig(understanding=2, text=3, generation=5)
 
@@ -53,6 +57,12 @@ def digest(batch: Batch) -> str:
         if isinstance(value, torch.Tensor):
             state.update(value.numpy().tobytes())
     return state.hexdigest()
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG", quality=90)
+    return content.getvalue()
 
 
 def rows_of(loader: Loader, step: int) -> dict[int, str]:
@@ -181,3 +191,42 @@ def test_too_many_damaged_samples_stop_the_run():
     strict = BadSamples(0.0)
     with pytest.raises(DataError, match="1 of 0 samples are damaged"):
         strict.add("sample 1 of here", DataError("checksum"))
+
+
+@pytest.mark.filterwarnings("ignore")  # the S3 client leaves its connections and loops to the garbage collector
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_failing_store_changes_nothing(data, form, s3, make_reader, tmp_path, cached):
+    """Resets, short answers, refusals and wrong bytes, of index records and payloads: the batches are the same."""
+    for stream in STREAMS:
+        for file in (data / stream).glob("shard-*"):
+            s3.objects[f"shards/{stream}/{file.name}"] = file.read_bytes()
+    reader = make_reader(cache_dir=str(tmp_path) if cached else None, attempts=9)
+    local = make_plan(data, "split_text")
+    remote = make_plan(data, "split_text")
+    remote.shards = [
+        dataclasses.replace(shards, folder=f"s3://shards/{lane.stream}", reader=reader)
+        for lane, shards in zip(remote.lanes, remote.shards, strict=True)
+    ]
+    for line, shards in zip(remote.lines, remote.shards, strict=True):
+        line.shards = shards
+    s3.fail("reset", "wrong", "short", "slow_down", "internal", "reset")
+
+    def digests(plan):
+        loader = Loader(plan, form, 0, 2, threads=2, max_bad_share=0.0)
+        return [[digest(batch) for batch in found.batches] for found in loader.steps(0, 4)]
+
+    assert digests(remote) == digests(local)
+    assert not s3.faults, "all of them happened"
+
+
+@pytest.mark.parametrize("encode", [png, jpeg], ids=["png", "jpeg"])
+def test_images_are_decoded_into_their_place(encode):
+    rng = np.random.default_rng(0)
+    smooth = np.repeat(np.repeat(rng.integers(0, 256, (3, 2, 2, 3), dtype=np.uint8), 8, axis=1), 8, axis=2)
+    out = np.zeros((3, 16, 16, 3), dtype=np.uint8)
+    encoded = [encode(image) for image in smooth]
+    decode_images(encoded, out)
+    for image, found in zip(encoded, out, strict=True):
+        assert (found == np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))).all()
+    with pytest.raises(DataError, match="an image does not decode"):
+        decode_images(encoded[:1], np.zeros((1, 8, 8, 3), dtype=np.uint8))
