@@ -21,7 +21,7 @@ from tests import tiny
 from tests.ranks import run_ranks
 
 Dtype = Literal["bfloat16", "float32"]
-IDENTITY = {"plan_digest": "p", "plan": {}, "model": {}, "tokens": 7}
+IDENTITY = {"plan_digest": "p", "plan": {}, "cursors": {}, "model": {}, "tokens": 7}
 TRAINABLE = ("understanding_adaptor", "language_model", "image_head")
 
 
