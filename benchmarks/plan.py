@@ -36,6 +36,7 @@ from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry, b
 SHARD_SAMPLES = 10_000
 IMAGE_TOKENS = 576
 RANKS = 64
+ROW_TOKENS = 4096
 # Billions of operations (forward and backward) of Janus-1.3B and SigLIP-L
 COST = CostConfig(token=7.8, token_squared=3e-4, image=1050, text_label=1.26, image_label=0.2)
 MIXTURES = {
@@ -89,7 +90,7 @@ def write_manifests(folder: Path, samples: int) -> None:
 
 def open_plan(folder: Path, mix: MixConfig) -> Plan:
     """The plan, as a rank opens it."""
-    batch = BatchConfig(rows=512, row_tokens=4096, micro_rows=4, packing="split_text", cost=COST)
+    batch = BatchConfig(rows=512, row_tokens=ROW_TOKENS, micro_rows=4, packing="split_text", cost=COST)
     shards = {
         Lane(stream, stream): ShardSet.open(folder / stream, SameShards(records(stream).tobytes()))
         for stream in STREAMS
@@ -128,6 +129,13 @@ def measure(folder: Path, mix: MixConfig, first: int, steps: int) -> dict[str, f
     }
 
 
+def fill_bound() -> float:
+    """What whole documents with an image fill rows to when all have the mean length."""
+    lengths = np.concatenate([records(stream)["tokens"] for stream in ("understanding", "generation")])
+    mean = float(lengths.mean())
+    return (ROW_TOKENS // mean) * mean / ROW_TOKENS
+
+
 def in_a_process(folder: Path, mixture: str, first: int, steps: int) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, __file__, "--measure", str(folder), mixture, str(first), str(steps)]
@@ -150,6 +158,7 @@ def main() -> None:
         write_manifests(folder, options.samples)
         resumes = [[in_a_process(folder, "mixed", first, 0)["first_step_s"] for first in (10, 10**7)] for _ in range(3)]
         mixed, images = (in_a_process(folder, mixture, 1000, options.steps) for mixture in MIXTURES)
+    images["fill_bound"] = fill_bound()
     near, far = (float(np.median(times)) for times in zip(*resumes, strict=True))
     found = {
         **mixed,

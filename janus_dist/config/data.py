@@ -118,8 +118,8 @@ class BatchConfig(Config):
     packing: Literal["whole", "split_text"] = "whole"
     """`whole`: documents stay whole, so rows are not quite full. `split_text`: text is cut where a row ends."""
     fill: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of `rows * row_tokens` that a step's quota asks for. When absent: 0.97 with `whole`, and with `split_text`
-    all but what the longest samples could be too many."""
+    """Share of `rows * row_tokens` that a step's quota asks for. When absent: 0.97 with `whole`, with `split_text` all
+    but what the longest samples could be too many, and without text what documents of the mean length would fill."""
     samples: int | None = Field(default=None, ge=6)
     """Samples in a step; only with `mix.unit: samples`, where a step takes as many rows as they need."""
     cfg_drop: float = Field(default=0.1, ge=0.0, le=1.0)

@@ -27,6 +27,7 @@ from janus_dist.errors import DataError
 
 PLAN_VERSION = 2  # goes into the digest; raise it with every change of what a plan gives
 WHOLE_FILL = Fraction(97, 100)
+IMAGES_FILL = Fraction(965, 1000)  # of what documents of the mean length would fill; lengths vary
 GENERATION, TEXT = STREAMS.index("generation"), STREAMS.index("text")
 
 
@@ -196,12 +197,21 @@ class Plan:
         room = batch.rows * batch.row_tokens
         if batch.fill is not None:
             return room * Fraction(batch.fill).limit_denominator(PRECISION)
+        if all(lane.stream != "text" for lane in self.lanes):
+            return room * min(WHOLE_FILL, self._fill_of_images())
         if batch.packing == "whole":
             return room * WHOLE_FILL
         # A step takes at most a sample more than its quota of each lane; a row loses a token to a cut, and one to room
         # that no piece fits into.
         longest = sum(min(int(found.manifest.shards.longest_tokens.max()), batch.row_tokens) for found in self.shards)
         return Fraction(max(room - 2 * batch.rows - longest, room // 2))
+
+    def _fill_of_images(self) -> Fraction:
+        """What rows can be filled to by documents with images alone, which all have nearly the same length."""
+        samples = sum(found.manifest.samples for found in self.shards)
+        tokens = sum(found.manifest.tokens for found in self.shards)
+        mean = Fraction(tokens, samples)
+        return (self.batch.row_tokens // mean) * mean / self.batch.row_tokens * IMAGES_FILL
 
     def _pack(
         self, tokens: NDArray[np.int64], costs: NDArray[np.float64], is_text: NDArray[np.bool_]

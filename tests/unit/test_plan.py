@@ -293,6 +293,17 @@ def test_text_as_filler_fills_rows():
         assert planned.num_cuts <= 128 + sum(planned.record["tokens"] // 4096)
 
 
+def test_a_step_of_images_alone_fits_its_rows():
+    """Six documents of 640 tokens fit a row of 4,096, so 94 % is all that there is."""
+    found = {lane: records(lane.stream, 4000, 600, 680) for lane in (LANES[0], LANES[2])}
+    mix = MixConfig(understanding=1, text=0, generation=1)
+    for policy in ("whole", "split_text"):
+        plan = make_plan(mix, BatchConfig(rows=128, row_tokens=4096, packing=policy), found=found)
+        planned = [plan.step(step) for step in range(20)]
+        assert max(step.rows.num_rows for step in planned) <= 128
+        assert np.mean([step.num_tokens / (128 * 4096) for step in planned]) > 0.89
+
+
 def test_quotas_of_a_step_fit_its_rows():
     plan = make_plan(batch=BatchConfig(rows=64, row_tokens=512, packing="split_text"))
     assert {plan.step(step).rows.num_rows for step in range(200)} == {64}
