@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from janus_dist.config.data import BatchConfig, DataConfig
 from janus_dist.config.mix import PRECISION, STREAMS, Lane, MixConfig, Stream, lane_shares
 from janus_dist.data import order, packing
+from janus_dist.data.inspect import shard_keys
 from janus_dist.data.line import Cursor, SourceLine
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.mixture import Mixture
@@ -293,7 +294,16 @@ def _check_fits(lane: Lane, shards: ShardSet, row_tokens: int) -> None:
     shard = int(longest.argmax())
     if longest[shard] > row_tokens and lane.stream != "text":
         raise DataError(
-            f"a sample of {shards.path(shard)} ({lane.stream}) takes {longest[shard]} tokens, "
+            f"sample {_key_of_longest(shards, shard)} of {shards.path(shard)} takes {longest[shard]} tokens, "
             f"more than batch.row_tokens={row_tokens}",
             f"take batch.row_tokens={longest[shard]} or more, or cut the samples shorter in the pipeline",
         )
+
+
+def _key_of_longest(shards: ShardSet, shard: int) -> str:
+    """The key of a shard's longest sample, its number where the shard cannot be read."""
+    row = int(shards.shard_records(shard)["tokens"].argmax())
+    try:
+        return shard_keys(shards.folder, shards.manifest, shard)[row]
+    except DataError:
+        return str(row)

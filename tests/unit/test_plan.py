@@ -372,7 +372,9 @@ def test_a_line_is_the_same_however_it_is_cut(sizes, cuts):
 
 
 def test_a_sample_that_fits_in_no_row_is_refused():
-    with pytest.raises(DataError, match=r"takes \d+ tokens, more than batch.row_tokens=128") as caught:
+    with pytest.raises(
+        DataError, match=r"sample \d+ of understanding/shard-00000.tar takes \d+ tokens, more than batch.row_tokens=128"
+    ) as caught:
         make_plan(batch=BatchConfig(rows=8, row_tokens=128))
     assert "take batch.row_tokens=" in str(caught.value)
 
