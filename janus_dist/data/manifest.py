@@ -105,7 +105,8 @@ class ShardTable(Sequence[ShardEntry]):
         for field in TABLE_SCHEMA:
             column = self._table.column(field.name)
             if pa.types.is_string(field.type):
-                state.update("\n".join(column.to_pylist()).encode())
+                for chunk in column.chunks:  # one, or none: they were combined
+                    state.update(_lengths_and_text(chunk))
             else:
                 values = self._values(field.name) if pa.types.is_list(field.type) else self._column(field.name)
                 state.update(values.tobytes())
@@ -268,6 +269,15 @@ class ShardSet:
         )
 
 
+def _lengths_and_text(strings: pa.StringArray) -> bytes:
+    """Bytes of each string, then all of them; a hundred thousand Python strings would stay in memory."""
+    _, offsets, characters = strings.buffers()
+    if characters is None:
+        return b""
+    ends = np.frombuffer(offsets, dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]
+    return np.diff(ends).astype("<i4").tobytes() + memoryview(characters)[int(ends[0]) : int(ends[-1])].tobytes()
+
+
 def table_name(digest: str) -> str:
     """The file of a table of shards."""
     return f"shards-{digest[:12]}.parquet"
@@ -281,6 +291,7 @@ def _load_table(path: str, digest: str) -> ShardTable:
         raise DataError(f"no {path}, which the manifest beside it names", hint) from error
     except (ValueError, pa.ArrowException) as error:
         raise DataError(f"{path} is no table of shards: {error}", hint) from error
+    pa.default_memory_pool().release_unused()  # what decoding took, half of it, would be kept
     if table.digest != digest:
         raise DataError(f"{path} has sha256 {table.digest[:12]}, the manifest says {digest[:12]}", hint)
     return table
