@@ -51,7 +51,7 @@ class Record:
     """File and place in it, for people."""
     pictures: tuple[Picture, ...] = ()
     turns: tuple[Turn, ...] = ()
-    """Questions and answers (understanding); `<image>` stands for each picture in turn, all come first where none does."""
+    """Questions and answers (understanding); `<image>` stands for each picture in turn; without any, all come first."""
     system: str = ""
     """What a conversation's system message says."""
     caption: str = ""
@@ -72,7 +72,7 @@ class Made:
     """Numbers for histograms: `width`, `height`, `aspect` of each picture's first frame, `caption_chars`."""
 
 
-class Dropped(Exception):  # noqa: N818 - not an error
+class Dropped(Exception):
     """A record that a rule of the recipe (`where`) leaves out."""
 
     def __init__(self, rule: str, value: str):
