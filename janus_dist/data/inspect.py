@@ -28,6 +28,8 @@ from janus_dist.errors import DataError
 
 QUARANTINE = "quarantine.parquet"
 COMMITS = "commits"
+EXAMPLES = "examples.parquet"
+STATS = "stats.json"
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 TOKENS = ".tokens"
 
@@ -197,14 +199,12 @@ def kinds(rejects: list[Reject]) -> dict[str, int]:
     return dict(sorted(Counter(reject.kind for reject in rejects).items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def items_read(folder: str) -> int | None:
-    """Items that the pipeline read for a shard set, by the markers of its shards; None when they are gone."""
+def stats(folder: str) -> dict[str, Any] | None:
+    """What the pipeline counted: `records`, `bad` by kind, `dropped` by rule, `histograms`, `seconds` by step; or None."""
     try:
-        names = [name for name in storage.names(f"{folder}/{COMMITS}") if name.endswith(".json")]
-        items = [json.loads(storage.read(f"{folder}/{COMMITS}/{name}"))["items"] for name in names]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return json.loads(storage.read(f"{folder}/{STATS}"))
+    except (FileNotFoundError, ValueError):
         return None
-    return sum(items) if items else None
 
 
 def summary(shards: ShardSet) -> dict[str, Any]:
