@@ -28,7 +28,7 @@ from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE, INDEX_HEADER_BYTES
 from janus_dist.data.storage import read, write_whole
 from janus_dist.errors import DataError
 
-VERSION = 1
+VERSION = 2
 NAME = "manifest.json"
 TABLE_SCHEMA = pa.schema(
     [
@@ -153,7 +153,10 @@ class Manifest:
             raise DataError(f"{path} is not JSON: {error}") from error
         version = values.get("version") if isinstance(values, dict) else None
         if version != VERSION:
-            raise DataError(f"{path} has version {version}, this program reads {VERSION}")
+            raise DataError(
+                f"{path} has version {version}, this program reads {VERSION}",
+                "delete the folder and make the shards again with jobs/tokenize.py",
+            )
         try:
             digest = values.pop("shards_sha256")
             table = _load_table(f"{folder}/{table_name(digest)}", digest)
