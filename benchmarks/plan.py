@@ -13,7 +13,6 @@ Predicted before the first run: 20 ms a step, of which packing 10; 150 MB; a rat
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from janus_dist.config.data import BatchConfig, CostConfig, ReadConfig
 from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
 from janus_dist.data import packing
-from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
+from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.plan import Plan
 from janus_dist.data.reader import Range, Reader
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry, block_columns
@@ -83,8 +82,8 @@ def write_manifests(folder: Path, samples: int) -> None:
             for number in range(shards)
         )
         Manifest(
-            1, stream, shards * SHARD_SAMPLES, shards * tokens, 0, 384, IMAGE_TOKENS, IMAGE_TOKENS, "tokenizer", None,
-            {}, ShardTable.of(entries),
+            VERSION, stream, shards * SHARD_SAMPLES, shards * tokens, 0, 384, IMAGE_TOKENS, IMAGE_TOKENS, "tokenizer",
+            None, {}, ShardTable.of(entries),
         ).save(folder / stream)  # fmt: skip
 
 
@@ -121,12 +120,17 @@ def measure(folder: Path, mix: MixConfig, first: int, steps: int) -> dict[str, f
         "first_step_s": resumed - opened,
         "ms_per_step": 1e3 * float(np.mean(times or [0])),
         "ms_per_step_median": 1e3 * float(np.median(times)),
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mb": peak_rss_mb(),
         "fill": float(np.mean(fills)),
         "straggler_ratio": float(np.mean(stragglers)),
         "tokens_per_step": float(np.mean(tokens)),
         "cuts_per_document": float(np.mean(cuts)),
     }
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process had, in MiB; `ru_maxrss` would count that of the process it was forked from."""
+    return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
 
 
 def fill_bound() -> float:
