@@ -36,6 +36,7 @@ SHARD_SAMPLES = 10_000
 IMAGE_TOKENS = 576
 RANKS = 64
 ROW_TOKENS = 4096
+TEXT_TOKENS = 2048
 # Billions of operations (forward and backward) of Janus-1.3B and SigLIP-L
 COST = CostConfig(token=7.8, token_squared=3e-4, image=1050, text_label=1.26, image_label=0.2)
 MIXTURES = {
@@ -49,6 +50,10 @@ def records(stream: Stream) -> np.ndarray:
     rng = np.random.default_rng(STREAMS.index(stream))
     median, sigma = {"understanding": (80, 0.6), "text": (600, 1.1), "generation": (45, 0.5)}[stream]
     words = np.clip(rng.lognormal(np.log(median), sigma, SHARD_SAMPLES), 4, 20_000).astype(np.int64)
+    if stream == "text":  # the pipeline cuts documents into pieces of its pipeline.text_document_tokens
+        pieces = np.full(int((words // TEXT_TOKENS + 1).sum()), TEXT_TOKENS)
+        pieces[np.cumsum(words // TEXT_TOKENS + 1) - 1] = words % TEXT_TOKENS + 1
+        words = rng.permutation(pieces)[:SHARD_SAMPLES].astype(np.int64)
     found = np.zeros(SHARD_SAMPLES, dtype=INDEX_DTYPE)
     found["tokens"] = words + (0 if stream == "text" else IMAGE_TOKENS + 2)
     if stream == "generation":

@@ -29,7 +29,7 @@ from janus_dist.data.storage import read, write_whole
 from janus_dist.errors import DataError
 
 VERSION = 2
-GROUP_SHARDS = 4_096
+GROUP_SHARDS = 2_048
 """Rows of the table that are decoded at once."""
 NAME = "manifest.json"
 TABLE_SCHEMA = pa.schema(
