@@ -139,10 +139,11 @@ def diff_config(
 def plan(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
     world: Annotated[int | None, typer.Option("--world", min=1, help="Ranks; those of the recipe when absent.")] = None,
+    every_step: Annotated[bool, typer.Option("--all", help="Plan every step of a long run too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a stage will train on: tokens and epochs of each source, rows, fill, balance, bytes."""
-    show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json)
+    show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json, every_step)
 
 
 @app.command("report")
