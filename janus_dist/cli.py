@@ -51,7 +51,7 @@ def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str
 
 
 def take_number(arguments: Sequence[str], option: str) -> tuple[list[str], int | None]:
-    """(other arguments, N) of a command line with `OPTION N` or `OPTION=N`; None without it, ConfigError at no number."""
+    """(other arguments, N) of a command line with `OPTION N` or `OPTION=N`, None without; ConfigError at no number."""
     rest, found = list(arguments), None
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

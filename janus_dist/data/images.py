@@ -8,46 +8,70 @@ reads.
 
 import io
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
-from janus_dist.config.data import PipelineConfig
 from janus_dist.errors import DataError
 
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded; some others of Pillow's start programs or fetch what they name."""
 PADDING = (127, 127, 127)
 MIN_RESIZED_SIDE = 14
+"""The official processor stretches what would be narrower."""
+MIN_SIDE = 14
+MAX_ASPECT = 20.0
+"""Beyond 27:1 a short side falls below 14 of 384 pixels; long before that an image is a banner, a line or a fault."""
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit for decompression bombs, and the default of the recipes."""
+ORIENTATION = 0x0112  # of EXIF
+FIRST_TURNED = 5
+"""EXIF orientations from this one on swap width and height."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What an image must keep within."""
+def load(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The RGB image in `encoded`, upright; DataError with the reason when it cannot or must not be decoded.
 
-    min_side: int
-    max_aspect: float
-    max_pixels: int
-
-    @classmethod
-    def of(cls, config: PipelineConfig) -> "Limits":
-        return cls(config.min_image_side, config.max_image_aspect, config.max_image_pixels)
-
-
-def load(encoded: bytes, limits: Limits) -> Image.Image:
-    """The RGB image in `encoded`, upright; DataError with the reason when it cannot or must not be used."""
+    What is more than 8 bits of color loses the lower ones, transparency is laid over white, of an animation the first
+    frame is taken.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below is ours
-            image = Image.open(io.BytesIO(encoded))
-            _check(image.size, limits)  # from the header, before anything is decoded
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            _check(image.size, max_pixels)  # from the header, before anything is decoded
             image.seek(0)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            if image.format == "JPEG" and image.mode == "RGB":
+                return _turned(_jpeg_pixels(encoded, image), image)
+            return _to_rgb(_turned(image, image))
     except DataError:
         raise
     except UnidentifiedImageError as error:
         raise DataError("does not decode: no image format is recognised") from error
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
         raise DataError(f"does not decode: {type(error).__name__}: {error}") from error
+
+
+def upright_size(encoded: bytes) -> tuple[int, int]:
+    """(width, height) that `load` would give, from the header alone; DataError when there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            width, height = image.size
+            return (height, width) if image.getexif().get(ORIENTATION, 1) >= FIRST_TURNED else (width, height)
+    except Exception as error:
+        raise DataError("does not decode: no image format is recognised") from error
 
 
 def pad_to_square(image: Image.Image, side: int) -> Image.Image:
@@ -76,18 +100,41 @@ def to_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _check(size: tuple[int, int], limits: Limits) -> None:
+def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
+    """JPEG of an RGB image with all of its color (4:4:4), PNG without a quality; the same bytes for the same pixels."""
+    if jpeg_quality is None:
+        return to_png(image)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), jpeg_quality, "RGB", "444")
+
+
+def _check(size: tuple[int, int], max_pixels: int) -> None:
     short, long = min(size), max(size)
-    if short < max(1, limits.min_side):
-        raise DataError(f"too small: {size[0]}x{size[1]} pixels, the short side must have {limits.min_side}")
-    if size[0] * size[1] > limits.max_pixels:
-        raise DataError(f"too large: {size[0]}x{size[1]} pixels, at most {limits.max_pixels} are decoded")
-    if long / short > limits.max_aspect:
-        raise DataError(f"too long: {size[0]}x{size[1]} pixels, at most {limits.max_aspect:g}:1 is allowed")
+    if short < MIN_SIDE:
+        raise DataError(f"too small: {size[0]}x{size[1]} pixels, the short side must have {MIN_SIDE}")
+    if size[0] * size[1] > max_pixels:
+        raise DataError(f"too large: {size[0]}x{size[1]} pixels, at most {max_pixels} are decoded")
+    if long / short > MAX_ASPECT:
+        raise DataError(f"too long: {size[0]}x{size[1]} pixels, at most {MAX_ASPECT:g}:1 is allowed")
+
+
+def _jpeg_pixels(encoded: bytes, image: Image.Image) -> Image.Image:
+    """A JPEG by libjpeg-turbo in one call, which gives Pillow's pixels sooner; by Pillow what is not quite whole."""
+    try:
+        return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB"))
+    except ValueError:
+        return image.convert("RGB")
+
+
+def _turned(image: Image.Image, header: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says it is to be seen."""
+    how = TURNS.get(header.getexif().get(ORIENTATION, 1))
+    return image if how is None else image.transpose(how)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode: 16-bit scaled down, transparency over white, the first frame of an animation."""
+    """8-bit RGB of any mode: 16-bit scaled down, transparency over white."""
+    if image.mode == "F":
+        raise DataError("does not decode: pixels are floating-point numbers, whose range no one tells")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
