@@ -18,11 +18,9 @@ from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, learned
+from janus_dist.data.sample import JPEG, GenerationSample, Sample, TextSample, UnderstandingSample, learned
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
-
-JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ reads.
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -15,8 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 from janus_dist.errors import DataError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is decoded; some others of Pillow's start programs or fetch what they name."""
+Image.init()  # or formats beside the most common ones would be unknown to `Image.open(formats=...)`
 PADDING = (127, 127, 127)
 MIN_RESIZED_SIDE = 14
 """The official processor stretches what would be narrower."""
@@ -26,8 +29,8 @@ MAX_ASPECT = 20.0
 MAX_PIXELS = 178_956_970
 """Pillow's own limit for decompression bombs, and the default of the recipes."""
 ORIENTATION = 0x0112  # of EXIF
-FIRST_TURNED = 5
-"""EXIF orientations from this one on swap width and height."""
+SWAPPING = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,33 +48,20 @@ def load(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     What is more than 8 bits of color loses the lower ones, transparency is laid over white, of an animation the first
     frame is taken.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below is ours
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            _check(image.size, max_pixels)  # from the header, before anything is decoded
-            image.seek(0)
-            if image.format == "JPEG" and image.mode == "RGB":
-                return _turned(_jpeg_pixels(encoded, image), image)
-            return _to_rgb(_turned(image, image))
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError("does not decode: no image format is recognised") from error
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
-        raise DataError(f"does not decode: {type(error).__name__}: {error}") from error
+    with _opened(encoded) as image:
+        _check(image.size, max_pixels)  # from the header, before anything is decoded
+        turn = TURNS.get(_orientation(image))
+        image.seek(0)
+        is_simple = image.format == "JPEG" and image.mode == "RGB"
+        pixels = _jpeg_pixels(encoded, image) if is_simple else _to_rgb(image)
+        return pixels if turn is None else pixels.transpose(turn)
 
 
 def upright_size(encoded: bytes) -> tuple[int, int]:
     """(width, height) that `load` would give, from the header alone; DataError when there is none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-            width, height = image.size
-            return (height, width) if image.getexif().get(ORIENTATION, 1) >= FIRST_TURNED else (width, height)
-    except Exception as error:
-        raise DataError("does not decode: no image format is recognised") from error
+    with _opened(encoded) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in SWAPPING else (width, height)
 
 
 def pad_to_square(image: Image.Image, side: int) -> Image.Image:
@@ -107,6 +97,30 @@ def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image), jpeg_quality, "RGB", "444")
 
 
+@contextmanager
+def _opened(encoded: bytes) -> Iterator[Image.Image]:
+    """The image, of which no more than the header is read yet; whatever fails on the way becomes a DataError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images; the limit is ours
+            yield Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError("does not decode: no image format is recognised") from error
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
+        raise DataError(f"does not decode: {type(error).__name__}: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """How EXIF says that the image is to be turned; of a PNG what stands before the pixels, or it would be decoded."""
+    if image.format != "PNG":
+        return image.getexif().get(ORIENTATION, 1)
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return exif.get(ORIENTATION, 1)
+
+
 def _check(size: tuple[int, int], max_pixels: int) -> None:
     short, long = min(size), max(size)
     if short < MIN_SIDE:
@@ -123,12 +137,6 @@ def _jpeg_pixels(encoded: bytes, image: Image.Image) -> Image.Image:
         return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB"))
     except ValueError:
         return image.convert("RGB")
-
-
-def _turned(image: Image.Image, header: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it is to be seen."""
-    how = TURNS.get(header.getexif().get(ORIENTATION, 1))
-    return image if how is None else image.transpose(how)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

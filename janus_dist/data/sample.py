@@ -18,6 +18,8 @@ from janus_dist.errors import DataError
 ID = np.dtype("<u4")
 VQ_ID = np.dtype("<u2")
 TAR_BLOCK = 512
+JPEG = b"\xff\xd8\xff"
+"""What every JPEG begins with."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,19 @@ def encode(sample: TextSample | GenerationSample) -> bytes:
 
 def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
     """Tar members of a conversation: names and contents, as plain webdataset groups them by key."""
-    images = [(f"{key}.{number}.png" if number else f"{key}.png", image) for number, image in enumerate(sample.images)]
+    images = [
+        (f"{key}.{number}.{_ending(image)}" if number else f"{key}.{_ending(image)}", image)
+        for number, image in enumerate(sample.images)
+    ]
     return [
         (f"{key}.tokens", sample.ids.astype(ID).tobytes()),
         (f"{key}.answers", sample.answers.astype(ID).tobytes()),
         *images,
     ]
+
+
+def _ending(image: bytes) -> str:
+    return "jpg" if image.startswith(JPEG) else "png"
 
 
 def decode(stream: Stream, payload: bytes) -> Sample:
@@ -115,7 +124,7 @@ def _decode_members(payload: bytes) -> UnderstandingSample:
                 ids = np.frombuffer(content, ID)
             case "answers":
                 answers = np.frombuffer(content, ID).astype(np.int64).reshape(-1, 2)
-            case "png":
+            case "png" | "jpg":
                 images.append(content)
     if ids is None or answers is None:
         raise ValueError("the member .tokens or .answers is missing")
