@@ -1,10 +1,12 @@
 """The chat format, id by id, against the strings that deepseek-ai/Janus documents."""
 
+import itertools
+
 import pytest
 
 from data_pipelines.tokenizer import PATH
 from janus_dist.config.data import ChatConfig
-from janus_dist.data.chat import generation_prompt_ids, text_ids, understanding_ids
+from janus_dist.data.chat import generation_prompt_ids, plain_ids, text_ids, understanding_ids
 from janus_dist.data.tokenizer import Tokenizer
 
 CHAT = ChatConfig()
@@ -87,13 +89,47 @@ def test_a_prompt_for_an_image_ends_with_begin_of_image(tokenizer, chat):
     assert ids == official_ids(tokenizer, f"<bos>{chat.user}: a blue rectangle\n\n{chat.assistant}:<boi>")
 
 
-def test_a_long_text_is_cut_and_nothing_of_it_is_lost(tokenizer):
+@pytest.mark.parametrize("max_tokens", [2, 3, 50, 49, 401, 402, 10_000])
+def test_a_long_text_is_cut_and_each_id_is_predicted_once(tokenizer, max_tokens):
     text = "The quick brown fox jumps over the lazy dog.\n" * 40
-    whole = tokenizer.encode(text)
-    pieces = text_ids(tokenizer, text, max_tokens=50)
-    assert all(piece[0] == tokenizer.bos and piece[-1] == tokenizer.eos for piece in pieces)
-    assert [len(piece) for piece in pieces[:-1]] == [50] * (len(pieces) - 1) and 2 < len(pieces[-1]) <= 50
-    assert [number for piece in pieces for number in piece[1:-1]] == whole
+    whole = [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
+    pieces = text_ids(tokenizer, text, max_tokens)
+    assert [number for piece in pieces for number in piece[1:]] == whole[1:]
+    assert all(second[0] == first[-1] for first, second in itertools.pairwise(pieces)) and pieces[0][0] == whole[0]
+    assert all(len(piece) == max_tokens for piece in pieces[:-1]) and 2 <= len(pieces[-1]) <= max_tokens
+
+
+def test_marks_put_images_where_they_stand(tokenizer):
+    turns = [("<image>\nwhat?", "it"), ("and <image> and<image>", "that")]
+    ids, _ = understanding_ids(tokenizer, CHAT, turns, num_images=3)
+    text = (
+        "<bos>User: <image_placeholder>\nwhat?\n\nAssistant: it<eos>"
+        "User: and <image_placeholder> and<image_placeholder>\n\nAssistant: that<eos>"
+    )
+    assert ids == official_ids(tokenizer, text)
+    marked, _ = understanding_ids(tokenizer, CHAT, [("<image>\nwhat?", "it")], num_images=1)
+    assert marked == understanding_ids(tokenizer, CHAT, [("what?", "it")], num_images=1)[0]
+
+
+def test_a_mark_without_an_image_and_a_special_token_in_a_text_are_letters(tokenizer):
+    ids, _ = understanding_ids(tokenizer, CHAT, [("<image> <image_placeholder>?", "no<begin_of_image>")], num_images=0)
+    assert not {tokenizer.image, tokenizer.boi} & set(ids)
+    assert "<image> <image_placeholder>?" in tokenizer.decode(ids)
+
+
+def test_a_system_message_stands_in_for_the_prompt_of_the_chat(tokenizer):
+    ids, _ = understanding_ids(tokenizer, PRO, [("why?", "so")], 0, system_prompt="Be brief.")
+    assert ids == official_ids(tokenizer, "<bos>Be brief.\n\n<|User|>: why?\n\n<|Assistant|>: so<eos>")
+
+
+def test_plain_text_with_images(tokenizer):
+    ids, spans = plain_ids(tokenizer, "a cat", num_images=1)
+    assert ids == official_ids(tokenizer, "<bos><image_placeholder>a cat<eos>")
+    assert [ids[start:stop] for start, stop in spans] == [[*tokenizer.encode("a cat"), tokenizer.eos]]
+    ids, spans = plain_ids(tokenizer, "one <image> two<image>", num_images=2)
+    assert ids == official_ids(tokenizer, "<bos>one <image_placeholder> two<image_placeholder><eos>")
+    said = [tokenizer.encode("one "), tokenizer.encode(" two"), [tokenizer.eos]]
+    assert [ids[start:stop] for start, stop in spans] == said
 
 
 def test_an_empty_text_gives_no_document(tokenizer):
