@@ -69,10 +69,10 @@ def peek(encoded: bytes, max_pixels: int) -> Image.Image:
 
 def size(image: Image.Image) -> tuple[int, int]:
     """(width, height) in pixels as the image is to be looked at, from its header."""
-    # A PNG may hold its orientation behind its pixels; here they are not decoded to find it.
-    header_says = image.format != "PNG" or "exif" in image.info
+    # Pillow turns a TIFF itself, and a PNG may hold its orientation behind its pixels, which are not decoded here.
+    is_as_stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
     width, height = image.size
-    return (height, width) if header_says and _orientation(image) >= 5 else (width, height)
+    return (height, width) if is_as_stored and _orientation(image) >= 5 else (width, height)
 
 
 def decode(image: Image.Image) -> Image.Image:
@@ -129,7 +129,7 @@ def _reasons() -> Iterator[None]:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"does not decode: it is none of {', '.join(FORMATS)}") from error
+        raise DataError(f"does not decode: no sound header of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too large: {error}") from error
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
