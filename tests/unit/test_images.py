@@ -86,8 +86,8 @@ SIDES = st.integers(14, 150)
 
 
 def soft_noise(width, height):
-    """Noise that no overshoot of the kernel clips: so it shows by rounding alone that Pillow begins with columns or rows,
-    whichever is faster."""
+    """Noise that no overshoot clips: whether Pillow begins with columns or with rows (it takes what is faster) changes
+    its rounding alone."""
     return noise(width, height) // 2 + 64
 
 
