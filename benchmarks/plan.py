@@ -13,7 +13,6 @@ Predicted before the first run: 20 ms a step, of which packing 10; 150 MB; a rat
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from janus_dist.config.data import BatchConfig, CostConfig, ReadConfig
 from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
 from janus_dist.data import packing
-from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
+from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.plan import Plan
 from janus_dist.data.reader import Range, Reader
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry, block_columns
@@ -37,6 +36,7 @@ SHARD_SAMPLES = 10_000
 IMAGE_TOKENS = 576
 RANKS = 64
 ROW_TOKENS = 4096
+TEXT_TOKENS = 2048
 # Billions of operations (forward and backward) of Janus-1.3B and SigLIP-L
 COST = CostConfig(token=7.8, token_squared=3e-4, image=1050, text_label=1.26, image_label=0.2)
 MIXTURES = {
@@ -50,6 +50,10 @@ def records(stream: Stream) -> np.ndarray:
     rng = np.random.default_rng(STREAMS.index(stream))
     median, sigma = {"understanding": (80, 0.6), "text": (600, 1.1), "generation": (45, 0.5)}[stream]
     words = np.clip(rng.lognormal(np.log(median), sigma, SHARD_SAMPLES), 4, 20_000).astype(np.int64)
+    if stream == "text":  # the pipeline cuts documents into pieces of its pipeline.text_document_tokens
+        pieces = np.full(int((words // TEXT_TOKENS + 1).sum()), TEXT_TOKENS)
+        pieces[np.cumsum(words // TEXT_TOKENS + 1) - 1] = words % TEXT_TOKENS + 1
+        words = rng.permutation(pieces)[:SHARD_SAMPLES].astype(np.int64)
     found = np.zeros(SHARD_SAMPLES, dtype=INDEX_DTYPE)
     found["tokens"] = words + (0 if stream == "text" else IMAGE_TOKENS + 2)
     if stream == "generation":
@@ -83,8 +87,8 @@ def write_manifests(folder: Path, samples: int) -> None:
             for number in range(shards)
         )
         Manifest(
-            1, stream, shards * SHARD_SAMPLES, shards * tokens, 0, 384, IMAGE_TOKENS, IMAGE_TOKENS, "tokenizer", None,
-            {}, ShardTable.of(entries),
+            VERSION, stream, shards * SHARD_SAMPLES, shards * tokens, 0, 384, IMAGE_TOKENS, IMAGE_TOKENS, "tokenizer",
+            None, {}, ShardTable.of(entries),
         ).save(folder / stream)  # fmt: skip
 
 
@@ -121,12 +125,17 @@ def measure(folder: Path, mix: MixConfig, first: int, steps: int) -> dict[str, f
         "first_step_s": resumed - opened,
         "ms_per_step": 1e3 * float(np.mean(times or [0])),
         "ms_per_step_median": 1e3 * float(np.median(times)),
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mb": peak_rss_mb(),
         "fill": float(np.mean(fills)),
         "straggler_ratio": float(np.mean(stragglers)),
         "tokens_per_step": float(np.mean(tokens)),
         "cuts_per_document": float(np.mean(cuts)),
     }
+
+
+def peak_rss_mb() -> float:
+    """The most memory that this process had, in MiB; `ru_maxrss` would count that of the process it was forked from."""
+    return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
 
 
 def fill_bound() -> float:

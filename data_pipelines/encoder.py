@@ -9,13 +9,13 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from data_pipelines.job import Encoded
 from janus_dist.config.model import ModelConfig
@@ -53,7 +53,7 @@ class VqEncoder:
 class EncoderPool:
     """A fixed number of encoders: a pool that grows by demand stays at one on a cluster that grows by demand too."""
 
-    actors: tuple[ActorHandle, ...]
+    actors: tuple[Any, ...]
     nodes: tuple[str, ...]
 
     @classmethod
@@ -61,14 +61,15 @@ class EncoderPool:
         """One encoder for each GPU of the cluster, or for each core when the recipe uses none."""
         gpu, resources = recipe.cluster.gpu, ray.cluster_resources()
         number = max(1, int(resources.get("GPU" if gpu else "CPU", 0)))
-        options = {"num_gpus": 1, "num_cpus": 0} if gpu else {"num_cpus": 0}  # jobs hold the cores
-        actor = ray.remote(VqEncoder).options(max_restarts=-1, scheduling_strategy="SPREAD", **options)
+        # no core of its own: jobs hold the cores, and wait for it most of the time; torch has one thread in it
+        actor: Any = ray.remote(VqEncoder)
+        actor = actor.options(num_cpus=0, num_gpus=int(gpu), max_restarts=-1, scheduling_strategy="SPREAD")
         actors = tuple(
             actor.remote(recipe.model, recipe.data.vq_weights, "cuda" if gpu else "cpu") for _ in range(number)
         )
         try:
             nodes = tuple(ray.get([one.node.remote() for one in actors], timeout=START_S))
-        except ray.exceptions.GetTimeoutError as error:
+        except GetTimeoutError as error:
             raise ClusterError(
                 f"{number} VQ tokenizers did not start within {START_S:.0f} s", "see `ray status` and `ray list actors`"
             ) from error
@@ -92,7 +93,7 @@ class NearEncoders:
         return partial(self._ids, next(self.turn).encode.remote(pixels), pixels)
 
     def _ids(self, sent: ray.ObjectRef, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """Wait for the ids; the batch goes to any other encoder when one dies. ClusterError when none lives for long."""
+        """Wait for the ids; the batch goes to another encoder when one dies, ClusterError when none lives for long."""
         began = time.monotonic()
         while True:
             try:

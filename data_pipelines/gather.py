@@ -43,7 +43,7 @@ class Gathered:
     dropped: Counter[str] = field(default_factory=Counter)
     """By rule."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     entries: list[ShardEntry] = field(default_factory=list)
 
     def add(self, marker: Marker) -> None:
@@ -53,7 +53,8 @@ class Gathered:
         self.dropped.update(marker.dropped)
         for name, bins in marker.histograms.items():
             self.histograms.setdefault(name, Counter()).update(bins)
-        self.seconds.update(marker.seconds)
+        for step, seconds in marker.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
         self.entries += marker.shards
 
     def manifest(self, of: InputWork, settings: dict[str, Any]) -> Manifest:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Protocol, TypeVar
 
@@ -82,7 +83,7 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -90,7 +91,7 @@ class Tally:
         try:
             yield
         finally:
-            self.seconds[step] += time.perf_counter() - began
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
     def attempt(self, record: Record, do: Callable[[Record], Result]) -> Result | None:
         """What `do` makes of a record; None when it is bad or dropped, which is noted."""
@@ -106,7 +107,7 @@ class Tally:
 
     def made(self, record: Record, made: Made, crop: NDArray[np.uint8] | None = None) -> Made:
         """Note a record that was kept; `crop` is what a batch of VQ ids was made of."""
-        for name, value in made.facts.items():
+        for name, value in made.facts:
             self.histograms.setdefault(name, Counter())[bin_of(value)] += 1
         if self.with_examples and crop is not None and sum(not one.rule for one in self.examples) < EXAMPLES:
             image = images.encode(Image.fromarray(crop), EXAMPLE_QUALITY)
@@ -142,7 +143,7 @@ def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: 
 
 
 def crops(of: InputWork) -> list[NDArray[np.uint8]]:
-    """[side, side, 3] of every image of a generation input that is neither bad nor dropped, in order, in this process."""
+    """[side, side, 3] of the images of a generation input that are neither bad nor dropped, in order."""
     step, tally = Generation(of.recipe, of.source, of.tokenizer), Tally(with_examples=False)
     units = formats.units(of.source, of.recipe.pipeline.shard_samples)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
@@ -204,12 +205,12 @@ def _fetched(records: Iterator[Record], pool: ThreadPoolExecutor, tally: Tally) 
             return
         first, reading = waiting.popleft()
         with tally.timed("read"):
-            found = tally.attempt(first, lambda record: _filled(record, reading))
+            found = tally.attempt(first, partial(_filled, reading))
         if found is not None:
             yield found
 
 
-def _filled(record: Record, reading: Sequence[Future[Picture]]) -> Record:
+def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
     read = iter(reading)
     return replace(
         record, pictures=tuple(next(read).result() if one.content is None else one for one in record.pictures)
@@ -235,9 +236,7 @@ def _made(records: Iterator[Record], make: Callable[[Record], Made], tally: Tall
             yield tally.made(record, made)
 
 
-def _encoded(
-    records: Iterator[Record], step: Generation, encode: Encode, batch: int, tally: Tally
-) -> Iterator[Made]:
+def _encoded(records: Iterator[Record], step: Generation, encode: Encode, batch: int, tally: Tally) -> Iterator[Made]:
     """Full batches of crops go through the VQ tokenizer while the next are made; order is kept."""
     waiting: deque[tuple[list[tuple[Record, Prepared]], Encoded]] = deque()
     prepared = _prepared(records, step, tally)
@@ -258,9 +257,7 @@ def _prepared(records: Iterator[Record], step: Generation, tally: Tally) -> Iter
             yield replace(record, pictures=()), prepared  # the encoded bytes are no longer needed
 
 
-def _finished(
-    ready: list[tuple[Record, Prepared]], encoded: Encoded, step: Generation, tally: Tally
-) -> Iterator[Made]:
+def _finished(ready: list[tuple[Record, Prepared]], encoded: Encoded, step: Generation, tally: Tally) -> Iterator[Made]:
     with tally.timed("encode"):
         vq_ids = encoded()
     for (record, prepared), ids in zip(ready, vq_ids, strict=True):

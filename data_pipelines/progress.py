@@ -6,7 +6,6 @@ they are read.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping
 
 from janus_dist.data.manifest import Manifest
@@ -24,7 +23,7 @@ class Progress:
         """`size`: bytes of all input."""
         self.name, self.jobs, self.size = name, jobs, max(1, size)
         self.jobs_done = self.bytes_found = self.bytes_done = self.records = 0
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
         self.began = self.said = time.monotonic()
 
     @property
@@ -42,7 +41,8 @@ class Progress:
         self.jobs_done += 1
         self.bytes_done += size
         self.records += records
-        self.seconds.update(seconds)
+        for step, taken in seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + taken
 
     def say(self) -> None:
         """Print a line if the last one is long ago."""

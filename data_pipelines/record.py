@@ -68,8 +68,8 @@ class Made:
 
     samples: list[tuple[str, Sample]]
     """(key, sample) pairs: one, or several of a document that was cut."""
-    facts: Mapping[str, float]
-    """Numbers for histograms: `width`, `height`, `aspect` of each picture's first frame, `caption_chars`."""
+    facts: tuple[tuple[str, float], ...]
+    """(name, value) pairs for histograms: `width`, `height`, `aspect` of each picture, `caption_chars`."""
 
 
 class Dropped(Exception):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -167,7 +167,7 @@ def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
             storage.remove(_path(folder, job.digest))
 
 
-def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterator[ShardEntry]) -> None:
+def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:
     """Remove shards of attempts that do not count and markers of another cut.
 
     A plain tar reader would take the former for data.

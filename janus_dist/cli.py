@@ -51,7 +51,7 @@ def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str
 
 
 def take_number(arguments: Sequence[str], option: str) -> tuple[list[str], int | None]:
-    """(other arguments, N) of a command line with `OPTION N` or `OPTION=N`; None without it, ConfigError at no number."""
+    """(other arguments, N) of a command line with `OPTION N` or `OPTION=N`, None without; ConfigError at no number."""
     rest, found = list(arguments), None
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -139,10 +139,11 @@ def diff_config(
 def plan(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
     world: Annotated[int | None, typer.Option("--world", min=1, help="Ranks; those of the recipe when absent.")] = None,
+    every_step: Annotated[bool, typer.Option("--all", help="Plan every step of a long run too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what a stage will train on: tokens and epochs of each source, rows, fill, balance, bytes."""
-    show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json)
+    show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json, every_step)
 
 
 @app.command("report")

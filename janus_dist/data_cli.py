@@ -18,13 +18,15 @@ from rich.progress import track
 from rich.text import Text
 
 from janus_dist.config.load import load
-from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.recipe import BaseRecipe, StageRecipe
+from janus_dist.config.settings import OVERRIDE
 from janus_dist.data.compare import Difference, difference
 from janus_dist.data.inspect import Found, chosen, number_of_key, read_samples, shard_set_folders, summary
 from janus_dist.data.legible import Piece, marked, pieces, visible
 from janus_dist.data.lint import Fault, Findings, Scope, ShardFindings, lint
 from janus_dist.data.makers import check_vq, find_codes, find_tokenizer, need_tokenizer
 from janus_dist.data.manifest import Manifest, ShardSet
+from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.monitor.console import count
@@ -86,24 +88,38 @@ def lint_command(
 
 @data_app.command("preview")
 def preview(
-    folder: Folder,
+    folder: Annotated[str | None, typer.Argument(metavar="[FOLDER]", help="A shard set, or a data.root.")] = None,
     sample: Annotated[int | None, typer.Option(min=0, help="Begin with this sample, counted from 0.")] = None,
     key: Annotated[str | None, typer.Option(help="Show the sample with this key.")] = None,
     number: Annotated[int, typer.Option(min=1, help="Samples shown of each shard set.")] = 3,
     seed: Seed = 0,
     answers_only: Annotated[bool, typer.Option("--answers-only", help="As with train.answers_only.")] = False,
     tokenizer: TokenizerPath = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A stage's files and key=value, joined by `+`: show a packed row instead.")
+    ] = None,
+    step: Annotated[int, typer.Option(min=0, help="With --recipe: which step, counted from 0.")] = 0,
+    row: Annotated[int, typer.Option(min=0, help="With --recipe: which row of the step, counted from 0.")] = 0,
 ) -> None:
-    """Show documents as training sees them, with what the loss counts marked."""
+    """Show documents, or a packed row of a step, as training sees them, with what the loss counts marked."""
+    if (folder is None) == (recipe is None):
+        raise ConfigError(
+            "preview shows samples of a FOLDER, or a packed row of a --recipe", "give one of them, and only one"
+        )
     if sample is not None and key is not None:
         raise ConfigError("--sample and --key both name a sample", "give one of them")
     console = Console(highlight=False, soft_wrap=True)
     colored = console.is_terminal and not console.no_color
+    legend = Text("green: what the loss counts", style=LEARNED) if colored else Text(MARKS)
+    if recipe is not None:
+        _show_row(console, colored, legend, recipe, step, row)
+        return
+    assert folder is not None
     with _reading(folder):
         opened = [ShardSet.open(each) for each in shard_set_folders(folder)]
         numbers = _numbers(folder, opened, sample, key, number, seed)
         tokenizers = [need_tokenizer(shards.manifest, tokenizer) for shards in opened]
-        console.print(Text("green: what the loss counts", style=LEARNED) if colored else Text(MARKS))
+        console.print(legend)
         for shards, vocabulary, wanted in zip(opened, tokenizers, numbers, strict=True):
             for found in read_samples(shards, wanted):
                 _show(console, colored, shards.manifest, found, vocabulary, answers_only)
@@ -263,6 +279,43 @@ def _show(
     title = f"{manifest.stream} sample {found.number} of {manifest.samples:,}, key {visible(found.key)}, {found.shard}"
     console.print(Text(f"\n{title}: {found.record['tokens']:,} tokens, the loss counts {labels:,}", style="bold"))
     console.print(_colored(document, answers_only) if colored else Text(marked(document, answers_only)))
+
+
+def _show_row(console: Console, colored: bool, legend: Text, files: str, step: int, row: int) -> None:
+    from janus_dist.data.row_view import view_row  # imports torch, which no other command has to wait for
+
+    parts = files.split("+")
+    loaded = load(
+        StageRecipe,
+        [Path(part) for part in parts if not OVERRIDE.match(part)],
+        [part for part in parts if OVERRIDE.match(part)],
+    ).recipe
+    with _reading(*loaded.data.lanes.values()):
+        shards = open_shards(loaded.data, loaded.mix)
+        plan = Plan(shards, loaded.mix, loaded.batch, loaded.run.seed, loaded.train.answers_only)
+        found = view_row(loaded, plan, Tokenizer.load(loaded.data.tokenizer), step, row)
+    room = loaded.batch.row_tokens
+    console.print(legend)
+    console.print(
+        Text(
+            f"step {step}, row {row} of {found.rows}: {len(found.documents)} documents fill {found.tokens:,} of "
+            f"{room:,} tokens ({found.tokens / room:.1%}); the loss counts {found.text_labels:,} text labels and "
+            f"{found.image_labels:,} image labels",
+            style="bold",
+        )
+    )
+    for document in found.documents:
+        end = document.first + document.tokens
+        cut = (
+            f" {document.first:,} to {end:,} of {document.of_tokens:,}" if document.tokens < document.of_tokens else ""
+        )
+        dropped = ", prompt dropped" if document.prompt_dropped else ""
+        title = (
+            f"\n{document.source} ({document.stream}) sample {document.sample}, key {visible(document.key)}, "
+            f"{document.shard}, epoch {document.epoch}: {document.tokens:,} tokens{cut}{dropped}"
+        )
+        console.print(Text(title, style="bold"))
+        console.print(_colored(document.pieces, False) if colored else Text(marked(document.pieces, False)))
 
 
 def _colored(document: list[Piece], answers_only: bool) -> Text:

@@ -4,26 +4,45 @@ Invariant: nothing is written and nothing but manifests and index records is rea
 """
 
 import json
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.forecast import Forecast, forecast
 from janus_dist.data.plan import Plan, open_shards
-from janus_dist.monitor.console import count
+from janus_dist.monitor.console import count, duration
+
+SAY_EVERY_S = 10.0
 
 
-def show_plan(recipe: StageRecipe, world: int | None, as_json: bool) -> None:
+def show_plan(recipe: StageRecipe, world: int | None, as_json: bool, every_step: bool) -> None:
     """Print the forecast of a recipe for `world` ranks, or those that it asks for."""
     plan = Plan(
         open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
     )
-    found = forecast(plan, recipe.train.steps, world or recipe.cluster.workers)
+    world, steps = world or recipe.cluster.workers, recipe.train.steps
+    found = forecast(plan, steps, world, every_step, _Said(steps) if every_step else lambda planned: None)
     if as_json:
         print(json.dumps(asdict(found) | {"plan_digest": plan.digest}))
         return
     for line in lines(found, recipe):
         print(line)
+
+
+class _Said:
+    """A line on stderr now and then: how many steps were planned."""
+
+    def __init__(self, steps: int):
+        self.steps, self.began, self.said = steps, time.monotonic(), time.monotonic()
+
+    def __call__(self, planned: int) -> None:
+        now = time.monotonic()
+        if now - self.said > SAY_EVERY_S:
+            self.said = now
+            left = duration((now - self.began) / planned * (self.steps - planned))
+            print(f"{planned:,} of {self.steps:,} steps planned, {left} left", file=sys.stderr)
 
 
 def lines(found: Forecast, recipe: StageRecipe) -> Iterator[str]:
@@ -37,15 +56,28 @@ def lines(found: Forecast, recipe: StageRecipe) -> Iterator[str]:
             f"{count(source.samples):>10}{source.epochs:>9.2f}{source.bytes / 2**30:>10.3f}"
         )
     yield ""
-    yield f"by {found.sampled_steps} of the steps:"
+    yield (
+        "by all steps:"
+        if found.sampled_steps == found.steps
+        else f"by {found.sampled_steps:,} of the steps (--all plans every one):"
+    )
     batch = recipe.batch
     yield f"  rows a step      {found.rows:.1f} of at most {batch.row_tokens} tokens, {found.most_rows} at most"
     yield f"  micro-steps      {found.micro_steps:.2f} of {batch.micro_rows} rows a rank"
     yield f"  fill             {found.fill:.1%}"
     yield f"  texts cut        {found.cuts_per_document:.2f} a document"
     yield f"  straggler ratio  {found.straggler_ratio:.3f} (slowest rank over the mean, by batch.cost)"
+    if len(found.phases) > 1:
+        yield ""
+        for phase in found.phases:
+            shares = ", ".join(f"{source} {share:.1%}" for source, share in phase.shares.items() if share)
+            yield (
+                f"  from step {phase.first_step:>9,}  fill {phase.fill:.1%}, {phase.most_rows} rows at most, "
+                f"{phase.steps_beyond_rows:.1%} of the steps beyond batch.rows"
+            )
+            yield f"  {'':<19}  {shares}"
     if found.fill_that_fits is not None:
         yield (
-            f"{found.steps_beyond_rows:.0%} of the steps take more than batch.rows={batch.rows}; "
+            f"{found.steps_beyond_rows:.1%} of the steps take more than batch.rows={batch.rows}; "
             f"batch.fill={found.fill_that_fits} would fit them"
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.manifest import Manifest, ShardTable
+from janus_dist.data.manifest import VERSION, Manifest, ShardTable
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard
 from janus_dist.data.tokenizer import Tokenizer, train_tokenizer
@@ -49,7 +49,8 @@ def prepare(folder: Path, samples: int = 40) -> None:
         target = folder / "data" / name
         entry = write_shard(target, "shard-00000", made, model, special)
         Manifest(
-            1, name, samples, entry.tokens, 0, model.image_size, model.image_tokens, model.image_ids, tokenizer.sha256,
+            VERSION, name, samples, entry.tokens, 0, model.image_size, model.image_tokens, model.image_ids,
+            tokenizer.sha256,
             hashlib.sha256(b"").hexdigest() if name == "generation" else None, {}, ShardTable.of([entry]),
         ).save(target)  # fmt: skip
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from janus_dist.config.data import ChatConfig, Stream
 from janus_dist.data.chat import generation_prompt_ids, text_ids, understanding_ids
-from janus_dist.data.manifest import Manifest, ShardTable
+from janus_dist.data.manifest import VERSION, Manifest, ShardTable
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard
 from janus_dist.data.tokenizer import Tokenizer, train_tokenizer
@@ -63,7 +63,7 @@ def write_set(
     entries = tuple(write_shard(folder, f"shard-{n:05d}", s, tiny.MODEL, special) for n, s in enumerate(shards))
     model = tiny.MODEL
     manifest = Manifest(
-        1, stream, sum(entry.samples for entry in entries), sum(entry.tokens for entry in entries), 0,
+        VERSION, stream, sum(entry.samples for entry in entries), sum(entry.tokens for entry in entries), 0,
         model.image_size, model.image_tokens, model.image_ids, words.sha256,
         "0" * 64 if stream == "generation" else None, {"source": "a test", "shard_samples": 4}, ShardTable.of(entries),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from janus_dist.config.data import ReadConfig
 from janus_dist.config.mix import Lane
-from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
+from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.reader import Range, Reader
 from janus_dist.data.shard import INDEX_HEADER_BYTES, ShardEntry, block_columns
 
@@ -33,7 +33,7 @@ def shard_set(lane: Lane, records: NDArray[np.void], sizes: Sequence[int] | None
         by_path[f"{lane.source}/{name}.index.npy"] = bytes(INDEX_HEADER_BYTES) + part.tobytes()
         entries.append(ShardEntry(name, len(part), int(part["tokens"].sum()), 0, "", "", **block_columns(part)))
     manifest = Manifest(
-        1, lane.stream, len(records), int(records["tokens"].sum()), 0, 64, 64, 64, "tokenizer", None, {},
+        VERSION, lane.stream, len(records), int(records["tokens"].sum()), 0, 64, 64, 64, "tokenizer", None, {},
         ShardTable.of(entries),
     )  # fmt: skip
     return ShardSet(lane.source, manifest, RecordsReader(by_path))

@@ -4,7 +4,6 @@ Invariant: which captions are shortened depends on the records' keys alone.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.record import Made, Record
 from data_pipelines.steps import keep
-from data_pipelines.steps.words import first_sentence, number_of_chars, words
+from data_pipelines.steps.words import check_length, first_sentence, words
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import images
@@ -30,7 +29,7 @@ class Prepared:
     prompt_ids: NDArray[np.uint32]
     pixels: NDArray[np.uint8]
     """[side, side, 3]: what the VQ ids are made of."""
-    facts: Mapping[str, float]
+    facts: tuple[tuple[str, float], ...]
 
 
 class Generation:
@@ -44,7 +43,7 @@ class Generation:
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what can be known before its picture is read; its length is not."""
-        keep.check(self.rules, {**record.columns, "caption_chars": number_of_chars(record)})
+        keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: len(record.caption.strip())})
         words(record.caption, "the caption")
         if len(record.pictures) != 1:
             raise DataError(f"images: {len(record.pictures)}, a prompt has one")
@@ -55,14 +54,12 @@ class Generation:
         if is_shortened(record.key, self.first_sentence_share):
             caption = first_sentence(caption)
         prompt_ids = generation_prompt_ids(self.tokenizer, self.chat, caption)
-        tokens = len(prompt_ids) + self.model.image_ids
-        if tokens > self.model.text.max_positions:
-            raise DataError(f"too long: {tokens} tokens, the model has {self.model.text.max_positions} positions")
+        check_length(len(prompt_ids) + self.model.image_ids, self.model)
         image = images.peek(record.pictures[0].content or b"", self.max_pixels)
         measures = keep.measures(image)
         keep.check(self.picture_rules, measures)
         pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size))
-        facts = {**measures, "caption_chars": number_of_chars(record)}
+        facts = (*measures.items(), (keep.CAPTION_CHARS, len(record.caption.strip())))
         return Prepared(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
 
     def finish(self, prepared: Prepared, vq_ids: NDArray[np.uint16]) -> Made:

@@ -14,6 +14,7 @@ from janus_dist.config.pipeline import Keep
 from janus_dist.data import images
 
 OF_PICTURES = ("width", "height", "aspect")
+CAPTION_CHARS = "caption_chars"
 SHOWN = 100
 """Characters of a value."""
 

@@ -5,7 +5,7 @@ Invariant: every id of a document but begin-of-sentence is a label of exactly on
 
 from data_pipelines.record import Made, Record
 from data_pipelines.steps import keep
-from data_pipelines.steps.words import number_of_chars, words
+from data_pipelines.steps.words import words
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data.chat import text_ids
@@ -18,11 +18,11 @@ class Text:
 
     def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
         self.rules, self.tokenizer = of.where, tokenizer
-        self.max_tokens = recipe.pipeline.text_document_tokens
+        self.max_tokens = min(recipe.pipeline.text_document_tokens, recipe.model.text.max_positions)
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what has no words or breaks a rule."""
-        keep.check(self.rules, {**record.columns, "caption_chars": number_of_chars(record)})
+        keep.check(self.rules, {**record.columns, "text_chars": len(record.text.strip())})
         words(record.text, "the text")
 
     def make(self, record: Record) -> Made:
@@ -30,4 +30,4 @@ class Text:
         pieces = text_ids(self.tokenizer, words(record.text, "the text"), self.max_tokens)
         keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{number:03d}" for number in range(len(pieces))]
         samples = [(key, TextSample(piece)) for key, piece in zip(keys, pieces, strict=True)]
-        return Made([*samples], {"caption_chars": number_of_chars(record)})
+        return Made([*samples], (("text_chars", len(record.text.strip())),))

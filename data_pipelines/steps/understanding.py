@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.record import Made, Record, Turn
 from data_pipelines.steps import keep
-from data_pipelines.steps.words import number_of_chars, words
+from data_pipelines.steps.words import check_length, words
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import chat, images
@@ -31,7 +31,7 @@ class Understanding:
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what can be known before its pictures are read; its length is not."""
-        keep.check(self.rules, {**record.columns, "caption_chars": number_of_chars(record)})
+        keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: _number_of_chars(record)})
         if self.is_plain:
             _plain_text(record)
         else:
@@ -40,17 +40,15 @@ class Understanding:
     def make(self, record: Record) -> Made:
         """One sample; its key is the record's, as far as names of tar members can hold it."""
         ids, spans = self._ids(record)
-        tokens = len(ids) + len(record.pictures) * (self.model.image_tokens - 1)
-        if tokens > self.model.text.max_positions:
-            raise DataError(f"too long: {tokens} tokens, the model has {self.model.text.max_positions} positions")
+        check_length(len(ids) + len(record.pictures) * (self.model.image_tokens - 1), self.model)
         encoded = [one.content or b"" for one in record.pictures]
         measures = [keep.measures(images.peek(one, self.max_pixels)) for one in encoded]
         for values in measures:
             keep.check(self.picture_rules, values)
         crops = [self._crop(one) for one in encoded]
         sample = UnderstandingSample(np.array(ids, dtype=np.uint32), np.array(spans, dtype=np.int64), crops)
-        facts = {**(measures[0] if measures else {}), "caption_chars": number_of_chars(record)}
-        return Made([(member_key(record.key), sample)], facts)
+        facts = [fact for values in measures for fact in values.items()]
+        return Made([(member_key(record.key), sample)], (*facts, (keep.CAPTION_CHARS, _number_of_chars(record))))
 
     def _crop(self, encoded: bytes) -> bytes:
         square = images.pad_to_square(images.load(encoded, self.max_pixels), self.model.image_size)
@@ -59,10 +57,8 @@ class Understanding:
     def _ids(self, record: Record) -> tuple[list[int], list[chat.Span]]:
         if self.is_plain:
             return chat.plain_ids(self.tokenizer, _plain_text(record), len(record.pictures))
-        form = self.chat
-        if record.system.strip():
-            form = form.model_copy(update={"system_prompt": words(record.system, "the system message")})
-        return chat.understanding_ids(self.tokenizer, form, _turns(record), len(record.pictures))
+        system = words(record.system, "the system message") if record.system.strip() else None
+        return chat.understanding_ids(self.tokenizer, self.chat, _turns(record), len(record.pictures), system)
 
 
 def _turns(record: Record) -> list[Turn]:
@@ -83,13 +79,19 @@ def _plain_text(record: Record) -> str:
     """The text around the images: a document, a caption, or the answer of a conversation's only turn."""
     if not record.pictures:
         raise DataError("images: a plain text without an image belongs to the text stream")
-    if record.text.strip():
-        text = words(record.text, "the text")
-        words(text.replace(chat.MARK, ""), "the text")
-        chat.with_marks([(text, None)], len(record.pictures))
-        return text
-    turns = _turns(record)
-    if len(turns) > 1:
-        raise DataError(f"turns: {len(turns)}, the plain layout takes the answer of one")
-    chat.with_marks(turns, len(record.pictures))
-    return turns[0][1]
+    text = record.text if record.text.strip() else record.caption
+    if record.turns and not text.strip():
+        if len(record.turns) > 1:
+            raise DataError(f"turns: {len(record.turns)}, the plain layout takes the answer of one")
+        turns = _turns(record)
+        chat.with_marks(turns, len(record.pictures))
+        return turns[0][1]
+    words(text.replace(chat.IMAGE_MARK, ""), "the text")
+    chat.with_marks([(text, None)], len(record.pictures))
+    return words(text, "the text")
+
+
+def _number_of_chars(record: Record) -> int:
+    """Characters of the turns, else of the caption or text."""
+    turns = sum(len(question.strip()) + len(answer.strip()) for question, answer in record.turns)
+    return turns or len(record.caption.strip() or record.text.strip())

@@ -5,8 +5,7 @@ Invariant: what `words` returns has words, and any tokenizer takes it.
 
 import re
 
-from data_pipelines.record import Record
-from janus_dist.data.chat import MARK
+from janus_dist.config.model import ModelConfig
 from janus_dist.errors import DataError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -46,10 +45,10 @@ def words(text: str, what: str) -> str:
     return text
 
 
-def number_of_chars(record: Record) -> int:
-    """Characters of a record's caption, text or turns: `caption_chars`."""
-    turns = sum(len(question.strip()) + len(answer.strip()) for question, answer in record.turns)
-    return turns or len(record.caption.strip() or record.text.replace(MARK, "").strip())
+def check_length(tokens: int, model: ModelConfig) -> None:
+    """DataError when a sample takes more tokens than the model has positions: such a sample is not cut but refused."""
+    if tokens > model.text.max_positions:
+        raise DataError(f"too long: {tokens} tokens, the model has {model.text.max_positions} positions")
 
 
 def first_sentence(caption: str) -> str:

@@ -44,8 +44,8 @@ class InputConfig(Config):
     first_sentence_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of captions of which only the first sentence is used (0.25 in Janus, section 4)."""
     where: dict[str, Keep] = Field(default={})
-    """Records to keep, by `width`, `height`, `aspect` (long side over short) of each image, `caption_chars` (characters
-    of caption, text or all turns), or any other column."""
+    """Records to keep, by `width`, `height`, `aspect` (long side over short) of each image, `caption_chars` (of a
+    conversation: of all turns), `text_chars` (text stream), or any other column."""
 
 
 class PipelineConfig(Config):

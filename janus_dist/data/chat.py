@@ -18,7 +18,7 @@ from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 
 Span = tuple[int, int]
-MARK = "<image>"
+IMAGE_MARK = "<image>"
 """Stands for an image in a text, as LLaVA writes it."""
 ENCODED_CHARS = 16_384
 """Of a text are encoded at once: the tokenizer keeps 600 bytes for each, and is slower the more there are."""
@@ -28,17 +28,22 @@ WORD_START = re.compile(r"(?<=\S)\s")
 
 
 def understanding_ids(
-    tokenizer: Tokenizer, chat: ChatConfig, turns: Sequence[tuple[str, str | None]], num_images: int
+    tokenizer: Tokenizer,
+    chat: ChatConfig,
+    turns: Sequence[tuple[str, str | None]],
+    num_images: int,
+    system_prompt: str | None = None,
 ) -> tuple[list[int], list[Span]]:
     """(ids, answer spans) of a conversation of (question, answer) turns about `num_images` images.
 
     One placeholder id stands for each image, at its mark in a question or, without marks, before the first question.
-    An answer of None ends the ids after `Assistant:`. Spans cover the answer and its end-of-sentence. DataError when
-    there is another number of marks than of images.
+    An answer of None ends the ids after `Assistant:`. Spans cover the answer and its end-of-sentence. `system_prompt`
+    stands in for the chat's own. DataError when there is another number of marks than of images.
     """
     ids: list[int] = []
     spans: list[Span] = []
-    parts: list[str | int] = [tokenizer.bos, f"{chat.system_prompt}\n\n" if chat.system_prompt else ""]
+    system_prompt = chat.system_prompt if system_prompt is None else system_prompt
+    parts: list[str | int] = [tokenizer.bos, f"{system_prompt}\n\n" if system_prompt else ""]
     for question, answer in with_marks(turns, num_images):
         question_parts = _with_images(tokenizer, question.strip())
         parts += [tokenizer.role(chat.user), ": ", *question_parts, "\n\n", tokenizer.role(chat.assistant), ":"]
@@ -58,11 +63,11 @@ def with_marks(turns: Sequence[tuple[str, str | None]], num_images: int) -> Sequ
     DataError when there are others than images, or one in an answer, where no image can be.
     """
     for number, (_, answer) in enumerate(turns):
-        if MARK in (answer or ""):
-            raise DataError(f"images: the mark {MARK} is in answer {number}")
+        if IMAGE_MARK in (answer or ""):
+            raise DataError(f"images: the mark {IMAGE_MARK} is in answer {number}")
     (question, answer), *others = turns
     if _marks_are_missing((question for question, _ in turns), num_images):
-        return [(f"{MARK}\n" * num_images + question.strip(), answer), *others]
+        return [(f"{IMAGE_MARK}\n" * num_images + question.strip(), answer), *others]
     return turns
 
 
@@ -74,7 +79,7 @@ def plain_ids(tokenizer: Tokenizer, text: str, num_images: int) -> tuple[list[in
     """
     text = text.strip()
     if _marks_are_missing([text], num_images):
-        text = MARK * num_images + text
+        text = IMAGE_MARK * num_images + text
     ids: list[int] = [tokenizer.bos]
     spans: list[Span] = []
     *parts, last = _with_images(tokenizer, text)
@@ -121,15 +126,15 @@ def _parts(text: str) -> Iterator[str]:
 
 def _marks_are_missing(texts: Iterable[str], num_images: int) -> bool:
     """Whether images have to be put before the text; DataError when only some of them have a mark, or more do."""
-    marks = sum(text.count(MARK) for text in texts)
+    marks = sum(text.count(IMAGE_MARK) for text in texts)
     if marks in (0, num_images):
         return marks != num_images
-    raise DataError(f"images: {marks} marks {MARK}, {num_images} images")
+    raise DataError(f"images: {marks} marks {IMAGE_MARK}, {num_images} images")
 
 
 def _with_images(tokenizer: Tokenizer, text: str) -> list[str | int]:
     """Texts, possibly empty, and the ids of the images between them."""
-    first, *others = text.split(MARK)
+    first, *others = text.split(IMAGE_MARK)
     image = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
     return [first, *(part for other in others for part in (*image, other))]
 

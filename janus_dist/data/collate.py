@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
+from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.sample import JPEG, GenerationSample, Sample, TextSample, UnderstandingSample, learned
+from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 
 
@@ -32,6 +34,18 @@ class DocumentFormat:
     image_tokens: int
     image_size: int
     answers_only: bool
+
+    @classmethod
+    def of(cls, recipe: StageRecipe, tokenizer: Tokenizer) -> "DocumentFormat":
+        return cls(
+            pad=tokenizer.pad,
+            image=tokenizer.image,
+            begin_of_image=tokenizer.boi,
+            end_of_image=tokenizer.eoi,
+            image_tokens=recipe.model.image_tokens,
+            image_size=recipe.model.image_size,
+            answers_only=recipe.train.answers_only,
+        )
 
 
 @dataclass(frozen=True)

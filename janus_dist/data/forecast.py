@@ -1,9 +1,9 @@
 """What a plan will do, before anything is trained: tokens and epochs of each source, rows, fill, balance, bytes.
 
-Invariant: totals are those of the plan itself; what is a mean over some planned steps says over how many.
+Invariant: totals are those of the plan itself; what is a mean over planned steps says over how many.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,10 @@ import numpy as np
 from janus_dist.data import packing
 from janus_dist.data.plan import Plan
 
-SAMPLED_STEPS = 64
+EVERY_STEP = 1_000
+"""Runs of up to so many steps are planned whole; a step of two million tokens takes 10 ms."""
+SAMPLED_STEPS = 128
+"""Of each phase of the mixture of a longer run, its first and last step among them."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,28 @@ class SourceForecast:
     share: float
     """Of all tokens."""
     bytes: int
-    """To be read, by the mean over sampled steps."""
+    """To be read, by the mean over planned steps."""
+
+
+@dataclass(frozen=True)
+class PhaseForecast:
+    """The steps between two changes of the mixture; means are over those of them that were planned."""
+
+    first_step: int
+    steps: int
+    sampled_steps: int
+    rows: float
+    most_rows: int
+    steps_beyond_rows: float
+    """Share of steps that take more rows than `batch.rows`."""
+    fill: float
+    shares: dict[str, float]
+    """Of the planned tokens, by source."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run as planned; means are over `sampled_steps` steps spread over it."""
+    """A run as planned; means are over `sampled_steps` planned steps, each phase weighted by its length."""
 
     steps: int
     world: int
@@ -47,31 +66,51 @@ class Forecast:
     cuts_per_document: float
     straggler_ratio: float
     fill_that_fits: float | None
-    """The `batch.fill` with which all sampled steps would fit `batch.rows`, by their overshoot; None when they do."""
+    """The `batch.fill` with which all planned steps would fit `batch.rows`, by their overshoot; None when they do."""
     sources: tuple[SourceForecast, ...]
+    phases: tuple[PhaseForecast, ...]
 
 
-def forecast(plan: Plan, steps: int, world: int) -> Forecast:
-    """Plan `SAMPLED_STEPS` of `steps` steps for `world` ranks; DataError when an index cannot be read."""
-    sampled = np.unique(np.linspace(0, steps - 1, min(steps, SAMPLED_STEPS)).astype(int)).tolist()
-    found: list[dict[str, Any]] = [_look_at(plan, step, world) for step in sampled]
-    mean = {name: float(np.mean([each[name] for each in found])) for name in found[0] if name != "bytes"}
+def forecast(
+    plan: Plan, steps: int, world: int, every_step: bool = False, say: Callable[[int], None] = lambda planned: None
+) -> Forecast:
+    """Plan a run of `steps` steps for `world` ranks; DataError when an index cannot be read.
+
+    All steps, when they are at most `EVERY_STEP` or `every_step` asks for it, else some of each phase of the mixture.
+    `say` is told how many were planned, after each.
+    """
+    starts = [first for first, _ in plan.mix.states() if first < steps]
+    spans = [range(first, stop) for first, stop in zip(starts, [*starts[1:], steps], strict=True)]
+    looked_at: list[list[dict[str, Any]]] = []
+    planned = 0
+    for span in spans:
+        looked_at.append([])
+        for step in span if every_step or steps <= EVERY_STEP else _spread(span):
+            looked_at[-1].append(_look_at(plan, step, world))
+            planned += 1
+            say(planned)
+    found = [each for phase in looked_at for each in phase]
+    weights = [len(span) / len(phase) / steps for span, phase in zip(spans, looked_at, strict=True) for _ in phase]
+
+    def mean(name: str) -> Any:
+        return np.average([each[name] for each in found], axis=0, weights=weights)
+
     most_rows = max(each["rows"] for each in found)
     cursors = plan.cursors(steps)
     tokens = {name: cursor["tokens"] for name, cursor in cursors.items()}
-    read = np.mean([each["bytes"] for each in found], axis=0)
+    read = mean("bytes")
     return Forecast(
         steps=steps,
         world=world,
         tokens=sum(tokens.values()),
-        sampled_steps=len(sampled),
-        rows=mean["rows"],
+        sampled_steps=planned,
+        rows=float(mean("rows")),
         most_rows=most_rows,
-        steps_beyond_rows=float(np.mean([each["rows"] > plan.batch.rows for each in found])),
-        micro_steps=mean["micro_steps"],
-        fill=mean["fill"],
-        cuts_per_document=mean["cuts_per_document"],
-        straggler_ratio=mean["straggler_ratio"],
+        steps_beyond_rows=float(mean("beyond_rows")),
+        micro_steps=float(mean("micro_steps")),
+        fill=float(mean("fill")),
+        cuts_per_document=float(mean("cuts_per_document")),
+        straggler_ratio=float(mean("straggler_ratio")),
         fill_that_fits=_fill_that_fits(plan, found) if most_rows > plan.batch.rows else None,
         sources=tuple(
             SourceForecast(
@@ -81,27 +120,48 @@ def forecast(plan: Plan, steps: int, world: int) -> Forecast:
                 tokens[lane.source],
                 tokens[lane.source] / shards.manifest.tokens,
                 tokens[lane.source] / max(1, sum(tokens.values())),
-                int(read[number] * steps),
+                round(read[number] * steps),
             )
             for number, (lane, shards) in enumerate(zip(plan.lanes, plan.shards, strict=True))
         ),
+        phases=tuple(_phase(plan, span, phase) for span, phase in zip(spans, looked_at, strict=True)),
+    )
+
+
+def _spread(span: range) -> list[int]:
+    """`SAMPLED_STEPS` steps of a phase, its first and last among them; all of a short one."""
+    return np.unique(np.linspace(span[0], span[-1], min(len(span), SAMPLED_STEPS)).astype(int)).tolist()
+
+
+def _phase(plan: Plan, span: range, found: Sequence[dict[str, Any]]) -> PhaseForecast:
+    lane_tokens = np.sum([each["lane_tokens"] for each in found], axis=0)
+    shares = (lane_tokens / max(1, lane_tokens.sum())).tolist()
+    return PhaseForecast(
+        first_step=span[0],
+        steps=len(span),
+        sampled_steps=len(found),
+        rows=float(np.mean([each["rows"] for each in found])),
+        most_rows=max(each["rows"] for each in found),
+        steps_beyond_rows=float(np.mean([each["beyond_rows"] for each in found])),
+        fill=float(np.mean([each["fill"] for each in found])),
+        shares={lane.source: share for lane, share in zip(plan.lanes, shares, strict=True)},
     )
 
 
 def _look_at(plan: Plan, step: int, world: int) -> dict[str, Any]:
     planned = plan.step(step)
     dealt = packing.deal(planned.row_costs, world, plan.batch.micro_rows)
-    rows = planned.rows.num_rows
+    rows, lanes = planned.rows.num_rows, len(plan.lanes)
     return {
         "rows": rows,
+        "beyond_rows": rows > plan.batch.rows,
         "micro_steps": len(dealt),
         "tokens": planned.num_tokens,
         "fill": planned.num_tokens / (rows * plan.batch.row_tokens),
         "cuts_per_document": planned.num_cuts / max(1, planned.num_documents),
         "straggler_ratio": packing.straggler_ratio(planned.row_costs, dealt),
-        "bytes": [
-            int(planned.record["bytes"][planned.lane == lane].sum(dtype=np.int64)) for lane in range(len(plan.lanes))
-        ],
+        "bytes": np.bincount(planned.lane, planned.record["bytes"], lanes),  # exact: far below 2**53
+        "lane_tokens": np.bincount(planned.lane, planned.record["tokens"], lanes),
     }
 
 

@@ -36,6 +36,8 @@ MIN_SIDE = 14
 distorted. Pictures that have less to begin with show nothing."""
 MAX_ASPECT = 20
 """At 384 pixels the short side falls below MIN_SIDE from 27:1 on; near that there are rulers, banners, page breaks."""
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit for decompression bombs, and that of recipes."""
 MAX_SCANS = 20
 """Of a JPEG with the most pixels; libjpeg's own progressive files have 10, a few kilobytes can hold thousands."""
 START_OF_SCAN = re.compile(b"\xff\xda")  # counts three times as fast as bytes.count
@@ -52,12 +54,12 @@ UPRIGHT = {
 """What undoes an orientation (EXIF 2.3, tag 0x0112)."""
 
 
-def load(encoded: bytes, max_pixels: int) -> Image.Image:
+def load(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB image in `encoded`, upright; DataError with the reason when it cannot or must not be used."""
     return decode(peek(encoded, max_pixels))
 
 
-def peek(encoded: bytes, max_pixels: int) -> Image.Image:
+def peek(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image in `encoded` of which only the header is read, for `size` and `decode`; DataError as `load`."""
     if not encoded:
         raise DataError("empty: the file has no bytes")
@@ -129,7 +131,7 @@ def _reasons() -> Iterator[None]:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"does not decode: no sound header of {', '.join(FORMATS)}") from error
+        raise DataError("does not decode: no image format is recognised") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too large: {error}") from error
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented

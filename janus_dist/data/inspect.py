@@ -200,7 +200,7 @@ def kinds(rejects: list[Reject]) -> dict[str, int]:
 
 
 def stats(folder: str) -> dict[str, Any] | None:
-    """What the pipeline counted: `records`, `bad` by kind, `dropped` by rule, `histograms`, `seconds` by step; or None."""
+    """What the pipeline counted: records, bad ones by kind, dropped ones by rule, histograms; None when it is gone."""
     try:
         return json.loads(storage.read(f"{folder}/{STATS}"))
     except (FileNotFoundError, ValueError):

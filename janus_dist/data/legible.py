@@ -36,14 +36,17 @@ def pieces(sample: Sample, tokenizer: Tokenizer, image_tokens: int) -> list[Piec
     ids = (sample.prompt_ids if isinstance(sample, GenerationSample) else sample.ids).astype(np.int64).tolist()
     special_ids = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
     all_text, answers = (learned(sample, special_ids, answers_only).tolist() for answers_only in (False, True))
-    names = {number for number, token in tokenizer.inner.get_added_tokens_decoder().items() if token.special}
+    names = special_names(tokenizer)
     tagged: list[tuple[int, Kind, Learned]] = [
-        (number, _kind(number, tokenizer, names), "always" if answer else "all text" if text else "never")
+        (number, kind_of(number, tokenizer, names), "always" if answer else "all text" if text else "never")
         for number, text, answer in zip(ids, all_text, answers, strict=True)
     ]
     found = []
     for (kind, when), run in groupby(tagged, key=lambda one: one[1:]):
-        found += [Piece(text, kind, when) for text in _texts(kind, [one[0] for one in run], tokenizer, image_tokens)]
+        run_ids = [one[0] for one in run]
+        images = [f"<image {image_tokens} tokens>"] * len(run_ids)
+        texts = images if kind == "image" else text_of(kind, run_ids, tokenizer)
+        found += [Piece(text, kind, when) for text in texts]
     if isinstance(sample, GenerationSample):
         found.append(Piece(f"<{len(sample.vq_ids)} VQ ids>", "vq ids", "always"))
     return found
@@ -74,7 +77,13 @@ def head(content: bytes) -> str:
         return content.hex(" ")
 
 
-def _kind(number: int, tokenizer: Tokenizer, names: set[int]) -> Kind:
+def special_names(tokenizer: Tokenizer) -> set[int]:
+    """Ids that are shown by their name."""
+    return {number for number, token in tokenizer.inner.get_added_tokens_decoder().items() if token.special}
+
+
+def kind_of(number: int, tokenizer: Tokenizer, names: set[int]) -> Kind:
+    """What an id of a document is; `names` are the `special_names`."""
     if number == tokenizer.image:
         return "image"
     if number in names:
@@ -82,12 +91,11 @@ def _kind(number: int, tokenizer: Tokenizer, names: set[int]) -> Kind:
     return "text" if number < tokenizer.size else "unknown"
 
 
-def _texts(kind: Kind, ids: list[int], tokenizer: Tokenizer, image_tokens: int) -> list[str]:
+def text_of(kind: Kind, ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    """Texts that stand for ids of one kind, which is no kind of image: one for all of a text, else one for each."""
     match kind:
         case "text":
             return [visible(tokenizer.inner.decode(ids, skip_special_tokens=False))]
-        case "image":
-            return [f"<image {image_tokens} tokens>"] * len(ids)
         case "special":
             return [tokenizer.inner.id_to_token(number) or f"<id {number}?>" for number in ids]
         case _:

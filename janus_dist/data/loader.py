@@ -120,13 +120,12 @@ class Loader:
             payloads = read_payloads(shards, plan.sample[mine], plan.record[mine])
             for number, payload in zip(mine, payloads, strict=True):
                 whole[number] = self._document(shards, plan, number, payload, images[number])
-        rows = plan.rows
-        return {
-            piece: replace(
-                whole[int(rows.document[piece])], first=int(rows.first[piece]), tokens=int(rows.tokens[piece])
-            )
-            for piece in pieces
-        }
+        rows, found = plan.rows, dict[int, Document]()
+        for piece in pieces:
+            document, tokens = whole[int(rows.document[piece])], int(rows.tokens[piece])
+            is_whole = tokens == document.tokens  # most are, and a copy takes longer than to look
+            found[piece] = document if is_whole else replace(document, first=int(rows.first[piece]), tokens=tokens)
+        return found
 
     def _deal(self, plan: StepPlan) -> list[list[list[int]]]:
         return packing.deal(plan.row_costs, self.world, self.plan.batch.micro_rows)

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,9 @@ from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE, INDEX_HEADER_BYTES
 from janus_dist.data.storage import read, write_whole
 from janus_dist.errors import DataError
 
-VERSION = 1
+VERSION = 2
+GROUP_SHARDS = 2_048
+"""Rows of the table that are decoded at once."""
 NAME = "manifest.json"
 TABLE_SCHEMA = pa.schema(
     [
@@ -43,20 +45,29 @@ TABLE_SCHEMA = pa.schema(
         ("block_crc32", pa.list_(pa.uint32())),
     ]
 )
+STRINGS = ["name", "sha256", "index_sha256"]
+BLOCK_COLUMNS = ("block_tokens", "block_crc32")
+NUMBERS = {
+    name: np.dtype(np.uint32 if name in BLOCK_COLUMNS else np.int64)
+    for name in TABLE_SCHEMA.names
+    if name not in STRINGS
+}
 
 
 class ShardTable(Sequence[ShardEntry]):
     """The shards of a set, in their order; columns, because there may be a hundred thousand."""
 
     def __init__(self, table: pa.Table):
-        self._table = table.combine_chunks()
-        self.samples = self._column("samples")
+        """`table` has `TABLE_SCHEMA`; its numbers are copied, so that its memory can go."""
+        found = {name: _numbers(table.column(name), kind) for name, kind in NUMBERS.items()}
+        self._numbers = {name: values for name, values in found.items() if name not in BLOCK_COLUMNS}
+        self._strings = table.select(STRINGS)
+        self.samples = found["samples"]
         self.first_samples = _starts(self.samples)
         """[shard + 1] samples before each shard."""
         self.first_blocks = _starts(-(-self.samples // BLOCK_SAMPLES))
         """[shard + 1] blocks before each shard."""
-        self.block_tokens = self._values("block_tokens")
-        self.block_crc32 = self._values("block_crc32")
+        self.block_tokens, self.block_crc32 = (found[name] for name in BLOCK_COLUMNS)
 
     @classmethod
     def of(cls, entries: Iterable[ShardEntry]) -> "ShardTable":
@@ -65,62 +76,56 @@ class ShardTable(Sequence[ShardEntry]):
     @classmethod
     def from_parquet(cls, content: bytes) -> "ShardTable":
         """Raises ValueError when the content is no such table."""
-        table = pq.read_table(io.BytesIO(content), memory_map=False)
-        if table.schema.names != TABLE_SCHEMA.names:
-            raise ValueError(f"columns {table.schema.names}, expected {TABLE_SCHEMA.names}")
-        return cls(table.cast(TABLE_SCHEMA))
+        file = pq.ParquetFile(io.BytesIO(content))
+        if file.schema_arrow.names != TABLE_SCHEMA.names:
+            raise ValueError(f"columns {file.schema_arrow.names}, expected {TABLE_SCHEMA.names}")
+        # group by group, since decoding takes three times the memory of what comes out
+        groups = (file.read_row_group(number, use_threads=False) for number in range(file.num_row_groups))
+        batches = (batch for group in groups for batch in group.cast(TABLE_SCHEMA).to_batches())
+        return cls(pa.Table.from_batches(batches, schema=TABLE_SCHEMA))
 
     def to_parquet(self) -> bytes:
         content = io.BytesIO()
-        pq.write_table(self._table, content, compression="zstd")
+        with pq.ParquetWriter(content, TABLE_SCHEMA, compression="zstd") as writer:
+            for start in range(0, len(self), GROUP_SHARDS):
+                rows = [asdict(self[shard]) for shard in range(start, min(start + GROUP_SHARDS, len(self)))]
+                writer.write_table(pa.Table.from_pylist(rows, schema=TABLE_SCHEMA))
         return content.getvalue()
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return len(self.samples)
 
     def __getitem__(self, shard: int) -> ShardEntry:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= shard < len(self):
             raise IndexError(shard)
-        return ShardEntry.from_json(self._table.slice(shard, 1).to_pylist()[0])
-
-    def __iter__(self) -> Iterator[ShardEntry]:
-        for batch in self._table.to_batches(max_chunksize=1024):
-            yield from (ShardEntry.from_json(row) for row in batch.to_pylist())
+        blocks = slice(*self.first_blocks[shard : shard + 2].tolist())
+        values: dict[str, Any] = {name: self._strings.column(name)[shard].as_py() for name in STRINGS}
+        values |= {name: int(column[shard]) for name, column in self._numbers.items()}
+        values |= {name: getattr(self, name)[blocks].tolist() for name in BLOCK_COLUMNS}
+        return ShardEntry.from_json(values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ShardTable) and self.digest == other.digest
 
     def name(self, shard: int) -> str:
-        return self._table.column("name")[shard].as_py()
+        return self._strings.column("name")[shard].as_py()
 
     @property
     def longest_tokens(self) -> NDArray[np.int64]:
         """[shard] tokens of its longest sample."""
-        return self._column("longest_tokens")
+        return self._numbers["longest_tokens"]
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the content, whatever the files are called and however Parquet encodes it."""
         state = hashlib.sha256()
-        for field in TABLE_SCHEMA:
-            if field.name == "name":
-                continue  # another attempt at the same samples has other names
-            column = self._table.column(field.name)
-            if pa.types.is_string(field.type):
-                for chunk in column.chunks:  # one, or none: they were combined
-                    state.update(_lengths_and_text(chunk))
-            else:
-                values = self._values(field.name) if pa.types.is_list(field.type) else self._column(field.name)
-                state.update(values.tobytes())
+        for name in STRINGS[1:]:  # another attempt at the same samples has other names
+            chunks = self._strings.column(name).chunks
+            for part in (*map(_lengths, chunks), *map(_characters, chunks)):
+                state.update(part)
+        for values in (*self._numbers.values(), self.block_tokens, self.block_crc32):
+            state.update(values.data)
         return state.hexdigest()
-
-    def _column(self, name: str) -> NDArray[Any]:
-        return self._table.column(name).to_numpy()
-
-    def _values(self, name: str) -> NDArray[Any]:
-        column = self._table.column(name)
-        parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint32), *parts])
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,10 @@ class Manifest:
             raise DataError(f"{path} is not JSON: {error}") from error
         version = values.get("version") if isinstance(values, dict) else None
         if version != VERSION:
-            raise DataError(f"{path} has version {version}, this program reads {VERSION}")
+            raise DataError(
+                f"{path} has version {version}, this program reads {VERSION}",
+                "delete the folder and make the shards again with jobs/tokenize.py",
+            )
         try:
             digest = values.pop("shards_sha256")
             table = _load_table(f"{folder}/{table_name(digest)}", digest)
@@ -271,13 +279,31 @@ class ShardSet:
         )
 
 
-def _lengths_and_text(strings: pa.StringArray) -> bytes:
-    """Bytes of each string, then all of them; a hundred thousand Python strings would stay in memory."""
-    _, offsets, characters = strings.buffers()
-    if characters is None:
+def _numbers(column: pa.ChunkedArray, kind: np.dtype) -> NDArray[Any]:
+    """A copy of whole numbers without nulls, lists one behind the other.
+
+    By the buffers, since Arrow's own way imports pandas, which takes 40 MB.
+    """
+    arrays = [chunk.flatten() if pa.types.is_list(chunk.type) else chunk for chunk in column.chunks]
+    parts = [np.frombuffer(array.buffers()[1], kind)[array.offset :][: len(array)] for array in arrays if len(array)]
+    return np.concatenate([np.empty(0, kind), *parts])
+
+
+def _lengths(strings: pa.StringArray) -> bytes:
+    """int32 bytes of each string."""
+    return np.diff(_offsets(strings)).astype("<i4").tobytes() if len(strings) else b""
+
+
+def _characters(strings: pa.StringArray) -> memoryview | bytes:
+    """All strings, one behind the other, as UTF-8; as Python strings a hundred thousand would stay in memory."""
+    if not len(strings):
         return b""
-    ends = np.frombuffer(offsets, dtype=np.int32)[strings.offset : strings.offset + len(strings) + 1]
-    return np.diff(ends).astype("<i4").tobytes() + memoryview(characters)[int(ends[0]) : int(ends[-1])].tobytes()
+    first, *_, last = _offsets(strings)
+    return memoryview(strings.buffers()[2] or b"")[first:last]
+
+
+def _offsets(strings: pa.StringArray) -> NDArray[np.int32]:
+    return np.frombuffer(strings.buffers()[1], np.int32)[strings.offset :][: len(strings) + 1]
 
 
 def table_name(digest: str) -> str:

@@ -52,7 +52,7 @@ class Trainer:
         plan = Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
         loader = Loader(
             plan,
-            document_format(recipe, tokenizer),
+            DocumentFormat.of(recipe, tokenizer),
             world.rank,
             world.size,
             ahead_bytes=recipe.data.read.ahead_mib * 2**20,
@@ -200,19 +200,6 @@ class Trainer:
         if self.world.is_first:
             commits.prune(self.recipe.run.dir, self.recipe.train.keep_checkpoints)
         self.say(f"saved {path} ({count(self.tokens)} tokens so far)")
-
-
-def document_format(recipe: StageRecipe, tokenizer: Tokenizer) -> DocumentFormat:
-    """What collating needs of recipe and tokenizer."""
-    return DocumentFormat(
-        pad=tokenizer.pad,
-        image=tokenizer.image,
-        begin_of_image=tokenizer.boi,
-        end_of_image=tokenizer.eoi,
-        image_tokens=recipe.model.image_tokens,
-        image_size=recipe.model.image_size,
-        answers_only=recipe.train.answers_only,
-    )
 
 
 def make_sinks(recipe: StageRecipe, steps_done: int) -> list[Sink]:

@@ -52,10 +52,10 @@ def test_no_manifest(tmp_path):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "has version None, this program reads 1"),
-        ('{"version": 2}', "has version 2, this program reads 1"),
-        ('{"version": 1, "shards": []}', "is no manifest of version 1"),
-        ('{"version": 1}', "is no manifest of version 1"),
+        ("[]", "has version None, this program reads 2"),
+        ('{"version": 1}', "has version 1, this program reads 2"),
+        ('{"version": 2, "shards": []}', "is no manifest of version 2"),
+        ('{"version": 2}', "is no manifest of version 2"),
     ],
 )
 def test_a_file_that_is_no_manifest(tmp_path, content, message):

@@ -15,7 +15,7 @@ from webdataset.compat import WebDataset
 
 from janus_dist.data import storage
 from janus_dist.data.loader import read_payloads
-from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
+from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.sample import decode, encode, members
 from janus_dist.data.shard import BLOCK_SAMPLES, counts, read_index, write_shard
 from janus_dist.errors import DataError
@@ -37,7 +37,7 @@ def make(stream, number, seed=0):
 def open_set(folder, stream, *shards):
     entries = tuple(write_shard(folder, f"shard-{n:05d}", s, tiny.MODEL, SPECIAL) for n, s in enumerate(shards))
     totals = sum(entry.samples for entry in entries), sum(entry.tokens for entry in entries)
-    Manifest(1, stream, *totals, 0, 16, 4, 16, "tokenizer", None, {"a": 1}, ShardTable.of(entries)).save(folder)
+    Manifest(VERSION, stream, *totals, 0, 16, 4, 16, "tokenizer", None, {"a": 1}, ShardTable.of(entries)).save(folder)
     return ShardSet.open(folder)
 
 

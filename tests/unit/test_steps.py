@@ -123,6 +123,7 @@ def test_a_caption_answers_a_question_for_it():
         ({"caption": "a gray cat"}, "a gray cat"),
         ({"text": "see <image>: a cat"}, "see <image>: a cat"),
         ({"text": "a text", "caption": "a caption"}, "a text"),
+        ({"caption": "a caption", "turns": TURNS}, "a caption"),
         ({"turns": (("<image>\nDescribe it.", "a gray cat"),)}, "a gray cat"),
         ({"turns": (("Describe it.", "a gray cat"),)}, "a gray cat"),
     ],
@@ -146,9 +147,9 @@ def test_the_plain_layout(values, text):
         ({"layout": "plain", "pictures": 0, "text": "a"}, "images: a plain text without an image belongs"),
         ({"layout": "plain", "text": "<image> "}, "empty: the text has no words"),
         ({"layout": "plain", "text": "a<image><image>"}, "images: 2 marks <image>, 1 images"),
-        ({"layout": "plain", "caption": "a <image>"}, "images: the mark <image> is in answer 0"),
+        ({"layout": "plain", "turns": (("what?", "a <image>"),)}, "images: the mark <image> is in answer 0"),
         ({"layout": "plain", "turns": TURNS}, "turns: 2, the plain layout takes the answer of one"),
-        ({"layout": "plain"}, "empty: no question"),
+        ({"layout": "plain"}, "empty: the text has no words"),
     ],
 )  # fmt: skip
 def test_conversations_that_are_refused_before_a_picture_is_read(values, expected):
@@ -161,7 +162,7 @@ def test_conversations_that_are_refused_before_a_picture_is_read(values, expecte
     ("content", "expected"),
     [
         (b"", "empty: the file has no bytes"),
-        (b"no image", "does not decode: no sound header"),
+        (b"no image", "does not decode: no image format is recognised"),
         (png(noise(13, 20)), "too small: 13x20 pixels"),
         (png(noise(14, 300)), "too narrow: 14x300 pixels"),
         (png(noise(101, 100)), "too large: 101x100 pixels, at most 10000 are decoded"),
@@ -199,7 +200,8 @@ def dropped(call, *arguments):
 @pytest.mark.parametrize("stream", STEPS)
 def test_rules_on_columns_and_characters_need_no_picture(stream):
     words = {"understanding": {"turns": TURNS}, "text": {"text": "a text"}, "generation": {"caption": "a cat"}}[stream]
-    of = step(stream, where={"similarity": {"min": 0.3}, "caption_chars": {"min": 5, "max": 30}})
+    chars = "text_chars" if stream == "text" else "caption_chars"
+    of = step(stream, where={"similarity": {"min": 0.3}, chars: {"min": 5, "max": 30}})
 
     def one(columns, **changed):
         return Record("key", "a", (Picture("b.png"),), columns=columns, **{**words, **changed})
@@ -210,10 +212,10 @@ def test_rules_on_columns_and_characters_need_no_picture(stream):
     (name,) = words
     short, long = ((("a", "b"),), (("a" * 30, "b"),)) if name == "turns" else (" a b", "a" * 31)
     assert dropped(of.check, one({"similarity": 1}, **{name: short})) == (
-        "caption_chars >= 5",
+        f"{chars} >= 5",
         "2" if name == "turns" else "3",
     )
-    assert dropped(of.check, one({"similarity": 1}, **{name: long})) == ("caption_chars <= 30", "31")
+    assert dropped(of.check, one({"similarity": 1}, **{name: long})) == (f"{chars} <= 30", "31")
 
 
 def test_rules_go_before_what_is_refused():
@@ -250,19 +252,19 @@ def test_every_picture_has_to_pass():
 
 
 def test_facts():
-    conversation = Record("key", "a", (picture(40, 20), picture(60, 60)), turns=(("what?", "it"),))
-    assert step("understanding").make(conversation).facts == {
-        "width": 40,
-        "height": 20,
-        "aspect": 2,
-        "caption_chars": 7,
-    }
-    assert step("understanding").make(record(turns=TURNS)).facts == {"caption_chars": 27}
-    assert step("text").make(record(text=" a text ")).facts == {"caption_chars": 6}
-    facts = {"width": 40, "height": 30, "aspect": 40 / 30, "caption_chars": 5}
-    of = step("generation")
-    prepared = of.prepare(record(1, caption="a cat"))
-    assert prepared.facts == facts == of.finish(prepared, np.zeros(64, np.uint16)).facts
+    def measures(width, height):
+        return (("width", width), ("height", height), ("aspect", max(width, height) / min(width, height)))
+
+    conversation = Record("key", "a", (picture(40, 20), picture(60, 60)), turns=(("what? ", "it"), ("why?", "so")))
+    facts = (*measures(40, 20), *measures(60, 60), ("caption_chars", 13))
+    assert step("understanding").make(conversation).facts == facts
+    assert step("understanding").make(record(turns=TURNS)).facts == (("caption_chars", 27),)
+    assert step("understanding").make(record(1, caption=" a cat ")).facts == (*measures(40, 30), ("caption_chars", 5))
+    assert step("text").make(record(text=" a text ")).facts == (("text_chars", 6),)
+    of = step("generation", first_sentence_share=1.0)
+    prepared = of.prepare(record(1, caption="A cat. Or not.", turns=TURNS))
+    assert prepared.facts == (*measures(40, 30), ("caption_chars", 14))
+    assert of.finish(prepared, np.zeros(64, np.uint16)).facts == prepared.facts
 
 
 def test_a_prompt_and_its_crop():

@@ -4,8 +4,7 @@ import time
 
 import pytest
 
-from data_pipelines.record import Record
-from data_pipelines.steps.words import first_sentence, number_of_chars, words
+from data_pipelines.steps.words import first_sentence, words
 from janus_dist.errors import DataError
 
 
@@ -36,13 +35,6 @@ def test_a_text_with_nul_is_none(text):
 def test_what_is_left_can_be_encoded(text, expected):
     assert words(text, "the text") == expected
     assert expected.encode()
-
-
-def test_characters_are_counted_of_what_there_is():
-    assert number_of_chars(Record("a", "s", caption=" a cat ")) == 5
-    assert number_of_chars(Record("a", "s", text="see <image> it\n")) == len("see  it")
-    assert number_of_chars(Record("a", "s", turns=(("what? ", "it"), ("why?", "so")))) == 5 + 2 + 4 + 2
-    assert number_of_chars(Record("a", "s")) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
-from janus_dist.data.forecast import SAMPLED_STEPS, forecast
+from janus_dist.data import forecast as forecast_module
+from janus_dist.data.forecast import EVERY_STEP, forecast
 from janus_dist.data.plan import Plan, open_shards
 from tests import prepared
 
@@ -38,7 +40,7 @@ def test_totals_are_those_of_the_plan(folder):
     found = forecast(plan, 50, 3)
     steps = [plan.step(step) for step in range(50)]
     assert found.tokens == sum(int(step.record["tokens"].sum()) for step in steps)
-    assert found.sampled_steps == 50 < SAMPLED_STEPS
+    assert found.sampled_steps == 50 < EVERY_STEP
     for number, source in enumerate(found.sources):
         mine = [step.lane == number for step in steps]
         assert source.samples == sum(int(which.sum()) for which in mine)
@@ -47,6 +49,42 @@ def test_totals_are_those_of_the_plan(folder):
         assert source.epochs == pytest.approx(source.tokens / plan.shards[number].manifest.tokens)
     assert found.most_rows == max(step.rows.num_rows for step in steps)
     assert sum(source.share for source in found.sources) == pytest.approx(1)
+
+
+CHANGING = {"then": [{"from_step": 30, "text": 0}, {"from_step": 33, "text": 1, "generation": 9}]}
+
+
+def test_every_phase_is_looked_at(folder, monkeypatch):
+    monkeypatch.setattr(forecast_module, "EVERY_STEP", 10)
+    monkeypatch.setattr(forecast_module, "SAMPLED_STEPS", 4)
+    plan, planned = make_plan(folder, mix=CHANGING), list[int]()
+    found = forecast(plan, 50, 2, say=planned.append)
+    assert [(phase.first_step, phase.steps, phase.sampled_steps) for phase in found.phases] == [
+        (0, 30, 4),
+        (30, 3, 3),
+        (33, 17, 4),
+    ]
+    assert found.sampled_steps == 11 and planned == list(range(1, 12))
+    assert found.phases[1].shares["text"] == 0 < found.phases[2].shares["text"]
+    whole = forecast(plan, 50, 2, every_step=True)
+    assert whole.sampled_steps == 50
+    steps = [plan.step(step) for step in range(50)]
+    for phase in whole.phases:
+        mine = steps[phase.first_step : phase.first_step + phase.steps]
+        assert phase.most_rows == max(step.rows.num_rows for step in mine)
+        assert phase.steps_beyond_rows == np.mean([step.rows.num_rows > plan.batch.rows for step in mine])
+        text = sum(step.stream_tokens("text") for step in mine) / sum(step.record["tokens"].sum() for step in mine)
+        assert phase.shares["text"] == pytest.approx(text)
+    assert whole.rows == pytest.approx(np.mean([step.rows.num_rows for step in steps]))
+
+
+def test_a_long_run_says_how_much_was_planned(folder):
+    done = janus(folder, "train.steps=2000", "mix.then=[{from_step: 1500, text: 0}]")
+    assert done.returncode == 0, done.stderr
+    assert "by 256 of the steps (--all plans every one):" in done.stdout
+    assert "from step     1,500  fill" in done.stdout
+    done = janus(folder, "train.steps=2000", "--all")
+    assert "by all steps:" in done.stdout
 
 
 def test_the_fill_that_it_names_fits(folder):
@@ -68,7 +106,7 @@ def test_what_it_prints(folder):
         "fill",
         "straggler ratio",
         "micro-steps",
-        "by 64 of the steps",
+        "by all steps:",
     ):
         assert wanted in text, wanted
     assert all(len(line) <= 100 for line in text.splitlines())
