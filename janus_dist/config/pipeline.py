@@ -61,7 +61,7 @@ class PipelineConfig(Config):
     """Of the crops that understanding shards hold; lossless PNG when null."""
     max_image_pixels: PositiveInt = Field(default=178_956_970, le=178_956_970)
     """Larger images are quarantined before they are decoded; Pillow's own limit for decompression bombs at most. A job
-    needs up to 24 bytes of memory a pixel (WebP)."""
+    needs up to 20 bytes of memory a pixel (WebP)."""
     max_bad_share: float = Field(default=0.01, ge=0.0, le=1.0)
     """The run fails when more than this share of the records was quarantined."""
     encode_batch: PositiveInt = 64
