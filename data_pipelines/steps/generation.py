@@ -46,7 +46,7 @@ class Generation:
         keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: len(record.caption.strip())})
         words(record.caption, "the caption")
         if len(record.pictures) != 1:
-            raise DataError(f"images: {len(record.pictures)}, a prompt has one")
+            raise DataError(f"images: {len(record.pictures)} of them, a caption draws one")
 
     def prepare(self, record: Record) -> Prepared:
         """Prompt and crop of a record."""

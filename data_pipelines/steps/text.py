@@ -22,7 +22,7 @@ class Text:
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what has no words or breaks a rule."""
-        keep.check(self.rules, {**record.columns, "text_chars": len(record.text.strip())})
+        keep.check(self.rules, {**record.columns, "text_chars": len(record.text)})
         words(record.text, "the text")
 
     def make(self, record: Record) -> Made:
@@ -30,4 +30,4 @@ class Text:
         pieces = text_ids(self.tokenizer, words(record.text, "the text"), self.max_tokens)
         keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{number:03d}" for number in range(len(pieces))]
         samples = [(key, TextSample(piece)) for key, piece in zip(keys, pieces, strict=True)]
-        return Made([*samples], (("text_chars", len(record.text.strip())),))
+        return Made([*samples], (("text_chars", len(record.text)),))

@@ -57,7 +57,7 @@ class Understanding:
     def _ids(self, record: Record) -> tuple[list[int], list[chat.Span]]:
         if self.is_plain:
             return chat.plain_ids(self.tokenizer, _plain_text(record), len(record.pictures))
-        system = words(record.system, "the system message") if record.system.strip() else None
+        system = words(record.system, "the system message").strip() if record.system.strip() else None
         return chat.understanding_ids(self.tokenizer, self.chat, _turns(record), len(record.pictures), system)
 
 

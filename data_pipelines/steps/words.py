@@ -30,13 +30,12 @@ OF_NUMBERS = re.compile(r"nos?|figs?|vols?|ch|pp?")
 
 
 def words(text: str, what: str) -> str:
-    """The text without white space around it; DataError when nothing is left, or when it is no text.
+    """The text as any tokenizer takes it; DataError when it has no words or is no text.
 
     Half of a surrogate pair, as JSON holds it where a text was cut at a number of characters, becomes U+FFFD. A NUL is
     in what was no text to begin with: binary data, or UTF-16 that was read as something else.
     """
-    text = text.strip()
-    if not text:
+    if not text.strip():
         raise DataError(f"empty: {what} has no words")
     if "\0" in text:
         raise DataError(f"no text: {what} has a NUL character")

@@ -129,7 +129,7 @@ def _marks_are_missing(texts: Iterable[str], num_images: int) -> bool:
     marks = sum(text.count(IMAGE_MARK) for text in texts)
     if marks in (0, num_images):
         return marks != num_images
-    raise DataError(f"images: {marks} marks {IMAGE_MARK}, {num_images} images")
+    raise DataError(f"images: {marks} marks in the text for {num_images} images")
 
 
 def _with_images(tokenizer: Tokenizer, text: str) -> list[str | int]:

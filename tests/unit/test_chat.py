@@ -138,9 +138,9 @@ def test_images_are_where_their_marks_are(tokenizer, questions, images, prompt):
 @pytest.mark.parametrize(
     ("turns", "images", "reason"),
     [
-        ([("<image> what?", "a")], 2, "images: 1 marks <image>, 2 images"),
-        ([("<image> <image>", "a")], 1, "images: 2 marks <image>, 1 images"),
-        ([("an <image> in HTML?", "a")], 0, "images: 1 marks <image>, 0 images"),
+        ([("<image> what?", "a")], 2, "images: 1 marks in the text for 2 images"),
+        ([("<image> <image>", "a")], 1, "images: 2 marks in the text for 1 images"),
+        ([("an <image> in HTML?", "a")], 0, "images: 1 marks in the text for 0 images"),
         ([("what?", "a"), ("why?", "so: <image>")], 1, "images: the mark <image> is in answer 1"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_plain_text_around_its_images(tokenizer, text, images, shown, answers)
 
 
 def test_a_plain_text_with_another_number_of_marks(tokenizer):
-    with pytest.raises(DataError, match="images: 1 marks <image>, 2 images"):
+    with pytest.raises(DataError, match="images: 1 marks in the text for 2 images"):
         plain_ids(tokenizer, "<image> a cat", 2)
 
 

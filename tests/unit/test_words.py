@@ -25,7 +25,7 @@ def test_a_text_with_nul_is_none(text):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (" a cat\n", "a cat"),
+        (" a cat\n", " a cat\n"),
         ("a cat \ud83d", "a cat \ufffd"),  # the first half of an emoji that was cut
         ("\ude00 a cat", "\ufffd a cat"),
         ("a \ud83d\ude00 cat", "a \U0001f600 cat"),  # both halves
