@@ -86,8 +86,7 @@ def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
             found.add(marker)
             quarantine(asdict(reject) for reject in marker.rejects)
             examples(asdict(example) for example in marker.examples)
-    stats = asdict(found)
-    del stats["entries"]
+    stats = {name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "histograms", "seconds")}
     storage.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
     return found
 

@@ -134,8 +134,8 @@ def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: 
         records=tally.records,
         shards=tuple(shards),
         rejects=tuple(_legible(reject) for reject in tally.rejects),
-        dropped=tally.dropped,
-        histograms=tally.histograms,
+        dropped=dict(tally.dropped),
+        histograms={name: dict(bins) for name, bins in tally.histograms.items()},
         examples=tuple(tally.examples),
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
     )

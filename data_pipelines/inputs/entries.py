@@ -70,7 +70,7 @@ def utf8(content: bytes, what: str) -> str:
 
 
 def pictures(value: Any, source: str, folder: str) -> Iterable[Picture]:
-    """The pictures of a value: bytes, a path below `folder`, the Hugging Face hub's `{bytes, path}`, or a list of them."""
+    """The pictures of a value: bytes, a path below `folder`, the hub's `{bytes, path}`, or a list of them."""
     match value:
         case None:
             return
