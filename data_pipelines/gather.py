@@ -28,7 +28,8 @@ QUARANTINE_SCHEMA = pa.schema(
     [("source", pa.string()), ("key", pa.string()), ("reason", pa.string()), ("head", pa.binary())]
 )
 EXAMPLE_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")] + [("image", pa.binary())]
+    [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")]
+    + [("image", pa.binary()), ("vq_ids", pa.list_(pa.uint16()))]
 )
 
 

@@ -123,6 +123,7 @@ def settings(of: InputWork) -> dict[str, Any]:
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
         "vq_sha256": sha256_of(recipe.data.vq_weights) if of.stream == "generation" else None,
+        "vq_codes": recipe.model.vq.codes,
     }
 
 

@@ -159,7 +159,7 @@ def test_plain_webdataset_reads_the_shards(make_work, photos, tmp_path):
         ("understanding", {"image": "none.png", "conversations": []}, "empty: no question"),
         (
             "understanding",
-            {"image": "none.png", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": " "}]},
+            {"image": "no.png", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": " "}]},
             "empty: answer 0 has no words",
         ),
         (
