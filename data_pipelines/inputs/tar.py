@@ -109,7 +109,7 @@ def _entries(unit: Unit) -> Iterator[_Entry]:
 def _members(unit: Unit) -> Iterator[tuple[str, bytes | DataError]]:
     """(name, content) of the files in a tar; DataError for what cannot or must not be read."""
     with files.open_stream(unit.path) as opened:
-        file = opened if unit.path.endswith(".tar") else gzip.open(opened)
+        file = opened if unit.path.endswith(".tar") else gzip.GzipFile(fileobj=opened)
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:

@@ -27,7 +27,7 @@ REASONS = {
     4: "does not decode: OSError: image file is truncated",
     13: "does not decode: no image format is recognised",
     21: "too small: 40x5 pixels",
-    22: "too long: 420x20 pixels",
+    22: "too narrow: 420x20 pixels",
     49: "missing: no file",
 }
 
@@ -82,7 +82,7 @@ def test_bad_images_are_quarantined_with_a_reason(make_work, spoiled):
         assert row["head"] == (path.read_bytes()[:64] if path.exists() else b"")
     stats = json.loads(Path(f"{work_.folder}/stats.json").read_text())
     assert stats["records"] == 50 and stats["dropped"] == {}
-    assert stats["bad"] == {"does not decode": 2, "missing": 1, "too long": 1, "too small": 1}
+    assert stats["bad"] == {"does not decode": 2, "missing": 1, "too narrow": 1, "too small": 1}
     assert sum(stats["histograms"]["width"].values()) == 45
     assert set(stats["seconds"]) == {"read", "make", "write"}
 
@@ -124,7 +124,7 @@ def test_what_a_rule_drops_is_counted_and_not_bad(make_work, photos, tmp_path):
     work_ = make_work("generation", source, f"pipeline.inputs.generation.images={photos}",
                       f"pipeline.inputs.generation.where={where}")  # fmt: skip
     manifest = stream.run(work_)
-    wide = [n for n in range(20) if images.upright_size((photos / f"photo-{n:03d}.png").read_bytes())[0] >= 30]
+    wide = [n for n in range(20) if images.size(images.peek((photos / f"photo-{n:03d}.png").read_bytes()))[0] >= 30]
     kept = [n for n in wide if n >= 5]
     assert (manifest.samples, manifest.quarantined) == (len(kept), 0)
     stats = json.loads(Path(f"{work_.folder}/stats.json").read_text())
