@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
@@ -52,6 +53,8 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes an orientation (EXIF 2.3, tag 0x0112)."""
+SWAPPING = (5, 6, 7, 8)
+"""Orientations under which width and height are swapped."""
 
 
 def load(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -74,16 +77,16 @@ def size(image: Image.Image) -> tuple[int, int]:
     # Pillow turns a TIFF itself, and a PNG may hold its orientation behind its pixels, which are not decoded here.
     is_as_stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
     width, height = image.size
-    return (height, width) if is_as_stored and _orientation(image) >= 5 else (width, height)
+    return (height, width) if is_as_stored and _orientation(image) in SWAPPING else (width, height)
 
 
 def decode(image: Image.Image) -> Image.Image:
     """The pixels of what `peek` found: the first frame, upright, as 8-bit RGB; DataError as `load`."""
     with _reasons():
         image.load()
-        upright = UPRIGHT.get(_orientation(image))
+        orientation = _orientation(image)
         image = _to_rgb(image)
-        return image if upright is None else image.transpose(upright)
+        return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def pad_to_square(image: Image.Image, side: int) -> Image.Image:
@@ -153,7 +156,8 @@ def _check(image: Image.Image, encoded: bytes, max_pixels: int) -> None:
         raise DataError(f"too many scans: {scans} of {width}x{height} pixels, each is decoded like an image")
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> Any:
+    """What stands in the file for it, which may be anything that compares."""
     try:
         return image.getexif().get(ORIENTATION, 1)
     except Exception:  # metadata that does not decode is no reason to refuse pixels that do

@@ -21,6 +21,7 @@ ID = np.dtype("<u4")
 VQ_ID = np.dtype("<u2")
 TAR_BLOCK = 512
 JPEG = b"\xff\xd8\xff"
+"""What every JPEG begins with."""
 KEY_BYTES = 80
 UNSAFE = re.compile(r"[%.\x00-\x1f\x7f]|^/")
 

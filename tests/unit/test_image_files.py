@@ -277,6 +277,24 @@ def test_the_camera_s_orientation_is_undone(orientation, form):
     assert images.size(images.peek(content, MAX_PIXELS)) == (48, 32)
 
 
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [
+        (3, 1, b"\0\0"),
+        (3, 1, b"\x09\0"),
+        (3, 1, b"\xff\xff"),
+        (2, 4, b"six\0"),
+        (7, 1, b"\x06"),
+    ],
+    ids=["0", "9", "65535", "text", "bytes"],
+)
+def test_an_orientation_that_is_none_is_passed_over(kind, count, value):
+    entry = struct.pack("<HHHI", 1, 0x0112, kind, count) + value.ljust(4, b"\0")
+    content = encoded(Image.fromarray(COLORS), "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0" + entry + bytes(4))
+    assert np.array_equal(load(content), COLORS)
+    assert images.size(images.peek(content, MAX_PIXELS)) == (48, 32)
+
+
 def test_an_orientation_behind_the_pixels_of_a_png_counts_for_them():
     exif = Image.Exif()
     exif[0x0112] = 6
