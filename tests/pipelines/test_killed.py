@@ -106,13 +106,16 @@ class Killer:
         while True:
             self.start()
             assert self.driver is not None
-            began = time.monotonic()
-            next_kill_s = self.random.uniform(3.0, 9.0)  # it takes about three to come to work
+            began, next_kill = time.monotonic(), 0.0
             while self.driver.poll() is None:
                 time.sleep(0.05)
                 assert time.monotonic() - began < 120
-                if self.kills.total() < most and time.monotonic() - began > next_kill_s:
-                    next_kill_s += self.random.uniform(0.3, 2.0)
+                if self.kills.total() >= most or not processes("ray::_do"):
+                    continue  # all is done, or nothing is at work yet
+                if not next_kill:
+                    next_kill = time.monotonic() + self.random.uniform(0.0, 2.0)
+                elif time.monotonic() > next_kill:
+                    next_kill = 0.0
                     self.kill()
             if self.driver.returncode == 0:
                 return
