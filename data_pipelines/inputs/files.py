@@ -100,7 +100,7 @@ def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> BinaryIO:
     raises UnreachableError and no other OSError.
     """
     files, name = fsspec.core.url_to_fs(path)
-    if isinstance(files, LocalFileSystem):
+    if _is_local(files):
         opened = io.FileIO(name)
     else:
         cache: Any = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
@@ -153,43 +153,47 @@ def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
 
 def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
     if not MAGIC.search(name) or files.exists(name):
-        return _below(files, name, endings)
-    root, sizes = _fixed_folder(name), dict[str, int]()
+        sizes = _below(files, name, endings)
+        return (_parent(name) if list(sizes) == [name] else name), sizes
+    sizes = {}
     for one, entry in files.glob(name, detail=True).items():
-        if entry["type"] == "directory":
-            sizes |= _below(files, one, endings)[1]
-        else:
-            sizes |= _size(files, one, entry)
-    return root, sizes
+        sizes |= _below(files, one, endings) if _is_local(files) or entry["type"] == "directory" else _size(one, entry)
+    return _fixed_folder(name), sizes
 
 
-def _below(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
-    """(folder, bytes) of the files below a folder, or of the file itself."""
-    # a disk's folders that cannot be listed would be left out
-    options: Any = {"on_error": "raise"} if isinstance(files, LocalFileSystem) else {}
-    try:
-        entries: Any = files.find(name, detail=True, **options)
-    except FileNotFoundError:
-        return name, {}
-    if list(entries) == [name]:
-        return _parent(name), _size(files, name, entries[name])
+def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
+    """Bytes of the files below a folder, or of the file itself whatever its ending."""
+    entries = _walked(files, name) if _is_local(files) else files.find(name, detail=True)
     sizes: dict[str, int] = {}
     for one, entry in entries.items():
         below = one[len(name) :]
-        if "/." not in below and (entry.get("islink") or below.endswith(tuple(endings))):
-            sizes |= {path: size for path, size in _size(files, one, entry).items() if path.endswith(tuple(endings))}
-    return name, sizes
+        if not below or ("/." not in below and below.endswith(tuple(endings))):
+            sizes |= _size(one, entry)
+    return sizes
 
 
-def _size(files: Any, name: str, entry: dict[str, Any]) -> dict[str, int]:
-    """Bytes of a file by its name; nothing for what is none. DataError for a link to a folder or to nothing."""
+def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
+    """Entries of the files below a folder of a disk, or of the file; fsspec leaves out folders that it cannot list."""
+    if not files.isdir(name):
+        return {name: files.info(name)} if files.exists(name) else {}
+    found: dict[str, Any] = {}
+    for folder, folders, names in os.walk(name, onerror=_raise):
+        for one in (f"{folder}/{one}" for one in folders):
+            if files.islink(one):
+                what = "is a link to a folder, which is not searched"
+                raise DataError(f"pipeline.inputs: {one} {what}", "name its target in `path`")
+        found |= {one: files.info(one) for one in (f"{folder}/{one}" for one in names)}
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _size(name: str, entry: dict[str, Any]) -> dict[str, int]:
+    """Bytes of a file by its name; nothing for what is none."""
     if "::" in name:
         raise DataError(f"pipeline.inputs: {name} cannot be read, '::' stands for a chain of files", "rename the file")
-    if entry.get("islink"):  # its entry describes the link
-        if not files.exists(name) or files.isdir(name):
-            target = "a folder, which is not searched" if files.isdir(name) else "nothing"
-            raise DataError(f"pipeline.inputs: {name} is a link to {target}", "give its target in `path`, or remove it")
-        entry = files.info(name)
     return {name: int(entry["size"] or 0)} if entry["type"] == "file" else {}
 
 
@@ -231,8 +235,12 @@ def _parent(name: str) -> str:
     return name.rpartition("/")[0] or ("/" if name.startswith("/") else name)
 
 
+def _is_local(files: Any) -> bool:
+    return isinstance(files, LocalFileSystem)
+
+
 def _url(files: Any, name: str) -> str:
-    return name if isinstance(files, LocalFileSystem) else files.unstrip_protocol(name)
+    return name if _is_local(files) else files.unstrip_protocol(name)
 
 
 def short(name: str) -> str:
