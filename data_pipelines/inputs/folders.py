@@ -94,5 +94,5 @@ def _pair(folder: str, value: Any) -> tuple[str, str]:
 
 
 def _lines(text: str) -> list[tuple[str, str]]:
-    split = (line.strip().partition(" ") for line in text.split("\n") if line.strip())
-    return [(folder, name.strip()) for folder, _, name in split]
+    split = ([*line.split(maxsplit=1), ""][:2] for line in text.split("\n") if line.strip())
+    return [(folder, name.strip()) for folder, name in split]
