@@ -28,7 +28,8 @@ QUARANTINE_SCHEMA = pa.schema(
     [("source", pa.string()), ("key", pa.string()), ("reason", pa.string()), ("head", pa.binary())]
 )
 EXAMPLE_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")] + [("image", pa.binary())]
+    [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")]
+    + [("image", pa.binary()), ("vq_ids", pa.list_(pa.uint16()))]
 )
 
 
@@ -86,8 +87,7 @@ def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
             found.add(marker)
             quarantine(asdict(reject) for reject in marker.rejects)
             examples(asdict(example) for example in marker.examples)
-    stats = asdict(found)
-    del stats["entries"]
+    stats = {name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "histograms", "seconds")}
     storage.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
     return found
 

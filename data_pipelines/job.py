@@ -26,13 +26,13 @@ from data_pipelines.record import Dropped, Made, Picture, Record, Unit
 from data_pipelines.steps.generation import Generation, Prepared
 from data_pipelines.steps.text import Text
 from data_pipelines.steps.understanding import Understanding
-from data_pipelines.work import Example, Marker, ShardJob
+from data_pipelines.work import Marker, ShardJob
 from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import images, storage
-from janus_dist.data.inspect import Reject
-from janus_dist.data.sample import Sample
+from janus_dist.data.inspect import Example, Reject
+from janus_dist.data.sample import GenerationSample, Sample
 from janus_dist.data.shard import ShardEntry, write_shard
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
@@ -111,7 +111,9 @@ class Tally:
             self.histograms.setdefault(name, Counter())[bin_of(value)] += 1
         if self.with_examples and crop is not None and sum(not one.rule for one in self.examples) < EXAMPLES:
             image = images.encode(Image.fromarray(crop), EXAMPLE_QUALITY)
-            self.examples.append(_example(replace(record, key=made.samples[0][0]), "", "", image))
+            key, sample = made.samples[0]
+            assert isinstance(sample, GenerationSample), "only they have crops"
+            self.examples.append(_example(replace(record, key=key), "", "", image, tuple(sample.vq_ids.tolist())))
         return made
 
 
@@ -134,8 +136,8 @@ def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: 
         records=tally.records,
         shards=tuple(shards),
         rejects=tuple(_legible(reject) for reject in tally.rejects),
-        dropped=tally.dropped,
-        histograms=tally.histograms,
+        dropped=dict(tally.dropped),
+        histograms={name: dict(bins) for name, bins in tally.histograms.items()},
         examples=tuple(tally.examples),
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
     )
@@ -273,9 +275,9 @@ def _utf8(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _example(record: Record, rule: str, value: str, image: bytes) -> Example:
+def _example(record: Record, rule: str, value: str, image: bytes, vq_ids: tuple[int, ...] = ()) -> Example:
     words = record.caption or record.text or "\n".join(map("\n".join, record.turns))
-    return Example(_utf8(record.key), _utf8(record.source), rule, _utf8(value), _utf8(words[:WORDS]), image)
+    return Example(_utf8(record.key), _utf8(record.source), rule, _utf8(value), _utf8(words[:WORDS]), image, vq_ids)
 
 
 def _thumbnail(record: Record) -> bytes:

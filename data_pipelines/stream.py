@@ -33,6 +33,8 @@ FAILED_JOBS = 10
 """After so many the run stops at once."""
 JUDGED_RECORDS = 10_000
 """From so many records on, `max_bad_share` is held against those read so far, not against all that there will be."""
+DOUBT = 1.25
+"""How far the number of records expected by bytes of input may be off."""
 EXAMPLE_JOBS = 32
 """Jobs that keep examples, spread over all."""
 JOBS_AHEAD = 2
@@ -121,6 +123,7 @@ def settings(of: InputWork) -> dict[str, Any]:
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
         "vq_sha256": sha256_of(recipe.data.vq_weights) if of.stream == "generation" else None,
+        "vq_codes": recipe.model.vq.codes,
     }
 
 
@@ -140,17 +143,21 @@ class Judge:
 
     @property
     def too_many(self) -> bool:
-        judged = max(self.records, min(self.expected, JUDGED_RECORDS))
-        return self.bad > self.of.recipe.pipeline.max_bad_share * judged
+        """Whether no hope is left, by what is expected still to come, generously."""
+        return self._beyond(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
 
     def check(self) -> None:
-        if self.too_many:
+        """DataError when too many of the records read are bad."""
+        if self._beyond(self.records):
             raise DataError(
                 f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
                 f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(self.reasons)}",
                 f"see {self.of.folder}/{QUARANTINE}; repair the source, or raise pipeline.max_bad_share: "
                 "what was done stays",
             )
+
+    def _beyond(self, records: float) -> bool:
+        return self.bad > self.of.recipe.pipeline.max_bad_share * records
 
 
 def _finished(

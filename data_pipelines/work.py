@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipelines.record import Unit
 from janus_dist.data import storage
-from janus_dist.data.inspect import COMMITS, Reject
+from janus_dist.data.inspect import COMMITS, Example, Reject
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 
 LISTERS = 32
@@ -40,21 +40,6 @@ class ShardJob:
     def size(self) -> int:
         """Bytes of input."""
         return sum(unit.size for unit in self.units)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A record for people to look at: one that was kept, or one that a rule dropped."""
-
-    key: str
-    source: str
-    rule: str
-    """What dropped it; empty when it was kept."""
-    value: str
-    words: str
-    """Caption, or the beginning of a text."""
-    image: bytes
-    """JPEG: the crop as it was encoded, or a small version of what was dropped; empty without an image."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +122,10 @@ def load_marker(folder: str, job: ShardJob) -> Marker | None:
         values = json.loads(storage.read(_path(folder, job.digest)))
         shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
         rejects = tuple(Reject(**one | {"head": b64decode(one["head"])}) for one in values.pop("rejects"))
-        examples = tuple(Example(**one | {"image": b64decode(one["image"])}) for one in values.pop("examples"))
+        examples = tuple(
+            Example(**one | {"image": b64decode(one["image"]), "vq_ids": tuple(one["vq_ids"])})
+            for one in values.pop("examples")
+        )
         marker = Marker(**values, shards=shards, rejects=rejects, examples=examples)
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None

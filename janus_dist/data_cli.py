@@ -4,7 +4,7 @@ Invariant: nothing is written but the report; with `--json`, stdout holds one JS
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +44,9 @@ VqWeights = Annotated[
     Path | None, typer.Option("--vq-weights", help="The VQ weights of the shards; embedded ones are found.")
 ]
 
+OF_SAMPLES = ("sample", "key", "number", "seed", "answers_only", "tokenizer")
+OF_ROWS = ("step", "row")
+"""Options of preview that mean something with a FOLDER, or with --recipe, alone."""
 LEARNED = "bold green"
 MARKS = "[[ ]] stands around what the loss counts"
 
@@ -88,6 +91,7 @@ def lint_command(
 
 @data_app.command("preview")
 def preview(
+    context: typer.Context,
     folder: Annotated[str | None, typer.Argument(metavar="[FOLDER]", help="A shard set, or a data.root.")] = None,
     sample: Annotated[int | None, typer.Option(min=0, help="Begin with this sample, counted from 0.")] = None,
     key: Annotated[str | None, typer.Option(help="Show the sample with this key.")] = None,
@@ -106,6 +110,7 @@ def preview(
         raise ConfigError(
             "preview shows samples of a FOLDER, or a packed row of a --recipe", "give one of them, and only one"
         )
+    _refuse_unused(context, OF_SAMPLES if recipe is not None else OF_ROWS, recipe is not None)
     if sample is not None and key is not None:
         raise ConfigError("--sample and --key both name a sample", "give one of them")
     console = Console(highlight=False, soft_wrap=True)
@@ -281,8 +286,21 @@ def _show(
     console.print(_colored(document, answers_only) if colored else Text(marked(document, answers_only)))
 
 
+def _refuse_unused(context: typer.Context, names: Sequence[str], is_row: bool) -> None:
+    """ConfigError when options were given that say nothing about what is shown."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if not given:
+        return
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if is_row:
+        raise ConfigError(f"{options}: not with --recipe", "--step and --row say which row, the recipe says the rest")
+    raise ConfigError(f"{options}: only with --recipe", "give --recipe RECIPE.yaml in place of FOLDER")
+
+
 def _show_row(console: Console, colored: bool, legend: Text, files: str, step: int, row: int) -> None:
-    from janus_dist.data.row_view import view_row  # imports torch, which no other command has to wait for
+    from janus_dist.data.row_view import view_row  # both import torch, which no other command has to wait for
+    from janus_dist.train.compatible import check_data
 
     parts = files.split("+")
     loaded = load(
@@ -292,29 +310,14 @@ def _show_row(console: Console, colored: bool, legend: Text, files: str, step: i
     ).recipe
     with _reading(*loaded.data.lanes.values()):
         shards = open_shards(loaded.data, loaded.mix)
+        tokenizer = Tokenizer.load(loaded.data.tokenizer)
+        check_data(loaded, tokenizer, shards)
         plan = Plan(shards, loaded.mix, loaded.batch, loaded.run.seed, loaded.train.answers_only)
-        found = view_row(loaded, plan, Tokenizer.load(loaded.data.tokenizer), step, row)
-    room = loaded.batch.row_tokens
+        found = view_row(loaded, plan, tokenizer, step, row)
     console.print(legend)
-    console.print(
-        Text(
-            f"step {step}, row {row} of {found.rows}: {len(found.documents)} documents fill {found.tokens:,} of "
-            f"{room:,} tokens ({found.tokens / room:.1%}); the loss counts {found.text_labels:,} text labels and "
-            f"{found.image_labels:,} image labels",
-            style="bold",
-        )
-    )
+    console.print(Text(found.summary(loaded.batch.row_tokens), style="bold"))
     for document in found.documents:
-        end = document.first + document.tokens
-        cut = (
-            f" {document.first:,} to {end:,} of {document.of_tokens:,}" if document.tokens < document.of_tokens else ""
-        )
-        dropped = ", prompt dropped" if document.prompt_dropped else ""
-        title = (
-            f"\n{document.source} ({document.stream}) sample {document.sample}, key {visible(document.key)}, "
-            f"{document.shard}, epoch {document.epoch}: {document.tokens:,} tokens{cut}{dropped}"
-        )
-        console.print(Text(title, style="bold"))
+        console.print(Text(f"\n{document.title}", style="bold"))
         console.print(_colored(document.pieces, False) if colored else Text(marked(document.pieces, False)))
 
 

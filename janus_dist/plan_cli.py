@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.forecast import Forecast, forecast
+from janus_dist.data.forecast import Forecast, PhaseForecast, forecast
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.monitor.console import count, duration
 
@@ -23,7 +23,7 @@ def show_plan(recipe: StageRecipe, world: int | None, as_json: bool, every_step:
         open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
     )
     world, steps = world or recipe.cluster.workers, recipe.train.steps
-    found = forecast(plan, steps, world, every_step, _Said(steps) if every_step else lambda planned: None)
+    found = forecast(plan, steps, world, every_step, Progress(steps) if every_step else lambda planned: None)
     if as_json:
         print(json.dumps(asdict(found) | {"plan_digest": plan.digest}))
         return
@@ -31,7 +31,7 @@ def show_plan(recipe: StageRecipe, world: int | None, as_json: bool, every_step:
         print(line)
 
 
-class _Said:
+class Progress:
     """A line on stderr now and then: how many steps were planned."""
 
     def __init__(self, steps: int):
@@ -71,13 +71,23 @@ def lines(found: Forecast, recipe: StageRecipe) -> Iterator[str]:
         yield ""
         for phase in found.phases:
             shares = ", ".join(f"{source} {share:.1%}" for source, share in phase.shares.items() if share)
+            yield f"  from step {phase.first_step:>9,}  {shares}"
             yield (
-                f"  from step {phase.first_step:>9,}  fill {phase.fill:.1%}, {phase.most_rows} rows at most, "
-                f"{phase.steps_beyond_rows:.1%} of the steps beyond batch.rows"
+                f"  {'':<19}  fill {phase.fill:.1%}, straggler ratio {phase.straggler_ratio:.3f}, "
+                f"{phase.most_rows} rows at most: {_fit(phase)}"
             )
-            yield f"  {'':<19}  {shares}"
-    if found.fill_that_fits is not None:
-        yield (
-            f"{found.steps_beyond_rows:.1%} of the steps take more than batch.rows={batch.rows}; "
-            f"batch.fill={found.fill_that_fits} would fit them"
-        )
+    yield ""
+    more = "" if found.fill_that_fits is None else f"; batch.fill={found.fill_that_fits} would fit them"
+    yield f"batch.rows={batch.rows}: {_fit(found)}{more}"
+
+
+def _fit(found: Forecast | PhaseForecast) -> str:
+    """How sure it is that steps fit `batch.rows`."""
+    all_planned = found.sampled_steps == found.steps
+    match found.every_step_fits:
+        case True:
+            return "every step fits" + ("" if all_planned else ", by its quotas")
+        case False:
+            return f"{'' if all_planned else 'about '}{found.steps_beyond_rows:.1%} of the steps take more"
+        case None:
+            return f"all {found.sampled_steps:,} planned steps fit"

@@ -1,56 +1,84 @@
-"""Which records a recipe keeps: rules on their columns and on what is measured of their pictures and captions.
+"""Rules of a recipe on values of records (`pipeline.inputs.NAME.where`).
 
-Invariant: a rule looks at one value; a record that has no such value is dropped, and is never bad.
+Invariant: a record without the value that a rule asks for is dropped, never kept.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.record import Dropped, Record
+from PIL import Image
+
+from data_pipelines.record import Dropped
 from janus_dist.config.pipeline import Keep
 from janus_dist.data import images
 
-MEASURED = ("width", "height", "aspect")
-"""Of every picture; `aspect` is the long side over the short one."""
+OF_PICTURES = ("width", "height", "aspect")
 CAPTION_CHARS = "caption_chars"
+SHOWN = 100
+"""Characters of a value."""
 
-Facts = tuple[tuple[str, float], ...]
-
-
-def check_columns(where: Mapping[str, Keep], record: Record) -> None:
-    """Dropped when a column or the caption's length is not as `where` says."""
-    for name, keep in where.items():
-        if name == CAPTION_CHARS:
-            check(name, keep, len(record.caption.strip()))
-        elif name not in MEASURED:
-            check(name, keep, record.columns.get(name))
+Rules = Mapping[str, Keep]
 
 
-def check_picture(where: Mapping[str, Keep], encoded: bytes) -> Facts:
-    """Width, height and aspect of an encoded picture; Dropped when they are not as `where` says, DataError when it has
-    no header."""
-    width, height = images.upright_size(encoded)
-    facts = (("width", width), ("height", height), ("aspect", max(width, height) / max(1, min(width, height))))
-    for name, value in facts:
-        if name in where:
-            check(name, where[name], value)
-    return facts
+def split(where: Rules) -> tuple[Rules, Rules]:
+    """Rules on a record's values, and on the measures of each of its pictures."""
+    return (
+        {name: rule for name, rule in where.items() if name not in OF_PICTURES},
+        {name: rule for name, rule in where.items() if name in OF_PICTURES},
+    )
 
 
-def check(name: str, keep: Keep, value: Any) -> None:
-    """Dropped when a value does not keep to a rule. Text that is a number counts as one."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+def check(rules: Rules, values: Mapping[str, Any]) -> None:
+    """Dropped with the first rule that the values break, or for which there is no value or no number."""
+    for name, rule in rules.items():
+        _check(name, rule, values.get(name))
+
+
+def measures(picture: Image.Image) -> dict[str, float]:
+    """`width`, `height` and `aspect` of an image of which only the header is read."""
+    width, height = images.size(picture)
+    return {"width": width, "height": height, "aspect": max(width, height) / min(width, height)}
+
+
+def _check(name: str, rule: Keep, value: Any) -> None:
+    if value is None or _text(value).lower() in ("", "nan"):  # CSV and Parquet written by pandas
         raise Dropped(f"{name} is missing", "")
-    if keep.one_of and value not in keep.one_of:
-        raise Dropped(f"{name} is one of {', '.join(map(str, keep.one_of))}", str(value))
-    if keep.min is None and keep.max is None:
-        return
+    shown = _shown(value)
+    if rule.min is not None or rule.max is not None:
+        number = _number(value)
+        if number is None or math.isnan(number):
+            raise Dropped(f"{name} is no number", shown)
+        if rule.min is not None and not number >= rule.min:
+            raise Dropped(f"{name} >= {_shown(rule.min)}", shown)
+        if rule.max is not None and not number <= rule.max:
+            raise Dropped(f"{name} <= {_shown(rule.max)}", shown)
+    if rule.one_of and not any(_same(value, choice) for choice in rule.one_of):
+        raise Dropped(f"{name} is one of {', '.join(map(_shown, rule.one_of))}", shown)
+
+
+def _same(value: Any, choice: str | float | bool) -> bool:
+    """Whether a value is what the recipe says, also where its file holds it as text."""
+    if isinstance(choice, bool) or isinstance(value, bool):
+        return _text(value).lower() == _text(choice).lower()
+    if isinstance(choice, str):
+        return _text(value) == choice
+    return _number(value) == choice
+
+
+def _number(value: Any) -> float | None:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise Dropped(f"{name} is a number", str(value)) from None
-    if keep.min is not None and not number >= keep.min:
-        raise Dropped(f"{name} >= {keep.min:g}", f"{number:g}")
-    if keep.max is not None and not number <= keep.max:
-        raise Dropped(f"{name} <= {keep.max:g}", f"{number:g}")
+        return float(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _text(value: Any) -> str:
+    return str(value).strip()
+
+
+def _shown(value: Any) -> str:
+    """A value as people write it: 256, not 256.0."""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else f"{value:.6g}"
+    return _text(value)[:SHOWN]

@@ -39,11 +39,13 @@ class InputConfig(Config):
     class_names: str | None = None
     """File that names the folders of `folders`: JSON `{folder: name}` or lines `folder name, other name`."""
     layout: Literal["chat", "plain"] = "chat"
-    """How an understanding sample reads: `chat` with roles; `plain`, image and text as they stand."""
+    """How an understanding sample reads: `chat` with roles (a caption answers "Describe the image in detail.");
+    `plain`, images and text as they stand, of a conversation its only answer."""
     first_sentence_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of captions of which only the first sentence is used (0.25 in Janus, section 4)."""
     where: dict[str, Keep] = Field(default={})
-    """Records to keep, by `width`, `height`, `aspect` (long side over short), `caption_chars`, or any other column."""
+    """Records to keep, by `width`, `height`, `aspect` (long side over short) of each image, `caption_chars` (of a
+    conversation: of all turns), `text_chars` (text stream), or any other column."""
 
 
 class PipelineConfig(Config):
@@ -53,12 +55,13 @@ class PipelineConfig(Config):
     """Sources by name; one named like a stream is found by training without `data.sources`."""
     shard_samples: PositiveInt = 1_000
     """Samples in one shard, at most."""
-    text_document_tokens: PositiveInt = 2_048
+    text_document_tokens: int = Field(default=2_048, ge=2)
     """Longer documents are cut into samples of at most this many tokens."""
     jpeg_quality: int | None = Field(default=95, ge=1, le=100)
     """Of the crops that understanding shards hold; lossless PNG when null."""
-    max_image_pixels: PositiveInt = 178_956_970
-    """Larger images are quarantined before they are decoded (Pillow's own limit for decompression bombs)."""
+    max_image_pixels: PositiveInt = Field(default=178_956_970, le=178_956_970)
+    """Larger images are quarantined before they are decoded; Pillow's own limit for decompression bombs at most. A job
+    needs up to 20 bytes of memory a pixel (WebP)."""
     max_bad_share: float = Field(default=0.01, ge=0.0, le=1.0)
     """The run fails when more than this share of the records was quarantined."""
     encode_batch: PositiveInt = 64

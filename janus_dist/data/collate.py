@@ -18,11 +18,9 @@ from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, learned
+from janus_dist.data.sample import JPEG, GenerationSample, Sample, TextSample, UnderstandingSample, learned
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
-
-JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def collate(documents: Sequence[Document], form: DocumentFormat) -> Batch:
 def _add_text(line: _Line, sample: TextSample, piece: Document) -> None:
     ids = sample.ids[piece.first : piece.first + piece.tokens].astype(np.int64)
     start = line.add(ids)
-    line.add_text_labels(start + np.arange(len(ids) - 1), ids[1:], understanding=False)
+    line.add_text_labels(np.arange(start, start + len(ids) - 1), ids[1:], understanding=False)
 
 
 def _add_understanding(
@@ -139,14 +137,16 @@ def _add_understanding(
 
 
 def _add_generation(line: _Line, sample: GenerationSample, form: DocumentFormat, drop_prompt: bool) -> None:
-    prompt, vq_ids = sample.prompt_ids.astype(np.int64), sample.vq_ids.astype(np.int64)
+    num_prompt, vq_ids = len(sample.prompt_ids), sample.vq_ids.astype(np.int64)
+    ids = np.zeros(num_prompt + len(vq_ids), dtype=np.int64)
+    ids[:num_prompt] = sample.prompt_ids
     if drop_prompt:
-        prompt[1:-1] = form.pad
-    start = line.add(np.concatenate([prompt, np.zeros_like(vq_ids)]))
-    first = start + len(prompt)
+        ids[1 : num_prompt - 1] = form.pad
+    first = line.add(ids) + num_prompt
+    positions = np.arange(first, first + len(vq_ids))
     line.vq_ids.append(vq_ids)
-    line.vq_positions.append(first + np.arange(len(vq_ids)))
-    line.image_rows.append(first - 1 + np.arange(len(vq_ids)))
+    line.vq_positions.append(positions)
+    line.image_rows.append(positions - 1)
     line.image_labels.append(vq_ids)
 
 
@@ -155,7 +155,8 @@ def decode_images(encoded: Sequence[bytes], out: NDArray[np.uint8]) -> None:
     try:
         for image, place in zip(encoded, out, strict=True):
             if image.startswith(JPEG):
-                simplejpeg.decode_jpeg(image, "RGB", buffer=place)  # Pillow's pixels in two thirds of the time
+                # Pillow's pixels in two thirds of the time; a smaller image takes the beginning of the buffer only
+                _check_shape(simplejpeg.decode_jpeg(image, "RGB", buffer=place).shape, place.shape)
             else:
                 _decode_by_pillow(image, place)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
@@ -165,9 +166,13 @@ def decode_images(encoded: Sequence[bytes], out: NDArray[np.uint8]) -> None:
 def _decode_by_pillow(encoded: bytes, out: NDArray[np.uint8]) -> None:
     with Image.open(io.BytesIO(encoded)) as image:
         pixels = np.asarray(image.convert("RGB"))
-    if pixels.shape != out.shape:
-        raise ValueError(f"it is {pixels.shape[1]}x{pixels.shape[0]}, the model takes {out.shape[1]}x{out.shape[0]}")
+    _check_shape(pixels.shape, out.shape)
     out[:] = pixels
+
+
+def _check_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ValueError(f"it is {found[1]}x{found[0]}, the model takes {expected[1]}x{expected[0]}")
 
 
 def _joined_images(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -202,7 +207,7 @@ def _finish(line: _Line, form: DocumentFormat) -> Batch:
 
 def _join(pieces: list[NDArray[np.int64]] | list[NDArray[np.bool_]], dummy: int | None = None) -> torch.Tensor:
     """One int64 tensor of all pieces; `dummy` alone where there is none."""
-    joined = np.concatenate(pieces).astype(np.int64) if pieces else np.empty(0, dtype=np.int64)
+    joined = np.concatenate(pieces).astype(np.int64, copy=False) if pieces else np.empty(0, dtype=np.int64)
     if len(joined) == 0 and dummy is not None:
         joined = np.array([dummy], dtype=np.int64)
     return torch.from_numpy(joined)

@@ -155,6 +155,11 @@ def protocol(path: str) -> str:
     raise DataError(f"{path} cannot be read: it is neither local nor in S3", "use a local path or s3://BUCKET/KEY")
 
 
+def is_local(path: str) -> bool:
+    """Whether a path is a file of this machine, network disks included; DataError as of `protocol`."""
+    return protocol(path) == "file"
+
+
 def pause_s(attempt: int) -> float:
     """Seconds to wait after a failed attempt (counted from 1): doubling, half of it random so that ranks spread."""
     longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))

@@ -1,8 +1,10 @@
 """What a plan will do, before anything is trained: tokens and epochs of each source, rows, fill, balance, bytes.
 
-Invariant: totals are those of the plan itself; what is a mean over planned steps says over how many.
+Invariant: totals are those of the plan itself; what is a mean over planned steps says over how many; that every step
+fits its rows is said only where it was shown, by planning every one or by the quotas.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +46,10 @@ class PhaseForecast:
     most_rows: int
     steps_beyond_rows: float
     """Share of steps that take more rows than `batch.rows`."""
+    every_step_fits: bool | None
+    """`batch.rows`: True and False are certain, None where all planned steps fit and not every one was planned."""
     fill: float
+    straggler_ratio: float
     shares: dict[str, float]
     """Of the planned tokens, by source."""
 
@@ -61,6 +66,8 @@ class Forecast:
     most_rows: int
     steps_beyond_rows: float
     """Share of steps that take more rows than `batch.rows`."""
+    every_step_fits: bool | None
+    """As in `PhaseForecast`."""
     micro_steps: float
     fill: float
     cuts_per_document: float
@@ -79,7 +86,7 @@ def forecast(
     All steps, when they are at most `EVERY_STEP` or `every_step` asks for it, else some of each phase of the mixture.
     `say` is told how many were planned, after each.
     """
-    starts = [first for first, _ in plan.mix.states() if first < steps]
+    starts = [phase.first_step for phase in plan.mixture.phases if phase.first_step < steps]
     spans = [range(first, stop) for first, stop in zip(starts, [*starts[1:], steps], strict=True)]
     looked_at: list[list[dict[str, Any]]] = []
     planned = 0
@@ -99,6 +106,7 @@ def forecast(
     cursors = plan.cursors(steps)
     tokens = {name: cursor["tokens"] for name, cursor in cursors.items()}
     read = mean("bytes")
+    phases = tuple(_phase(plan, number, spans[number], phase) for number, phase in enumerate(looked_at))
     return Forecast(
         steps=steps,
         world=world,
@@ -107,6 +115,7 @@ def forecast(
         rows=float(mean("rows")),
         most_rows=most_rows,
         steps_beyond_rows=float(mean("beyond_rows")),
+        every_step_fits=_all_fit([phase.every_step_fits for phase in phases]),
         micro_steps=float(mean("micro_steps")),
         fill=float(mean("fill")),
         cuts_per_document=float(mean("cuts_per_document")),
@@ -124,7 +133,7 @@ def forecast(
             )
             for number, (lane, shards) in enumerate(zip(plan.lanes, plan.shards, strict=True))
         ),
-        phases=tuple(_phase(plan, span, phase) for span, phase in zip(spans, looked_at, strict=True)),
+        phases=phases,
     )
 
 
@@ -133,9 +142,11 @@ def _spread(span: range) -> list[int]:
     return np.unique(np.linspace(span[0], span[-1], min(len(span), SAMPLED_STEPS)).astype(int)).tolist()
 
 
-def _phase(plan: Plan, span: range, found: Sequence[dict[str, Any]]) -> PhaseForecast:
+def _phase(plan: Plan, number: int, span: range, found: Sequence[dict[str, Any]]) -> PhaseForecast:
     lane_tokens = np.sum([each["lane_tokens"] for each in found], axis=0)
     shares = (lane_tokens / max(1, lane_tokens.sum())).tolist()
+    planned_fit = not any(each["beyond_rows"] for each in found)
+    is_certain = len(found) == len(span) or not planned_fit or _surely_fits(plan, number)
     return PhaseForecast(
         first_step=span[0],
         steps=len(span),
@@ -143,9 +154,36 @@ def _phase(plan: Plan, span: range, found: Sequence[dict[str, Any]]) -> PhaseFor
         rows=float(np.mean([each["rows"] for each in found])),
         most_rows=max(each["rows"] for each in found),
         steps_beyond_rows=float(np.mean([each["beyond_rows"] for each in found])),
+        every_step_fits=planned_fit if is_certain else None,
         fill=float(np.mean([each["fill"] for each in found])),
+        straggler_ratio=float(np.mean([each["straggler_ratio"] for each in found])),
         shares={lane.source: share for lane, share in zip(plan.lanes, shares, strict=True)},
     )
+
+
+def _surely_fits(plan: Plan, phase: int) -> bool:
+    """Whether no step of a phase can take more than `batch.rows`, by its quotas and the longest sample of each lane."""
+    images = text = longest_whole = 0
+    split_text = plan.batch.packing == "split_text"
+    for lane, shards, quota in zip(plan.lanes, plan.shards, plan.mixture.phases[phase].per_step, strict=True):
+        if quota == 0:
+            continue
+        longest = int(shards.manifest.shards.longest_tokens.max())
+        # Rounding adds less than a unit at either end of a step, and the last sample may reach beyond the quota.
+        tokens = math.ceil(quota) - 1 + longest if plan.mixture.unit == "tokens" else (math.ceil(quota) + 1) * longest
+        if lane.stream == "text":
+            text += tokens
+        else:
+            images += tokens
+        if lane.stream != "text" or not split_text:
+            longest_whole = max(longest_whole, longest)
+    return packing.surely_fit(images, text, longest_whole, split_text, plan.batch.rows, plan.batch.row_tokens)
+
+
+def _all_fit(phases: Sequence[bool | None]) -> bool | None:
+    if False in phases:
+        return False
+    return None if None in phases else True
 
 
 def _look_at(plan: Plan, step: int, world: int) -> dict[str, Any]:

@@ -61,6 +61,24 @@ class Reject:
         return self.reason.split(":")[0]
 
 
+@dataclass(frozen=True)
+class Example:
+    """A record for people to look at: one that was kept, or one that a rule dropped."""
+
+    key: str
+    source: str
+    rule: str
+    """What dropped it; empty when it was kept."""
+    value: str
+    """What the record has instead."""
+    words: str
+    """Caption, or the beginning of a text."""
+    image: bytes
+    """JPEG: the crop as it was encoded, or a small version of what was dropped; empty without an image."""
+    vq_ids: tuple[int, ...]
+    """What the crop was encoded as."""
+
+
 def shard_set_folders(folder: str) -> list[str]:
     """FOLDER if it is a shard set, else the shard sets directly in it; DataError when there is none."""
     folder = folder.rstrip("/") or "/"
@@ -192,6 +210,15 @@ def quarantine(folder: str) -> list[Reject] | None:
         return None
     except (pa.ArrowException, KeyError) as error:
         raise DataError(f"{path} is not a quarantine table: {error}") from error
+
+
+def examples(folder: str) -> list[Example]:
+    """Records that the pipeline kept for people to look at; none when the table is gone."""
+    try:
+        rows = pq.read_table(io.BytesIO(storage.read(f"{folder}/{EXAMPLES}"))).to_pylist()
+        return [Example(**row | {"vq_ids": tuple(row["vq_ids"])}) for row in rows]
+    except (FileNotFoundError, pa.ArrowException, TypeError, KeyError):
+        return []
 
 
 def kinds(rejects: list[Reject]) -> dict[str, int]:

@@ -199,11 +199,11 @@ class BadSamples:
 
 def payload_ranges(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -> list[Range]:
     """Where the stored bytes of samples are."""
+    numbers = shards.shard_of(samples).tolist()
+    paths = {shard: shards.path(shard) for shard in set(numbers)}
     return [
-        Range(shards.path(shard), offset, size)
-        for shard, offset, size in zip(
-            shards.shard_of(samples).tolist(), records["offset"].tolist(), records["bytes"].tolist(), strict=True
-        )
+        Range(paths[shard], offset, size)
+        for shard, offset, size in zip(numbers, records["offset"].tolist(), records["bytes"].tolist(), strict=True)
     ]
 
 
@@ -211,10 +211,11 @@ def read_payloads(shards: ShardSet, samples: np.ndarray, records: np.ndarray) ->
     """The stored bytes of samples; a DataError stands for one whose checksum is wrong, read twice."""
     wanted = payload_ranges(shards, samples, records)
     payloads: list[bytes | DataError] = []
-    for place, (asked, payload) in enumerate(zip(wanted, shards.reader.read(wanted), strict=True)):
-        right = int(records["crc32"][place])
-        if zlib.crc32(payload) != right:
-            payload = shards.reader.read_again(asked)
+    for asked, payload, right in zip(wanted, shards.reader.read(wanted), records["crc32"].tolist(), strict=True):
+        if zlib.crc32(payload) == right:
+            payloads.append(payload)
+            continue
+        payload = shards.reader.read_again(asked)
         found = zlib.crc32(payload)
         payloads.append(
             payload

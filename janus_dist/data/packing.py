@@ -84,6 +84,18 @@ def pack_split(
     return Packed(columns[0], columns[1], columns[2], np.cumsum([0, *map(len, filled)], dtype=np.int64))
 
 
+def surely_fit(image_tokens: int, text_tokens: int, longest: int, split_text: bool, rows: int, row_tokens: int) -> bool:
+    """Whether documents of at most so many tokens together fit `rows` rows whatever their lengths are.
+
+    `longest` are the tokens of the longest document that is kept whole. False says nothing: they may fit.
+    """
+    # A row is opened when no other has room, that is when each holds more than a row less the longest document.
+    whole_tokens = image_tokens if split_text else image_tokens + text_tokens
+    whole_fit = whole_tokens <= rows * (row_tokens - min(longest, row_tokens) + 1)
+    # Poured text loses at most two tokens a row: one to a cut, and one to room that no piece fits into.
+    return whole_fit and image_tokens + text_tokens <= rows * (row_tokens - 2)
+
+
 def deal(costs: NDArray[np.float64], world: int, micro_rows: int) -> list[list[list[int]]]:
     """Rows by micro-step and rank: `dealt[micro_step][rank]` lists up to `micro_rows` rows, possibly none.
 

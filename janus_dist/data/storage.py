@@ -81,7 +81,10 @@ def sizes(folder: str | Path) -> dict[str, int]:
     files, name = fsspec.core.url_to_fs(str(folder))
     files.invalidate_cache()
     try:
-        found = {entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0) for entry in files.ls(name)}
+        found = {
+            entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0)
+            for entry in files.ls(name, detail=True)
+        }
     except FileNotFoundError:
         return {}
     return dict(sorted(found.items()))

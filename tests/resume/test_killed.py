@@ -74,7 +74,10 @@ def digest_of(batch: Batch, start: int, stop: int, image_tokens: int) -> str:
 
 
 def fit(folder: Path, root: Path, workers: int, pause_s: float) -> None:
-    """Train to the end; each rank writes what it was handed, before it trains on it."""
+    """Train to the end; each rank writes what it was handed, before it trains on it.
+
+    It pauses where a kill loses most: when a step has its gradients and the weights are not changed yet.
+    """
     recipe = prepared.recipe(folder, root, workers, **SECTIONS)
     trainer = Trainer.build(recipe, lambda line: None)
     real, loader = trainer.loader.steps, trainer.loader
@@ -84,9 +87,14 @@ def fit(folder: Path, root: Path, workers: int, pause_s: float) -> None:
             line = {"step": rank_step.plan.step, "rows": row_digests(rank_step, loader, recipe.model.image_tokens)}
             with (root / f"handed-{loader.rank}.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            time.sleep(pause_s)
             yield rank_step
 
+    def update(lr: float) -> float:
+        (root / f"gradients-{loader.rank}").write_text(str(trainer.step))
+        time.sleep(pause_s)
+        return real_update(lr)
+
+    real_update, trainer.engine.step = trainer.engine.step, update
     loader.steps = steps
     trainer.fit()
 
@@ -106,14 +114,14 @@ def handed(root: Path, first: int) -> dict[int, list[str]]:
 
 
 def killed_in_a_step(folder: Path, root: Path) -> None:
-    """Two ranks, both killed while they train a step that is behind the newest checkpoint."""
+    """Two ranks, both killed between gradients and update of a step that is behind the newest checkpoint."""
     process = multiprocessing.get_context("spawn").Process(
         target=run_ranks, args=(fit, 2, root / "meet", folder, root, 2, 0.3)
     )
     process.start()
     try:
         end_s = time.monotonic() + 100
-        while not commits.latest(root / "run") or not handed_behind(root):
+        while not in_a_step_behind_a_checkpoint(root):
             assert process.is_alive() and time.monotonic() < end_s
             time.sleep(0.01)
     finally:
@@ -124,12 +132,13 @@ def killed_in_a_step(folder: Path, root: Path) -> None:
         process.join()
 
 
-def handed_behind(root: Path) -> bool:
-    """Whether a step behind the newest checkpoint was handed out to the first rank."""
+def in_a_step_behind_a_checkpoint(root: Path) -> bool:
+    """Whether both ranks have the gradients of the same step, with a step trained since the newest checkpoint."""
     newest = commits.latest(root / "run")
-    assert newest is not None
-    lines = (root / "handed-0.jsonl").read_text().splitlines()
-    return json.loads(lines[-1])["step"] > commits.read(newest).step
+    if newest is None:
+        return False
+    steps = {(root / f"gradients-{rank}").read_text() for rank in range(2)}
+    return len(steps) == 1 and "" not in steps and int(steps.pop()) > commits.read(newest).step
 
 
 def signal_quietly(pid: int) -> None:
@@ -151,7 +160,7 @@ def test_killed_ranks_go_on_as_other_numbers_of_ranks(tmp_path):
     newest = commits.latest(broken / "run")
     assert newest is not None
     first = commits.read(newest).step
-    assert 0 < first < STEPS
+    assert 0 < first < max(losses(broken)) < STEPS, "a step that was trained since is lost"
     for workers in (1, 3):
         root = tmp_path / f"on-{workers}"
         root.mkdir()

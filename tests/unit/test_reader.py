@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from janus_dist.data import reader
+from janus_dist.data import fetch, reader
 from janus_dist.data.reader import Range, joined
+from janus_dist.errors import DataError
 from tests.reading import DATA, PAGE, PATH, SIZE, gib, pages_in, until, wanted
 from tests.unit.test_s3 import bucket  # noqa: F401
 
@@ -128,6 +131,54 @@ class TestRequests:
         assert second.read(ranges) == wanted(ranges)
         assert len(s3.requests) == 2
         assert (second.counters().pages_hit, second.counters().requests) == (5, 0)
+
+
+class TestLocalReads:
+    """Files that answer at once are read by the caller, slow ones (a network's) at the same time."""
+
+    @pytest.fixture
+    def readers(self, make_reader, tmp_path, monkeypatch):
+        """Read 21 spans of a file, each read preceded by a call; by which threads it was."""
+
+        def run(before: Callable[[], object]) -> Counter[int]:
+            threads: Counter[int] = Counter()
+            real = fetch.pread
+
+            def pread(file: int, start: int, stop: int) -> bytes:
+                threads[threading.get_ident()] += 1
+                before()
+                return real(file, start, stop)
+
+            monkeypatch.setattr(fetch, "pread", pread)
+            (tmp_path / "a.tar").write_bytes(DATA)
+            ranges = [Range(str(tmp_path / "a.tar"), 1_000 * number, 10) for number in range(21)]
+            assert make_reader(coalesce_gap_bytes=0, threads=4).read(ranges) == wanted(ranges)
+            return threads
+
+        return run
+
+    def test_quick_ones_need_no_other_thread(self, readers, monkeypatch):
+        monkeypatch.setattr(reader, "ALONE_S", 60.0)
+        assert readers(lambda: None) == {threading.get_ident(): 21}
+
+    def test_slow_ones_run_at_the_same_time(self, readers):
+        """The caller reads one; of the others none ends before four have begun."""
+        me, four = threading.get_ident(), threading.Barrier(4, timeout=60)
+        threads = readers(lambda: time.sleep(2 * reader.ALONE_S) if threading.get_ident() == me else four.wait())
+        assert threads[me] == 1 and len(threads) == 1 + 4
+
+    def test_closing_between_two_of_them_ends_the_read(self, make_reader, tmp_path, monkeypatch):
+        made, real = make_reader(coalesce_gap_bytes=0), fetch.pread
+
+        def pread(file: int, start: int, stop: int) -> bytes:
+            made.close()
+            time.sleep(2 * reader.ALONE_S)
+            return real(file, start, stop)
+
+        monkeypatch.setattr(fetch, "pread", pread)
+        (tmp_path / "a.tar").write_bytes(DATA)
+        with pytest.raises(DataError, match="the reader was closed while it read"):
+            made.read([Range(str(tmp_path / "a.tar"), offset, 10) for offset in (0, 1_000)])
 
 
 class TestReadAgain:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
+from janus_dist import plan_cli
 from janus_dist.data import forecast as forecast_module
 from janus_dist.data.forecast import EVERY_STEP, forecast
 from janus_dist.data.plan import Plan, open_shards
+from janus_dist.plan_cli import lines
 from tests import prepared
 
 
@@ -82,9 +84,40 @@ def test_a_long_run_says_how_much_was_planned(folder):
     done = janus(folder, "train.steps=2000", "mix.then=[{from_step: 1500, text: 0}]")
     assert done.returncode == 0, done.stderr
     assert "by 256 of the steps (--all plans every one):" in done.stdout
-    assert "from step     1,500  fill" in done.stdout
+    shares = (
+        r"from step     1,500  understanding \d+\.\d%, generation \d+\.\d%\n +fill \d+\.\d%, straggler ratio 1\.\d+, "
+    )
+    assert re.search(shares + r"4 rows at most: all 128 planned steps fit\n", done.stdout), done.stdout
+    assert re.search(r"\nbatch.rows=4: about \d\.\d% of the steps take more; batch.fill=0.\d+ would", done.stdout)
+    phases = json.loads(janus(folder, "train.steps=2000", "mix.then=[{from_step: 1500, text: 0}]", "--json").stdout)
+    assert [phase["every_step_fits"] for phase in phases["phases"]] == [False, None] and not phases["every_step_fits"]
+    assert phases["phases"][1]["shares"]["text"] == 0
     done = janus(folder, "train.steps=2000", "--all")
     assert "by all steps:" in done.stdout
+
+
+def test_quotas_show_that_every_step_fits(folder, monkeypatch):
+    """Without planning every one; and where that is said, every one does."""
+    sections = {
+        "batch": {"packing": "split_text", "row_tokens": 128, "fill": None},
+        "mix": {"then": [{"from_step": 200, "text": 0}, {"from_step": 250, "text": 3}]},
+    }
+    every = forecast(make_plan(folder, **sections), 500, 2)
+    monkeypatch.setattr(forecast_module, "EVERY_STEP", 10)
+    found = forecast(make_plan(folder, **sections), 500, 2)
+    assert (found.sampled_steps, every.sampled_steps) == (128 + 50 + 128, 500)
+    assert found.phases[0].every_step_fits and found.phases[2].every_step_fits
+    assert every.phases[0].most_rows <= 4 and every.phases[2].most_rows <= 4
+    text = "\n".join(lines(found, prepared.recipe(folder, folder / "runs", **sections)))
+    assert text.count("4 rows at most: every step fits, by its quotas\n") == 2
+
+
+def test_progress_is_said_on_stderr(monkeypatch, capsys):
+    monkeypatch.setattr(plan_cli, "SAY_EVERY_S", 0.0)
+    said = plan_cli.Progress(4_000)
+    said(1_000)
+    out, err = capsys.readouterr()
+    assert out == "" and re.fullmatch(r"1,000 of 4,000 steps planned, \S+ left\n", err)
 
 
 def test_the_fill_that_it_names_fits(folder):
