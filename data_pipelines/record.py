@@ -29,6 +29,8 @@ class Unit:
     """How many records are in it, where the format says so."""
     names: tuple[str, ...] = ()
     """Files of a folder."""
+    stem: str = ""
+    """What keys of its records begin with: the path below what all files of the input share, without its ending."""
 
 
 @dataclass(frozen=True)

@@ -1,117 +1,251 @@
-"""The files of an input, and the keys of what is in them.
+"""The files of an input, on disks and in stores.
 
-Invariants: files come in the order of their paths, wherever they are; keys are safe as names in a tar and differ
-between files.
+Invariants: files come in the order of their paths, wherever they are, and none that was asked for is left out silently;
+a store that fails is never taken for damaged data; what an entry names is below the folder that it may name.
 """
 
-import hashlib
+import difflib
 import io
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, BinaryIO
-from urllib.parse import quote
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipelines.record import Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.errors import DataError
 
 MAGIC = re.compile(r"[*?\[]")
-LONGEST_KEY = 80
+LONGEST_NAME = 255
+"""Bytes of one name in a path, on every disk."""
+LONGEST_PATH = 1024
+"""Bytes, in S3."""
 READ_AHEAD_BYTES = 8 * 2**20
 BUFFER_BYTES = 2**20
+SHOWN_NAMES = 3
 
 
-def find(of: InputConfig, endings: Sequence[str]) -> dict[str, int]:
-    """Bytes of the input's files by their absolute path or URL, sorted; folders are searched for `endings`.
+@dataclass(frozen=True)
+class Found:
+    """A file of an input."""
 
-    One request for a thousand objects. DataError when a path or pattern names nothing.
+    path: str
+    """Absolute, or a URL."""
+    size: int
+    stem: str
+    """Its path below what all paths of the input share, without its ending."""
+    root: str
+    """The folder of `path` that it was found below."""
+
+
+class UnreachableError(OSError):
+    """A store or a disk failed to give bytes that it has, or no longer has them."""
+
+
+def find(of: InputConfig, endings: Sequence[str]) -> list[Found]:
+    """The input's files in the order of their paths; folders are searched for `endings`, without hidden files.
+
+    One request to a store lists a thousand objects. DataError when a path or pattern names nothing, or two files
+    cannot have keys of their own.
     """
-    found: dict[str, int] = {}
-    for path in paths(of):
-        files, name = fsspec.core.url_to_fs(path)
-        files.invalidate_cache()
-        if MAGIC.search(name):
-            entries = files.glob(name, detail=True)
-        elif files.isdir(name):
-            inside: dict[str, Any] = files.find(name, detail=True)
-            entries = {path: entry for path, entry in inside.items() if path.endswith(tuple(endings))}
-        else:
-            entries = {name: files.info(name)} if files.exists(name) else {}
-        entries = {path: entry for path, entry in entries.items() if entry["type"] == "file"}
-        if not entries:
+    listings = [_listing(path, endings) for path in ((of.path,) if isinstance(of.path, str) else of.path)]
+    shared = _shared_folder([root for root, _ in listings])
+    roots = {path: root for root, sizes in listings for path in sizes}
+    sizes = {path: size for _, sizes in listings for path, size in sizes.items()}
+    found = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
+    by_stem: dict[str, str] = {}
+    for one in found:
+        if by_stem.setdefault(one.stem, one.path) != one.path:
             raise DataError(
-                f"pipeline.inputs: nothing at {path}", f"it holds no file that ends with {_either(endings)}"
+                f"{by_stem[one.stem]} and {one.path} differ only by their endings: their keys would be the same",
+                "give a pattern that names one of them",
             )
-        found |= {_url(files, path): int(entry["size"] or 0) for path, entry in entries.items()}
-    return dict(sorted(found.items()))
-
-
-def paths(of: InputConfig) -> tuple[str, ...]:
-    """Paths and patterns of an input."""
-    return (of.path,) if isinstance(of.path, str) else of.path
-
-
-def key_of_file(of: InputConfig, path: str) -> str:
-    """What keys of a file's records begin with: its path below what all paths share, without its ending."""
-    folders = [_fixed_folder(one) for one in paths(of)]
-    shared = folders[0]
-    while not all(folder == shared or folder.startswith(f"{shared}/") for folder in folders):
-        shared = shared.rpartition("/")[0]
-    below = _plain(path).removeprefix(shared).lstrip("/")
-    return safe_key(re.sub(r"(\.[A-Za-z]+)+$", "", below))
-
-
-def safe_key(text: str) -> str:
-    """A text as a key: letters, digits, `_`, `-` and `/` stay, all else is written as %XX, what is long ends in a hash.
-
-    Plain webdataset takes what stands before the first dot of a member's name as its key.
-    """
-    encoded = quote(text.encode(errors="surrogateescape"), safe="/").replace(".", "%2E").replace("~", "%7E")
-    encoded = "/".join(part for part in encoded.split("/") if part) or "%2F"
-    if len(encoded) <= LONGEST_KEY:
-        return encoded
-    digest = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
-    return f"{encoded[: LONGEST_KEY - 17]}-{digest}"
+    return found
 
 
 def inside(folder: str, name: str) -> str:
-    """The path of a file that an entry of the input names; DataError when it leads out of the folder."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "://" in name or "\0" in name:
-        raise DataError(f"unsafe name: {name!r} is not a path inside {folder}")
-    return f"{folder.rstrip('/')}/{name}"
+    """The path of a file that an entry of the input names; DataError when it is not below the folder.
+
+    A path that begins with the folder is one below it, too.
+    """
+    folder = folder.rstrip("/")
+    parts = [part for part in name.removeprefix(f"{folder}/").split("/") if part != "."]
+    below = "/".join(parts)
+    try:
+        content = below.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"not UTF-8: the path {short(name)}") from error
+    if not below or not parts[0] or not parts[-1] or ".." in parts or re.search("://|::|\0", below):
+        raise DataError(f"unsafe name: {short(name)} is not a path inside {folder or '/'}")
+    if len(content) > LONGEST_PATH or max(len(part.encode()) for part in parts) > LONGEST_NAME:
+        raise DataError(f"unsafe name: {short(name)} has {len(content)} bytes, no file's name is that long")
+    return f"{folder}/{below}"
 
 
-def folder_of(path: str) -> str:
-    """The folder that a file is in."""
-    return path.rpartition("/")[0]
+def image_folder(of: InputConfig, unit: Unit) -> str:
+    """What paths of images in a unit's file are relative to."""
+    return of.images or unit.path.rpartition("/")[0]
 
 
-def open_stream(path: str) -> BinaryIO:
-    """A file to read from its beginning to its end; from a store it is fetched some MiB at a time."""
+def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> BinaryIO:
+    """A file to read from its beginning to its end; from a store it is fetched `ahead` bytes at a time.
+
+    Without `ahead`, what is asked for is fetched as it is asked for. FileNotFoundError when there is none; reading
+    raises UnreachableError and no other OSError.
+    """
     files, name = fsspec.core.url_to_fs(path)
-    if isinstance(files, LocalFileSystem):
-        return Path(name).open("rb")
-    return io.BufferedReader(files.open(name, "rb", block_size=READ_AHEAD_BYTES, cache_type="readahead"), BUFFER_BYTES)
+    if _is_local(files):
+        opened = io.FileIO(name)
+    else:
+        cache: Any = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
+        opened = files.open(name, "rb", **cache)
+    return io.BufferedReader(_Source(path, opened), BUFFER_BYTES)
 
 
-def _url(files: fsspec.AbstractFileSystem, name: str) -> str:
-    return name if isinstance(files, LocalFileSystem) else files.unstrip_protocol(name)
+class _Source(io.RawIOBase):
+    """The bytes of a file. Its failures have a type of their own, since decompressors raise OSError for bad data."""
+
+    def __init__(self, path: str, opened: Any):
+        self.path, self.opened = path, opened
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self.opened.readinto(buffer)
+        except Exception as error:  # of a disk, of fsspec, aiohttp, botocore, asyncio
+            raise UnreachableError(f"{self.path} cannot be read: {type(error).__name__}: {error}") from error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.opened.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.opened.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.opened.close()
+        super().close()
 
 
-def _plain(path: str) -> str:
-    """A path as its file system says it: absolute, without a protocol."""
-    return fsspec.core.url_to_fs(path)[1].rstrip("/")
+def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """(folder that they are below, bytes of files) of one path or pattern, all as absolute paths or URLs."""
+    try:
+        files, name = fsspec.core.url_to_fs(path)
+        files.invalidate_cache()
+        root, sizes = _search(files, name, endings)
+        if not sizes:
+            raise DataError(f"pipeline.inputs: nothing at {path}", _what_is_there(files, name, endings))
+    except (OSError, ValueError, ImportError, BotoCoreError) as error:
+        raise DataError(f"pipeline.inputs: {path} cannot be listed: {type(error).__name__}: {error}") from error
+    return _url(files, root), {_url(files, one): size for one, size in sizes.items()}
 
 
-def _fixed_folder(path: str) -> str:
-    """The last folder of a path or pattern before what may vary: a folder itself, or that of a file."""
-    name = _plain(path)
-    fixed = MAGIC.split(name)[0]
-    return fixed.rpartition("/")[0] if fixed != name or re.search(r"\.[A-Za-z]+$", name) else name
+def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
+    if not MAGIC.search(name) or files.exists(name):
+        sizes = _below(files, name, endings)
+        return (_parent(name) if list(sizes) == [name] else name), sizes
+    sizes = {}
+    for one, entry in files.glob(name, detail=True).items():
+        sizes |= _below(files, one, endings) if _is_local(files) or entry["type"] == "directory" else _size(one, entry)
+    return _fixed_folder(name), sizes
+
+
+def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
+    """Bytes of the files below a folder, or of the file itself whatever its ending."""
+    entries = _walked(files, name) if _is_local(files) else files.find(name, detail=True)
+    sizes: dict[str, int] = {}
+    for one, entry in entries.items():
+        below = one[len(name) :]
+        if not below or ("/." not in below and below.endswith(tuple(endings))):
+            sizes |= _size(one, entry)
+    return sizes
+
+
+def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
+    """Entries of the files below a folder of a disk, or of the file; fsspec leaves out folders that it cannot list."""
+    if not files.isdir(name):
+        return {name: files.info(name)} if files.exists(name) else {}
+    found: dict[str, Any] = {}
+    for folder, folders, names in os.walk(name, onerror=_raise):
+        for one in (f"{folder}/{one}" for one in folders):
+            if files.islink(one):
+                what = "is a link to a folder, which is not searched"
+                raise DataError(f"pipeline.inputs: {one} {what}", "name its target in `path`")
+        found |= {one: files.info(one) for one in (f"{folder}/{one}" for one in names)}
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _size(name: str, entry: dict[str, Any]) -> dict[str, int]:
+    """Bytes of a file by its name; nothing for what is none."""
+    if "::" in name:
+        raise DataError(f"pipeline.inputs: {name} cannot be read, '::' stands for a chain of files", "rename the file")
+    return {name: int(entry["size"] or 0)} if entry["type"] == "file" else {}
+
+
+def _what_is_there(files: Any, name: str, endings: Sequence[str]) -> str:
+    """What stands where nothing of the format was found, for the user to see the mistake."""
+    folder = _fixed_folder(name) if MAGIC.search(name) else name
+    missing = ""
+    while not files.isdir(folder) and _parent(folder) != folder:
+        missing, folder = folder.rpartition("/")[2], _parent(folder)
+    names = sorted(one.rstrip("/").rpartition("/")[2] for one in files.ls(folder, detail=False))
+    close = difflib.get_close_matches(missing, names, 1)
+    if close:
+        return f"{_url(files, folder)} has {close[0]}, no {missing}"
+    some = f"it has {', '.join(names[:SHOWN_NAMES])}" if names else "it is empty"
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    wanted = missing or (name.rpartition("/")[2] if MAGIC.search(name) else f"file that ends with {_either(endings)}")
+    return f"{_url(files, folder)} has no {wanted}: {some}{more}"
+
+
+def _stem(path: str, shared: str, endings: Sequence[str]) -> str:
+    """A path below a folder, without its ending."""
+    ending = max((one for one in endings if path.endswith(one)), key=len, default="")
+    below = path.removeprefix(shared).lstrip("/")
+    return below[: len(below) - len(ending)] or below
+
+
+def _shared_folder(folders: Sequence[str]) -> str:
+    """The longest folder that all are in."""
+    split = zip(*(folder.rstrip("/").split("/") for folder in folders), strict=False)
+    return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, split))
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The last folder before what may vary."""
+    return MAGIC.split(pattern)[0].rpartition("/")[0]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0] or ("/" if name.startswith("/") else name)
+
+
+def _is_local(files: Any) -> bool:
+    return isinstance(files, LocalFileSystem)
+
+
+def _url(files: Any, name: str) -> str:
+    return name if _is_local(files) else files.unstrip_protocol(name)
+
+
+def short(name: str) -> str:
+    """A name as it stands in a reason."""
+    return repr(name if len(name) <= 100 else f"{name[:100]}...")
 
 
 def _either(endings: Sequence[str]) -> str:

@@ -1,17 +1,18 @@
 """Parquet as the Hugging Face hub serves it: images as bytes or paths, captions, conversations, documents.
 
-Invariant: of a file, the footer and the columns that are used are read, a few rows at a time.
+Invariants: of a file, the footer and the columns that are used are read; what is in memory is a few rows and a part of
+each of their columns, however long the row groups are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.inputs import entries, files
+from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data.inspect import Reject
@@ -20,73 +21,120 @@ from janus_dist.errors import DataError
 ENDINGS = (".parquet",)
 FOOTERS = 32
 """Footers that are read at once."""
-ROWS = 64
-"""Rows in memory; a row may hold several photographs."""
+BATCH_BYTES = 16 * 2**20
+LONGEST_BATCH = 1_000
+"""Rows."""
+READ_BYTES = 4 * 2**20
+"""Of a column at once."""
+FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, TypeError)
+"""What pyarrow raises on damaged files."""
+
+Group = tuple[int, int]
+"""(rows, bytes)"""
 
 
 def units(of: InputConfig, shard_samples: int) -> list[Unit]:
-    """Row groups; DataError when a file is no Parquet."""
+    """Runs of row groups of up to `shard_samples` rows; a file without a footer is one unit, of nothing but a reject.
+
+    DataError when no file has a footer or the first one has none of the columns.
+    """
     found = files.find(of, ENDINGS)
-    with ThreadPoolExecutor(FOOTERS) as pool:
-        return [unit for cut in pool.map(_row_groups, found) for unit in cut]
+    with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
+        footers = list(pool.map(lambda one: _footer(one.path), found))
+    whole = [footer for footer in footers if not isinstance(footer, DataError)]
+    if not whole:
+        raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
+    _check_columns(of, found[0].path, whole[0][0])
+    cut: list[Unit] = []
+    for file, footer in zip(found, footers, strict=True):
+        if isinstance(footer, DataError):
+            cut.append(Unit(file.path, file.size, stem=file.stem))
+        else:
+            cut += _cut(file, footer[1], shard_samples)
+    return cut
 
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
-    prefix, folder = files.key_of_file(of, unit.path), files.folder_of(unit.path)
-    seen: set[str] = set()
-    for number, values in _rows(of, unit):
-        key, source = f"{prefix}-{number}", f"{unit.path}:{number}"
+    return entries.records(of, unit, _rows(of, unit))
+
+
+def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
+    """(names of columns, row groups) of a file."""
+    with files.open_stream(path, ahead=0) as opened:
         try:
-            if isinstance(values, DataError):
-                raise values
-            if "key" in of.columns:
-                key = files.safe_key(str(values.get(of.columns["key"])))
-            if key in seen:
-                raise DataError(f"duplicate key: {key}")
-            seen.add(key)
-            yield entries.record(of, values, key, source, folder)
-        except DataError as error:
-            yield Reject(source, key, error.message, b"")
-
-
-def _row_groups(path: str) -> list[Unit]:
-    try:
-        with _opened(path) as opened:
-            footer = pq.ParquetFile(opened).metadata
-            groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is no Parquet file: {error}", "leave it out, or write it again") from error
-    first, cut = 0, list[Unit]()
-    for number, group in enumerate(groups):
-        cut.append(Unit(path, group.total_byte_size, number, number + 1, group.num_rows))
-        first += group.num_rows
-    return cut
-
-
-def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """(row of the file, values); a DataError stands for all rows behind a damage."""
-    number = 0
-    try:
-        with _opened(unit.path) as opened:
             file = pq.ParquetFile(opened)
-            number = sum(file.metadata.row_group(before).num_rows for before in range(unit.start))
-            wanted = _columns(of, file.schema_arrow.names)
-            for batch in file.iter_batches(ROWS, [unit.start], wanted, use_threads=False):
-                for values in batch.to_pylist():
-                    yield number, values
-                    number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the store, not of the data
-        yield number, DataError(f"damaged: rows from {number} to the end of their group: {error}")
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            return file.schema_arrow.names, [(group.num_rows, group.total_byte_size) for group in groups]
+        except UnreachableError:
+            raise
+        except FAULTS as error:
+            return DataError(str(error))
 
 
-def _columns(of: InputConfig, names: list[str]) -> list[str]:
-    used = {name for options in entries.NAMES.values() for name in options} | set(of.columns.values()) | set(of.where)
-    return [name for name in names if name in used]
+def _cut(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
+    start = 0
+    while start < len(groups):
+        stop, (rows, size) = start + 1, groups[start]
+        while stop < len(groups) and rows + groups[stop][0] <= shard_samples:
+            rows, size, stop = rows + groups[stop][0], size + groups[stop][1], stop + 1
+        yield Unit(file.path, size, start, stop, rows, stem=file.stem)
+        start = stop
 
 
-def _opened(path: str) -> Any:
-    files, name = fsspec.core.url_to_fs(path)
-    return files.open(name, "rb")
+def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
+    """(row of the file, values); a DataError stands for all rows of a row group behind a damage."""
+    with files.open_stream(unit.path, ahead=0) as opened:
+        try:
+            file = pq.ParquetFile(opened, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        except UnreachableError:
+            raise
+        except FAULTS as error:
+            yield 0, DataError(f"damaged: no row can be read: {error}"), b""
+            return
+        names = [name for name in file.schema_arrow.names if name in _used(of)]
+        size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
+        for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
+            place, end = sum(counts[:group]), sum(counts[: group + 1])
+            try:
+                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], names, use_threads=False):
+                    for values in _values(batch):
+                        yield place, values, b""
+                        place += 1
+            except UnreachableError:
+                raise
+            except FAULTS as error:
+                yield place, DataError(f"damaged: rows {place} to {end - 1} cannot be read: {error}"), b""
+
+
+def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:
+    """The rows of a batch; DataError in the place of one that has values that Python cannot hold."""
+    try:
+        return batch.to_pylist()
+    except FAULTS:
+        return [_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
+
+
+def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
+    try:
+        return one.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return DataError(f"not UTF-8: a text at byte {error.start}")
+    except FAULTS as error:
+        return DataError(f"no value: {error}")
+
+
+def _used(of: InputConfig) -> set[str]:
+    """Names of columns that a record may be made of."""
+    looked_for = (() if what in of.columns else names for what, names in entries.NAMES.items())
+    return {name for names in looked_for for name in names} | set(of.columns.values()) | set(of.where)
+
+
+def _check_columns(of: InputConfig, path: str, names: list[str]) -> None:
+    missing = sorted(set(of.columns.values()) - set(names))
+    if missing or not set(names) & _used(of):
+        raise DataError(
+            f"{path} has no column {missing[0]}" if missing else f"{path} has no column of images or texts",
+            f"it has {', '.join(names)}: name those that count in `columns`",
+        )
