@@ -206,7 +206,7 @@ def test_keys_of_records_differ(names):
 def test_keys_as_they_are_known():
     assert record_key("00012", "000120005") == "00012/000120005"
     assert record_key("a/b", "c/d.e") == "a/b/c%2Fd%2Ee"
-    assert safe_key("é 1~") == "%C3%A9%201%7E"
+    assert safe_key("\u00e9 1~") == "%C3%A9%201%7E"
     long = safe_key("x" * 81)
     assert long.startswith("x" * 63 + "-") and len(long) == 80 and long != safe_key("x" * 82)
 
