@@ -88,7 +88,12 @@ def test_keys_and_members_are_those_of_webdataset(tmp_path):
 
 
 def test_captions_and_columns_by_name(tmp_path):
-    members = [("0.webp", b"x"), ("0.md", "\u00e9t\u00e9".encode()), ("0.txt", b"not this"), ("0.json", b'{"title": "t"}')]
+    members = [
+        ("0.webp", b"x"),
+        ("0.md", "\u00e9t\u00e9".encode()),
+        ("0.txt", b"not this"),
+        ("0.json", b'{"title": "t"}'),
+    ]
     of = write(tmp_path, tar(members), columns={"caption": "md"})
     assert read(of)[0][0].caption == "\u00e9t\u00e9"
     of = write(tmp_path, tar(members), columns={"caption": "title"})
