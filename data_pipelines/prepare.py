@@ -1,52 +1,56 @@
-"""Everything that training needs on disk: the three streams' shards, made where they are missing.
+"""Everything that training needs on disk: the shards of all inputs of a recipe, made where they are missing.
 
-Invariant: a stream with a manifest is never touched.
+Invariant: a folder with a manifest is never touched.
 """
 
 import logging
 from pathlib import Path
 
-from data_pipelines import generation, sources, stream, text, understanding
-from data_pipelines.stream import StreamJob
-from janus_dist.config.mix import STREAMS, Stream
+from data_pipelines import stream
+from data_pipelines.job import InputWork
+from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from janus_dist.launch import connect
+from janus_dist.model.vq_weights import load_vq
 
 log = logging.getLogger("janus_dist")
 
-JOBS = {"understanding": understanding.job, "text": text.job, "generation": generation.job}
 
+def prepare_data(recipe: BaseRecipe, limit: int | None = None) -> None:
+    """Make the shards of the inputs that have no manifest yet; starts or joins Ray only if there are any.
 
-def prepare_data(recipe: BaseRecipe) -> None:
-    """Make the shard sets under `data.root` that have no manifest yet; starts or joins Ray only if there are any.
-
-    Those that `data.sources` names are never made: DataError when one is not there.
+    With a `limit`, of so many records of each input, in a folder of its own beside `data.root`. CheckpointError when
+    the VQ tokenizer's weights are absent or do not fit; DataError when shards are of other weights, or as `stream.run`.
     """
-    made: list[Stream] = [name for name in STREAMS if name not in recipe.data.sources]
-    missing: list[Stream] = [name for name in made if storage.size(f"{recipe.data.root}/{name}/{NAME}") is None]
-    for lane, folder in recipe.data.lanes.items():
-        if lane.stream not in missing:
+    if limit is not None:
+        root = f"{recipe.data.root.rstrip('/')}-first-{limit}"
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+    missing = [name for name in recipe.pipeline.inputs if storage.size(f"{recipe.data.root}/{name}/{NAME}") is None]
+    for folder in recipe.data.lanes.values():
+        if storage.size(f"{folder}/{NAME}") is not None:
             _show(folder, recipe)
     if not missing:
         return
-    log.info("tokenizing %s into %s: %s", recipe.pipeline.source, recipe.data.root, ", ".join(missing))
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
-    jobs = [stream_job(name, recipe, tokenizer) for name in missing]  # finds what does not fit before anything starts
+    found = [input_work(name, recipe, tokenizer) for name in missing]
+    if any(work.stream == "generation" for work in found):
+        load_vq(recipe.model, recipe.data.vq_weights)  # here, where the error is the user's to read
     connect()
-    for job in jobs:
-        stream.run(job)
+    for work in found:
+        log.info("%s: tokenizing %s into %s", work.name, _shown(work), work.folder)
+        stream.run(work, limit)
 
 
-def stream_job(
-    name: Stream, recipe: BaseRecipe, tokenizer: Tokenizer, items: list[sources.Item] | None = None
-) -> StreamJob:
-    """One stream's work; all items of `pipeline.source` unless others are given."""
-    found = sources.items(name, recipe.pipeline) if items is None else items
-    return JOBS[name](_with_absolute_paths(recipe), tokenizer, found)
+def input_work(name: str, recipe: BaseRecipe, tokenizer: Tokenizer) -> InputWork:
+    """The work on one of the recipe's inputs, with paths that mean the same in any process."""
+    recipe = _with_absolute_paths(recipe)
+    pipeline = recipe.pipeline
+    folder = f"{recipe.data.root}/{name}"
+    return InputWork(name, pipeline.streams[name], folder, pipeline.inputs[name], recipe, tokenizer)
 
 
 def _show(folder: str, recipe: BaseRecipe) -> None:
@@ -64,11 +68,25 @@ def _show(folder: str, recipe: BaseRecipe) -> None:
     log.info("%s: %d samples, %d tokens in %s", manifest.stream, manifest.samples, manifest.tokens, folder)
 
 
+def _shown(work: InputWork) -> str:
+    paths = [work.source.path] if isinstance(work.source.path, str) else list(work.source.path)
+    return f"{', '.join(paths)} ({work.source.format})" if paths else work.source.format
+
+
 def _with_absolute_paths(recipe: BaseRecipe) -> BaseRecipe:
     """The same recipe with paths that mean the same in any process of this machine, whatever its folder."""
-    data = recipe.data
+    data, pipeline = recipe.data, recipe.pipeline
     changed = {name: _absolute(getattr(data, name)) for name in ("root", "vq_weights")}
-    return recipe.model_copy(update={"data": data.model_copy(update=changed)})
+    inputs = {name: _with_absolute_files(source) for name, source in pipeline.inputs.items()}
+    return recipe.model_copy(
+        update={"data": data.model_copy(update=changed), "pipeline": pipeline.model_copy(update={"inputs": inputs})}
+    )
+
+
+def _with_absolute_files(source: InputConfig) -> InputConfig:
+    paths = (source.path,) if isinstance(source.path, str) else source.path
+    named = {name: _absolute(path) for name in ("images", "class_names") if (path := getattr(source, name)) is not None}
+    return source.model_copy(update={"path": tuple(map(_absolute, paths)), **named})
 
 
 def _absolute(path: str) -> str:

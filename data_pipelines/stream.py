@@ -1,232 +1,222 @@
-"""One stream from items to a manifest: cut, run what has no marker yet, gather, commit.
+"""One input from its files to a manifest: cut, do the jobs that have no marker yet, gather, commit.
 
-Invariants: one block of a Ray Data graph is one shard, from the first step to the last; the manifest is made of markers
-only and written last, so an interrupted run leaves no manifest and the next one goes on with the shards that are
-missing.
+Invariant: the manifest is made of markers only and written last, so an interrupted run leaves no manifest and the next
+one does the jobs that are missing.
 """
 
 import hashlib
-import io
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
-from ray.data import DataContext, Dataset
+from ray.exceptions import RayError, RayTaskError
 
-from data_pipelines import sources, work
-from data_pipelines.steps.rows import COMMON
-from data_pipelines.steps.write import WriteShard
-from data_pipelines.work import Marker, Reject, ShardJob
-from janus_dist.config.mix import Stream
-from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data import manifest as manifest_file
+from data_pipelines import gather, work
+from data_pipelines.encoder import EncoderPool, NearEncoders
+from data_pipelines.inputs import formats
+from data_pipelines.job import InputWork, run_job
+from data_pipelines.progress import Progress
+from data_pipelines.work import Marker, ShardJob
 from janus_dist.data import storage
 from janus_dist.data.inspect import QUARANTINE
-from janus_dist.data.manifest import Manifest, ShardTable
-from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.errors import ClusterError, DataError
+from janus_dist.data.manifest import Manifest
+from janus_dist.errors import ClusterError, DataError, JanusError
 
-PIPELINE_VERSION = 1  # goes into the digests of jobs; raise it with every change of what a graph makes of an item
+PIPELINE_VERSION = 2  # goes into the digests of jobs; raise it with every change of what a step makes of a record
+ATTEMPTS = 6
+"""Of a job, whatever its failures; after them the others go on and the run fails at its end."""
+FAILED_JOBS = 10
+"""After so many the run stops at once."""
+JUDGED_RECORDS = 10_000
+"""From so many records on, `max_bad_share` is held against those read so far, not against all that there will be."""
+DOUBT = 1.25
+"""How far the number of records expected by bytes of input may be off."""
+EXAMPLE_JOBS = 32
+"""Jobs that keep examples, spread over all."""
+JOBS_AHEAD = 2
+"""Jobs in Ray's hands per core: those that wait for one ask an autoscaling cluster for more."""
 SHOWN_REASONS = 3
-SAY_EVERY_S = 30.0
-QUARANTINE_SCHEMA = pa.schema(
-    [("source", pa.string()), ("key", pa.string()), ("reason", pa.string()), ("head", pa.binary())]
-)
+POLL_S = 1.0
 
 log = logging.getLogger("janus_dist")
 
 
 @dataclass(frozen=True)
-class StreamJob:
-    """What one stream's graph is built from."""
+class Summary:
+    """What the driver keeps of a finished job."""
 
-    stream: Stream
-    recipe: BaseRecipe
-    tokenizer: Tokenizer
-    items: list[sources.Item]
-    columns: pa.Schema
-    """The columns of an item, beside those that all rows have."""
-    graph: Callable[[Dataset], Dataset]
-    """From items to rows that `WriteShard` can write."""
-    vq_sha256: str | None = None
+    records: int
+    samples: int
+    bad: int
+    reasons: tuple[str, ...]
+    """Of the first bad records."""
+    seconds: dict[str, float]
 
-    @property
-    def folder(self) -> str:
-        return work.stream_folder(self.recipe.data.root, self.stream)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything beside the items that decides what the shards hold."""
-        recipe, pipeline = self.recipe, self.recipe.pipeline
-        settings: dict[str, Any] = {
-            "pipeline_version": PIPELINE_VERSION,
-            "stream": self.stream,
-            "source": pipeline.source,
-            "shard_samples": pipeline.shard_samples,
-            "tokenizer_sha256": self.tokenizer.sha256,
-            "max_positions": recipe.model.text.max_positions,
-        }
-        if self.stream == "text":
-            return settings | {"text_document_tokens": pipeline.text_document_tokens}
-        return settings | {
-            "chat": recipe.data.chat.model_dump(),
-            "image_size": recipe.model.image_size,
-            "image_tokens": recipe.model.image_tokens,
-            "image_ids": recipe.model.image_ids,
-            "min_image_side": pipeline.min_image_side,
-            "max_image_aspect": pipeline.max_image_aspect,
-            "max_image_pixels": pipeline.max_image_pixels,
-            "vq_sha256": self.vq_sha256,
-        }
+    @classmethod
+    def of(cls, marker: Marker) -> "Summary":
+        reasons = tuple(f"{reject.key}: {reject.reason}" for reject in marker.rejects[:SHOWN_REASONS])
+        return cls(marker.records, marker.samples, len(marker.rejects), reasons, dict(marker.seconds))
 
 
-def run(job: StreamJob) -> Manifest:
-    """Make what is missing of a stream's shards and commit its manifest.
+def run(of: InputWork, limit: int | None = None) -> Manifest:
+    """Make what is missing of an input's shards and commit their manifest; needs an initialised Ray.
 
-    Needs an initialised Ray. DataError when more than `pipeline.max_bad_share` of the items are bad.
+    DataError when more than `pipeline.max_bad_share` of the records are bad, ClusterError when jobs could not be done:
+    what was done stays, and the same call again does the rest. `limit`: records to read, from the beginning.
     """
-    began = time.monotonic()
-    jobs = work.cut(job.items, job.recipe.pipeline.shard_samples, job.settings)
-    done = {shard.number: marker for shard in jobs if (marker := work.load_marker(job.folder, shard)) is not None}
-    missing = [shard for shard in jobs if shard.number not in done]
-    if done and missing:
-        log.info("%s: %d of %d shards are there from an earlier run", job.stream, len(done), len(jobs))
-    bad = sum(len(marker.rejects) for marker in done.values())
-    _check_bad(job, list(done.values()), bad)
-    items = 0
-    for row in _finished(job, jobs, missing, began):
-        items += row["items"]
-        bad += row["bad"]
-        if bad > _allowed(job):
-            break
-    markers = [marker for shard in jobs if (marker := work.load_marker(job.folder, shard)) is not None]
-    _write_quarantine(job, markers)
-    _check_bad(job, markers, sum(len(marker.rejects) for marker in markers))
-    if len(markers) != len(jobs):
+    shard_samples = of.recipe.pipeline.shard_samples
+    made_by = settings(of)
+    jobs = work.cut(formats.units(of.source, shard_samples), shard_samples, made_by, limit)
+    progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
+    judge = Judge(of)
+    by_digest = {job.digest: job for job in jobs}
+    for marker in work.done(of.folder, jobs):
+        job = by_digest.pop(marker.job)
+        progress.found(job.size)
+        judge.add(Summary.of(marker), progress.share)
+    if by_digest and progress.jobs_done:
+        log.info("%s: %d of %d jobs were done by an earlier run", of.name, progress.jobs_done, len(jobs))
+    failures: list[str] = []
+    if not judge.too_many:
+        for job, summary in _finished(of, list(by_digest.values()), failures, progress):
+            progress.add(job.size, summary.records, summary.seconds)
+            judge.add(summary, progress.share)
+            if judge.too_many:
+                break
+    gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
+    judge.check()
+    if failures or gathered.jobs != len(jobs):
         raise ClusterError(
-            f"{job.stream}: {len(jobs) - len(markers)} of {len(jobs)} shards were not written",
-            "run the same command again",
+            f"{of.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
+            f"{'; '.join(failures[:SHOWN_REASONS]) or 'their markers are gone'}",
+            "what was done stays: run the same command again",
         )
-    work.remove_strays(job.folder, jobs)
-    manifest = _manifest(job, markers)
-    manifest.save(job.folder)
-    _report(job, manifest, items, time.monotonic() - began)
+    work.remove_strays(of.folder, jobs, gathered.entries)
+    manifest = gathered.manifest(of, made_by)
+    manifest.save(of.folder)
+    progress.close(manifest)
     return manifest
 
 
-def _finished(job: StreamJob, jobs: list[ShardJob], missing: list[ShardJob], began: float) -> Iterator[dict[str, int]]:
-    """Run the graph over the missing shards and give a row for each as it is written."""
-    if not missing:
+def settings(of: InputWork) -> dict[str, Any]:
+    """Everything beside the input's files that decides what the shards hold."""
+    recipe, pipeline = of.recipe, of.recipe.pipeline
+    found: dict[str, Any] = {
+        "pipeline_version": PIPELINE_VERSION,
+        "stream": of.stream,
+        "input": of.source.model_dump(mode="json"),
+        "shard_samples": pipeline.shard_samples,
+        "tokenizer_sha256": of.tokenizer.sha256,
+        "max_positions": recipe.model.text.max_positions,
+    }
+    if of.stream == "text":
+        return found | {"text_document_tokens": pipeline.text_document_tokens}
+    return found | {
+        "chat": recipe.data.chat.model_dump(),
+        "image_size": recipe.model.image_size,
+        "image_tokens": recipe.model.image_tokens,
+        "image_ids": recipe.model.image_ids,
+        "jpeg_quality": pipeline.jpeg_quality,
+        "max_image_pixels": pipeline.max_image_pixels,
+        "vq_sha256": sha256_of(recipe.data.vq_weights) if of.stream == "generation" else None,
+        "vq_codes": recipe.model.vq.codes,
+    }
+
+
+class Judge:
+    """Whether too many records are bad."""
+
+    def __init__(self, of: InputWork):
+        self.of, self.records, self.bad, self.expected = of, 0, 0, 0.0
+        self.reasons: list[str] = []
+
+    def add(self, summary: Summary, share_done: float) -> None:
+        """`share_done`: of the input, by bytes."""
+        self.records += summary.records
+        self.bad += summary.bad
+        self.reasons += summary.reasons[: SHOWN_REASONS - len(self.reasons)]
+        self.expected = self.records / share_done
+
+    @property
+    def too_many(self) -> bool:
+        """Whether no hope is left, by what is expected still to come, generously."""
+        return self._beyond(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
+
+    def check(self) -> None:
+        """DataError when too many of the records read are bad."""
+        if self._beyond(self.records):
+            raise DataError(
+                f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
+                f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(self.reasons)}",
+                f"see {self.of.folder}/{QUARANTINE}; repair the source, or raise pipeline.max_bad_share: "
+                "what was done stays",
+            )
+
+    def _beyond(self, records: float) -> bool:
+        return self.bad > self.of.recipe.pipeline.max_bad_share * records
+
+
+def _finished(
+    of: InputWork, jobs: Sequence[ShardJob], failures: list[str], progress: Progress
+) -> Iterator[tuple[ShardJob, Summary]]:
+    """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`."""
+    if not jobs:
         return
-    write = WriteShard(
-        job.folder,
-        job.stream,
-        job.recipe.model,
-        job.tokenizer,
-        [shard.digest for shard in jobs],
-        [len(shard.items) for shard in jobs],
-    )
-    said, shards = began, 0
-    with _whole_blocks():
-        source = ray.data.from_arrow([_block(shard, job.columns) for shard in missing])
-        written = job.graph(source).map_batches(write, batch_format="pyarrow", batch_size=None, zero_copy_batch=True)
-        for row in written.iter_rows():
-            shards += 1
-            if time.monotonic() - said > SAY_EVERY_S:
-                said = time.monotonic()
-                log.info("%s: %d of %d shards", job.stream, shards, len(missing))
-            yield row
-
-
-@contextmanager
-def _whole_blocks() -> Iterator[None]:
-    """Ray Data as the graphs need it: blocks are never cut by their size, and nothing is drawn on the terminal."""
-    context = DataContext.get_current()
-    names = ("target_max_block_size", "enable_progress_bars", "print_on_execution_start")
-    before = {name: getattr(context, name) for name in names}
-    context.target_max_block_size = None
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    ray_log = logging.getLogger("ray.data")
-    level = ray_log.level
-    ray_log.setLevel(logging.ERROR)
+    encoders = EncoderPool.start(of.recipe) if of.stream == "generation" else None
+    shared, waiting, attempts = ray.put(of), deque(jobs), Counter[int]()
+    every = max(1, len(jobs) // EXAMPLE_JOBS)
+    running: dict[ray.ObjectRef, ShardJob] = {}
     try:
-        yield
+        while (waiting or running) and len(failures) < FAILED_JOBS:
+            while waiting and len(running) < JOBS_AHEAD * ray.cluster_resources().get("CPU", 1):
+                job = waiting.popleft()
+                attempts[job.number] += 1
+                running[_do.remote(job, shared, encoders, job.number % every == 0)] = job
+            progress.say()
+            for done in ray.wait(list(running), timeout=POLL_S)[0]:
+                job = running.pop(done)
+                try:
+                    yield job, ray.get(done)
+                except (RayError, JanusError, OSError) as error:
+                    if attempts[job.number] < ATTEMPTS and _may_pass(error):
+                        waiting.append(job)
+                    else:
+                        failures.append(_failure(job, error))
     finally:
-        ray_log.setLevel(level)
-        for name, value in before.items():
-            setattr(context, name, value)
+        for left in running:
+            ray.cancel(left, force=True)
+        if encoders is not None:
+            encoders.stop()
 
 
-def _block(shard: ShardJob, columns: pa.Schema) -> pa.Table:
-    rows = [
-        {"shard": shard.number, "position": position, "reason": "", "head": b"", **sources.to_row(item)}
-        for position, item in enumerate(shard.items)
-    ]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*COMMON, *columns]))
+@ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
+def _do(job: ShardJob, of: InputWork, encoders: EncoderPool | None, with_examples: bool) -> Summary:
+    # There is a marker when an attempt lived long enough to commit, but not to say so.
+    marker = work.load_marker(of.folder, job)
+    if marker is None:
+        marker = run_job(job, of, NearEncoders(encoders) if encoders else None, with_examples)
+    if marker is None:
+        marker = work.load_marker(of.folder, job)
+    assert marker is not None, "an attempt lost against a marker that is not there"
+    return Summary.of(marker)
 
 
-def _allowed(job: StreamJob) -> float:
-    return job.recipe.pipeline.max_bad_share * len(job.items)
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may succeed: our own faults do not pass, a store, a disk or a node may come back."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return isinstance(cause, OSError | RayError | ClusterError)
 
 
-def _check_bad(job: StreamJob, markers: Iterable[Marker], bad: int) -> None:
-    if bad <= _allowed(job):
-        return
-    rejects = [reject for marker in markers for reject in marker.rejects]
-    shown = "; ".join(f"{reject.key}: {reject.reason}" for reject in rejects[:SHOWN_REASONS])
-    raise DataError(
-        f"{job.stream}: {bad} of {len(job.items)} samples are bad, more than pipeline.max_bad_share="
-        f"{job.recipe.pipeline.max_bad_share:g} allows: {shown}",
-        f"see {job.folder}/{QUARANTINE}; repair the source and delete {job.folder}, or raise pipeline.max_bad_share",
-    )
-
-
-def _write_quarantine(job: StreamJob, markers: Iterable[Marker]) -> None:
-    rejects: list[Reject] = [reject for marker in markers for reject in marker.rejects]
-    table = pa.Table.from_pylist([asdict(reject) for reject in rejects], schema=QUARANTINE_SCHEMA)
-    content = io.BytesIO()
-    pq.write_table(table, content)
-    storage.write_whole(f"{job.folder}/{QUARANTINE}", content.getvalue())
-
-
-def _manifest(job: StreamJob, markers: list[Marker]) -> Manifest:
-    model = job.recipe.model
-    return Manifest(
-        version=manifest_file.VERSION,
-        stream=job.stream,
-        samples=sum(marker.shard.samples for marker in markers),
-        tokens=sum(marker.shard.tokens for marker in markers),
-        quarantined=sum(len(marker.rejects) for marker in markers),
-        image_size=model.image_size,
-        image_tokens=model.image_tokens,
-        image_ids=model.image_ids,
-        tokenizer_sha256=job.tokenizer.sha256,
-        vq_sha256=job.vq_sha256,
-        settings=job.settings,
-        shards=ShardTable.of(marker.shard for marker in markers if marker.shard.samples),
-    )
-
-
-def _report(job: StreamJob, manifest: Manifest, items: int, seconds: float) -> None:
-    rate = (
-        f"{items} items in {seconds:.1f} s, {items / max(seconds, 1e-9):.0f}/s" if items else "nothing was left to do"
-    )
-    log.info(
-        "%s: %d samples, %d tokens in %d shards, %d quarantined (%s)",
-        job.stream,
-        manifest.samples,
-        manifest.tokens,
-        len(manifest.shards),
-        manifest.quarantined,
-        rate,
-    )
+def _failure(job: ShardJob, error: Exception) -> str:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, JanusError | OSError | RayError):
+        log.error("%s", "".join(traceback.format_exception(error)))
+    said = str(cause).strip().split("\n")[0]
+    return f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {said}"
 
 
 def sha256_of(path: str) -> str:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipelines import sources
+from data_pipelines.job import crops
+from data_pipelines.prepare import input_work
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data import images, storage
 from janus_dist.data.storage import write_whole
+from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
@@ -28,7 +30,8 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
     """Train on the training images of `pipeline.source`; write `data.vq_weights` and, beside it, `.origin.json`."""
     path = Path(recipe.data.vq_weights)
     pixels = squares(recipe)
-    say(f"{len(pixels)} images of {recipe.pipeline.source}, {recipe.vq_train.steps} steps -> {path}")
+    names = ", ".join(generation_inputs(recipe))
+    say(f"{len(pixels)} images of {names}, {recipe.vq_train.steps} steps -> {path}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)
         vq = vq_model.build(vq_config(recipe.model))
@@ -36,7 +39,7 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
     save_vq(vq, path)
     record = {
         "command": command,
-        "source": recipe.pipeline.source,
+        "inputs": {name: recipe.pipeline.inputs[name].model_dump(mode="json") for name in generation_inputs(recipe)},
         "images": len(pixels),
         "images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
         "image_size": recipe.model.image_size,
@@ -52,18 +55,18 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
 
 
 def squares(recipe: BaseRecipe) -> Tensor:
-    """[image, 3, side, side] uint8: the source's images as the generation stream crops them; bad ones are left out."""
-    limits, side = images.Limits.of(recipe.pipeline), recipe.model.image_size
-    found = []
-    for item in sources.items("generation", recipe.pipeline):
-        assert isinstance(item, sources.Caption)
-        try:
-            image = images.load(storage.read(item.image), limits)
-        except (DataError, OSError):
-            continue  # the pipelines put it into the quarantine table, with the reason
-        found.append(np.asarray(images.resize_and_crop(image, side)))
+    """[image, 3, side, side] uint8: the images of generation inputs as they are cropped; bad ones are left out."""
+    found: list[NDArray[np.uint8]] = []
+    for name in generation_inputs(recipe):
+        found += crops(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
     if len(found) < 2:
-        raise DataError(
-            f"pipeline.source={recipe.pipeline.source} has {len(found)} images to train on, at least 2 are needed"
-        )
+        raise DataError(f"the generation inputs have {len(found)} images to train on, at least 2 are needed")
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+
+
+def generation_inputs(recipe: BaseRecipe) -> list[str]:
+    """Names of the inputs of the generation stream; DataError when there is none."""
+    found = [name for name, stream in recipe.pipeline.streams.items() if stream == "generation"]
+    if not found:
+        raise DataError("pipeline.inputs has no input of the generation stream, there are no images to train on")
+    return found

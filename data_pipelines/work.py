@@ -1,33 +1,45 @@
-"""Shard jobs: a stream's items cut into shards before the run, and the commit markers of those that are done.
+"""Shard jobs: an input cut into pieces of work before the run, and the commit markers of those that are done.
 
-Invariants: the cut depends on the items and the settings alone; a marker is written after its shard and index and names
-their digests, so a shard with a marker of the same job is whole and holds exactly that job's items.
+Invariants: the cut depends on the input and the settings alone. A job's shards are written under names of that attempt
+alone and count only by its marker, which is created once and for all: of several attempts, at the same time or after
+each other, one is counted, and no reader ever sees bytes of two.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import uuid
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
-from data_pipelines.sources import Item
-from janus_dist.config.mix import Stream
+from data_pipelines.record import Unit
 from janus_dist.data import storage
-from janus_dist.data.inspect import COMMITS, Reject
-from janus_dist.data.shard import ShardEntry
+from janus_dist.data.inspect import COMMITS, Example, Reject
+from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
+
+LISTERS = 32
+"""Markers that are read at once."""
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The work for one shard."""
+    """The work for one shard, or a few where a unit cannot be cut."""
 
     number: int
-    items: tuple[Item, ...]
+    """In the order of the input, which is the order of the manifest."""
+    units: tuple[Unit, ...]
+    limit: int | None
+    """Records to read at most."""
     digest: str
-    """sha256 of the settings and the items: two jobs with the same digest make the same shard."""
+    """sha256 of settings, units and limit: two jobs with the same digest make the same samples."""
 
     @property
-    def name(self) -> str:
-        return shard_name(self.number)
+    def size(self) -> int:
+        """Bytes of input."""
+        return sum(unit.size for unit in self.units)
 
 
 @dataclass(frozen=True)
@@ -36,69 +48,146 @@ class Marker:
 
     job: str
     """Digest of the job."""
-    items: int
-    shard: ShardEntry
+    number: int
+    attempt: str
+    records: int
+    """That were read, good and bad."""
+    shards: tuple[ShardEntry, ...]
     rejects: tuple[Reject, ...]
+    dropped: Mapping[str, int]
+    """Records that each rule left out."""
+    histograms: Mapping[str, Mapping[str, int]]
+    """Of width, height, aspect and caption_chars: lower edge of a bin -> records."""
+    examples: tuple[Example, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By step; what the job's process waited for or did."""
+
+    @property
+    def samples(self) -> int:
+        return sum(entry.samples for entry in self.shards)
 
 
-def shard_name(number: int) -> str:
-    """`shard-00000` and so on."""
-    return f"shard-{number:05d}"
+def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int | None) -> list[ShardJob]:
+    """Jobs of at least `shard_samples` records where units say how many they hold, else of one unit.
+
+    With a `limit`, so many records in all, from the beginning of as few jobs as hold them.
+    """
+    groups: list[list[Unit]] = []
+    open_for = 0
+    for unit in units:
+        if unit.records is not None and 0 < unit.records <= open_for:
+            groups[-1].append(unit)
+            open_for -= unit.records
+            continue
+        groups.append([unit])
+        open_for = max(0, shard_samples - unit.records) if unit.records is not None else 0
+    if limit is None:
+        return [_job(number, group, None, settings) for number, group in enumerate(groups)]
+    groups = groups[: -(-limit // shard_samples)]
+    shares = [limit // len(groups) + (number < limit % len(groups)) for number in range(len(groups))]
+    return [_job(number, group, shares[number], settings) for number, group in enumerate(groups)]
 
 
-def cut(items: list[Item], shard_samples: int, settings: dict[str, Any]) -> list[ShardJob]:
-    """Jobs of `shard_samples` items each, the last one of what is left."""
-    return [
-        ShardJob(
-            number, tuple(items[start : start + shard_samples]), _digest(settings, items[start : start + shard_samples])
-        )
-        for number, start in enumerate(range(0, len(items), shard_samples))
-    ]
+def attempt_name() -> str:
+    """A name that no other attempt has."""
+    return uuid.uuid4().hex[:12]
 
 
-def save_marker(folder: str, marker: Marker) -> None:
-    """Commit a shard: write `FOLDER/commits/SHARD.json`, last of all its files."""
+def shard_name(job: ShardJob, part: int, attempt: str) -> str:
+    """`000012-00-ATTEMPT`: job, part of it, and the attempt that wrote it."""
+    return f"{job.number:06d}-{part:02d}-{attempt}"
+
+
+def commit(folder: str, marker: Marker) -> bool:
+    """Make a job's shards count; False, and its shards removed, when another attempt did so before."""
     values = asdict(marker)
     for reject in values["rejects"]:
-        reject["head"] = reject["head"].hex()
-    storage.write_whole(_path(folder, marker.shard.name), json.dumps(values, sort_keys=True).encode())
+        reject["head"] = b64encode(reject["head"]).decode()
+    for example in values["examples"]:
+        example["image"] = b64encode(example["image"]).decode()
+    if storage.create(_path(folder, marker.job), json.dumps(values, sort_keys=True).encode()):
+        return True
+    # A request whose answer got lost is sent again, and then finds its own marker: that is no other attempt's.
+    if json.loads(storage.read(_path(folder, marker.job)))["attempt"] == marker.attempt:
+        return True
+    for entry in marker.shards:
+        for name in _files(entry):
+            storage.remove(f"{folder}/{name}")
+    return False
 
 
 def load_marker(folder: str, job: ShardJob) -> Marker | None:
-    """The marker of a job that is done; None when it has to be done (again)."""
+    """The marker of a job; None when there is none, or none of this program's."""
     try:
-        values = json.loads(storage.read(_path(folder, job.name)))
-        marker = Marker(
-            job=values["job"],
-            items=values["items"],
-            shard=ShardEntry.from_json(values["shard"]),
-            rejects=tuple(Reject(**reject | {"head": bytes.fromhex(reject["head"])}) for reject in values["rejects"]),
+        values = json.loads(storage.read(_path(folder, job.digest)))
+        shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
+        rejects = tuple(Reject(**one | {"head": b64decode(one["head"])}) for one in values.pop("rejects"))
+        examples = tuple(
+            Example(**one | {"image": b64decode(one["image"]), "vq_ids": tuple(one["vq_ids"])})
+            for one in values.pop("examples")
         )
-        index = storage.read(f"{folder}/{job.name}.index.npy")
+        marker = Marker(**values, shards=shards, rejects=rejects, examples=examples)
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    same = marker.job == job.digest and hashlib.sha256(index).hexdigest() == marker.shard.index_sha256
-    return marker if same and storage.size(f"{folder}/{job.name}.tar") == marker.shard.bytes else None
+    return marker if marker.job == job.digest else None
 
 
-def remove_strays(folder: str, jobs: list[ShardJob]) -> None:
-    """Remove shards of an earlier cut that are no job's any more; a plain tar reader would take them for data."""
-    for sub, endings in (("", (".tar", ".index.npy")), (f"/{COMMITS}", (".json",))):
-        kept = {f"{job.name}{ending}" for job in jobs for ending in endings}
-        for name in storage.names(f"{folder}{sub}"):
-            if name.startswith("shard-") and name.endswith(endings) and name not in kept:
-                storage.remove(f"{folder}{sub}/{name}")
+def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
+    """The markers of jobs that have one, in the order of the jobs; some are read ahead, not all."""
+    with ThreadPoolExecutor(LISTERS) as pool:
+        for start in range(0, len(jobs), 8 * LISTERS):
+            found = pool.map(partial(load_marker, folder), jobs[start : start + 8 * LISTERS])
+            yield from (marker for marker in found if marker is not None)
 
 
-def stream_folder(root: str, stream: Stream) -> str:
-    """Where a stream's shards are."""
-    return f"{root}/{stream}"
+def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
+    """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
+    sizes = storage.sizes(folder)
+    committed = set(storage.names(f"{folder}/{COMMITS}"))
+    known = [job for job in jobs if f"{_name(job.digest)}.json" in committed]
+    whole: set[str] = set()
+    for marker in markers(folder, known):
+        if all(_is_whole(entry, sizes) for entry in marker.shards):
+            whole.add(marker.job)
+            yield marker
+    for job in known:
+        if job.digest not in whole:
+            storage.remove(_path(folder, job.digest))
 
 
-def _path(folder: str, name: str) -> str:
-    return f"{folder}/{COMMITS}/{name}.json"
+def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:
+    """Remove shards of attempts that do not count and markers of another cut.
+
+    A plain tar reader would take the former for data.
+    """
+    kept = {name for entry in entries for name in _files(entry)}
+    for name in storage.names(folder):
+        if name.endswith((".tar", ".index.npy")) and name not in kept:
+            storage.remove(f"{folder}/{name}")
+    kept = {f"{_name(job.digest)}.json" for job in jobs}
+    for name in storage.names(f"{folder}/{COMMITS}"):
+        if name not in kept:
+            storage.remove(f"{folder}/{COMMITS}/{name}")
 
 
-def _digest(settings: dict[str, Any], items: list[Item]) -> str:
-    content = json.dumps([settings, [asdict(item) for item in items]], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+def _is_whole(entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
+    tar, index = _files(entry)
+    index_bytes = INDEX_HEADER_BYTES + entry.samples * INDEX_DTYPE.itemsize
+    return sizes.get(tar) == entry.bytes and sizes.get(index) == index_bytes
+
+
+def _files(entry: ShardEntry) -> tuple[str, str]:
+    return f"{entry.name}.tar", f"{entry.name}.index.npy"
+
+
+def _path(folder: str, digest: str) -> str:
+    return f"{folder}/{COMMITS}/{_name(digest)}.json"
+
+
+def _name(digest: str) -> str:
+    return digest[:32]
+
+
+def _job(number: int, units: Sequence[Unit], limit: int | None, settings: Mapping[str, Any]) -> ShardJob:
+    content = json.dumps([settings, [asdict(unit) for unit in units], limit], sort_keys=True)
+    return ShardJob(number, tuple(units), limit, hashlib.sha256(content.encode()).hexdigest())

@@ -50,6 +50,23 @@ def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str
     return load(kind, files or defaults, overrides)
 
 
+def take_number(arguments: Sequence[str], option: str) -> tuple[list[str], int | None]:
+    """(other arguments, N) of a command line with `OPTION N` or `OPTION=N`, None without; ConfigError at no number."""
+    rest, found = list(arguments), None
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name != option:
+            continue
+        taken = [argument] if equals else [*arguments[place : place + 2]]
+        text = value if equals else "".join(taken[1:])
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(f"{option} takes a whole number above 0, got {text!r}", f"write {option} 200")
+        rest[place : place + len(taken)] = []
+        found = int(text)
+        break
+    return rest, found
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Recipe files and overrides of a command line. Raises ConfigError at options: there are none."""
     options = [argument for argument in arguments if argument.startswith("-")]

@@ -2,16 +2,18 @@
 
     python jobs/tokenize.py                                        # the embedded default, on a local Ray
     python jobs/tokenize.py RECIPE.yaml ... [key.path=value ...]   # your own
-    ray job submit -- python jobs/tokenize.py                      # on a cluster
+    python jobs/tokenize.py RECIPE.yaml ... --limit 200            # of 200 records of each input, into ROOT-first-200
+    ray job submit -- python jobs/tokenize.py RECIPE.yaml ...      # on a cluster
 
-The same command again goes on where it was interrupted; streams with a manifest are left as they are.
+The same command again goes on where it was interrupted; inputs with a manifest are left as they are.
 """
 
 import _start  # noqa: F401, I001
 
+import sys
 from pathlib import Path
 
-from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.cli import recipe_from_args, run_job, take_number
 from janus_dist.config.recipe import BaseRecipe
 from data_pipelines.prepare import prepare_data
 
@@ -19,7 +21,8 @@ DEFAULTS = [Path(__file__).parent / "recipes" / "tiny" / "base.yaml"]
 
 
 def main() -> None:
-    prepare_data(recipe_from_args(BaseRecipe, DEFAULTS).recipe)
+    arguments, limit = take_number(sys.argv[1:], "--limit")
+    prepare_data(recipe_from_args(BaseRecipe, DEFAULTS, arguments).recipe, limit)
 
 
 if __name__ == "__main__":

@@ -11,3 +11,8 @@ def png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """[height, width, 3] uint8 random pixels."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

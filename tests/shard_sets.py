@@ -81,11 +81,9 @@ def write_quarantine(folder: Path, *rejects: tuple[str, str, str, bytes]) -> Non
     (folder / "quarantine.parquet").write_bytes(content.getvalue())
 
 
-def write_markers(folder: Path, *items: int) -> None:
-    """Commit markers of shards that had so many items."""
-    (folder / "commits").mkdir(parents=True, exist_ok=True)
-    for number, one in enumerate(items):
-        (folder / "commits" / f"shard-{number:05d}.json").write_text(json.dumps({"items": one}))
+def write_stats(folder: Path, records: int, **counted: dict) -> None:
+    """What the pipeline counted."""
+    (folder / "stats.json").write_text(json.dumps({"records": records, "dropped": {}, "histograms": {}} | counted))
 
 
 def write_root(folder: Path) -> Tokenizer:
@@ -100,7 +98,7 @@ def write_root(folder: Path) -> Tokenizer:
     write_set(root / "generation", "generation", words, *generated, quarantined=3)
     rejects = [("a.png", "a", "too small: 5x5 pixels", b"\x89PNG\x00"), ("b.png", "b", "too small: 6x6 pixels", b"")]
     write_quarantine(root / "generation", *rejects, ("c.png", "c", "empty: no words", b"  "))
-    write_markers(root / "generation", 5, 3)
+    write_stats(root / "generation", 8)
     return words
 
 

@@ -1,4 +1,4 @@
-"""Where the data is, how the pipelines make it, how it is packed into steps."""
+"""Where the data is, and how it is read and packed into steps."""
 
 from collections import Counter
 from typing import Literal
@@ -72,27 +72,6 @@ class DataConfig(Config):
         faults += [f"sources: {name!r} is there {number} times" for name, number in counts.items() if number > 1]
         refuse(faults)
         return self
-
-
-class PipelineConfig(Config):
-    """What `jobs/tokenize.py` reads and how it cuts it."""
-
-    source: Literal["easy-vqa"] = "easy-vqa"
-    """`easy-vqa`: the data set of the Python package of that name, its training split."""
-    shard_samples: PositiveInt = 1_000
-    """Samples in one shard, which is also one unit of work."""
-    text_document_tokens: PositiveInt = 2_048
-    """Longer documents are cut into pieces of at most this many tokens."""
-    min_image_side: PositiveInt = 14
-    """Images with a shorter side are quarantined."""
-    max_image_aspect: float = Field(default=8.0, ge=1.0)
-    """Images longer than this many times their short side are quarantined."""
-    max_image_pixels: PositiveInt = 178_956_970
-    """Larger images are quarantined before they are decoded (Pillow's own limit for decompression bombs)."""
-    max_bad_share: float = Field(default=0.01, ge=0.0, le=1.0)
-    """The run fails when more than this share of the samples was quarantined."""
-    encode_batch: PositiveInt = 64
-    """Images that the VQ tokenizer encodes at once."""
 
 
 class CostConfig(Config):

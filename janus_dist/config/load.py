@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -76,7 +76,8 @@ def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     found: list[str] = []
     for name, field in kind.model_fields.items():
         section = _section(field.annotation)
-        found += keys(section, f"{prefix}{name}.") if section else [prefix + name]
+        inner = f"{prefix}{name}.NAME." if _by_name(field.annotation) else f"{prefix}{name}."
+        found += keys(section, inner) if section else [prefix + name]
     return found
 
 
@@ -103,15 +104,24 @@ def _written(setting: Setting, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """The settings class of a section, or of each section in a mapping by name."""
+    inner = get_args(annotation)[1] if _by_name(annotation) else annotation
+    return inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+
+
+def _by_name(annotation: Any) -> bool:
+    return get_origin(annotation) is dict and _section(get_args(annotation)[1]) is not None
 
 
 def _section_at(kind: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel]:
-    for name in path:
+    names = iter(path)
+    for name in names:
         field = kind.model_fields.get(str(name))
         section = _section(field.annotation) if field else None
-        if section is None:
+        if field is None or section is None:
             break
+        if _by_name(field.annotation):
+            next(names, None)
         kind = section
     return kind
 

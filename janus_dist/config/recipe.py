@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import PositiveInt, model_validator
 
 from janus_dist.config.base import Config, refuse
-from janus_dist.config.data import BatchConfig, DataConfig, PipelineConfig
+from janus_dist.config.data import BatchConfig, DataConfig
 from janus_dist.config.evaluate import EvaluateConfig, VqTrainConfig
 from janus_dist.config.mix import MixConfig, mix_faults
 from janus_dist.config.model import ModelConfig
+from janus_dist.config.pipeline import PipelineConfig
 from janus_dist.config.train import ClusterConfig, EngineConfig, MonitorConfig, OptimConfig, TrainConfig
 
 

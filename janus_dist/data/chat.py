@@ -2,58 +2,151 @@
 
 The format is DeepSeek's (`conversation.py` and `processing_vlm.py` of deepseek-ai/Janus, sft_format "deepseek"):
 messages are `ROLE: text`, an empty line follows the user's, end-of-sentence the assistant's, and an image stands as
-begin_of_image, placeholder, end_of_image at the start of the first question. Invariant: a prompt built for asking is a
-prefix of the document built for training.
+begin_of_image, placeholder, end_of_image where its mark is. Between two special tokens text is encoded in one piece.
+Invariants: a prompt built for asking is a prefix of the document built for training; no text of a user becomes a
+special token, only a role whose name is one (`<|User|>` of Janus-Pro).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from janus_dist.config.data import ChatConfig
 from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.errors import DataError
 
 Span = tuple[int, int]
+IMAGE_MARK = "<image>"
+"""Stands for an image in a text, as LLaVA writes it."""
+ENCODED_CHARS = 16_384
+"""Of a text are encoded at once: the tokenizer keeps 600 bytes for each, and is slower the more there are."""
+WORD_CHARS = 65_536
+"""A text that has no white space for so long is cut between two characters, which changes a few ids there."""
+WORD_START = re.compile(r"(?<=\S)\s")
 
 
 def understanding_ids(
-    tokenizer: Tokenizer, chat: ChatConfig, turns: Sequence[tuple[str, str | None]], num_images: int
+    tokenizer: Tokenizer,
+    chat: ChatConfig,
+    turns: Sequence[tuple[str, str | None]],
+    num_images: int,
+    system_prompt: str | None = None,
 ) -> tuple[list[int], list[Span]]:
     """(ids, answer spans) of a conversation of (question, answer) turns about `num_images` images.
 
-    One placeholder id stands for each image. An answer of None ends the ids after `Assistant:`. Spans cover the answer
-    and its end-of-sentence.
+    One placeholder id stands for each image, at its mark in a question or, without marks, before the first question.
+    An answer of None ends the ids after `Assistant:`. Spans cover the answer and its end-of-sentence. `system_prompt`
+    stands in for the chat's own. DataError when there is another number of marks than of images.
     """
-    ids = [tokenizer.bos]
+    ids: list[int] = []
     spans: list[Span] = []
-    text = f"{chat.system_prompt}\n\n" if chat.system_prompt else ""
-    for number, (question, answer) in enumerate(turns):
-        # text between two special tokens is encoded in one piece, as the official processor does; the answer's space
-        # opens a new word in any byte-level tokenizer, so cutting before it changes no id
-        text += f"{chat.user}: "
-        if number == 0:
-            for _ in range(num_images):
-                ids += [*tokenizer.encode(text), tokenizer.boi, tokenizer.image, tokenizer.eoi]
-                text = "\n"
-        ids += tokenizer.encode(f"{text}{question.strip()}\n\n{chat.assistant}:")
-        text = ""
+    system_prompt = chat.system_prompt if system_prompt is None else system_prompt
+    parts: list[str | int] = [tokenizer.bos, f"{system_prompt}\n\n" if system_prompt else ""]
+    for question, answer in with_marks(turns, num_images):
+        question_parts = _with_images(tokenizer, question.strip())
+        parts += [tokenizer.role(chat.user), ": ", *question_parts, "\n\n", tokenizer.role(chat.assistant), ":"]
         if answer is not None:
+            # The answer's space opens a new word in any byte-level tokenizer, so cutting before it changes no id.
+            ids += _encoded(tokenizer, parts)
             start = len(ids)
             ids += [*tokenizer.encode(f" {answer.strip()}"), tokenizer.eos]
             spans.append((start, len(ids)))
-    return ids, spans
+            parts = []
+    return ids + _encoded(tokenizer, parts), spans
+
+
+def with_marks(turns: Sequence[tuple[str, str | None]], num_images: int) -> Sequence[tuple[str, str | None]]:
+    """The same turns with a mark for each image: where they are, else each on a line before the first question.
+
+    DataError when there are others than images, or one in an answer, where no image can be.
+    """
+    for number, (_, answer) in enumerate(turns):
+        if IMAGE_MARK in (answer or ""):
+            raise DataError(f"images: the mark {IMAGE_MARK} is in answer {number}")
+    (question, answer), *others = turns
+    if _marks_are_missing((question for question, _ in turns), num_images):
+        return [(f"{IMAGE_MARK}\n" * num_images + question.strip(), answer), *others]
+    return turns
+
+
+def plain_ids(tokenizer: Tokenizer, text: str, num_images: int) -> tuple[list[int], list[Span]]:
+    """(ids, answer spans) of a text with images as it stands between begin- and end-of-sentence, without roles.
+
+    Images are at their marks or, without marks, before the text (`<image><text>` in Janus, section 3.2). Spans cover
+    all text and end-of-sentence. DataError when there is another number of marks than of images.
+    """
+    text = text.strip()
+    if _marks_are_missing([text], num_images):
+        text = IMAGE_MARK * num_images + text
+    ids: list[int] = [tokenizer.bos]
+    spans: list[Span] = []
+    *parts, last = _with_images(tokenizer, text)
+    for part in parts:
+        start = len(ids)
+        ids += _encoded(tokenizer, [part])
+        if isinstance(part, str) and part:
+            spans.append((start, len(ids)))
+    start = len(ids)
+    ids += [*_encoded(tokenizer, [last]), tokenizer.eos]
+    return ids, [*spans, (start, len(ids))]
 
 
 def generation_prompt_ids(tokenizer: Tokenizer, chat: ChatConfig, caption: str) -> list[int]:
     """Ids of a prompt for an image; its VQ ids follow the last id, begin_of_image."""
-    text = f"{chat.user}: {caption.strip()}\n\n{chat.assistant}:"
-    return [tokenizer.bos, *tokenizer.encode(text), tokenizer.boi]
+    user, assistant = tokenizer.role(chat.user), tokenizer.role(chat.assistant)
+    return _encoded(tokenizer, [tokenizer.bos, user, f": {caption.strip()}\n\n", assistant, ":", tokenizer.boi])
 
 
-def text_ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[list[int]]:
-    """Documents of at most `max_tokens` ids (3 or more), begin and end included, that together hold the whole text.
+def text_ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[NDArray[np.uint32]]:
+    """The ids of a document with begin and end, in pieces of at most `max_tokens` (2 or more); none for an empty text.
 
-    No document for an empty text.
+    A piece begins with the id that the one before ends with, where it is context alone (as the plan cuts text too), so
+    that every id but begin is a label once, and end is learned where the document ends only.
     """
-    ids = tokenizer.encode(text)
-    piece = max_tokens - 2
-    assert piece > 0, f"max_tokens={max_tokens} leaves no room between begin and end"
-    return [[tokenizer.bos, *ids[start : start + piece], tokenizer.eos] for start in range(0, len(ids), piece)]
+    assert max_tokens > 1, f"max_tokens={max_tokens} leaves no room for a token and the one before it"
+    if not text:
+        return []
+    encoded = (np.array(tokenizer.encode(part), dtype=np.uint32) for part in _parts(text))
+    ids = np.concatenate([np.array([tokenizer.bos], np.uint32), *encoded, np.array([tokenizer.eos], np.uint32)])
+    return [ids[start : start + max_tokens] for start in range(0, len(ids) - 1, max_tokens - 1)]
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text cut where white space begins, which changes no id of a byte-level tokenizer."""
+    start = 0
+    while len(text) - start > ENCODED_CHARS:
+        found = WORD_START.search(text, start + ENCODED_CHARS, start + WORD_CHARS)
+        stop = found.start() if found else min(start + WORD_CHARS, len(text))
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _marks_are_missing(texts: Iterable[str], num_images: int) -> bool:
+    """Whether images have to be put before the text; DataError when only some of them have a mark, or more do."""
+    marks = sum(text.count(IMAGE_MARK) for text in texts)
+    if marks in (0, num_images):
+        return marks != num_images
+    raise DataError(f"images: {marks} marks in the text for {num_images} images")
+
+
+def _with_images(tokenizer: Tokenizer, text: str) -> list[str | int]:
+    """Texts, possibly empty, and the ids of the images between them."""
+    first, *others = text.split(IMAGE_MARK)
+    image = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
+    return [first, *(part for other in others for part in (*image, other))]
+
+
+def _encoded(tokenizer: Tokenizer, parts: Sequence[str | int]) -> list[int]:
+    """Ids of texts and special tokens: texts that stand beside each other are one."""
+    ids: list[int] = []
+    text = ""
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+        else:
+            ids += [*tokenizer.encode(text), part]
+            text = ""
+    return ids + tokenizer.encode(text)

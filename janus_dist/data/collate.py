@@ -18,11 +18,9 @@ from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, learned
+from janus_dist.data.sample import JPEG, GenerationSample, Sample, TextSample, UnderstandingSample, learned
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
-
-JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,8 @@ def decode_images(encoded: Sequence[bytes], out: NDArray[np.uint8]) -> None:
     try:
         for image, place in zip(encoded, out, strict=True):
             if image.startswith(JPEG):
-                simplejpeg.decode_jpeg(image, "RGB", buffer=place)  # Pillow's pixels in two thirds of the time
+                # Pillow's pixels in two thirds of the time; a smaller image takes the beginning of the buffer only
+                _check_shape(simplejpeg.decode_jpeg(image, "RGB", buffer=place).shape, place.shape)
             else:
                 _decode_by_pillow(image, place)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
@@ -167,9 +166,13 @@ def decode_images(encoded: Sequence[bytes], out: NDArray[np.uint8]) -> None:
 def _decode_by_pillow(encoded: bytes, out: NDArray[np.uint8]) -> None:
     with Image.open(io.BytesIO(encoded)) as image:
         pixels = np.asarray(image.convert("RGB"))
-    if pixels.shape != out.shape:
-        raise ValueError(f"it is {pixels.shape[1]}x{pixels.shape[0]}, the model takes {out.shape[1]}x{out.shape[0]}")
+    _check_shape(pixels.shape, out.shape)
     out[:] = pixels
+
+
+def _check_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ValueError(f"it is {found[1]}x{found[0]}, the model takes {expected[1]}x{expected[0]}")
 
 
 def _joined_images(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -2,58 +2,97 @@
 
 The arithmetic is the official processor's (`image_processing_vlm.py` of deepseek-ai/Janus): sides are rounded down,
 resizing is bicubic with antialiasing on the 8-bit image, padding is RGB 127, centred. Invariant: whatever the bytes
-are, `load` returns an RGB image or raises DataError with a reason; it never exhausts memory and never runs what it
-reads.
+are, `load` returns an RGB image or raises DataError with a reason; it decodes no more pixels than it is told and runs
+no other program.
 """
 
 import io
+import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from janus_dist.config.data import PipelineConfig
 from janus_dist.errors import DataError
 
+# Pillow tries every format that it knows otherwise; that of EPS starts Ghostscript.
+READERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile, TiffImageFile, AvifImageFile)
+FORMATS = tuple(reader.format for reader in READERS if reader.format)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each core has a job of its own
+
 PADDING = (127, 127, 127)
-MIN_RESIZED_SIDE = 14
+WHITE = (255, 255, 255)
+MIN_SIDE = 14
+"""`min_size` of the official processor: sides that would become shorter are stretched to it, so what a picture shows is
+distorted. Pictures that have less to begin with show nothing."""
+MAX_ASPECT = 20
+"""At 384 pixels the short side falls below MIN_SIDE from 27:1 on; near that there are rulers, banners, page breaks."""
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit for decompression bombs, and that of recipes."""
+MAX_SCANS = 20
+"""Of a JPEG with the most pixels; libjpeg's own progressive files have 10, a few kilobytes can hold thousands."""
+START_OF_SCAN = re.compile(b"\xff\xda")  # counts three times as fast as bytes.count
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes an orientation (EXIF 2.3, tag 0x0112)."""
+SWAPPING = (5, 6, 7, 8)
+"""Orientations under which width and height are swapped."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What an image must keep within."""
-
-    min_side: int
-    max_aspect: float
-    max_pixels: int
-
-    @classmethod
-    def of(cls, config: PipelineConfig) -> "Limits":
-        return cls(config.min_image_side, config.max_image_aspect, config.max_image_pixels)
-
-
-def load(encoded: bytes, limits: Limits) -> Image.Image:
+def load(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB image in `encoded`, upright; DataError with the reason when it cannot or must not be used."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below is ours
-            image = Image.open(io.BytesIO(encoded))
-            _check(image.size, limits)  # from the header, before anything is decoded
-            image.seek(0)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError("does not decode: no image format is recognised") from error
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
-        raise DataError(f"does not decode: {type(error).__name__}: {error}") from error
+    return decode(peek(encoded, max_pixels))
+
+
+def peek(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in `encoded` of which only the header is read, for `size` and `decode`; DataError as `load`."""
+    if not encoded:
+        raise DataError("empty: the file has no bytes")
+    with _reasons():
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        _check(image, encoded, max_pixels)
+        return image
+
+
+def size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) in pixels as the image is to be looked at, from its header."""
+    # Pillow turns a TIFF itself, and a PNG may hold its orientation behind its pixels, which are not decoded here.
+    is_as_stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+    width, height = image.size
+    return (height, width) if is_as_stored and _orientation(image) in SWAPPING else (width, height)
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """The pixels of what `peek` found: the first frame, upright, as 8-bit RGB; DataError as `load`."""
+    with _reasons():
+        image.load()
+        orientation = _orientation(image)
+        image = _to_rgb(image)
+        return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def pad_to_square(image: Image.Image, side: int) -> Image.Image:
     """Long side to `side` pixels, the short one padded with RGB 127 on both sides (understanding)."""
     long = max(image.size)
-    width, height = (max(int(length / long * side), MIN_RESIZED_SIDE) for length in image.size)
+    width, height = (max(int(length / long * side), MIN_SIDE) for length in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (side, side), PADDING)
     square.paste(resized, ((side - width) // 2, (side - height) // 2))
@@ -61,36 +100,79 @@ def pad_to_square(image: Image.Image, side: int) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, side: int) -> Image.Image:
-    """Short side to `side` pixels, the long one cropped at the centre (generation; the paper does not say where)."""
+    """Short side to `side` pixels, the long one cropped at the centre (generation; the paper does not say where).
+
+    Only the square in the middle of the image is resized, with its neighbours at its edges: what is cropped off costs
+    no time, and the square is of whole pixels of the image.
+    """
     short = min(image.size)
-    width, height = (max(int(length / short * side), side) for length in image.size)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - side) // 2, (height - side) // 2
-    return resized.crop((left, top, left + side, top + side))
+    left, top = ((length - short) // 2 for length in image.size)
+    box = (left, top, left + short, top + short)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
-def to_png(image: Image.Image) -> bytes:
-    """Lossless bytes of an RGB image, the same for the same pixels."""
+def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
+    """JPEG bytes of an RGB image, lossless PNG when the quality is None; the same for the same pixels.
+
+    Colour is kept at full resolution (4:4:4): coloured text and lines of charts, a pixel wide at 384, are grey at half.
+    """
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=6)
+    if jpeg_quality is None:
+        image.save(buffer, "PNG", compress_level=6)
+    else:
+        image.save(buffer, "JPEG", quality=jpeg_quality, subsampling="4:4:4")
     return buffer.getvalue()
 
 
-def _check(size: tuple[int, int], limits: Limits) -> None:
-    short, long = min(size), max(size)
-    if short < max(1, limits.min_side):
-        raise DataError(f"too small: {size[0]}x{size[1]} pixels, the short side must have {limits.min_side}")
-    if size[0] * size[1] > limits.max_pixels:
-        raise DataError(f"too large: {size[0]}x{size[1]} pixels, at most {limits.max_pixels} are decoded")
-    if long / short > limits.max_aspect:
-        raise DataError(f"too long: {size[0]}x{size[1]} pixels, at most {limits.max_aspect:g}:1 is allowed")
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """What Pillow raises as DataError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images and odd metadata; what is refused is decided here
+            yield
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError("does not decode: no image format is recognised") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"too large: {error}") from error
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
+        raise DataError(f"does not decode: {type(error).__name__}: {error}") from error
+
+
+def _check(image: Image.Image, encoded: bytes, max_pixels: int) -> None:
+    width, height = image.size
+    short, long = min(image.size), max(image.size)
+    if short < MIN_SIDE:
+        raise DataError(f"too small: {width}x{height} pixels, the short side must have {MIN_SIDE}")
+    if width * height > max_pixels:
+        raise DataError(f"too large: {width}x{height} pixels, at most {max_pixels} are decoded")
+    if long / short > MAX_ASPECT:
+        raise DataError(f"too narrow: {width}x{height} pixels, at most {MAX_ASPECT}:1 is allowed")
+    # In compressed pixels 0xff is always followed by something else: what is counted are scans, and few in metadata.
+    scans = len(START_OF_SCAN.findall(encoded)) if image.format in ("JPEG", "MPO") else 0
+    if scans * width * height > MAX_SCANS * max_pixels:
+        raise DataError(f"too many scans: {scans} of {width}x{height} pixels, each is decoded like an image")
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What stands in the file for it, which may be anything that compares."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # metadata that does not decode is no reason to refuse pixels that do
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode: 16-bit scaled down, transparency over white, the first frame of an animation."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    """8-bit RGB of any mode: the high byte of 16 bits, transparency over white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(f"does not decode: nothing says which values of its mode {image.mode} are black and white")
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
+        over_white = Image.new("RGB", image.size, WHITE)
+        over_white.paste(image, mask=image)
+        return over_white
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

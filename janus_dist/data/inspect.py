@@ -28,6 +28,8 @@ from janus_dist.errors import DataError
 
 QUARANTINE = "quarantine.parquet"
 COMMITS = "commits"
+EXAMPLES = "examples.parquet"
+STATS = "stats.json"
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 TOKENS = ".tokens"
 
@@ -57,6 +59,24 @@ class Reject:
     def kind(self) -> str:
         """The reason without its particulars: `too small: 5x5 pixels` is of the kind `too small`."""
         return self.reason.split(":")[0]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record for people to look at: one that was kept, or one that a rule dropped."""
+
+    key: str
+    source: str
+    rule: str
+    """What dropped it; empty when it was kept."""
+    value: str
+    """What the record has instead."""
+    words: str
+    """Caption, or the beginning of a text."""
+    image: bytes
+    """JPEG: the crop as it was encoded, or a small version of what was dropped; empty without an image."""
+    vq_ids: tuple[int, ...]
+    """What the crop was encoded as."""
 
 
 def shard_set_folders(folder: str) -> list[str]:
@@ -192,19 +212,26 @@ def quarantine(folder: str) -> list[Reject] | None:
         raise DataError(f"{path} is not a quarantine table: {error}") from error
 
 
+def examples(folder: str) -> list[Example]:
+    """Records that the pipeline kept for people to look at; none when the table is gone."""
+    try:
+        rows = pq.read_table(io.BytesIO(storage.read(f"{folder}/{EXAMPLES}"))).to_pylist()
+        return [Example(**row | {"vq_ids": tuple(row["vq_ids"])}) for row in rows]
+    except (FileNotFoundError, pa.ArrowException, TypeError, KeyError):
+        return []
+
+
 def kinds(rejects: list[Reject]) -> dict[str, int]:
     """How many were refused for each kind of reason, the most frequent first."""
     return dict(sorted(Counter(reject.kind for reject in rejects).items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def items_read(folder: str) -> int | None:
-    """Items that the pipeline read for a shard set, by the markers of its shards; None when they are gone."""
+def stats(folder: str) -> dict[str, Any] | None:
+    """What the pipeline counted: records, bad ones by kind, dropped ones by rule, histograms; None when it is gone."""
     try:
-        names = [name for name in storage.names(f"{folder}/{COMMITS}") if name.endswith(".json")]
-        items = [json.loads(storage.read(f"{folder}/{COMMITS}/{name}"))["items"] for name in names]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return json.loads(storage.read(f"{folder}/{STATS}"))
+    except (FileNotFoundError, ValueError):
         return None
-    return sum(items) if items else None
 
 
 def summary(shards: ShardSet) -> dict[str, Any]:

@@ -82,11 +82,14 @@ def _check_record(sample: Sample, record: np.void, rules: Rules) -> Iterator[str
 def _check_text(sample: TextSample, rules: Rules) -> Iterator[str]:
     tokenizer, ids = rules.tokenizer, sample.ids
     if len(ids) < 2:
-        yield f"ids: {len(ids)}; a document has a begin and an end"
+        yield f"ids: {len(ids)}; nothing in it is learned"
     elif tokenizer is not None:
-        yield from _check_ids(ids, tokenizer)
-        if int(ids[-1]) != tokenizer.eos:
-            yield f"ends with id {int(ids[-1])}, not with end-of-sentence ({tokenizer.eos})"
+        # A piece of a long document may lack its begin or its end; none has them elsewhere.
+        yield from _check_known(ids, tokenizer)
+        if (ids[1:] == tokenizer.bos).any():
+            yield f"begin-of-sentence ({tokenizer.bos}) stands within it"
+        if (ids[:-1] == tokenizer.eos).any():
+            yield f"end-of-sentence ({tokenizer.eos}) stands within it"
         placeholders = int((ids == tokenizer.image).sum())
         if placeholders:
             yield f"image placeholders in a text: {placeholders}"
@@ -127,10 +130,14 @@ def _check_generation(sample: GenerationSample, rules: Rules) -> Iterator[str]:
         yield f"VQ id {int(vq_ids.max())}, the VQ tokenizer has {rules.codes} codes"
 
 
-def _check_ids(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
+def _check_known(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
     outside = ids[ids >= tokenizer.size]
     if len(outside):
         yield f"token ids beyond the vocabulary of {tokenizer.size:,}: {len(outside)}, the first is {int(outside[0])}"
+
+
+def _check_ids(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[str]:
+    yield from _check_known(ids, tokenizer)
     if len(ids) and int(ids[0]) != tokenizer.bos:
         yield f"begins with id {int(ids[0])}, not with begin-of-sentence ({tokenizer.bos})"
 

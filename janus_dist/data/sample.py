@@ -5,6 +5,8 @@ that do not add up raise DataError. Token ids are uint32 (Janus's vocabulary exc
 little-endian.
 """
 
+import hashlib
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +20,15 @@ from janus_dist.errors import DataError
 ID = np.dtype("<u4")
 VQ_ID = np.dtype("<u2")
 TAR_BLOCK = 512
+JPEG = b"\xff\xd8\xff"
+"""What every JPEG begins with."""
+KEY_BYTES = 80
+UNSAFE = re.compile(r"[%.\x00-\x1f\x7f]|^/")
 
 
 @dataclass(frozen=True)
 class TextSample:
-    """A document of text: begin-of-sentence, ids, end-of-sentence."""
+    """A document of text, from begin- to end-of-sentence, or a piece of it."""
 
     ids: NDArray[np.uint32]
 
@@ -35,7 +41,7 @@ class UnderstandingSample:
     answers: NDArray[np.int64]
     """[answer, 2]: first and one-past-last position in `ids` of each answer."""
     images: list[bytes]
-    """Encoded square crops of the model's image size."""
+    """Encoded square crops of the model's image size, JPEG or PNG."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,26 @@ def encode(sample: TextSample | GenerationSample) -> bytes:
     return struct.pack("<I", len(sample.prompt_ids)) + prompt + sample.vq_ids.astype(VQ_ID).tobytes()
 
 
+def member_key(key: str) -> str:
+    """A key that names of tar members can begin with: the same where it can.
+
+    Webdataset takes what follows the first dot for the member's ending, and `decode` knows headers of 100 bytes. What
+    cannot stand is written as %XX, and a key that is too long ends with a digest of all of it, so two keys stay two.
+    """
+    legible = key.encode(errors="backslashreplace").decode()
+    safe = UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", legible)
+    if 0 < len(safe.encode()) <= KEY_BYTES:
+        return safe
+    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:32]
+    return f"{safe.encode()[: KEY_BYTES - 33].decode(errors='ignore')}-{digest}"
+
+
 def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
     """Tar members of a conversation: names and contents, as plain webdataset groups them by key."""
-    images = [(f"{key}.{number}.png" if number else f"{key}.png", image) for number, image in enumerate(sample.images)]
+    images = [
+        (f"{key}{f'.{number}' if number else ''}.{'jpg' if image.startswith(JPEG) else 'png'}", image)
+        for number, image in enumerate(sample.images)
+    ]
     return [
         (f"{key}.tokens", sample.ids.astype(ID).tobytes()),
         (f"{key}.answers", sample.answers.astype(ID).tobytes()),
@@ -115,7 +138,7 @@ def _decode_members(payload: bytes) -> UnderstandingSample:
                 ids = np.frombuffer(content, ID)
             case "answers":
                 answers = np.frombuffer(content, ID).astype(np.int64).reshape(-1, 2)
-            case "png":
+            case "png" | "jpg":
                 images.append(content)
     if ids is None or answers is None:
         raise ValueError("the member .tokens or .answers is missing")

@@ -1,7 +1,7 @@
 """Shards: plain WebDataset tar files, each with an index that finds any sample by one range read.
 
-Conversations are one tar slice each (`KEY.tokens`, `KEY.answers`, `KEY.png`); text and VQ ids are small, so up to 256
-samples share a member `block-N.ids` with a `block-N.json` that names them, or tar headers would outweigh them.
+Conversations are one tar slice each (`KEY.tokens`, `KEY.answers`, `KEY.jpg` or `.png`); text and VQ ids are small, so
+up to 256 share a member `block-N.ids` with a `block-N.json` that names them, or tar headers would outweigh them.
 Invariants: the bytes of a shard depend on its samples alone; a shard or index is either whole or absent under its name.
 """
 

@@ -6,6 +6,8 @@ temporary name, fsync and rename; an object store shows an object only when its 
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +21,30 @@ def write_whole(path: str | Path, content: bytes) -> None:
     if not isinstance(files, LocalFileSystem):
         files.pipe_file(name, content)
         return
-    final = Path(name)
+    with _written(Path(name), content) as temporary:
+        temporary.replace(name)
+
+
+def create(path: str | Path, content: bytes) -> bool:
+    """Write a file like `write_whole` unless there is one of that name; of several writers exactly one gets True.
+
+    By a hard link on disks, by a conditional PUT (`If-None-Match: *`) in S3.
+    """
+    files, name = fsspec.core.url_to_fs(str(path))
+    try:
+        if not isinstance(files, LocalFileSystem):
+            files.pipe_file(name, content, mode="create")
+            return True
+        with _written(Path(name), content) as temporary:
+            os.link(temporary, name)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _written(final: Path, content: bytes) -> Iterator[Path]:
+    """Content on the disk under a name of its own beside `final`, gone afterwards."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")  # two processes may write the same name
     try:
@@ -27,7 +52,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(final)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,14 +73,26 @@ def size(path: str | Path) -> int | None:
         return None
 
 
-def names(folder: str | Path) -> list[str]:
-    """Names of the files directly in a folder, sorted; none when there is no such folder."""
+def sizes(folder: str | Path) -> dict[str, int]:
+    """Bytes of the files directly in a folder by their names, sorted; none when there is no such folder.
+
+    One request for a thousand objects.
+    """
     files, name = fsspec.core.url_to_fs(str(folder))
     files.invalidate_cache()
     try:
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in files.ls(name, detail=False))
+        found = {
+            entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0)
+            for entry in files.ls(name, detail=True)
+        }
     except FileNotFoundError:
-        return []
+        return {}
+    return dict(sorted(found.items()))
+
+
+def names(folder: str | Path) -> list[str]:
+    """Names of the files directly in a folder, sorted; none when there is no such folder."""
+    return list(sizes(folder))
 
 
 def remove(path: str | Path) -> None:

@@ -5,8 +5,8 @@ Janus-1.3B), so no number stands in the code. Invariant: `encode` never adds or 
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tokenizers
@@ -36,6 +36,8 @@ class Tokenizer:
     image: int
     boi: int
     eoi: int
+    added: Mapping[str, int] = field(repr=False, hash=False)
+    """Ids of all tokens that stand beside the vocabulary of words, by name."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -56,7 +58,8 @@ class Tokenizer:
             )
         ids = {name: number for name in REQUIRED if (number := inner.token_to_id(name)) is not None}
         digest = hashlib.sha256(content).hexdigest()
-        return cls(inner, digest, ids[BOS], ids[EOS], ids[PAD], ids[IMAGE], ids[BOI], ids[EOI])
+        added = {token.content: number for number, token in inner.get_added_tokens_decoder().items()}
+        return cls(inner, digest, ids[BOS], ids[EOS], ids[PAD], ids[IMAGE], ids[BOI], ids[EOI], added)
 
     @property
     def size(self) -> int:
@@ -67,6 +70,10 @@ class Tokenizer:
         """Ids of plain text; what looks like a special token in it is encoded as the letters it is made of."""
         self.inner.encode_special_tokens = True
         return self.inner.encode(text, add_special_tokens=False).ids
+
+    def role(self, name: str) -> int | str:
+        """The id of a role that is a token of its own (`<|User|>`), else its name, which is text as any other."""
+        return self.added.get(name, name)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens left out."""

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from janus_dist.config.data import PipelineConfig
 from janus_dist.data import easy_vqa, images
 from janus_dist.evaluation.shapes import Detection, detect
 
@@ -61,9 +60,8 @@ def questions(most: int) -> list[Question]:
 
 def held_out_images(side: int, square: str) -> Tensor:
     """The test images [image, 3, side, side] uint8, `padded` as understanding or `cropped` as generation takes them."""
-    limits = images.Limits.of(PipelineConfig())
     to_square = {"padded": images.pad_to_square, "cropped": images.resize_and_crop}[square]
-    loaded = (images.load(image.path.read_bytes(), limits) for image in easy_vqa.load("test"))
+    loaded = (images.load(image.path.read_bytes()) for image in easy_vqa.load("test"))
     return torch.from_numpy(np.stack([np.asarray(to_square(image, side)).transpose(2, 0, 1) for image in loaded]))
 
 

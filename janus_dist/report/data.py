@@ -19,19 +19,21 @@ from PIL import Image
 
 from janus_dist.data import storage
 from janus_dist.data.inspect import (
+    Example,
     Found,
     Reject,
     chosen,
     column,
-    items_read,
+    examples,
     kinds,
     quarantine,
     read_samples,
+    stats,
     summary,
 )
 from janus_dist.data.legible import Piece, head, pieces
 from janus_dist.data.manifest import ShardSet
-from janus_dist.data.sample import GenerationSample, UnderstandingSample
+from janus_dist.data.sample import JPEG, GenerationSample, UnderstandingSample
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.monitor.console import count
 from janus_dist.report import plot
@@ -39,10 +41,20 @@ from janus_dist.report.run import TEMPLATES
 
 SHOWN_REJECTS = 5
 """Of each kind of reason."""
+SHOWN_EXAMPLES = 12
+"""Of those that a rule dropped, and of crops beside what their VQ ids make."""
 DRAWN_IMAGES = 512
 """Images whose VQ ids are counted."""
 MAX_IMAGE_BYTES = 40_000
 """Larger images go into the page as JPEG."""
+MEASURED = {
+    "width": "width, pixels",
+    "height": "height, pixels",
+    "aspect": "long side over short side",
+    "caption_chars": "caption, characters",
+    "text_chars": "text, characters",
+}
+"""Histograms in the pipeline's statistics, and the label of their axis."""
 PLAIN_BARS = str.maketrans("｜▁", "|_")  # noqa: RUF001 - in the names of special tokens, and absent from many fonts
 
 Paint = Callable[[Sequence[np.ndarray]], list[bytes]]
@@ -71,6 +83,16 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """What a rule of the recipe left out."""
+
+    rule: str
+    count: int
+    shown: list[tuple[Example, str]]
+    """Examples, and the data URL of their image, empty without one."""
+
+
+@dataclass(frozen=True)
 class SetView:
     """What the page shows of one shard set."""
 
@@ -78,6 +100,9 @@ class SetView:
     funnel: list[tuple[str, int, str]]
     """(what, how many, class of the bar), from what was read to what is trained on."""
     refused: list[Refused]
+    dropped: list[Dropped]
+    reconstructions: list[tuple[str, str, str]]
+    """(key, data URL of a crop, data URL of what its VQ ids make)."""
     plots: list[tuple[str, str]]
     """(title, SVG)."""
     notes: list[tuple[str, str]]
@@ -109,33 +134,79 @@ def view(shards: ShardSet, tokenizer: Tokenizer, cards: int, seed: int, paint: P
     """Figures, plots and samples of one shard set."""
     manifest = shards.manifest
     rejects = quarantine(shards.folder)
+    counted, kept = stats(shards.folder) or {}, examples(shards.folder)
     plots, notes = _plots(shards, seed)
+    plots += _measured(counted, manifest.stream)
     drawn = list(read_samples(shards, chosen(manifest.samples, cards, seed)))
     return SetView(
         summary(shards),
-        list(_funnel(shards, rejects)),
+        list(_funnel(shards, rejects, counted)),
         list(_refused(rejects or [])),
+        list(_dropped(counted, kept)),
+        [] if paint is None else _reconstructions(kept, paint),
         plots,
-        notes,
+        [*notes, *health(shards)],
         [_card(found, tokenizer, manifest.image_tokens, paint) for found in drawn],
     )
 
 
-def _funnel(shards: ShardSet, rejects: list[Reject] | None) -> Iterator[tuple[str, int, str]]:
-    manifest, items = shards.manifest, items_read(shards.folder)
-    if items is not None:
-        yield "items read", items, "all"
+def _funnel(shards: ShardSet, rejects: list[Reject] | None, counted: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    manifest, records = shards.manifest, counted.get("records")
+    if records is not None:
+        yield "records read", records, "all"
     by_kind = kinds(rejects or [])
     for kind, number in by_kind.items():
         yield f"quarantined: {kind}", number, "bad"
     untold = manifest.quarantined - sum(by_kind.values())
     if untold > 0:
         yield "quarantined, reasons not kept", untold, "bad"
-    if items is not None and items - manifest.quarantined != manifest.samples:
-        yield "items kept", items - manifest.quarantined, "good"
-        yield "samples, long items cut into several", manifest.samples, "good"
+    dropped = counted.get("dropped", {})
+    for rule, number in sorted(dropped.items(), key=lambda pair: -pair[1]):
+        yield f"dropped: not {rule}" if " is missing" not in rule else f"dropped: {rule}", number, "bad"
+    kept = None if records is None else records - manifest.quarantined - sum(dropped.values())
+    if kept is not None and kept != manifest.samples:
+        yield "records kept", kept, "good"
+        yield "samples, long texts cut into several", manifest.samples, "good"
     else:
         yield "samples", manifest.samples, "good"
+
+
+def _dropped(counted: dict[str, Any], kept: list[Example]) -> Iterator[Dropped]:
+    for rule, number in sorted(counted.get("dropped", {}).items(), key=lambda pair: -pair[1]):
+        shown = [one for one in kept if one.rule == rule][:SHOWN_EXAMPLES]
+        yield Dropped(rule, number, [(one, _data_url(one.image) if one.image else "") for one in shown])
+
+
+def _reconstructions(kept: list[Example], paint: Paint) -> list[tuple[str, str, str]]:
+    shown = [one for one in kept if one.vq_ids][:SHOWN_EXAMPLES]
+    painted = paint([np.array(one.vq_ids) for one in shown])
+    return [(one.key, _data_url(one.image), _data_url(image)) for one, image in zip(shown, painted, strict=True)]
+
+
+def _measured(counted: dict[str, Any], stream: str) -> list[tuple[str, str]]:
+    """Histograms of what the pipeline measured of records before it made samples of them."""
+    found = []
+    for name, label in MEASURED.items():
+        bins = {float(edge): number for edge, number in counted.get("histograms", {}).get(name, {}).items()}
+        if len(bins) > 1:
+            found.append((f"{label} of a record", plot.binned(bins, label, stream)))
+    return found
+
+
+def health(shards: ShardSet) -> Iterator[tuple[str, str]]:
+    """What a look at the folder says of its files; `janus data lint` looks into them."""
+    table = shards.manifest.shards
+    if not len(table):
+        return
+    sizes = storage.sizes(shards.folder)
+    entries = list(table)
+    whole = sum(sizes.get(f"{one.name}.tar") == one.bytes and f"{one.name}.index.npy" in sizes for one in entries)
+    yield "shards there with their index, of the right size", f"{whole:,} of {len(entries):,}"
+    strays = {name for name in sizes if name.endswith(".tar")} - {f"{one.name}.tar" for one in entries}
+    if strays:
+        yield "tars of no shard", f"{len(strays):,}"
+    low, high = int(table.samples.min()), int(table.samples.max())
+    yield "samples in a shard", f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _refused(rejects: list[Reject]) -> Iterator[Refused]:
@@ -167,10 +238,16 @@ def _plots(shards: ShardSet, seed: int) -> tuple[list[tuple[str, str]], list[tup
         )
     if stream == "generation":
         used, images = _code_use(shards, seed)
+        share = used / used.sum()
+        entropy = float(-(share * np.log2(share)).sum())
         plots.append(
             (f"VQ ids of {images:,} drawn images", plot.ranked(used, "id, the most frequent first", "times", stream))
         )
         notes.append((f"different VQ ids in {images:,} drawn images", f"{len(used):,}"))
+        codes = shards.manifest.settings.get("vq_codes")
+        if codes:
+            notes.append(("codes that none of them uses", f"{codes - len(used):,} of {codes:,}"))
+        notes.append(("entropy of their ids", f"{entropy:.2f} bits" + (f" of {np.log2(codes):.2f}" if codes else "")))
     return plots, notes
 
 
@@ -192,7 +269,7 @@ def _card(found: Found, tokenizer: Tokenizer, image_tokens: int, paint: Paint | 
 
 
 def _data_url(encoded: bytes) -> str:
-    kind = "png"
+    kind = "jpeg" if encoded.startswith(JPEG) else "png"
     if len(encoded) > MAX_IMAGE_BYTES:
         buffer = io.BytesIO()
         with Image.open(io.BytesIO(encoded)) as image:

@@ -21,6 +21,9 @@ SMOOTHED_SHARE = 0.05
 MAX_BARS = 40
 """In a histogram."""
 
+BIN_RATIO = 2**0.25
+"""Upper over lower edge of a bin on a log scale."""
+
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -72,6 +75,18 @@ def histogram(values: NDArray[np.int64] | NDArray[np.float64], x_label: str, str
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     elif whole:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return _svg(figure)
+
+
+def binned(numbers: Mapping[float, int], x_label: str, stream: str) -> str:
+    """SVG of records by the lower edge of their bin, four bins from one power of two to the next, on a log scale."""
+    figure, axes = _small(x_label, "records")
+    edges = np.array(sorted(numbers))
+    edges, heights = np.maximum(edges, edges[edges > 0].min() / BIN_RATIO), [numbers[edge] for edge in edges.tolist()]
+    widths = edges * (BIN_RATIO - 1)
+    axes.bar(edges, heights, widths, align="edge", color=STREAM_COLORS.get(stream, "#555555"), alpha=0.85)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     return _svg(figure)
 
 

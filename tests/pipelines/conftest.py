@@ -1,6 +1,7 @@
-"""One local Ray for all pipeline tests, and a small source of images with everything that can be wrong with them."""
+"""One local Ray for all pipeline tests, and small sources of images with everything that can be wrong with them."""
 
 import io
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import ray
 import torch
 from PIL import Image
 
-from data_pipelines.sources import Caption, Conversation, Document, Item
+from data_pipelines.job import InputWork
+from data_pipelines.prepare import input_work
 from data_pipelines.tokenizer import PATH
 from janus_dist.config.load import load
 from janus_dist.config.recipe import BaseRecipe
@@ -31,7 +33,7 @@ SMALL = [
     "pipeline.encode_batch=3",
     f"data.tokenizer={PATH}",
 ]
-MakeRecipe = Callable[..., BaseRecipe]
+MakeWork = Callable[..., InputWork]
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +60,7 @@ def vq_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_recipe(tmp_path: Path, vq_weights: Path) -> MakeRecipe:
+def make_recipe(tmp_path: Path, vq_weights: Path) -> Callable[..., BaseRecipe]:
     """A recipe of a small model that writes into the test's own folder."""
 
     def make(*overrides: str) -> BaseRecipe:
@@ -68,35 +70,42 @@ def make_recipe(tmp_path: Path, vq_weights: Path) -> MakeRecipe:
     return make
 
 
+@pytest.fixture
+def make_work(make_recipe: Callable[..., BaseRecipe], tokenizer: Tokenizer) -> MakeWork:
+    """The work on one input, named like its stream, of files at a path."""
+
+    def make(stream: str, path: Path | str, *overrides: str, form: str = "jsonl") -> InputWork:
+        own = f"pipeline.inputs.{stream}={{format: {form}, path: '{path}'}}"
+        return input_work(stream, make_recipe(own, *overrides), tokenizer)
+
+    return make
+
+
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """50 images of different sizes, PNG and JPEG."""
-    folder, rng, paths = tmp_path_factory.mktemp("photos"), np.random.default_rng(0), []
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 50 images of different sizes, PNG and JPEG, `photo-000.png` and so on."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for number in range(50):
         width, height = rng.integers(16, 80, 2).tolist()
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        paths.append(folder / f"{number:03d}.{'jpg' if number % 3 == 0 else 'png'}")
-        image.save(paths[-1])
-    return paths
+        image.save(folder / f"photo-{number:03d}.png", "JPEG" if number % 3 == 0 else "PNG")
+    return folder
 
 
 @pytest.fixture
-def spoiled(photos: list[Path], tmp_path: Path) -> list[Path]:
+def spoiled(photos: Path, tmp_path: Path) -> Path:
     """The same 50, of which 5 are bad: truncated, no image, too small, too long, missing."""
-    paths = list(photos)
-    content = photos[4].read_bytes()
-    bad = {
-        4: content[: len(content) // 2],
-        13: b"<html>not found</html>",
-        21: picture(40, 5),
-        22: picture(320, 20),
-        49: None,
-    }
-    for number, spoil in bad.items():
-        paths[number] = tmp_path / f"bad-{number:03d}.png"
-        if spoil is not None:
-            paths[number].write_bytes(spoil)
-    return paths
+    folder = tmp_path / "spoiled"
+    folder.mkdir()
+    for path in photos.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = (photos / "photo-004.png").read_bytes()
+    (folder / "photo-004.png").write_bytes(content[: len(content) // 2])
+    (folder / "photo-013.png").write_bytes(b"<html>not found</html>")
+    (folder / "photo-021.png").write_bytes(picture(40, 5))
+    (folder / "photo-022.png").write_bytes(picture(420, 20))
+    (folder / "photo-049.png").unlink()
+    return folder
 
 
 def picture(width: int, height: int) -> bytes:
@@ -106,23 +115,36 @@ def picture(width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def conversations(paths: list[Path]) -> list[Item]:
-    return [
-        Conversation(
-            f"photo-{number:03d}", str(path), str(path), (("what is it?", "a circle"), (f"is it {number}?", "yes"))
-        )
-        for number, path in enumerate(paths)
-    ]
+def lines(path: Path, entries: list[dict]) -> Path:
+    """A JSONL file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
 
 
-def captions(paths: list[Path]) -> list[Item]:
-    return [
-        Caption(f"photo-{number:03d}", str(path), str(path), f"a circle {number}") for number, path in enumerate(paths)
-    ]
+def conversations(folder: Path, number: int = 50) -> Path:
+    """`FOLDER/conversations.jsonl`, two turns about each photo."""
+    said = [("human", "what is it?"), ("gpt", "a circle"), ("human", "is it {}?"), ("gpt", "yes")]
+    return lines(
+        folder / "conversations.jsonl",
+        [
+            {
+                "image": f"photo-{place:03d}.png",
+                "conversations": [{"from": role, "value": text.format(place)} for role, text in said],
+            }
+            for place in range(number)
+        ],
+    )
 
 
-def documents(number: int) -> list[Item]:
-    return [
-        Document(f"document-{place:03d}", f"made:{place}", f"Text {place}. " * (1 + place % 9))
-        for place in range(number)
-    ]
+def captions(folder: Path, number: int = 50) -> Path:
+    """`FOLDER/captions.jsonl`, one for each photo."""
+    return lines(
+        folder / "captions.jsonl",
+        [{"image": f"photo-{place:03d}.png", "caption": f"a circle {place}"} for place in range(number)],
+    )
+
+
+def documents(folder: Path, number: int) -> Path:
+    """`FOLDER/documents.jsonl`."""
+    return lines(folder / "documents.jsonl", [{"text": f"Text {place}. " * (1 + place % 9)} for place in range(number)])

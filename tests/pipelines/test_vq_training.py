@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import sources, vq_training
+from data_pipelines import vq_training
 from janus_dist.errors import DataError
 from janus_dist.model.vq_weights import load_vq
-from tests.pipelines.conftest import captions
+from tests.pipelines.conftest import captions, lines
 
 
 @pytest.fixture
-def recipe(make_recipe, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "items", lambda name, config: captions(photos[:12]))
+def recipe(make_recipe, photos, tmp_path):
+    source = f"pipeline.inputs.generation={{format: jsonl, path: '{captions(tmp_path, 12)}', images: '{photos}'}}"
     steps = ("vq_train.steps=3", "vq_train.batch=4", "vq_train.warm_start_steps=1")
-    return make_recipe(*steps, f"data.vq_weights={tmp_path / 'new' / 'vq.safetensors'}")
+    return make_recipe(*steps, source, f"data.vq_weights={tmp_path / 'new' / 'vq.safetensors'}")
 
 
 def test_weights_and_record(recipe):
@@ -28,7 +28,7 @@ def test_weights_and_record(recipe):
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert record["images"] == 12 and record["vq"]["codes"] == 32 and record["vq_train"]["steps"] == 3
     assert record["quality"]["psnr_db"] > 0
-    assert lines[0].startswith("12 images of easy-vqa, 3 steps")
+    assert lines[0].startswith("12 images of generation, 3 steps")
 
 
 def test_the_same_recipe_gives_the_same_weights(recipe):
@@ -39,9 +39,17 @@ def test_the_same_recipe_gives_the_same_weights(recipe):
     assert path.read_bytes() == first
 
 
-def test_bad_images_are_left_out(make_recipe, spoiled, monkeypatch):
-    monkeypatch.setattr(sources, "items", lambda name, config: captions(spoiled))
-    assert vq_training.squares(make_recipe()).shape == (45, 3, 16, 16)
-    monkeypatch.setattr(sources, "items", lambda name, config: captions(spoiled[4:5]))
-    with pytest.raises(DataError, match="has 0 images to train on"):
-        vq_training.squares(make_recipe())
+def test_bad_images_are_left_out(make_recipe, spoiled, tmp_path):
+    def of(path):
+        return make_recipe(f"pipeline.inputs.generation={{format: jsonl, path: '{path}', images: '{spoiled}'}}")
+
+    assert vq_training.squares(of(captions(spoiled))).shape == (45, 3, 16, 16)
+    bad = lines(tmp_path / "bad.jsonl", [{"image": "photo-004.png", "caption": "a circle"}])
+    with pytest.raises(DataError, match="have 0 images to train on"):
+        vq_training.squares(of(bad))
+
+
+def test_a_recipe_without_images_to_train_on(make_recipe):
+    recipe = make_recipe("pipeline.inputs.generation.stream=understanding")
+    with pytest.raises(DataError, match="no input of the generation stream"):
+        vq_training.squares(recipe)

@@ -1,9 +1,16 @@
 """The page about shard sets: whole in one file, with the figures of the index and of the quarantine table."""
 
+import dataclasses
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from janus_dist.cli import app
+from janus_dist.data import images
+from janus_dist.data.inspect import Example
 from janus_dist.data.manifest import ShardSet
 from janus_dist.errors import CheckpointError, DataError
 from janus_dist.model import vq as vq_model
@@ -11,7 +18,7 @@ from janus_dist.model.janus import vq_config
 from janus_dist.model.paint import painter
 from janus_dist.model.vq_weights import save_vq
 from janus_dist.report import plot
-from janus_dist.report.data import write_data_report
+from janus_dist.report.data import health, write_data_report
 from tests import shard_sets, tiny
 from tests.images import png
 from tests.unit.test_config_load import BASE
@@ -35,7 +42,7 @@ def test_the_page_of_three_streams(words, tmp_path):
     page = Page(html)
     flat = " ".join(page.text.split())
     for wanted in (
-        "items read 8", "quarantined: too small 2", "quarantined: empty 1", "samples 5",
+        "records read 8", "quarantined: too small 2", "quarantined: empty 1", "samples 5",
         "different VQ ids in 5 drawn images16",
         "VQ ids in each sample16", "Quarantined: too small (2 of 2)", "too small: 5x5 pixels", "89 50 4e 47 00",
         "images in each sample1", "<image 4 tokens>", "<16 VQ ids>", words.sha256[:16],
@@ -62,10 +69,49 @@ def test_what_was_refused_cannot_become_markup(words, tmp_path):
     assert "quarantined, reasons not kept 2" in " ".join(Page(html).text.split())
 
 
-def test_cut_items_are_more_samples(words, tmp_path):
-    shard_sets.write_markers(tmp_path / "data/text", 2)
+def test_cut_records_are_more_samples(words, tmp_path):
+    shard_sets.write_stats(tmp_path / "data/text", 2)
     flat = " ".join(Page(write(tmp_path, words, "text")).text.split())
-    assert "items read 2 items kept 2 samples, long items cut into several 4" in flat
+    assert "records read 2 records kept 2 samples, long texts cut into several 4" in flat
+
+
+def test_what_rules_dropped_and_what_vq_ids_make(words, tmp_path):
+    folder = tmp_path / "data/generation"
+    jpeg = images.encode(Image.new("RGB", (16, 16), (200, 0, 0)), 90)
+    kept = Example("generation-0", "here", "", "", "a red square", jpeg, tuple(range(16)))
+    small = Example("g-9", "there", "width >= 30", "12", "<b>tiny</b>", jpeg, ())
+    wordless = Example("g-8", "there", "score is missing", "", "no picture", b"", ())
+    columns = [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")]
+    schema = pa.schema([*columns, ("image", pa.binary()), ("vq_ids", pa.list_(pa.uint16()))])
+    rows = [dataclasses.asdict(one) for one in (kept, small, wordless)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "examples.parquet")
+    shard_sets.write_stats(
+        folder, 108, dropped={"width >= 30": 97, "score is missing": 3}, histograms={"width": {"16": 90, "32": 11}}
+    )
+    shown = []
+    html = write(tmp_path, words, "generation", paint=lambda ids: shown.extend(ids) or [jpeg for _ in ids])
+    page, flat = Page(html), " ".join(Page(html).text.split())
+    assert "dropped: not width >= 30 97 dropped: score is missing 3 samples 5" in flat
+    assert "Dropped, since not width >= 30 (1 of 97)" in flat and "12 <b>tiny</b>" in flat
+    assert "no picture" in flat and "width, pixels of a record" in flat
+    assert shown[0].tolist() == list(range(16)), "an example's own ids are painted beside its crop"
+    assert "Crops, and what their VQ ids make" in flat and html.count("data:image/jpeg") == 1 + 2 + 4
+    assert page.classes.count("pair") == 1
+
+
+def test_shards_that_are_not_whole_show(words, tmp_path):
+    folder = tmp_path / "data/understanding"
+    assert "of the right size2 of 2" in " ".join(Page(write(tmp_path, words, "understanding")).text.split())
+    (folder / "shard-00001.tar").write_bytes(b"cut")
+    (folder / "left-over.tar").write_bytes(b"")
+    flat = " ".join(Page(write(tmp_path, words, "text")).text.split())
+    shards = ShardSet.open(folder)
+    assert dict(health(shards)) == {
+        "shards there with their index, of the right size": "1 of 2",
+        "tars of no shard": "1",
+        "samples in a shard": "3 to 4",
+    }
+    assert "tars of no shard" not in flat
 
 
 def test_an_empty_shard_set(words, tmp_path):

@@ -4,8 +4,9 @@ import hashlib
 
 import pytest
 
-from data_pipelines import sources
-from janus_dist.config.data import PipelineConfig
+from data_pipelines.inputs import built_in, formats
+from data_pipelines.record import Record
+from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import easy_vqa
 
 
@@ -35,25 +36,31 @@ def test_captions():
     assert {image.caption for image in said} == {f"a {c} {s}" for c in easy_vqa.COLORS for s in easy_vqa.SHAPES}
 
 
-@pytest.mark.parametrize("stream", ["understanding", "generation"])
-def test_the_test_split_never_becomes_an_item(stream):
-    items = sources.items(stream, PipelineConfig())
-    assert {item.key for item in items} == {image.key for image in easy_vqa.load("train")}
+def all_records() -> list[Record]:
+    of = InputConfig(stream="understanding", format="easy-vqa")
+    found = [record for unit in formats.units(of, 300) for record in formats.records(of, unit)]
+    assert all(isinstance(record, Record) for record in found)
+    return found  # pyright: ignore[reportReturnType]
+
+
+def test_the_test_split_never_becomes_a_record():
+    found = all_records()
+    assert [record.key for record in found] == [image.key for image in easy_vqa.load("train")]
     held_out = {str(image.path) for image in easy_vqa.load("test")}
-    assert not held_out & {item.image for item in items if not isinstance(item, sources.Document)}
+    assert not held_out & {record.pictures[0].source for record in found}
 
 
 def test_questions_keep_their_answers_in_an_order_of_the_key_alone():
     turns = tuple((f"question {number}", f"answer {number}") for number in range(12))
-    one, two = sources.in_fixed_order("train-00001", turns), sources.in_fixed_order("train-00002", turns)
+    one, two = built_in.in_fixed_order("train-00001", turns), built_in.in_fixed_order("train-00002", turns)
     assert sorted(one) == sorted(turns) and one != turns and one != two
-    assert one == sources.in_fixed_order("train-00001", turns)
+    assert one == built_in.in_fixed_order("train-00001", turns)
     digest = hashlib.sha256(repr(one).encode()).hexdigest()[:16]
     assert digest == "a8973dd923429d4e", "the order of existing shards changed; raise PIPELINE_VERSION"
 
 
 def test_all_questions_of_an_image_are_in_its_conversation():
     by_key = {image.key: image for image in easy_vqa.load("train")}
-    for item in sources.items("understanding", PipelineConfig()):
-        assert isinstance(item, sources.Conversation)
-        assert sorted(item.turns) == sorted(by_key[item.key].questions)
+    for record in all_records():
+        assert sorted(record.turns) == sorted(by_key[record.key].questions)
+        assert record.caption == by_key[record.key].caption

@@ -91,8 +91,8 @@ def test_the_summary(words, tmp_path):
         "0": tokens.min(), "0.1": np.sort(tokens)[0], "0.5": np.sort(tokens)[2], "0.9": tokens.max(),
         "0.99": tokens.max(), "1": tokens.max(),
     }  # fmt: skip
-    assert inspect.items_read(f"{tmp_path}/data/generation") == 8
-    assert inspect.items_read(f"{tmp_path}/data/text") is None
+    assert inspect.stats(f"{tmp_path}/data/generation") == {"records": 8, "dropped": {}, "histograms": {}}
+    assert inspect.stats(f"{tmp_path}/data/text") is None and inspect.examples(f"{tmp_path}/data/text") == []
     assert inspect.quarantine(f"{tmp_path}/data/text") is None
 
 

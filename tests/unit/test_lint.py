@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from janus_dist.data.chat import text_ids
 from janus_dist.data.inspect import column
 from janus_dist.data.lint import Scope, lint
 from janus_dist.data.lint_sample import AGAIN, WRITTEN_SO
@@ -198,13 +199,13 @@ def broken_png():
 
 
 def bad_text(words):
-    yield TextSample(ids(words.bos)), "ids: 1; a document has a begin and an end"
+    yield TextSample(ids(words.bos)), "ids: 1; nothing in it is learned"
     yield (
         TextSample(ids(words.bos, 300, 301, words.eos)),
         (f"token ids beyond the vocabulary of {words.size}: 2, the first is 300"),
     )
-    yield TextSample(ids(20, 21, words.eos)), f"begins with id 20, not with begin-of-sentence ({words.bos})"
-    yield TextSample(ids(words.bos, 20)), f"ends with id 20, not with end-of-sentence ({words.eos})"
+    yield TextSample(ids(20, words.bos, words.eos)), f"begin-of-sentence ({words.bos}) stands within it"
+    yield TextSample(ids(words.bos, words.eos, 20)), f"end-of-sentence ({words.eos}) stands within it"
     yield TextSample(ids(words.bos, words.image, words.eos)), "image placeholders in a text: 1"
 
 
@@ -249,6 +250,15 @@ def test_samples_that_were_written_wrong(tmp_path, stream, make):
         found = [fault for fault in faults(folder, words) if fault.do == WRITTEN_SO]
         assert any(what in fault.what for fault in found), (what, found)
         assert {(fault.shard, fault.sample, fault.key) for fault in found} == {("shard-00000", 2, "bad")}
+
+
+def test_pieces_of_a_long_text_are_no_fault(tmp_path):
+    words = shard_sets.tokenizer(tmp_path)
+    pieces = text_ids(words, "one two three four five", 8)
+    assert len(pieces) > 2
+    samples = [(f"a-{number:03d}", TextSample(piece)) for number, piece in enumerate(pieces)]
+    shard_sets.write_set(tmp_path / "a", "text", words, samples)
+    assert faults(tmp_path / "a", words) == []
 
 
 def test_an_image_in_another_mode_is_no_fault(tmp_path):

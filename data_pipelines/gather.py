@@ -1,0 +1,119 @@
+"""What the markers of all jobs say together: tables for people, and the manifest.
+
+Invariant: figures are sums over committed markers alone. Rows of tables go to the file as they come; what stays in
+memory is an entry a shard.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.job import InputWork
+from data_pipelines.work import Marker
+from janus_dist.data import manifest as manifest_file
+from janus_dist.data import storage
+from janus_dist.data.inspect import EXAMPLES, QUARANTINE, STATS
+from janus_dist.data.manifest import Manifest, ShardTable
+from janus_dist.data.shard import ShardEntry
+
+ROWS = 10_000
+QUARANTINE_SCHEMA = pa.schema(
+    [("source", pa.string()), ("key", pa.string()), ("reason", pa.string()), ("head", pa.binary())]
+)
+EXAMPLE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")]
+    + [("image", pa.binary()), ("vq_ids", pa.list_(pa.uint16()))]
+)
+
+
+@dataclass
+class Gathered:
+    """Sums over markers."""
+
+    jobs: int = 0
+    records: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    """By kind of reason."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """By rule."""
+    histograms: dict[str, Counter[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    entries: list[ShardEntry] = field(default_factory=list)
+
+    def add(self, marker: Marker) -> None:
+        self.jobs += 1
+        self.records += marker.records
+        self.bad.update(reject.kind for reject in marker.rejects)
+        self.dropped.update(marker.dropped)
+        for name, bins in marker.histograms.items():
+            self.histograms.setdefault(name, Counter()).update(bins)
+        for step, seconds in marker.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+        self.entries += marker.shards
+
+    def manifest(self, of: InputWork, settings: dict[str, Any]) -> Manifest:
+        model = of.recipe.model
+        return Manifest(
+            version=manifest_file.VERSION,
+            stream=of.stream,
+            samples=sum(entry.samples for entry in self.entries),
+            tokens=sum(entry.tokens for entry in self.entries),
+            quarantined=self.bad.total(),
+            image_size=model.image_size,
+            image_tokens=model.image_tokens,
+            image_ids=model.image_ids,
+            tokenizer_sha256=of.tokenizer.sha256,
+            vq_sha256=settings.get("vq_sha256"),
+            settings=settings,
+            shards=ShardTable.of(self.entries),
+        )
+
+
+def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
+    """Sum up markers; write the quarantine table, the examples and `stats.json` into the folder."""
+    found = Gathered()
+    with (
+        _table(f"{folder}/{QUARANTINE}", QUARANTINE_SCHEMA) as quarantine,
+        _table(f"{folder}/{EXAMPLES}", EXAMPLE_SCHEMA) as examples,
+    ):
+        for marker in markers:
+            found.add(marker)
+            quarantine(asdict(reject) for reject in marker.rejects)
+            examples(asdict(example) for example in marker.examples)
+    stats = {name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "histograms", "seconds")}
+    storage.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
+    return found
+
+
+class _Table:
+    """Rows on their way into a Parquet file."""
+
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema):
+        self.writer, self.schema, self.rows = writer, schema, list[dict[str, Any]]()
+
+    def __call__(self, rows: Iterator[dict[str, Any]]) -> None:
+        self.rows += rows
+        if len(self.rows) >= ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
+        self.rows.clear()
+
+
+@contextmanager
+def _table(path: str, schema: pa.Schema) -> Iterator[_Table]:
+    """A Parquet table that is written whole at the end."""
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, schema, compression="zstd") as writer:
+        table = _Table(writer, schema)
+        yield table
+        table.flush()
+    storage.write_whole(path, content.getvalue())

@@ -1,0 +1,46 @@
+"""Sources that come with Python packages: easy-vqa's training split, and Python's own help texts.
+
+Invariant: the list of records and the order of an image's questions are functions of the package alone. The test split
+never becomes a record.
+"""
+
+import hashlib
+import pydoc_data.topics
+from collections.abc import Iterator
+
+from data_pipelines.record import Picture, Record, Turn, Unit
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.data import easy_vqa
+from janus_dist.data.inspect import Reject
+
+
+def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+    """Slices of `shard_samples` records."""
+    number = len(pydoc_data.topics.topics) if of.format == "pydoc" else len(easy_vqa.load("train"))
+    stops = [min(start + shard_samples, number) for start in range(0, number, shard_samples)]
+    return [
+        Unit(of.format, stop - start, start, stop, stop - start)
+        for start, stop in zip(range(0, number, shard_samples), stops, strict=True)
+    ]
+
+
+def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+    """The records of a slice."""
+    if of.format == "pydoc":
+        topics = pydoc_data.topics.topics
+        for number, name in list(enumerate(sorted(topics)))[unit.start : unit.stop]:
+            yield Record(f"topic-{number:05d}", f"pydoc_data.topics:{name}", text=topics[name])
+        return
+    for image in easy_vqa.load("train")[unit.start : unit.stop]:
+        path = str(image.path)
+        turns = in_fixed_order(image.key, image.questions)
+        yield Record(image.key, path, (Picture(path),), turns, caption=image.caption)
+
+
+def in_fixed_order(key: str, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Turns in a pseudo-random order that depends on the key alone; data sets list like questions side by side."""
+
+    def place(number: int) -> bytes:
+        return hashlib.sha256(f"{key}/{number}".encode()).digest()
+
+    return tuple(turns[number] for number in sorted(range(len(turns)), key=place))

@@ -1,0 +1,252 @@
+"""The files of an input, on disks and in stores.
+
+Invariants: files come in the order of their paths, wherever they are, and none that was asked for is left out silently;
+a store that fails is never taken for damaged data; what an entry names is below the folder that it may name.
+"""
+
+import difflib
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, BinaryIO
+
+import fsspec
+from botocore.exceptions import BotoCoreError
+from fsspec.implementations.local import LocalFileSystem
+
+from data_pipelines.record import Unit
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.errors import DataError
+
+MAGIC = re.compile(r"[*?\[]")
+LONGEST_NAME = 255
+"""Bytes of one name in a path, on every disk."""
+LONGEST_PATH = 1024
+"""Bytes, in S3."""
+READ_AHEAD_BYTES = 8 * 2**20
+BUFFER_BYTES = 2**20
+SHOWN_NAMES = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of an input."""
+
+    path: str
+    """Absolute, or a URL."""
+    size: int
+    stem: str
+    """Its path below what all paths of the input share, without its ending."""
+    root: str
+    """The folder of `path` that it was found below."""
+
+
+class UnreachableError(OSError):
+    """A store or a disk failed to give bytes that it has, or no longer has them."""
+
+
+def find(of: InputConfig, endings: Sequence[str]) -> list[Found]:
+    """The input's files in the order of their paths; folders are searched for `endings`, without hidden files.
+
+    One request to a store lists a thousand objects. DataError when a path or pattern names nothing, or two files
+    cannot have keys of their own.
+    """
+    listings = [_listing(path, endings) for path in ((of.path,) if isinstance(of.path, str) else of.path)]
+    shared = _shared_folder([root for root, _ in listings])
+    roots = {path: root for root, sizes in listings for path in sizes}
+    sizes = {path: size for _, sizes in listings for path, size in sizes.items()}
+    found = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
+    by_stem: dict[str, str] = {}
+    for one in found:
+        if by_stem.setdefault(one.stem, one.path) != one.path:
+            raise DataError(
+                f"{by_stem[one.stem]} and {one.path} differ only by their endings: their keys would be the same",
+                "give a pattern that names one of them",
+            )
+    return found
+
+
+def inside(folder: str, name: str) -> str:
+    """The path of a file that an entry of the input names; DataError when it is not below the folder.
+
+    A path that begins with the folder is one below it, too.
+    """
+    folder = folder.rstrip("/")
+    parts = [part for part in name.removeprefix(f"{folder}/").split("/") if part != "."]
+    below = "/".join(parts)
+    try:
+        content = below.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"not UTF-8: the path {short(name)}") from error
+    if not below or not parts[0] or not parts[-1] or ".." in parts or re.search("://|::|\0", below):
+        raise DataError(f"unsafe name: {short(name)} is not a path inside {folder or '/'}")
+    if len(content) > LONGEST_PATH or max(len(part.encode()) for part in parts) > LONGEST_NAME:
+        raise DataError(f"unsafe name: {short(name)} has {len(content)} bytes, no file's name is that long")
+    return f"{folder}/{below}"
+
+
+def image_folder(of: InputConfig, unit: Unit) -> str:
+    """What paths of images in a unit's file are relative to."""
+    return of.images or unit.path.rpartition("/")[0]
+
+
+def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> BinaryIO:
+    """A file to read from its beginning to its end; from a store it is fetched `ahead` bytes at a time.
+
+    Without `ahead`, what is asked for is fetched as it is asked for. FileNotFoundError when there is none; reading
+    raises UnreachableError and no other OSError.
+    """
+    files, name = fsspec.core.url_to_fs(path)
+    if _is_local(files):
+        opened = io.FileIO(name)
+    else:
+        cache: Any = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
+        opened = files.open(name, "rb", **cache)
+    return io.BufferedReader(_Source(path, opened), BUFFER_BYTES)
+
+
+class _Source(io.RawIOBase):
+    """The bytes of a file. Its failures have a type of their own, since decompressors raise OSError for bad data."""
+
+    def __init__(self, path: str, opened: Any):
+        self.path, self.opened = path, opened
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self.opened.readinto(buffer)
+        except Exception as error:  # of a disk, of fsspec, aiohttp, botocore, asyncio
+            raise UnreachableError(f"{self.path} cannot be read: {type(error).__name__}: {error}") from error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.opened.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.opened.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.opened.close()
+        super().close()
+
+
+def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """(folder that they are below, bytes of files) of one path or pattern, all as absolute paths or URLs."""
+    try:
+        files, name = fsspec.core.url_to_fs(path)
+        files.invalidate_cache()
+        root, sizes = _search(files, name, endings)
+        if not sizes:
+            raise DataError(f"pipeline.inputs: nothing at {path}", _what_is_there(files, name, endings))
+    except (OSError, ValueError, ImportError, BotoCoreError) as error:
+        raise DataError(f"pipeline.inputs: {path} cannot be listed: {type(error).__name__}: {error}") from error
+    return _url(files, root), {_url(files, one): size for one, size in sizes.items()}
+
+
+def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
+    if not MAGIC.search(name) or files.exists(name):
+        sizes = _below(files, name, endings)
+        return (_parent(name) if list(sizes) == [name] else name), sizes
+    sizes = {}
+    for one, entry in files.glob(name, detail=True).items():
+        sizes |= _below(files, one, endings) if _is_local(files) or entry["type"] == "directory" else _size(one, entry)
+    return _fixed_folder(name), sizes
+
+
+def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
+    """Bytes of the files below a folder, or of the file itself whatever its ending."""
+    entries = _walked(files, name) if _is_local(files) else files.find(name, detail=True)
+    sizes: dict[str, int] = {}
+    for one, entry in entries.items():
+        below = one[len(name) :]
+        if not below or ("/." not in below and below.endswith(tuple(endings))):
+            sizes |= _size(one, entry)
+    return sizes
+
+
+def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
+    """Entries of the files below a folder of a disk, or of the file; fsspec leaves out folders that it cannot list."""
+    if not files.isdir(name):
+        return {name: files.info(name)} if files.exists(name) else {}
+    found: dict[str, Any] = {}
+    for folder, folders, names in os.walk(name, onerror=_raise):
+        for one in (f"{folder}/{one}" for one in folders):
+            if files.islink(one):
+                what = "is a link to a folder, which is not searched"
+                raise DataError(f"pipeline.inputs: {one} {what}", "name its target in `path`")
+        found |= {one: files.info(one) for one in (f"{folder}/{one}" for one in names)}
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _size(name: str, entry: dict[str, Any]) -> dict[str, int]:
+    """Bytes of a file by its name; nothing for what is none."""
+    if "::" in name:
+        raise DataError(f"pipeline.inputs: {name} cannot be read, '::' stands for a chain of files", "rename the file")
+    return {name: int(entry["size"] or 0)} if entry["type"] == "file" else {}
+
+
+def _what_is_there(files: Any, name: str, endings: Sequence[str]) -> str:
+    """What stands where nothing of the format was found, for the user to see the mistake."""
+    folder = _fixed_folder(name) if MAGIC.search(name) else name
+    missing = ""
+    while not files.isdir(folder) and _parent(folder) != folder:
+        missing, folder = folder.rpartition("/")[2], _parent(folder)
+    names = sorted(one.rstrip("/").rpartition("/")[2] for one in files.ls(folder, detail=False))
+    close = difflib.get_close_matches(missing, names, 1)
+    if close:
+        return f"{_url(files, folder)} has {close[0]}, no {missing}"
+    some = f"it has {', '.join(names[:SHOWN_NAMES])}" if names else "it is empty"
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    wanted = missing or (name.rpartition("/")[2] if MAGIC.search(name) else f"file that ends with {_either(endings)}")
+    return f"{_url(files, folder)} has no {wanted}: {some}{more}"
+
+
+def _stem(path: str, shared: str, endings: Sequence[str]) -> str:
+    """A path below a folder, without its ending."""
+    ending = max((one for one in endings if path.endswith(one)), key=len, default="")
+    below = path.removeprefix(shared).lstrip("/")
+    return below[: len(below) - len(ending)] or below
+
+
+def _shared_folder(folders: Sequence[str]) -> str:
+    """The longest folder that all are in."""
+    split = zip(*(folder.rstrip("/").split("/") for folder in folders), strict=False)
+    return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, split))
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The last folder before what may vary."""
+    return MAGIC.split(pattern)[0].rpartition("/")[0]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0] or ("/" if name.startswith("/") else name)
+
+
+def _is_local(files: Any) -> bool:
+    return isinstance(files, LocalFileSystem)
+
+
+def _url(files: Any, name: str) -> str:
+    return name if _is_local(files) else files.unstrip_protocol(name)
+
+
+def short(name: str) -> str:
+    """A name as it stands in a reason."""
+    return repr(name if len(name) <= 100 else f"{name[:100]}...")
+
+
+def _either(endings: Sequence[str]) -> str:
+    return " or ".join([", ".join(endings[:-1]), endings[-1]] if len(endings) > 1 else endings)

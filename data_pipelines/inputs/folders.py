@@ -1,0 +1,98 @@
+"""A folder of images for each class, as ImageNet comes; the name of the class is the caption.
+
+Invariant: a class without a name stops the run before it begins.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.inputs import files
+from data_pipelines.inputs.keys import safe_key
+from data_pipelines.inputs.tar import IMAGES
+from data_pipelines.record import Picture, Record, Unit
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.data import storage
+from janus_dist.data.inspect import Reject
+from janus_dist.errors import DataError
+
+HINT = "give JSON {folder: name}, or lines `folder name, other name`"
+
+
+def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+    """Up to `shard_samples` files of one class each, and what lies beside the classes.
+
+    DataError when there are no folders, or `class_names` has no name for one.
+    """
+    found: dict[tuple[str, str], list[tuple[str, files.Found]]] = {}
+    for file in files.find(of, ("",)):
+        name, _, inside = file.path.removeprefix(f"{file.root}/").partition("/")
+        found.setdefault((file.root, name if inside else ""), []).append((inside or name, file))
+    classes = {name for _, name in found if name}
+    if not classes:
+        raise DataError(f"pipeline.inputs: no folders in {next(iter(found))[0]}", "each class has a folder of its own")
+    names = _class_names(of)
+    nameless = sorted(classes - set(names)) if names is not None else []
+    if nameless:
+        raise DataError(
+            f"{of.class_names} has no name for {len(nameless)} of {len(classes)} folders, as {nameless[0]}",
+            "name every folder, or leave class_names out: folders are then captions themselves",
+        )
+    cut: list[Unit] = []
+    for (root, name), inside in sorted(found.items()):
+        for start in range(0, len(inside), shard_samples):
+            part = inside[start : start + shard_samples]
+            stem = part[0][1].stem.removesuffix(part[0][0]).rstrip("/")
+            size, those = sum(file.size for _, file in part), tuple(below for below, _ in part)
+            cut.append(Unit(f"{root}/{name}", size, start, start + len(part), len(part), those, stem))
+    return cut
+
+
+def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+    """An image each, with the name of its class; a Reject for what its name tells to be no image."""
+    name = unit.path.rpartition("/")[2]  # none: what lies beside the classes
+    names = _class_names(of)
+    caption = name.replace("_", " ") if names is None else names.get(name, "")
+    for below in unit.names:
+        path, key = f"{unit.path.rstrip('/')}/{below}", safe_key(f"{unit.stem}/{below}" if unit.stem else below)
+        ending = below.rpartition("/")[2].rpartition(".")[2] if "." in below else ""
+        if not name:
+            yield Reject(path, key, "no class: it lies beside the folders of classes", b"")
+        elif ending and ending.lower() not in IMAGES:
+            yield Reject(path, key, f"no image: its name ends with .{ending}", b"")
+        else:
+            yield Record(key, path, (Picture(path),), caption=caption)
+
+
+def _class_names(of: InputConfig) -> dict[str, str] | None:
+    """Names by folder, of JSON `{folder: name or [number, name]}` or `{number: [folder, name]}`, or of lines `folder
+    name, other name`; of several names the first counts. None when folders are names themselves."""
+    if of.class_names is None:
+        return None
+    try:
+        text = storage.read(of.class_names).decode().strip()
+        pairs = [_pair(*one) for one in json.loads(text).items()] if text.startswith("{") else _lines(text)
+        names = {folder: name.split(",")[0].replace("_", " ").strip() for folder, name in pairs}
+        nameless = [folder for folder, name in names.items() if not name]
+        if nameless:
+            raise ValueError(f"no name for {nameless[0]}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"class_names={of.class_names} cannot be read: {error}", HINT) from error
+    return names
+
+
+def _pair(folder: str, value: Any) -> tuple[str, str]:
+    match value:
+        case str():
+            return folder, value
+        case [int(), str() as name]:
+            return folder, name
+        case [str() as own, str() as name]:
+            return own, name
+        case _:
+            raise ValueError(f"no name for {folder} in {str(value)[:100]!r}")
+
+
+def _lines(text: str) -> list[tuple[str, str]]:
+    split = ([*line.split(maxsplit=1), ""][:2] for line in text.split("\n") if line.strip())
+    return [(folder, name.strip()) for folder, name in split]

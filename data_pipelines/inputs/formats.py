@@ -1,0 +1,31 @@
+"""Every format of inputs, by its name: what can be cut into units, and the records of a unit."""
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+
+from data_pipelines.inputs import built_in, folders, jsonl, parquet, tar
+from data_pipelines.record import Record, Unit
+from janus_dist.config.pipeline import Format, InputConfig
+from janus_dist.data.inspect import Reject
+
+MODULES: Mapping[Format, ModuleType] = {
+    "webdataset": tar,
+    "parquet": parquet,
+    "jsonl": jsonl,
+    "folders": folders,
+    "easy-vqa": built_in,
+    "pydoc": built_in,
+}
+
+
+def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+    """The units of an input, in their fixed order, each about `shard_samples` records where the format lets it be cut.
+
+    DataError when there is nothing, or what is there is not of the format.
+    """
+    return MODULES[of.format].units(of, shard_samples)
+
+
+def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+    """The records of a unit, in their order, and a Reject for what is none. OSError when its file cannot be reached."""
+    return MODULES[of.format].records(of, unit)

@@ -1,0 +1,150 @@
+"""Lines of JSON, plain or compressed: LLaVA's conversations, captions, interleaved texts, documents.
+
+A plain file is cut into ranges of bytes; a line belongs to the range that its first byte is in. Invariants: every line
+that is not blank becomes a record or a reject; no line longer than a limit is held in memory.
+"""
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from data_pipelines.inputs import entries, files
+from data_pipelines.inputs.files import UnreachableError
+from data_pipelines.record import Record, Unit
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.data.inspect import Reject
+from janus_dist.errors import DataError
+
+ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+COMPRESSED = (".gz", ".zst")
+SAMPLED_BYTES = 2**20
+FILL = 0.9
+"""Of a shard, by a range of lines of mean length: where they are shorter, a second shard for a few is not needed."""
+
+Line = tuple[int, bytes | DataError]
+"""(place, line): the byte of a plain file where it begins, else its number, counted from 0."""
+
+
+def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+    """Ranges of about a shard's lines, by the mean line at the beginning of the first file; compressed files whole.
+
+    DataError when a file named .json, or the first one, is one JSON array.
+    """
+    found = files.find(of, ENDINGS)
+    plain = [file for file in found if not file.path.endswith(COMPRESSED)]
+    for file in plain:
+        if file is plain[0] or file.path.endswith(".json"):
+            _check_no_array(file.path)
+    range_bytes = max(1, int(FILL * shard_samples * _mean_line_bytes(plain[0].path))) if plain else 0
+    cut: list[Unit] = []
+    for file in found:
+        if file.path.endswith(COMPRESSED):
+            cut.append(Unit(file.path, file.size, stem=file.stem))
+            continue
+        for start in range(0, file.size, range_bytes):
+            stop = min(start + range_bytes, file.size)
+            cut.append(Unit(file.path, stop - start, start, stop, stem=file.stem))
+    return cut
+
+
+def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+    """The records of a unit, in their order."""
+    return entries.records(of, unit, ((place, _object(line), _head(line)) for place, line in _lines(unit)))
+
+
+def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
+    if isinstance(line, DataError):
+        return line
+    try:
+        values = entries.parsed(line, "the line")
+    except DataError as error:
+        return error
+    if not isinstance(values, dict):
+        return DataError(f"not JSON: a line is an object, not {type(values).__name__}")
+    return values
+
+
+def _lines(unit: Unit) -> Iterator[Line]:
+    if unit.path.endswith(COMPRESSED):
+        yield from _compressed_lines(unit)
+        return
+    with files.open_stream(unit.path, min(files.READ_AHEAD_BYTES, max(1, unit.size))) as opened:
+        begin = unit.start
+        if begin:
+            opened.seek(begin - 1)  # a line that begins here is read on from the range before, to its end
+            begin += _skip_line(opened, unit.stop) - 1
+        yield from _lines_until(opened, unit.stop, begin)
+
+
+def _compressed_lines(unit: Unit) -> Iterator[Line]:
+    number = 0
+    with files.open_stream(unit.path) as opened:
+        try:
+            for _, line in _lines_until(_decompressed(opened, unit.path), None, 0):
+                yield number, line
+                number += 1
+        except UnreachableError:
+            raise
+        except (OSError, EOFError, zlib.error) as error:
+            yield number, DataError(f"damaged: the file ends after {number} lines: {error}")
+
+
+def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Line]:
+    """Lines that begin before `stop`, each with the byte where it begins."""
+    limit = entries.LONGEST_TEXT_BYTES
+    while stop is None or begin < stop:
+        line = opened.readline(limit)
+        if not line:
+            return
+        size = len(line)
+        if size == limit and not line.endswith(b"\n"):
+            size += _skip_line(opened, None)
+            yield begin, DataError(f"too long: a line of {size} bytes, at most {limit} are read")
+        elif line := (line if begin else line.removeprefix(codecs.BOM_UTF8)).strip():
+            yield begin, line
+        begin += size
+
+
+def _skip_line(opened: BinaryIO, stop: int | None) -> int:
+    """Read on behind the end of a line, or to `stop` when it comes first; how many bytes that took."""
+    size = 0
+    while part := opened.readline(files.BUFFER_BYTES):
+        size += len(part)
+        if part.endswith(b"\n") or (stop is not None and opened.tell() >= stop):
+            break
+    return size
+
+
+def _decompressed(opened: BinaryIO, path: str) -> BinaryIO:
+    if path.endswith(".gz"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=opened))
+    inflated: Any = pa.CompressedInputStream(pa.PythonFile(opened), "zstd")
+    return io.BufferedReader(inflated, files.BUFFER_BYTES)
+
+
+def _check_no_array(path: str) -> None:
+    with files.open_stream(path, files.BUFFER_BYTES) as opened:
+        head = opened.read(files.BUFFER_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"["):
+        name = path.rpartition("/")[2]
+        raise DataError(
+            f"{path} is one JSON array, which cannot be read in pieces",
+            "write its items one a line: "
+            "python -c 'import json, sys; [print(json.dumps(one)) for one in json.load(sys.stdin)]' "
+            f"< {name} > {name.removesuffix('.json')}.jsonl",
+        )
+
+
+def _mean_line_bytes(path: str) -> int:
+    with files.open_stream(path, SAMPLED_BYTES) as opened:
+        head = opened.read(SAMPLED_BYTES)
+    return max(1, len(head) // max(1, head.count(b"\n")))
+
+
+def _head(line: bytes | DataError) -> bytes:
+    return b"" if isinstance(line, DataError) else line[: entries.HEAD_BYTES]

@@ -1,0 +1,140 @@
+"""Parquet as the Hugging Face hub serves it: images as bytes or paths, captions, conversations, documents.
+
+Invariants: of a file, the footer and the columns that are used are read; what is in memory is a few rows and a part of
+each of their columns, however long the row groups are.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.inputs import entries, files
+from data_pipelines.inputs.files import UnreachableError
+from data_pipelines.record import Record, Unit
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.data.inspect import Reject
+from janus_dist.errors import DataError
+
+ENDINGS = (".parquet",)
+FOOTERS = 32
+"""Footers that are read at once."""
+BATCH_BYTES = 16 * 2**20
+LONGEST_BATCH = 1_000
+"""Rows."""
+READ_BYTES = 4 * 2**20
+"""Of a column at once."""
+FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, TypeError)
+"""What pyarrow raises on damaged files."""
+
+Group = tuple[int, int]
+"""(rows, bytes)"""
+
+
+def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+    """Runs of row groups of up to `shard_samples` rows; a file without a footer is one unit, of nothing but a reject.
+
+    DataError when no file has a footer or the first one has none of the columns.
+    """
+    found = files.find(of, ENDINGS)
+    with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
+        footers = list(pool.map(lambda one: _footer(one.path), found))
+    whole = [footer for footer in footers if not isinstance(footer, DataError)]
+    if not whole:
+        raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
+    _check_columns(of, found[0].path, whole[0][0])
+    cut: list[Unit] = []
+    for file, footer in zip(found, footers, strict=True):
+        if isinstance(footer, DataError):
+            cut.append(Unit(file.path, file.size, stem=file.stem))
+        else:
+            cut += _cut(file, footer[1], shard_samples)
+    return cut
+
+
+def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+    """The records of a unit, in their order."""
+    return entries.records(of, unit, _rows(of, unit))
+
+
+def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
+    """(names of columns, row groups) of a file."""
+    with files.open_stream(path, ahead=0) as opened:
+        try:
+            file = pq.ParquetFile(opened)
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            return file.schema_arrow.names, [(group.num_rows, group.total_byte_size) for group in groups]
+        except UnreachableError:
+            raise
+        except FAULTS as error:
+            return DataError(str(error))
+
+
+def _cut(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
+    start = 0
+    while start < len(groups):
+        stop, (rows, size) = start + 1, groups[start]
+        while stop < len(groups) and rows + groups[stop][0] <= shard_samples:
+            rows, size, stop = rows + groups[stop][0], size + groups[stop][1], stop + 1
+        yield Unit(file.path, size, start, stop, rows, stem=file.stem)
+        start = stop
+
+
+def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
+    """(row of the file, values); a DataError stands for all rows of a row group behind a damage."""
+    with files.open_stream(unit.path, ahead=0) as opened:
+        try:
+            file = pq.ParquetFile(opened, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
+            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        except UnreachableError:
+            raise
+        except FAULTS as error:
+            yield 0, DataError(f"damaged: no row can be read: {error}"), b""
+            return
+        names = [name for name in file.schema_arrow.names if name in _used(of)]
+        size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
+        for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
+            place, end = sum(counts[:group]), sum(counts[: group + 1])
+            try:
+                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], names, use_threads=False):
+                    for values in _values(batch):
+                        yield place, values, b""
+                        place += 1
+            except UnreachableError:
+                raise
+            except FAULTS as error:
+                yield place, DataError(f"damaged: rows {place} to {end - 1} cannot be read: {error}"), b""
+
+
+def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:
+    """The rows of a batch; DataError in the place of one that has values that Python cannot hold."""
+    try:
+        return batch.to_pylist()
+    except FAULTS:
+        return [_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
+
+
+def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
+    try:
+        return one.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return DataError(f"not UTF-8: a text at byte {error.start}")
+    except FAULTS as error:
+        return DataError(f"no value: {error}")
+
+
+def _used(of: InputConfig) -> set[str]:
+    """Names of columns that a record may be made of."""
+    looked_for = (() if what in of.columns else names for what, names in entries.NAMES.items())
+    return {name for names in looked_for for name in names} | set(of.columns.values()) | set(of.where)
+
+
+def _check_columns(of: InputConfig, path: str, names: list[str]) -> None:
+    missing = sorted(set(of.columns.values()) - set(names))
+    if missing or not set(names) & _used(of):
+        raise DataError(
+            f"{path} has no column {missing[0]}" if missing else f"{path} has no column of images or texts",
+            f"it has {', '.join(names)}: name those that count in `columns`",
+        )

@@ -1,0 +1,152 @@
+"""WebDataset tars as img2dataset writes them: members of one key (what stands before the first dot) are one entry.
+
+Invariants: every member belongs to a record or a reject; the members of one entry are in memory, and of those only what
+a record is made of.
+"""
+
+import gzip
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
+
+from data_pipelines.inputs import entries, files
+from data_pipelines.inputs.files import short
+from data_pipelines.inputs.keys import record_key, safe_key
+from data_pipelines.inputs.tar_stream import DamagedError, Member, TarStream
+from data_pipelines.record import Picture, Record, Unit
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.data.inspect import Reject
+from janus_dist.errors import DataError
+
+ENDINGS = (".tar", ".tar.gz", ".tgz")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
+LONGEST_ENTRY_BYTES = 2**30
+NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+"""Key and ending of a member, as webdataset splits them."""
+NUMBER = re.compile(r"(\d{1,9})\.")
+SHOWN_ENDINGS = 8
+
+
+@dataclass
+class _Entry:
+    """Members of one key."""
+
+    key: str
+    fault: str = ""
+    """The first of them."""
+    endings: list[str] = field(default_factory=list)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    """By ending, of those that a record is made of."""
+
+
+def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+    """Each tar whole: it has no index."""
+    return [Unit(found.path, found.size, stem=found.stem) for found in files.find(of, ENDINGS)]
+
+
+def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+    """The records of a tar, in their order."""
+    seen: set[str] = set()
+    with files.open_stream(unit.path) as opened:
+        stream = opened if unit.path.endswith(".tar") else cast(BinaryIO, gzip.GzipFile(fileobj=opened))
+        for entry in _entries(TarStream(stream), lambda ending: _limit(of, ending)):
+            source = f"{unit.path}:{entry.key}" if entry.key else unit.path
+            key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
+            try:
+                if entry.fault:
+                    raise DataError(entry.fault)
+                if entry.key in seen:
+                    raise DataError(f"duplicate key: {short(entry.key)} was there before")
+                yield _record(of, entry, key, source, files.image_folder(of, unit))
+            except DataError as error:
+                head = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
+                yield Reject(source, key, error.message, head)
+            seen.add(entry.key)
+
+
+def _record(of: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
+    values: dict[str, Any] = {}
+    if "json" in entry.contents:
+        found = entries.parsed(entry.contents["json"], short(f"{entry.key}.json"))
+        values = found if isinstance(found, dict) else {of.columns.get("turns", "messages"): found}
+    for name in {of.columns.get("caption", "txt"), of.columns.get("text")} & set(entry.contents):
+        values["caption" if name == "txt" else name] = entries.utf8(entry.contents[name], short(f"{entry.key}.{name}"))
+    images = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
+    if not images and entries.value_of(of, values, "turns") is None:
+        raise DataError(f"no image: {short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
+    columns: Any = {what: name for what, name in of.columns.items() if what != "image"}  # which is an ending here
+    values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in images]
+    return entries.record(of.model_copy(update={"columns": columns}), values, key, source, folder)
+
+
+def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]:
+    """Members grouped by key, in their order; a damage ends the entry that it is in, or is one of its own."""
+    current: _Entry | None = None
+    fault = ""
+    try:
+        while (member := tar.next()) is not None:
+            if member.kind == "folder":
+                continue
+            key, ending = _split(member.name)
+            if current is None or current.key != key:
+                if current is not None:
+                    yield current
+                current = _Entry(key)
+            limit = limit_of(ending)
+            current.fault = current.fault or _fault(current, member, ending, limit)
+            current.endings.append(ending)
+            if limit and not current.fault:
+                current.contents[ending] = tar.read(member)
+    except DamagedError as error:
+        fault = error.message
+        if current is not None and error.inside:
+            current.fault, fault = fault, ""
+    if current is not None:
+        yield current
+    if fault:
+        yield _Entry("", fault)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(key, ending) of a member; the ending is empty when it has none."""
+    match = NAME.fullmatch(name.removeprefix("./"))
+    return (match[1], match[2].lower()) if match else (name, "")
+
+
+def _fault(entry: _Entry, member: Member, ending: str, limit: int) -> str:
+    """Why a member cannot be used with those before it; empty when it can."""
+    name = short(member.name)
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return f"unsafe name: {name}"
+    if member.kind != "file":
+        return f"not a file: {name} is {member.kind}"
+    if any("\ud800" <= char <= "\udfff" for char in member.name):
+        return f"not UTF-8: the name {name}"
+    if not ending:
+        return f"no key: {name} has no ending behind a dot"
+    if ending in entry.endings:
+        return f"duplicate key: {name} is there twice"
+    before = sum(map(len, entry.contents.values()))
+    if limit and (member.size > limit or before + member.size > LONGEST_ENTRY_BYTES):
+        return f"too large: {name} has {member.size} bytes after {before}, at most {limit} are read"
+    return ""
+
+
+def _limit(of: InputConfig, ending: str) -> int:
+    """How many bytes of a member may be read; 0 when a record is not made of it."""
+    if _is_image(of, ending):
+        return LONGEST_ENTRY_BYTES
+    is_text = ending in ("json", of.columns.get("caption", "txt"), of.columns.get("text"))
+    return entries.LONGEST_TEXT_BYTES if is_text else 0
+
+
+def _is_image(of: InputConfig, ending: str) -> bool:
+    named, last = of.columns.get("image"), ending.rpartition(".")[2]
+    return named in (last, ending) if named else last in IMAGES
+
+
+def _order(ending: str) -> tuple[int, str]:
+    """Images of one key in the order of their numbers: `jpg`, `1.jpg`, `2.jpg`, `10.jpg`."""
+    number = NUMBER.match(ending)
+    return (int(number[1]) if number else 0, ending)

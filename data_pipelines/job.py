@@ -1,0 +1,298 @@
+"""One shard job from its units to its marker, in one process and without Ray.
+
+    read -> make (decode, crop, token ids) -> [VQ ids] -> write -> commit
+
+Invariants: every entry of the units is a sample, a line of the quarantine table, or counted under the rule that dropped
+it; what is in memory is one shard, the pictures read ahead and the batches on their way through the VQ tokenizer.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice, repeat
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_pipelines import work
+from data_pipelines.inputs import formats
+from data_pipelines.record import Dropped, Made, Picture, Record, Unit
+from data_pipelines.steps.generation import Generation, Prepared
+from data_pipelines.steps.text import Text
+from data_pipelines.steps.understanding import Understanding
+from data_pipelines.work import Marker, ShardJob
+from janus_dist.config.mix import Stream
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.config.recipe import BaseRecipe
+from janus_dist.data import images, storage
+from janus_dist.data.inspect import Example, Reject
+from janus_dist.data.sample import GenerationSample, Sample
+from janus_dist.data.shard import ShardEntry, write_shard
+from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.errors import DataError
+
+READERS = 16
+"""Pictures that a job reads at once; a store answers after a tenth of a second, a core crops a hundred in one."""
+BATCHES_AHEAD = 2
+"""Batches that wait for their VQ ids while the next is made."""
+EXAMPLES = 2
+"""Kept for people to look at, of those that were kept and of those that each rule dropped."""
+EXAMPLE_SIDE = 160
+EXAMPLE_QUALITY = 85
+EXAMPLE_PIXELS = 50_000_000
+HEAD_BYTES = 64
+WORDS = 300
+
+Result = TypeVar("Result")
+Encoded = Callable[[], NDArray[np.uint16]]
+"""Waits for the VQ ids of a batch: [image, id]."""
+
+
+class Encode(Protocol):
+    """Sends a batch of crops, [image, side, side, 3] uint8, through the VQ tokenizer."""
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Encoded: ...
+
+
+@dataclass(frozen=True)
+class InputWork:
+    """What the jobs of one input have in common."""
+
+    name: str
+    stream: Stream
+    folder: str
+    """Where the shards go."""
+    source: InputConfig
+    recipe: BaseRecipe
+    tokenizer: Tokenizer
+
+
+@dataclass
+class Tally:
+    """What became of a job's records, while it runs."""
+
+    with_examples: bool
+    records: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    histograms: dict[str, Counter[str]] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
+
+    def attempt(self, record: Record, do: Callable[[Record], Result]) -> Result | None:
+        """What `do` makes of a record; None when it is bad or dropped, which is noted."""
+        try:
+            return do(record)
+        except DataError as error:
+            self.rejects.append(Reject(record.source, record.key, error.message, _first_bytes(record)))
+        except Dropped as dropped:
+            self.dropped[dropped.rule] += 1
+            if self.with_examples and self.dropped[dropped.rule] <= EXAMPLES:
+                self.examples.append(_example(record, dropped.rule, dropped.value, _thumbnail(record)))
+        return None
+
+    def made(self, record: Record, made: Made, crop: NDArray[np.uint8] | None = None) -> Made:
+        """Note a record that was kept; `crop` is what a batch of VQ ids was made of."""
+        for name, value in made.facts:
+            self.histograms.setdefault(name, Counter())[bin_of(value)] += 1
+        if self.with_examples and crop is not None and sum(not one.rule for one in self.examples) < EXAMPLES:
+            image = images.encode(Image.fromarray(crop), EXAMPLE_QUALITY)
+            key, sample = made.samples[0]
+            assert isinstance(sample, GenerationSample), "only they have crops"
+            self.examples.append(_example(replace(record, key=key), "", "", image, tuple(sample.vq_ids.tolist())))
+        return made
+
+
+def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: bool) -> Marker | None:
+    """Do a job and commit it; None when another attempt had committed it before.
+
+    `encode` is needed for the generation stream. Raises OSError when the input's files or the output cannot be reached.
+    """
+    attempt, tally, shards = work.attempt_name(), Tally(with_examples), list[ShardEntry]()
+    special = (of.tokenizer.boi, of.tokenizer.image, of.tokenizer.eoi)
+    samples = _samples(job, of, encode, tally)
+    while part := list(islice(samples, of.recipe.pipeline.shard_samples)):
+        with tally.timed("write"):
+            name = work.shard_name(job, len(shards), attempt)
+            shards.append(write_shard(of.folder, name, part, of.recipe.model, special))
+    marker = Marker(
+        job=job.digest,
+        number=job.number,
+        attempt=attempt,
+        records=tally.records,
+        shards=tuple(shards),
+        rejects=tuple(_legible(reject) for reject in tally.rejects),
+        dropped=dict(tally.dropped),
+        histograms={name: dict(bins) for name, bins in tally.histograms.items()},
+        examples=tuple(tally.examples),
+        seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
+    )
+    return marker if work.commit(of.folder, marker) else None
+
+
+def crops(of: InputWork) -> list[NDArray[np.uint8]]:
+    """[side, side, 3] of the images of a generation input that are neither bad nor dropped, in order."""
+    step, tally = Generation(of.recipe, of.source, of.tokenizer), Tally(with_examples=False)
+    units = formats.units(of.source, of.recipe.pipeline.shard_samples)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
+        records = _fetched(_records(units, None, of, step.check, tally), pool, tally)
+        return [prepared.pixels for _, prepared in _prepared(records, step, tally)]
+
+
+def bin_of(value: float) -> str:
+    """The lower edge of a value's bin in a histogram: four bins from one power of two to the next."""
+    return "0" if value <= 0 else f"{2 ** (np.floor(4 * np.log2(value)) / 4):.4g}"
+
+
+def _samples(job: ShardJob, of: InputWork, encode: Encode | None, tally: Tally) -> Iterator[tuple[str, Sample]]:
+    """(key, sample) pairs of a job, in the order of its records."""
+    match of.stream:
+        case "text":
+            step = Text(of.recipe, of.source, of.tokenizer)
+        case "understanding":
+            step = Understanding(of.recipe, of.source, of.tokenizer)
+        case "generation":
+            step = Generation(of.recipe, of.source, of.tokenizer)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
+        records = _fetched(_records(job.units, job.limit, of, step.check, tally), pool, tally)
+        if isinstance(step, Generation):
+            assert encode is not None
+            found = _encoded(records, step, encode, of.recipe.pipeline.encode_batch, tally)
+        else:
+            found = _made(records, step.make, tally)
+        for made in found:
+            yield from made.samples
+
+
+def _records(
+    units: Sequence[Unit], limit: int | None, of: InputWork, check: Callable[[Record], None], tally: Tally
+) -> Iterator[Record]:
+    """The records of all units that are not refused before their pictures are read."""
+    entries = islice(chain.from_iterable(formats.records(of.source, unit) for unit in units), limit)
+    while True:
+        with tally.timed("read"):
+            entry = next(entries, None)
+        if entry is None:
+            return
+        tally.records += 1
+        if isinstance(entry, Reject):
+            tally.rejects.append(entry)
+        elif tally.attempt(entry, lambda record: check(record) or record) is not None:
+            yield entry
+
+
+def _fetched(records: Iterator[Record], pool: ThreadPoolExecutor, tally: Tally) -> Iterator[Record]:
+    """The same records with the bytes of their pictures, which are read ahead."""
+    waiting: deque[tuple[Record, list[Future[Picture]]]] = deque()
+    for record in chain(records, repeat(None)):
+        if record is not None:
+            waiting.append((record, [pool.submit(_read, one) for one in record.pictures if one.content is None]))
+            if len(waiting) <= READERS and waiting[-1][1]:
+                continue
+        elif not waiting:
+            return
+        first, reading = waiting.popleft()
+        with tally.timed("read"):
+            found = tally.attempt(first, partial(_filled, reading))
+        if found is not None:
+            yield found
+
+
+def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
+    read = iter(reading)
+    return replace(
+        record, pictures=tuple(next(read).result() if one.content is None else one for one in record.pictures)
+    )
+
+
+def _read(picture: Picture) -> Picture:
+    """A picture with its bytes; DataError when it is not there. Other failures are the store's: they end the job."""
+    try:
+        content = storage.read(picture.source)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"missing: no file {picture.source}") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(f"does not open: {type(error).__name__}: {error}") from error
+    return replace(picture, content=content)
+
+
+def _made(records: Iterator[Record], make: Callable[[Record], Made], tally: Tally) -> Iterator[Made]:
+    for record in records:
+        with tally.timed("make"):
+            made = tally.attempt(record, make)
+        if made is not None:
+            yield tally.made(record, made)
+
+
+def _encoded(records: Iterator[Record], step: Generation, encode: Encode, batch: int, tally: Tally) -> Iterator[Made]:
+    """Full batches of crops go through the VQ tokenizer while the next are made; order is kept."""
+    waiting: deque[tuple[list[tuple[Record, Prepared]], Encoded]] = deque()
+    prepared = _prepared(records, step, tally)
+    while ready := list(islice(prepared, batch)):
+        with tally.timed("encode"):
+            waiting.append((ready, encode(np.stack([one.pixels for _, one in ready]))))
+        if len(waiting) > BATCHES_AHEAD:
+            yield from _finished(*waiting.popleft(), step, tally)
+    while waiting:
+        yield from _finished(*waiting.popleft(), step, tally)
+
+
+def _prepared(records: Iterator[Record], step: Generation, tally: Tally) -> Iterator[tuple[Record, Prepared]]:
+    for record in records:
+        with tally.timed("make"):
+            prepared = tally.attempt(record, step.prepare)
+        if prepared is not None:
+            yield replace(record, pictures=()), prepared  # the encoded bytes are no longer needed
+
+
+def _finished(ready: list[tuple[Record, Prepared]], encoded: Encoded, step: Generation, tally: Tally) -> Iterator[Made]:
+    with tally.timed("encode"):
+        vq_ids = encoded()
+    for (record, prepared), ids in zip(ready, vq_ids, strict=True):
+        yield tally.made(record, step.finish(prepared, ids), prepared.pixels)
+
+
+def _legible(reject: Reject) -> Reject:
+    """The same with text that any file can hold: names of files may be no UTF-8."""
+    return replace(reject, **{name: _utf8(getattr(reject, name)) for name in ("source", "key", "reason")})
+
+
+def _utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _example(record: Record, rule: str, value: str, image: bytes, vq_ids: tuple[int, ...] = ()) -> Example:
+    words = record.caption or record.text or "\n".join(map("\n".join, record.turns))
+    return Example(_utf8(record.key), _utf8(record.source), rule, _utf8(value), _utf8(words[:WORDS]), image, vq_ids)
+
+
+def _thumbnail(record: Record) -> bytes:
+    """A small JPEG of a record's first picture; empty when there is none to be had."""
+    content = record.pictures[0].content if record.pictures else None
+    if content is None:
+        return b""
+    try:
+        image = images.load(content, EXAMPLE_PIXELS)
+    except DataError:
+        return b""
+    image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    return images.encode(image, EXAMPLE_QUALITY)
+
+
+def _first_bytes(record: Record) -> bytes:
+    content = next((one.content for one in record.pictures if one.content), None)
+    return (content or (record.caption or record.text).encode(errors="backslashreplace"))[:HEAD_BYTES]

@@ -1,0 +1,82 @@
+"""What a person sees of a pipeline while it runs: how far, how fast, how long still, and what the jobs wait for.
+
+Invariant: the time still needed is reckoned from bytes of input, since how many records there are is not known before
+they are read.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+
+from janus_dist.data.manifest import Manifest
+from janus_dist.monitor.console import count, duration
+
+SAY_EVERY_S = 30.0
+
+log = logging.getLogger("janus_dist")
+
+
+class Progress:
+    """Jobs done and bytes of input behind them."""
+
+    def __init__(self, name: str, jobs: int, size: int):
+        """`size`: bytes of all input."""
+        self.name, self.jobs, self.size = name, jobs, max(1, size)
+        self.jobs_done = self.bytes_found = self.bytes_done = self.records = 0
+        self.seconds: dict[str, float] = {}
+        self.began = self.said = time.monotonic()
+
+    @property
+    def share(self) -> float:
+        """Of the input that is done, above 0."""
+        return max(1, self.bytes_found + self.bytes_done) / self.size
+
+    def found(self, size: int) -> None:
+        """A job that an earlier run did."""
+        self.jobs_done += 1
+        self.bytes_found += size
+
+    def add(self, size: int, records: int, seconds: Mapping[str, float]) -> None:
+        """A job that was done now; `seconds` by step."""
+        self.jobs_done += 1
+        self.bytes_done += size
+        self.records += records
+        for step, taken in seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + taken
+
+    def say(self) -> None:
+        """Print a line if the last one is long ago."""
+        if time.monotonic() - self.said >= SAY_EVERY_S:
+            self.said = time.monotonic()
+            log.info("%s", self.line(self.said - self.began))
+
+    def line(self, passed_s: float) -> str:
+        """How far it is after `passed_s` seconds."""
+        parts = [f"{self.name}: {self.jobs_done} of {self.jobs} jobs, {min(self.share, 1):.1%}"]
+        if self.bytes_done:
+            left = max(0, self.size - self.bytes_found - self.bytes_done)
+            parts += [
+                f"{count(self.records)} records, {count(self.records / passed_s)}/s",
+                f"eta {duration(passed_s * left / self.bytes_done)}",
+                self.steps(),
+            ]
+        return "  ".join(part for part in parts if part)
+
+    def steps(self) -> str:
+        """Share of the jobs' time in each step."""
+        total = sum(self.seconds.values())
+        return " ".join(f"{step} {seconds / total:.0%}" for step, seconds in self.seconds.items()) if total else ""
+
+    def close(self, manifest: Manifest) -> None:
+        """Print what came out."""
+        passed_s = time.monotonic() - self.began
+        rate = f"{self.records} records in {duration(passed_s)}, {count(self.records / max(passed_s, 1e-9))}/s"
+        log.info(
+            "%s: %d samples, %d tokens in %d shards, %d quarantined (%s)",
+            self.name,
+            manifest.samples,
+            manifest.tokens,
+            len(manifest.shards),
+            manifest.quarantined,
+            f"{rate}; {self.steps()}" if self.records else "nothing was left to do",
+        )

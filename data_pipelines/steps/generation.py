@@ -1,0 +1,73 @@
+"""Generation: captions as prompts, and the crops that the VQ tokenizer turns into ids.
+
+Invariant: which captions are shortened depends on the records' keys alone.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.record import Made, Record
+from data_pipelines.steps import keep
+from data_pipelines.steps.words import check_length, first_sentence, words
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.config.recipe import BaseRecipe
+from janus_dist.data import images
+from janus_dist.data.chat import generation_prompt_ids
+from janus_dist.data.sample import GenerationSample
+from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample without its VQ ids."""
+
+    key: str
+    prompt_ids: NDArray[np.uint32]
+    pixels: NDArray[np.uint8]
+    """[side, side, 3]: what the VQ ids are made of."""
+    facts: tuple[tuple[str, float], ...]
+
+
+class Generation:
+    """The step of the generation stream."""
+
+    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
+        self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
+        self.max_pixels = recipe.pipeline.max_image_pixels
+        self.first_sentence_share = of.first_sentence_share
+        self.rules, self.picture_rules = keep.split(of.where)
+
+    def check(self, record: Record) -> None:
+        """DataError or Dropped for what can be known before its picture is read; its length is not."""
+        keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: len(record.caption.strip())})
+        words(record.caption, "the caption")
+        if len(record.pictures) != 1:
+            raise DataError(f"images: {len(record.pictures)} of them, a caption draws one")
+
+    def prepare(self, record: Record) -> Prepared:
+        """Prompt and crop of a record."""
+        caption = words(record.caption, "the caption")
+        if is_shortened(record.key, self.first_sentence_share):
+            caption = first_sentence(caption)
+        prompt_ids = generation_prompt_ids(self.tokenizer, self.chat, caption)
+        check_length(len(prompt_ids) + self.model.image_ids, self.model)
+        image = images.peek(record.pictures[0].content or b"", self.max_pixels)
+        measures = keep.measures(image)
+        keep.check(self.picture_rules, measures)
+        pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size))
+        facts = (*measures.items(), (keep.CAPTION_CHARS, len(record.caption.strip())))
+        return Prepared(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
+
+    def finish(self, prepared: Prepared, vq_ids: NDArray[np.uint16]) -> Made:
+        """The sample with the VQ ids [id] of its pixels."""
+        return Made([(prepared.key, GenerationSample(prepared.prompt_ids, vq_ids))], prepared.facts)
+
+
+def is_shortened(key: str, share: float) -> bool:
+    """Whether a key is among the `share` of all keys whose captions are cut to their first sentence."""
+    drawn = hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]
+    return int.from_bytes(drawn, "big") < share * 2**64

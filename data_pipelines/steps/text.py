@@ -1,0 +1,33 @@
+"""Text: documents as token ids, cut where they are too long for a sample.
+
+Invariant: every id of a document but begin-of-sentence is a label of exactly one sample.
+"""
+
+from data_pipelines.record import Made, Record
+from data_pipelines.steps import keep
+from data_pipelines.steps.words import words
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.config.recipe import BaseRecipe
+from janus_dist.data.chat import text_ids
+from janus_dist.data.sample import TextSample
+from janus_dist.data.tokenizer import Tokenizer
+
+
+class Text:
+    """The step of the text stream."""
+
+    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
+        self.rules, self.tokenizer = of.where, tokenizer
+        self.max_tokens = min(recipe.pipeline.text_document_tokens, recipe.model.text.max_positions)
+
+    def check(self, record: Record) -> None:
+        """DataError or Dropped for what has no words or breaks a rule."""
+        keep.check(self.rules, {**record.columns, "text_chars": len(record.text)})
+        words(record.text, "the text")
+
+    def make(self, record: Record) -> Made:
+        """`KEY`, or `KEY-000`, `KEY-001`, ... of a document longer than `pipeline.text_document_tokens`."""
+        pieces = text_ids(self.tokenizer, words(record.text, "the text"), self.max_tokens)
+        keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{number:03d}" for number in range(len(pieces))]
+        samples = [(key, TextSample(piece)) for key, piece in zip(keys, pieces, strict=True)]
+        return Made([*samples], (("text_chars", len(record.text)),))

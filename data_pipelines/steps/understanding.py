@@ -1,0 +1,97 @@
+"""Understanding: conversations and captions of images as token ids, with the images as padded squares.
+
+Invariants: a sample has as many images as placeholders; none takes more tokens than the model has positions: what would
+is refused, not cut.
+"""
+
+import numpy as np
+
+from data_pipelines.record import Made, Record, Turn
+from data_pipelines.steps import keep
+from data_pipelines.steps.words import check_length, words
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.config.recipe import BaseRecipe
+from janus_dist.data import chat, images
+from janus_dist.data.sample import UnderstandingSample, member_key
+from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.errors import DataError
+
+DESCRIBE = "Describe the image in detail."
+"""What a caption answers (Janus, section 3.2)."""
+
+
+class Understanding:
+    """The step of the understanding stream."""
+
+    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
+        self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
+        self.max_pixels, self.jpeg_quality = recipe.pipeline.max_image_pixels, recipe.pipeline.jpeg_quality
+        self.is_plain = of.layout == "plain"
+        self.rules, self.picture_rules = keep.split(of.where)
+
+    def check(self, record: Record) -> None:
+        """DataError or Dropped for what can be known before its pictures are read; its length is not."""
+        keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: _number_of_chars(record)})
+        if self.is_plain:
+            _plain_text(record)
+        else:
+            chat.with_marks(_turns(record), len(record.pictures))
+
+    def make(self, record: Record) -> Made:
+        """One sample; its key is the record's, as far as names of tar members can hold it."""
+        ids, spans = self._ids(record)
+        check_length(len(ids) + len(record.pictures) * (self.model.image_tokens - 1), self.model)
+        encoded = [one.content or b"" for one in record.pictures]
+        measures = [keep.measures(images.peek(one, self.max_pixels)) for one in encoded]
+        for values in measures:
+            keep.check(self.picture_rules, values)
+        crops = [self._crop(one) for one in encoded]
+        sample = UnderstandingSample(np.array(ids, dtype=np.uint32), np.array(spans, dtype=np.int64), crops)
+        facts = [fact for values in measures for fact in values.items()]
+        return Made([(member_key(record.key), sample)], (*facts, (keep.CAPTION_CHARS, _number_of_chars(record))))
+
+    def _crop(self, encoded: bytes) -> bytes:
+        square = images.pad_to_square(images.load(encoded, self.max_pixels), self.model.image_size)
+        return images.encode(square, self.jpeg_quality)
+
+    def _ids(self, record: Record) -> tuple[list[int], list[chat.Span]]:
+        if self.is_plain:
+            return chat.plain_ids(self.tokenizer, _plain_text(record), len(record.pictures))
+        system = words(record.system, "the system message").strip() if record.system.strip() else None
+        return chat.understanding_ids(self.tokenizer, self.chat, _turns(record), len(record.pictures), system)
+
+
+def _turns(record: Record) -> list[Turn]:
+    """Questions and answers; a caption is the answer to a question for it."""
+    if not record.turns and record.caption.strip():
+        if not record.pictures:
+            raise DataError("images: a caption without an image")
+        return [(DESCRIBE, words(record.caption, "the caption"))]
+    if not record.turns:
+        raise DataError("empty: no question")
+    return [
+        (words(question, f"question {number}"), words(answer, f"answer {number}"))
+        for number, (question, answer) in enumerate(record.turns)
+    ]
+
+
+def _plain_text(record: Record) -> str:
+    """The text around the images: a document, a caption, or the answer of a conversation's only turn."""
+    if not record.pictures:
+        raise DataError("images: a plain text without an image belongs to the text stream")
+    text = record.text if record.text.strip() else record.caption
+    if record.turns and not text.strip():
+        if len(record.turns) > 1:
+            raise DataError(f"turns: {len(record.turns)}, the plain layout takes the answer of one")
+        turns = _turns(record)
+        chat.with_marks(turns, len(record.pictures))
+        return turns[0][1]
+    words(text.replace(chat.IMAGE_MARK, ""), "the text")
+    chat.with_marks([(text, None)], len(record.pictures))
+    return words(text, "the text")
+
+
+def _number_of_chars(record: Record) -> int:
+    """Characters of the turns, else of the caption or text."""
+    turns = sum(len(question.strip()) + len(answer.strip()) for question, answer in record.turns)
+    return turns or len(record.caption.strip() or record.text.strip())

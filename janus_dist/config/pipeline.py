@@ -1,0 +1,92 @@
+"""What the pipelines read, which of it they keep, and how they cut it into shards."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from janus_dist.config.base import Config, refuse
+from janus_dist.config.mix import STREAMS, Stream
+
+Format = Literal["webdataset", "parquet", "jsonl", "folders", "easy-vqa", "pydoc"]
+BUILT_IN: tuple[Format, ...] = ("easy-vqa", "pydoc")
+"""Formats without a path: they come with Python packages."""
+
+
+class Keep(Config):
+    """A rule on one value of a record; a record without the value is dropped too."""
+
+    min: float | None = None
+    max: float | None = None
+    one_of: tuple[str | float | bool, ...] = ()
+    """Only these values; any when empty."""
+
+
+class InputConfig(Config):
+    """One source of one stream as it was found; its shards go to `data.root/NAME`."""
+
+    stream: Stream | None = None
+    """Taken from the input's name when that is a stream's."""
+    format: Format
+    """`webdataset`: tar files of images with captions (img2dataset). `parquet`: images as bytes or paths, conversations
+    or texts. `jsonl`: one record a line, plain, .gz or .zst; images are paths. `folders`: a folder of images for each
+    class. `easy-vqa`: the training split of the Python package of that name. `pydoc`: Python's own help texts."""
+    path: str | tuple[str, ...] = ()
+    """Files, folders or patterns (`s3://bucket/laion/*.tar`); a folder stands for all files of the format below it."""
+    images: str | None = None
+    """Folder that paths of images are relative to; the folder of the file that names them when absent."""
+    columns: dict[Literal["key", "image", "caption", "text", "turns"], str] = Field(default={})
+    """Names of columns, keys or (webdataset) member endings, where they are not those of the format's tools."""
+    class_names: str | None = None
+    """File that names the folders of `folders`: JSON `{folder: name}` or lines `folder name, other name`."""
+    layout: Literal["chat", "plain"] = "chat"
+    """How an understanding sample reads: `chat` with roles (a caption answers "Describe the image in detail.");
+    `plain`, images and text as they stand, of a conversation its only answer."""
+    first_sentence_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of captions of which only the first sentence is used (0.25 in Janus, section 4)."""
+    where: dict[str, Keep] = Field(default={})
+    """Records to keep, by `width`, `height`, `aspect` (long side over short) of each image, `caption_chars` (of a
+    conversation: of all turns), `text_chars` (text stream), or any other column."""
+
+
+class PipelineConfig(Config):
+    """What `jobs/tokenize.py` reads and how it cuts it."""
+
+    inputs: dict[str, InputConfig] = Field(default={})
+    """Sources by name; one named like a stream is found by training without `data.sources`."""
+    shard_samples: PositiveInt = 1_000
+    """Samples in one shard, at most."""
+    text_document_tokens: int = Field(default=2_048, ge=2)
+    """Longer documents are cut into samples of at most this many tokens."""
+    jpeg_quality: int | None = Field(default=95, ge=1, le=100)
+    """Of the crops that understanding shards hold; lossless PNG when null."""
+    max_image_pixels: PositiveInt = Field(default=178_956_970, le=178_956_970)
+    """Larger images are quarantined before they are decoded; Pillow's own limit for decompression bombs at most. A job
+    needs up to 20 bytes of memory a pixel (WebP)."""
+    max_bad_share: float = Field(default=0.01, ge=0.0, le=1.0)
+    """The run fails when more than this share of the records was quarantined."""
+    encode_batch: PositiveInt = 64
+    """Images that the VQ tokenizer encodes at once."""
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """The stream of each input."""
+        return {name: of.stream or _stream(name) for name, of in self.inputs.items()}
+
+    @model_validator(mode="after")
+    def _known(self) -> "PipelineConfig":
+        faults: list[str] = []
+        for name, found in self.inputs.items():
+            if found.stream is None and name not in STREAMS:
+                faults.append(f"inputs.{name}.stream is required, since {name!r} is none of {', '.join(STREAMS)}")
+            if found.format not in BUILT_IN and not found.path:
+                faults.append(f"inputs.{name}.path is required with format={found.format}")
+            if found.format == "folders" and found.stream in ("understanding", "text"):
+                faults.append(f"inputs.{name}.format=folders makes the generation stream only")
+            if found.format == "webdataset" and (found.stream or name) == "text":
+                faults.append(f"inputs.{name}.format=webdataset does not make the text stream")
+        refuse(faults)
+        return self
+
+
+def _stream(name: str) -> Stream:
+    return next(stream for stream in STREAMS if stream == name)

@@ -1,0 +1,146 @@
+"""Shard jobs and their markers: the cut covers everything once, one attempt counts, what is not whole is done again."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from data_pipelines import work
+from data_pipelines.record import Unit
+from data_pipelines.work import Marker
+from janus_dist.data import storage
+from janus_dist.data.inspect import Example, Reject
+from janus_dist.data.shard import write_shard
+from tests import shard_sets, tiny
+
+SETTINGS = {"a": 1}
+
+
+def units(*records):
+    return [Unit(f"/in/{place}", 10, records=number) for place, number in enumerate(records)]
+
+
+def cut(*records, samples=10, settings=None, limit=None):
+    return work.cut(units(*records), samples, settings or SETTINGS, limit)
+
+
+def test_the_cut_covers_every_unit_once():
+    jobs = cut(10, 3, 3, 3, 3, 25, 4, 7)
+    assert [unit for job in jobs for unit in job.units] == units(10, 3, 3, 3, 3, 25, 4, 7)
+    assert [[unit.records for unit in job.units] for job in jobs] == [[10], [3, 3, 3], [3], [25], [4], [7]]
+    assert [job.number for job in jobs] == list(range(6)) and len({job.digest for job in jobs}) == 6
+    assert cut(10, 3) == cut(10, 3)
+
+
+def test_units_of_unknown_size_are_a_job_each():
+    assert [len(job.units) for job in cut(None, None, 5, 5, None)] == [1, 1, 2, 1]
+
+
+def test_the_digest_tells_settings_and_units_apart_but_not_their_place():
+    one, two = cut(10), cut(10, settings={"a": 2})
+    assert one[0].digest != two[0].digest
+    later = work.cut([Unit("/in/new", 10, records=10), *units(10)], 10, SETTINGS, None)
+    assert later[1].digest == one[0].digest, "a file that comes before does not make others again"
+
+
+@pytest.mark.parametrize("limit", [1, 7, 10, 23, 60])
+def test_a_limit_is_shared_by_as_few_jobs_as_hold_it(limit):
+    jobs = cut(10, 10, 10, 10, limit=limit)
+    assert sum(job.limit for job in jobs) == limit
+    assert len(jobs) == min(4, -(-limit // 10))
+
+
+def make_marker(folder, job, words, attempt="a1", samples=3):
+    name = work.shard_name(job, 0, attempt)
+    special = (words.boi, words.image, words.eoi)
+    entry = write_shard(folder, name, shard_sets.several("text", words, samples), tiny.MODEL, special)
+    rejects = (Reject("there", "k\u00e9y", "empty: no words", b"\xff\x00"),)
+    examples = (Example("k", "there", "", "", "words", b"\xff\xd8", (1, 2)),)
+    return Marker(
+        job.digest, job.number, attempt, 5, (entry,), rejects, {"a >= 1": 2}, {"w": {"2": 1}}, examples, {"read": 0.5}
+    )
+
+
+def test_a_marker_comes_back_as_it_went(tmp_path):
+    words = shard_sets.tokenizer(tmp_path)
+    (job,) = cut(10)
+    marker = make_marker(tmp_path, job, words)
+    assert work.load_marker(str(tmp_path), job) is None
+    assert work.commit(str(tmp_path), marker)
+    assert work.load_marker(str(tmp_path), job) == marker
+    assert list(work.done(str(tmp_path), [job])) == [marker]
+
+
+def test_of_attempts_at_the_same_time_one_counts_and_the_others_clean_up(tmp_path):
+    words = shard_sets.tokenizer(tmp_path)
+    (job,) = cut(10)
+    markers = [make_marker(tmp_path, job, words, attempt=f"a{number}") for number in range(8)]
+    together, won = threading.Barrier(8), []
+
+    def commit(marker):
+        together.wait()
+        if work.commit(str(tmp_path), marker):
+            won.append(marker.attempt)
+
+    threads = [threading.Thread(target=commit, args=(marker,)) for marker in markers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = won
+    counted = work.load_marker(str(tmp_path), job)
+    assert counted is not None and counted.attempt == winner
+    left = [path.name for path in tmp_path.iterdir() if path.suffix in (".tar", ".npy")]
+    assert sorted(left) == [f"000000-00-{winner}.index.npy", f"000000-00-{winner}.tar"]
+
+
+def test_an_attempt_that_finds_its_own_marker_has_won(tmp_path):
+    """What a client does that sends the request again whose answer got lost."""
+    words = shard_sets.tokenizer(tmp_path)
+    (job,) = cut(10)
+    marker = make_marker(tmp_path, job, words)
+    assert work.commit(str(tmp_path), marker) and work.commit(str(tmp_path), marker)
+    assert list(work.done(str(tmp_path), [job])) == [marker]
+
+
+@pytest.mark.parametrize("lost", ["tar", "index.npy", "cut tar", "cut index.npy", "marker"])
+def test_what_is_not_whole_is_done_again(tmp_path, lost):
+    words = shard_sets.tokenizer(tmp_path)
+    jobs = cut(10, 10)
+    for job in jobs:
+        assert work.commit(str(tmp_path), make_marker(tmp_path, job, words))
+    (path,) = (
+        (tmp_path / "commits").glob(f"{jobs[1].digest[:32]}*")
+        if lost == "marker"
+        else tmp_path.glob(f"000001-*.{lost.removeprefix('cut ')}")
+    )
+    if lost.startswith("cut"):
+        path.write_bytes(path.read_bytes()[:-1])
+    elif lost == "marker":
+        path.write_text('{"job": "of another program"}')
+    else:
+        path.unlink()
+    assert [marker.job for marker in work.done(str(tmp_path), jobs)] == [jobs[0].digest]
+    assert len(list((tmp_path / "commits").iterdir())) == 1, "a marker of shards that are gone would block the next one"
+
+
+def test_strays_are_removed_and_nothing_else(tmp_path):
+    words = shard_sets.tokenizer(tmp_path)
+    (old,), (job,) = cut(10, settings={"a": 0}), cut(10)
+    for each in (old, job):
+        work.commit(str(tmp_path), make_marker(tmp_path, each, words, attempt=each.digest[:4]))
+    make_marker(tmp_path, job, words, attempt="dead")
+    (tmp_path / "notes.txt").write_text("mine")
+    marker = work.load_marker(str(tmp_path), job)
+    assert marker is not None
+    work.remove_strays(str(tmp_path), [job], marker.shards)
+    name = f"000000-00-{job.digest[:4]}"
+    kept = {f"{name}.index.npy", f"{name}.tar", "notes.txt", "tokenizer.json", "commits"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert [path.stem for path in (tmp_path / "commits").iterdir()] == [job.digest[:32]]
+
+
+def test_creating_a_file_that_is_there(tmp_path):
+    assert storage.create(tmp_path / "a" / "b", b"1") and not storage.create(tmp_path / "a" / "b", b"2")
+    assert (tmp_path / "a" / "b").read_bytes() == b"1" and len(list((tmp_path / "a").iterdir())) == 1
+    assert storage.sizes(tmp_path / "a") == {"b": 1} and storage.sizes(Path("/nowhere")) == {}
