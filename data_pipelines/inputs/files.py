@@ -100,12 +100,19 @@ def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> BinaryIO:
     raises UnreachableError and no other OSError.
     """
     files, name = fsspec.core.url_to_fs(path)
-    if _is_local(files):
-        opened = io.FileIO(name)
-    else:
-        cache: Any = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
-        opened = files.open(name, "rb", **cache)
+    cache: Any = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
+    try:
+        opened = io.FileIO(name) if _is_local(files) else files.open(name, "rb", **cache)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _unreachable(path, error) from error
     return io.BufferedReader(_Source(path, opened), BUFFER_BYTES)
+
+
+def _unreachable(path: str, error: Exception) -> UnreachableError:
+    """What stands for an error of a disk, of fsspec, aiohttp, botocore or asyncio."""
+    return UnreachableError(f"{path} cannot be read: {type(error).__name__}: {error}")
 
 
 class _Source(io.RawIOBase):
@@ -123,8 +130,8 @@ class _Source(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             return self.opened.readinto(buffer)
-        except Exception as error:  # of a disk, of fsspec, aiohttp, botocore, asyncio
-            raise UnreachableError(f"{self.path} cannot be read: {type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise _unreachable(self.path, error) from error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self.opened.seek(offset, whence)

@@ -41,10 +41,10 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     found = files.find(of, ENDINGS)
     with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
         footers = list(pool.map(lambda one: _footer(one.path), found))
-    whole = [footer for footer in footers if not isinstance(footer, DataError)]
+    whole = [(file, footer) for file, footer in zip(found, footers, strict=True) if not isinstance(footer, DataError)]
     if not whole:
         raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
-    _check_columns(of, found[0].path, whole[0][0])
+    _check_columns(of, whole[0][0].path, whole[0][1][0])
     cut: list[Unit] = []
     for file, footer in zip(found, footers, strict=True):
         if isinstance(footer, DataError):

@@ -1,6 +1,7 @@
 """What the pipelines read, which of it they keep, and how they cut it into shards."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -10,6 +11,13 @@ from janus_dist.config.mix import STREAMS, Stream
 Format = Literal["webdataset", "parquet", "jsonl", "folders", "easy-vqa", "pydoc"]
 BUILT_IN: tuple[Format, ...] = ("easy-vqa", "pydoc")
 """Formats without a path: they come with Python packages."""
+Column = Literal["key", "image", "caption", "text", "turns"]
+COLUMNS: Mapping[Format, tuple[Column, ...]] = {
+    "webdataset": ("image", "caption", "text", "turns"),
+    "parquet": get_args(Column),
+    "jsonl": get_args(Column),
+}
+"""What `columns` may name, by format."""
 
 
 class Keep(Config):
@@ -33,11 +41,13 @@ class InputConfig(Config):
     path: str | tuple[str, ...] = ()
     """Files, folders or patterns (`s3://bucket/laion/*.tar`); a folder stands for all files of the format below it."""
     images: str | None = None
-    """Folder that paths of images are relative to; the folder of the file that names them when absent."""
-    columns: dict[Literal["key", "image", "caption", "text", "turns"], str] = Field(default={})
-    """Names of columns, keys or (webdataset) member endings, where they are not those of the format's tools."""
+    """Folder that images named by their paths are below; the folder of the file that names them when absent."""
+    columns: dict[Column, str] = Field(default={})
+    """Names of columns, keys or (webdataset) member endings, where they are not those of the format's tools; with
+    `key`, records have the keys of that column, which must differ in the whole input."""
     class_names: str | None = None
-    """File that names the folders of `folders`: JSON `{folder: name}` or lines `folder name, other name`."""
+    """File that names the folders of `folders`: JSON `{folder: name}`, `{folder: [number, name]}` or `{number: [folder,
+    name]}`, or lines `folder name, other name`."""
     layout: Literal["chat", "plain"] = "chat"
     """How an understanding sample reads: `chat` with roles (a caption answers "Describe the image in detail.");
     `plain`, images and text as they stand, of a conversation its only answer."""
@@ -80,6 +90,10 @@ class PipelineConfig(Config):
                 faults.append(f"inputs.{name}.stream is required, since {name!r} is none of {', '.join(STREAMS)}")
             if found.format not in BUILT_IN and not found.path:
                 faults.append(f"inputs.{name}.path is required with format={found.format}")
+            for column in sorted(set(found.columns) - set(COLUMNS.get(found.format, ()))):
+                faults.append(f"inputs.{name}.columns.{column} has no use with format={found.format}")
+            if found.class_names is not None and found.format != "folders":
+                faults.append(f"inputs.{name}.class_names has no use with format={found.format}")
             if found.format == "folders" and found.stream in ("understanding", "text"):
                 faults.append(f"inputs.{name}.format=folders makes the generation stream only")
             if found.format == "webdataset" and (found.stream or name) == "text":

@@ -5,13 +5,16 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 from fsspec.implementations.memory import MemoryFile
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from data_pipelines.inputs import files
 from data_pipelines.inputs.files import UnreachableError, find, inside
 from data_pipelines.inputs.keys import LONGEST_KEY, OUTER_SLASH, record_key, safe_key
+from janus_dist.config.pipeline import PipelineConfig
 from janus_dist.errors import DataError
 from tests.inputs import source
 
@@ -169,6 +172,17 @@ def test_a_store_that_fails_is_no_damaged_data(monkeypatch):
         monkeypatch.setattr(MemoryFile, "readinto", denied)
         with pytest.raises(UnreachableError, match=r"tars/0\.tar cannot be read: PermissionError: Access Denied"):
             opened.read()
+
+    def none(*_, **__):
+        raise NoCredentialsError
+
+    monkeypatch.setattr(type(memory), "open", none)
+    with pytest.raises(UnreachableError, match=r"tars/0\.tar cannot be read: NoCredentialsError: Unable to locate"):
+        files.open_stream("memory://tars/0.tar")
+    monkeypatch.setattr(type(memory), "find", none)
+    with pytest.raises(DataError, match="memory://tars cannot be listed: NoCredentialsError"):
+        find(source("webdataset", "memory://tars"), (".tar",))
+    monkeypatch.undo()
     memory.rm("/tars", recursive=True)
 
 
@@ -206,7 +220,7 @@ def test_keys_of_records_differ(names):
 def test_keys_as_they_are_known():
     assert record_key("00012", "000120005") == "00012/000120005"
     assert record_key("a/b", "c/d.e") == "a/b/c%2Fd%2Ee"
-    assert safe_key("\u00e9 1~") == "%C3%A9%201%7E"
+    assert safe_key("\xe9 1~") == "%C3%A9%201%7E"
     long = safe_key("x" * 81)
     assert long.startswith("x" * 63 + "-") and len(long) == 80 and long != safe_key("x" * 82)
 
@@ -253,3 +267,19 @@ def test_paths_that_no_file_can_have():
     with pytest.raises(DataError, match=r"^not UTF-8: the path '\\ud800'"):
         inside("/data", "\ud800")
     assert inside("/data", "a" * 255)
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"format": "webdataset", "columns": {"key": "id"}}, "columns.key has no use with format=webdataset"),
+        ({"format": "folders", "columns": {"caption": "c"}}, "columns.caption has no use with format=folders"),
+        ({"format": "jsonl", "class_names": "x.json"}, "class_names has no use with format=jsonl"),
+    ],
+)
+def test_settings_that_no_reader_heeds_are_refused(values, fault):
+    with pytest.raises(ValidationError, match=f"inputs.generation.{fault}"):
+        PipelineConfig.model_validate({"inputs": {"generation": {"path": "x", **values}}})
