@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipelines import stream
 from data_pipelines.job import InputWork
+from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest
@@ -74,9 +75,18 @@ def _shown(work: InputWork) -> str:
 
 def _with_absolute_paths(recipe: BaseRecipe) -> BaseRecipe:
     """The same recipe with paths that mean the same in any process of this machine, whatever its folder."""
-    data = recipe.data
+    data, pipeline = recipe.data, recipe.pipeline
     changed = {name: _absolute(getattr(data, name)) for name in ("root", "vq_weights")}
-    return recipe.model_copy(update={"data": data.model_copy(update=changed)})
+    inputs = {name: _with_absolute_files(source) for name, source in pipeline.inputs.items()}
+    return recipe.model_copy(
+        update={"data": data.model_copy(update=changed), "pipeline": pipeline.model_copy(update={"inputs": inputs})}
+    )
+
+
+def _with_absolute_files(source: InputConfig) -> InputConfig:
+    paths = (source.path,) if isinstance(source.path, str) else source.path
+    named = {name: _absolute(path) for name in ("images", "class_names") if (path := getattr(source, name)) is not None}
+    return source.model_copy(update={"path": tuple(map(_absolute, paths)), **named})
 
 
 def _absolute(path: str) -> str:

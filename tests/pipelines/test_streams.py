@@ -256,7 +256,7 @@ def test_the_manifest_tells_what_made_it(make_work, photos, tmp_path):
     assert values["tokenizer_sha256"] == work_.tokenizer.sha256
     assert values["vq_sha256"] == stream.sha256_of(work_.recipe.data.vq_weights)
     assert values["settings"]["shard_samples"] == 8 and values["settings"]["chat"]["user"] == "User"
-    assert values["settings"]["input"]["path"] == f"{tmp_path}/captions.jsonl"
+    assert values["settings"]["input"]["path"] == [f"{tmp_path}/captions.jsonl"]
 
 
 def test_a_job_that_cannot_be_done_is_named_and_the_others_are_done(make_work, tmp_path):
@@ -281,3 +281,16 @@ def test_a_job_that_cannot_be_done_is_named_and_the_others_are_done(make_work, t
     assert 0 < len(done) < len(jobs)
     (tmp_path / "2" / "documents.jsonl").write_bytes(content)
     assert stream.run(work_).samples > 32
+
+
+def test_paths_of_a_recipe_may_be_relative(make_recipe, tokenizer, photos, tmp_path, monkeypatch):
+    """Workers run in other folders than the one in which the recipe was written."""
+    captions(tmp_path / "in", 4)
+    (tmp_path / "in" / "pictures").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    own = "pipeline.inputs.generation={format: jsonl, path: in/*.jsonl, images: in/pictures}"
+    recipe = make_recipe(own, "data.root=out")
+    prepare_data(recipe.model_copy(update={"pipeline": recipe.pipeline.model_copy(update={"inputs": {
+        "generation": recipe.pipeline.inputs["generation"]
+    }})}))  # fmt: skip
+    assert ShardSet.open(tmp_path / "out" / "generation").manifest.samples == 4
