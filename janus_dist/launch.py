@@ -27,6 +27,8 @@ from janus_dist.errors import ClusterError, JanusError
 
 POLL_S = 0.5
 LINES_NAMESPACE = "janus_dist"
+RAY_TOKEN = Path.home() / ".ray" / "auth_token"
+"""Where Ray keeps a token of this user."""
 
 
 def connect() -> None:
@@ -38,12 +40,14 @@ def connect() -> None:
     try:
         try:
             ray.init(address="auto", **settings)
-        except ConnectionError:
+        except (ConnectionError, AuthenticationError):  # there is none, or it is someone else's and wants their token
             if os.environ.get("RAY_ADDRESS"):
                 raise
             # A token of its own: Ray would write one to ~/.ray/auth_token, and from then on `ray start` would demand it
             # of a `ray job submit` that does not send it.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            # Where there is that file, the token in it is the one that this process has tried by now.
+            if not RAY_TOKEN.exists():
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             ray.init(address="local", **settings)
     except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError) as error:
         raise ClusterError(

@@ -84,6 +84,24 @@ def test_a_local_ray_leaves_no_token(unbroken):
     assert not (unbroken.parent / ".ray" / "auth_token").exists()
 
 
+def test_a_ray_that_wants_another_token_is_left_alone(tmp_path):
+    """Someone else's Ray on the same machine: it cannot be joined, so a local one is started beside it."""
+    mine = environment(tmp_path)
+    theirs = mine | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    shell = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": LIMIT_S}
+    started = subprocess.run(
+        ["ray", "start", "--head", "--port=6399", "--include-dashboard=false"], env=theirs, **shell
+    )
+    assert started.returncode == 0, started.stderr
+    try:
+        code = "from janus_dist.launch import connect; connect(); import ray; print(ray.cluster_resources()['CPU'])"
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        done = subprocess.run(command, env=mine | {"PYTHONPATH": str(ROOT)}, **shell)
+    finally:
+        subprocess.run(["ray", "stop"], env=theirs, **shell)
+    assert done.returncode == 0 and float(done.stdout.split()[-1]) >= 1, done.stdout + done.stderr
+
+
 def test_as_a_submitted_job(unbroken, tmp_path):
     """`ray start --head`, then `ray job submit -- python jobs/stage2.py`, as README says."""
     shell = {"cwd": ROOT, "env": environment(tmp_path), "capture_output": True, "text": True, "timeout": LIMIT_S}
