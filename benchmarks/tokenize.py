@@ -14,8 +14,8 @@
 - `ratio_img2dataset`: CPU time of img2dataset's Resizer (OpenCV; border, bicubic, same side and quality, but 4:2:0)
   over that of the same step. Processes in turns.
 
-Predicted before measuring: 0.95 (a crop takes 5 ms of 500, a job 0.1 s beside its batches); 0.9; 0.8, since OpenCV's resize has no
-antialiasing and takes a third of the time.
+Predicted before measuring: 0.95 (a crop takes 5 ms of 500, a job 0.1 s beside its batches); 0.9; 0.8, since OpenCV's
+resize has no antialiasing and takes a third of the time.
 """
 
 import os
