@@ -22,6 +22,7 @@ from PIL import Image
 
 from data_pipelines import work
 from data_pipelines.inputs import formats
+from data_pipelines.inputs.entries import HEAD_BYTES
 from data_pipelines.record import Dropped, Made, Picture, Record, Unit
 from data_pipelines.steps.generation import Generation, Prepared
 from data_pipelines.steps.text import Text
@@ -46,7 +47,6 @@ EXAMPLES = 2
 EXAMPLE_SIDE = 160
 EXAMPLE_QUALITY = 85
 EXAMPLE_PIXELS = 50_000_000
-HEAD_BYTES = 64
 WORDS = 300
 
 Result = TypeVar("Result")

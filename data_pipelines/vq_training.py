@@ -27,7 +27,7 @@ from janus_dist.train.vq import VqQuality, train_vq
 
 
 def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQuality:
-    """Train on the training images of `pipeline.source`; write `data.vq_weights` and, beside it, `.origin.json`."""
+    """Train on the images of all generation inputs; write `data.vq_weights` and, beside it, `.origin.json`."""
     path = Path(recipe.data.vq_weights)
     pixels = squares(recipe)
     names = ", ".join(generation_inputs(recipe))

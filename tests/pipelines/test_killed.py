@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,11 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
-import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from ray.cluster_utils import Cluster
 
@@ -26,6 +22,7 @@ from data_pipelines.job import InputWork
 from janus_dist.data import storage
 from janus_dist.data.lint import Scope, lint
 from janus_dist.data.manifest import ShardSet
+from tests.moto_s3 import moto_bucket
 from tests.pipelines.conftest import MakeWork, lines
 
 KILLS = 20
@@ -54,25 +51,8 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def s3(monkeypatch) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    boto3.client("s3").create_bucket(Bucket="out")
-    fsspec.filesystem("s3").clear_instance_cache()
-    yield "s3://out"
-    fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
+    with moto_bucket(monkeypatch, "out") as url:
+        yield url
 
 
 def source(folder: Path) -> Path:

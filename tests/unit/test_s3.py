@@ -1,12 +1,7 @@
 """Shards in an object store, over the real S3 protocol on loopback."""
 
-import socket
-
-import boto3
-import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from janus_dist.data import inspect, storage
 from janus_dist.data.lint import Scope, lint
@@ -14,6 +9,7 @@ from janus_dist.data.loader import read_payloads
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.sample import decode
 from tests import shard_sets
+from tests.moto_s3 import moto_bucket
 from tests.unit.test_shard import as_stored, make, open_set
 
 # the S3 client leaves its connections and loops to the garbage collector
@@ -22,25 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture
 def bucket(monkeypatch):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    boto3.client("s3").create_bucket(Bucket="shards")
-    fsspec.filesystem("s3").clear_instance_cache()
-    yield "s3://shards"
-    fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
+    with moto_bucket(monkeypatch, "shards") as url:
+        yield url
 
 
 @pytest.mark.parametrize("stream", ["understanding", "generation"])

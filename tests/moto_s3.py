@@ -1,0 +1,36 @@
+"""An S3 server on loopback that also takes writes, conditional ones too: moto's, with the real protocol."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import boto3
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+
+
+@contextmanager
+def moto_bucket(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[str]:
+    """The URL of an empty bucket; the environment says where it is, also to processes that are started meanwhile."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    for key, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    for key in PROXIES:
+        monkeypatch.delenv(key, raising=False)
+    boto3.client("s3").create_bucket(Bucket=name)
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield f"s3://{name}"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
