@@ -6,6 +6,7 @@ one does the jobs that are missing.
 
 import hashlib
 import logging
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from janus_dist.errors import ClusterError, DataError, JanusError
 PIPELINE_VERSION = 2  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
 """Of a job, whatever its failures; after them the others go on and the run fails at its end."""
+PAUSE_S = 4.0
+"""Before the second attempt; 4, 9, 16 and 25 times as long before the next: a store may be down for minutes."""
 FAILED_JOBS = 10
 """After so many the run stops at once."""
 JUDGED_RECORDS = 10_000
@@ -168,22 +171,29 @@ def _finished(
         return
     encoders = EncoderPool.start(of.recipe) if of.stream == "generation" else None
     shared, waiting, attempts = ray.put(of), deque(jobs), Counter[int]()
+    paused: list[tuple[float, ShardJob]] = []
     every = max(1, len(jobs) // EXAMPLE_JOBS)
     running: dict[ray.ObjectRef, ShardJob] = {}
     try:
-        while (waiting or running) and len(failures) < FAILED_JOBS:
+        while (waiting or paused or running) and len(failures) < FAILED_JOBS:
+            now = time.monotonic()
+            waiting.extend(job for until, job in paused if until <= now)
+            paused = [(until, job) for until, job in paused if until > now]
             while waiting and len(running) < JOBS_AHEAD * ray.cluster_resources().get("CPU", 1):
                 job = waiting.popleft()
                 attempts[job.number] += 1
                 running[_do.remote(job, shared, encoders, job.number % every == 0)] = job
             progress.say()
+            if not running:
+                time.sleep(POLL_S)
+                continue
             for done in ray.wait(list(running), timeout=POLL_S)[0]:
                 job = running.pop(done)
                 try:
                     yield job, ray.get(done)
                 except (RayError, JanusError, OSError) as error:
                     if attempts[job.number] < ATTEMPTS and _may_pass(error):
-                        waiting.append(job)
+                        paused.append((time.monotonic() + PAUSE_S * attempts[job.number] ** 2, job))
                     else:
                         failures.append(_failure(job, error))
     finally:

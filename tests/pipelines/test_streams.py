@@ -275,6 +275,7 @@ def test_a_job_that_cannot_be_done_is_named_and_the_others_are_done(make_work, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "units", lambda of, samples: taken_away(None))
         patch.setattr(stream, "ATTEMPTS", 2)
+        patch.setattr(stream, "PAUSE_S", 0.1)
         with pytest.raises(Exception, match=r"text: \d of \d jobs were not done; job \d \(.*/2/documents.jsonl\)"):
             stream.run(work_)
     done = list(work.done(work_.folder, jobs))
