@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PEERS := .venv-peers
+BENCHMARKS := plan reader jpeg loader tokenize train_step checkpoint
 
 # One thread a process: ranks and Ray's workers share the cores, and sums come out the same each time.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup peers demo test test-slow lint format clean
+.PHONY: setup peers demo curves proof chaos bench test test-slow lint format clean
 
 setup: $(READY)
 
@@ -35,6 +36,26 @@ $(PEERS)/ready: benchmarks/peers/requirements.txt
 
 demo: setup
 	$(BIN)/python jobs/demo.py
+
+# Whether the stages of the demo learn as they did: docs/results.md.
+curves: demo
+	for stage in stage1 stage2 stage3; do \
+		$(BIN)/janus runs follows runs/demo/$$stage jobs/recipes/tiny/curves/$$stage.json || exit 1; \
+	done
+
+proof: setup
+	$(BIN)/python jobs/proof.py
+
+chaos: setup
+	$(BIN)/python -m tests.chaos
+
+# All that fits two cores with nothing else on them, an hour; a line each in runs/bench.jsonl (docs/benchmarks.md).
+bench: setup peers
+	mkdir -p runs
+	for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python benchmarks/$$name.py --json > runs/bench-$$name.log 2>&1 || exit 1; \
+		tail -n 1 runs/bench-$$name.log | tee -a runs/bench.jsonl; \
+	done
 
 test: setup
 	$(BIN)/pytest -m "not slow"

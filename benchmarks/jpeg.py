@@ -9,11 +9,16 @@ ratio to Pillow of the same turn. `releases_lock`: whether another Python thread
 decoder that is not installed is null.
 """
 
+import os
+import sys
+
+if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is not loaded yet
+    sys.path[0] = os.path.dirname(sys.path[0])  # noqa: PTH120 - or tokenize.py here would be the standard library's
+
 import argparse
 import io
 import json
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -24,8 +29,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
-sys.path.append(str(Path(__file__).parents[1]))  # also when it is run by its path
 
 from benchmarks import samples
 from benchmarks.peers.common import samples as stored_samples

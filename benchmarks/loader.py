@@ -22,19 +22,21 @@ the 1,430 samples in a million tokens, so peers come to 2 to 3 million at best. 
 loop, one file and tar object a sample) to about 1.5 million: behind MosaicML and LitData, near Energon.
 """
 
+import os
+import sys
+
+if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is not loaded yet
+    sys.path[0] = os.path.dirname(sys.path[0])  # noqa: PTH120 - or tokenize.py here would be the standard library's
+
 import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).parents[1]))  # also when it is run by its path
 
 from benchmarks import samples
 from benchmarks.peers import common

@@ -11,10 +11,15 @@ of Janus-1.3B with a trained vision tower. Index records come from memory: what 
 Predicted before the first run: 20 ms a step, of which packing 10; 150 MB; a ratio of 1.0; fill 0.998; straggler 1.01.
 """
 
+import os
+import sys
+
+if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is not loaded yet
+    sys.path[0] = os.path.dirname(sys.path[0])  # noqa: PTH120 - or tokenize.py here would be the standard library's
+
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,9 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from janus_dist.config.data import BatchConfig, CostConfig, ReadConfig
+from janus_dist.config.data import BatchConfig, Costly, ReadConfig
 from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
 from janus_dist.data import packing
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
@@ -38,7 +41,7 @@ RANKS = 64
 ROW_TOKENS = 4096
 TEXT_TOKENS = 2048
 # Billions of operations (forward and backward) of Janus-1.3B and SigLIP-L
-COST = CostConfig(token=7.8, token_squared=3e-4, image=1050, text_label=1.26, image_label=0.2)
+COST: dict[Costly, float] = {"token": 7.8, "token_squared": 3e-4, "image": 1050, "text_label": 1.26, "image_label": 0.2}
 MIXTURES = {
     "mixed": MixConfig(understanding=2, text=3, generation=5),
     "without_text": MixConfig(understanding=1, text=0, generation=1),

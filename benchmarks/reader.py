@@ -8,12 +8,16 @@ a step lie `near` (drawn from 4 MiB, as the plan's windows do) or `scattered` ov
 round after round; speeds are medians over rounds with their range. `fetched` is bytes fetched over bytes asked for.
 """
 
+import os
+import sys
+
+if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):  # noqa: PTH100, PTH120 - pathlib is not loaded yet
+    sys.path[0] = os.path.dirname(sys.path[0])  # noqa: PTH120 - or tokenize.py here would be the standard library's
+
 import argparse
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -88,7 +92,7 @@ def measure(pattern: str, given: argparse.Namespace, seed: int, cache: str) -> d
         timed(name, read)
         close()
     for name, folder in (("reader", None), ("cache, empty", cache), ("cache, full", cache)):
-        reader = Reader(ReadConfig(threads=given.threads, cache_dir=folder))
+        reader = Reader(ReadConfig(cache_dir=folder), threads=given.threads)
         timed(name, reader.read)
         counters = reader.counters()
         found[name] = (found[name][0], counters.bytes_fetched / counters.bytes_asked)
@@ -116,7 +120,7 @@ def summary(pattern: str, given: argparse.Namespace) -> dict[str, dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="reading samples from S3")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line, and nothing else")
     for name, default in (("rounds", 3), ("steps", 6), ("samples", 64), ("sample-bytes", 16_384), ("mib", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -1,7 +1,6 @@
 """The VQ tokenizer behind the generation pipeline: one copy per GPU (or core), and how jobs reach them.
 
-Invariant: a batch gives its ids whichever copy encodes it and however often it is sent; weights and arithmetic are
-float32 on any device, since ids are an arg-max and would flip with a coarser rounding.
+Invariant: a batch gives its ids whichever copy encodes it and however often it is sent.
 """
 
 import random
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
@@ -21,8 +19,6 @@ from data_pipelines.job import Encoded
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ClusterError
-from janus_dist.model import vq as vq_model
-from janus_dist.model.vq_weights import load_vq
 
 GIVE_UP_S = 1_800.0
 """No copy of the VQ tokenizer answered for so long: nodes that come back do so in less."""
@@ -31,18 +27,17 @@ START_S = 600.0
 
 
 class VqEncoder:
-    """A VQ tokenizer with its weights on a device."""
+    """The VQ tokenizer as a Ray actor."""
 
     def __init__(self, model: ModelConfig, weights: str, device: str):
-        self.vq = load_vq(model, weights)
-        self.vq.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - 1.3 times as fast on a CPU
-        self.vq.to(torch.device(device))  # pyright: ignore[reportArgumentType] - transformers' wrapper confuses it
-        self.device = device
+        # here: jobs import this class with their handles of it, and PyTorch costs a process 5 s and half a gigabyte
+        from data_pipelines.vq_ids import VqIds
+
+        self.ids = VqIds(model, weights, device)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """[image, id] VQ ids of [image, side, side, 3] crops."""
-        images = torch.tensor(pixels).to(self.device).permute(0, 3, 1, 2)  # a copy: Ray's arrays are read-only
-        return vq_model.encode(self.vq, vq_model.to_float(images)).cpu().numpy().astype(np.uint16)
+        return self.ids(pixels)
 
     def node(self) -> str:
         """The Ray node that it runs on."""

@@ -144,13 +144,13 @@ def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: 
     return marker if work.commit(of.folder, marker) else None
 
 
-def crops(of: InputWork) -> list[NDArray[np.uint8]]:
-    """[side, side, 3] of the images of a generation input that are neither bad nor dropped, in order."""
+def prepared(of: InputWork) -> list[Prepared]:
+    """The prompts and squares of a generation input's records that are neither bad nor dropped, in order."""
     step, tally = Generation(of.recipe, of.source, of.tokenizer), Tally(with_examples=False)
     units = formats.units(of.source, of.recipe.pipeline.shard_samples)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
         records = _fetched(_records(units, None, of, step.check, tally), pool, tally)
-        return [prepared.pixels for _, prepared in _prepared(records, step, tally)]
+        return [found for _, found in _prepared(records, step, tally)]
 
 
 def bin_of(value: float) -> str:

@@ -58,7 +58,7 @@ def _show(folder: str, recipe: BaseRecipe) -> None:
     manifest = Manifest.load(folder)
     weights = recipe.data.vq_weights
     if manifest.vq_sha256 is not None and storage.size(weights) is not None:
-        found = stream.sha256_of(weights)
+        found = stream.vq_sha256(recipe)
         if found != manifest.vq_sha256:
             raise DataError(
                 f"{folder}/{NAME} was made with VQ weights whose sha256 is {manifest.vq_sha256[:12]}, "

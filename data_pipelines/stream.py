@@ -10,22 +10,26 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from data_pipelines import gather, work
-from data_pipelines.encoder import EncoderPool, NearEncoders
+from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats
-from data_pipelines.job import InputWork, run_job
+from data_pipelines.job import InputWork
 from data_pipelines.progress import Progress
-from data_pipelines.work import Marker, ShardJob
+from data_pipelines.task import SHOWN_REASONS, Summary, do_job
+from data_pipelines.work import ShardJob
+from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
 from janus_dist.data.inspect import QUARANTINE
 from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ClusterError, DataError, JanusError
+from janus_dist.launch import cancel
+from janus_dist.model.vq_weights import digest, load_vq
 
 PIPELINE_VERSION = 2  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
@@ -42,27 +46,11 @@ EXAMPLE_JOBS = 32
 """Jobs that keep examples, spread over all."""
 JOBS_AHEAD = 2
 """Jobs in Ray's hands per core: those that wait for one ask an autoscaling cluster for more."""
-SHOWN_REASONS = 3
+ENCODED_CPUS = 0.5
+"""Cores of a job that mostly waits for VQ ids: with two a core, one feeds the encoders while another begins or ends."""
 POLL_S = 1.0
 
 log = logging.getLogger("janus_dist")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What the driver keeps of a finished job."""
-
-    records: int
-    samples: int
-    bad: int
-    reasons: tuple[str, ...]
-    """Of the first bad records."""
-    seconds: dict[str, float]
-
-    @classmethod
-    def of(cls, marker: Marker) -> "Summary":
-        reasons = tuple(f"{reject.key}: {reject.reason}" for reject in marker.rejects[:SHOWN_REASONS])
-        return cls(marker.records, marker.samples, len(marker.rejects), reasons, dict(marker.seconds))
 
 
 def run(of: InputWork, limit: int | None = None) -> Manifest:
@@ -125,7 +113,7 @@ def settings(of: InputWork) -> dict[str, Any]:
         "image_ids": recipe.model.image_ids,
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
-        "vq_sha256": sha256_of(recipe.data.vq_weights) if of.stream == "generation" else None,
+        "vq_sha256": vq_sha256(recipe) if of.stream == "generation" else None,
         "vq_codes": recipe.model.vq.codes,
     }
 
@@ -170,6 +158,7 @@ def _finished(
     if not jobs:
         return
     encoders = EncoderPool.start(of.recipe) if of.stream == "generation" else None
+    cpus = ENCODED_CPUS if encoders else 1
     shared, waiting, attempts = ray.put(of), deque(jobs), Counter[int]()
     paused: list[tuple[float, ShardJob]] = []
     every = max(1, len(jobs) // EXAMPLE_JOBS)
@@ -179,10 +168,11 @@ def _finished(
             now = time.monotonic()
             waiting.extend(job for until, job in paused if until <= now)
             paused = [(until, job) for until, job in paused if until > now]
-            while waiting and len(running) < JOBS_AHEAD * ray.cluster_resources().get("CPU", 1):
+            while waiting and len(running) < JOBS_AHEAD * ray.cluster_resources().get("CPU", 1) / cpus:
                 job = waiting.popleft()
                 attempts[job.number] += 1
-                running[_do.remote(job, shared, encoders, job.number % every == 0)] = job
+                do = do_job.options(num_cpus=cpus)
+                running[do.remote(job, shared, encoders, job.number % every == 0)] = job
             progress.say()
             if not running:
                 time.sleep(POLL_S)
@@ -197,22 +187,9 @@ def _finished(
                     else:
                         failures.append(_failure(job, error))
     finally:
-        for left in running:
-            ray.cancel(left, force=True)
+        cancel(list(running))
         if encoders is not None:
             encoders.stop()
-
-
-@ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
-def _do(job: ShardJob, of: InputWork, encoders: EncoderPool | None, with_examples: bool) -> Summary:
-    # There is a marker when an attempt lived long enough to commit, but not to say so.
-    marker = work.load_marker(of.folder, job)
-    if marker is None:
-        marker = run_job(job, of, NearEncoders(encoders) if encoders else None, with_examples)
-    if marker is None:
-        marker = work.load_marker(of.folder, job)
-    assert marker is not None, "an attempt lost against a marker that is not there"
-    return Summary.of(marker)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -227,6 +204,12 @@ def _failure(job: ShardJob, error: Exception) -> str:
         log.error("%s", "".join(traceback.format_exception(error)))
     said = str(cause).strip().split("\n")[0]
     return f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {said}"
+
+
+def vq_sha256(recipe: BaseRecipe) -> str:
+    """sha256 of the VQ weights: of a file its own, of a folder that of a file with its VQ tokenizer alone."""
+    path = recipe.data.vq_weights
+    return digest(load_vq(recipe.model, path)) if Path(path).is_dir() else sha256_of(path)
 
 
 def sha256_of(path: str) -> str:

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipelines.job import crops
+from data_pipelines.job import prepared
 from data_pipelines.prepare import input_work
+from data_pipelines.steps.generation import Prepared
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data.storage import write_whole
 from janus_dist.data.tokenizer import Tokenizer
@@ -23,13 +24,13 @@ from janus_dist.errors import DataError
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
 from janus_dist.model.vq_weights import save_vq
-from janus_dist.train.vq import VqQuality, train_vq
+from janus_dist.train.vq import BATCH, LR, VqQuality, train_vq
 
 
 def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQuality:
     """Train on the images of all generation inputs; write `data.vq_weights` and, beside it, `.origin.json`."""
     path = Path(recipe.data.vq_weights)
-    pixels = squares(recipe)
+    pixels, _ = pictures(recipe)
     names = ", ".join(generation_inputs(recipe))
     say(f"{len(pixels)} images of {names}, {recipe.vq_train.steps} steps -> {path}")
     with torch.random.fork_rng(devices=[]):
@@ -44,7 +45,7 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
         "images_sha256": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
         "image_size": recipe.model.image_size,
         "vq": recipe.model.vq.model_dump(mode="json"),
-        "vq_train": recipe.vq_train.model_dump(mode="json"),
+        "vq_train": recipe.vq_train.model_dump(mode="json") | {"batch": BATCH, "lr": LR},
         "seed": recipe.run.seed,
         "torch": torch.__version__,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -54,14 +55,16 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
     return quality
 
 
-def squares(recipe: BaseRecipe) -> Tensor:
-    """[image, 3, side, side] uint8: the images of generation inputs as they are cropped; bad ones are left out."""
-    found: list[NDArray[np.uint8]] = []
+def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
+    """The images [image, 3, side, side] uint8 of generation inputs as they are cropped, and the ids of their prompts;
+    bad ones are left out. DataError when there are fewer than two."""
+    found: list[Prepared] = []
     for name in generation_inputs(recipe):
-        found += crops(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
+        found += prepared(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
     if len(found) < 2:
         raise DataError(f"the generation inputs have {len(found)} images to train on, at least 2 are needed")
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+    squares = torch.from_numpy(np.stack([one.pixels for one in found])).permute(0, 3, 1, 2).contiguous()
+    return squares, [one.prompt_ids for one in found]
 
 
 def generation_inputs(recipe: BaseRecipe) -> list[str]:

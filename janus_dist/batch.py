@@ -36,8 +36,8 @@ class Batch:
     """[max(R, 1)] int64: positions that the text head reads."""
     text_labels: Tensor
     """[max(R, 1)] int64: the ids they predict, NO_LABEL in a dummy."""
-    text_is_understanding: Tensor
-    """[max(R, 1)] bool: whether the label belongs to the understanding stream (else to text)."""
+    text_streams: Tensor
+    """[max(R, 1)] int64: the stream of each label, its place in STREAMS."""
     image_rows: Tensor
     """[max(S, 1)] int64: positions that the image head reads."""
     image_labels: Tensor

@@ -18,13 +18,19 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from janus_dist.config.load import Loaded, flatten, load
+from janus_dist.ckpt_cli import ckpt_app
+from janus_dist.config import reference
+from janus_dist.config.load import Loaded, flatten, load, load_any
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
-from janus_dist.config.settings import OVERRIDE, read
+from janus_dist.config.settings import OVERRIDE
 from janus_dist.data_cli import data_app
 from janus_dist.errors import ConfigError, JanusError
+from janus_dist.export_cli import export_command
 from janus_dist.plan_cli import show_plan
 from janus_dist.report.run import write_report
+from janus_dist.runs_cli import runs_app
+from janus_dist.sample_cli import sample_command
+from janus_dist.submit_cli import submit_command
 
 R = TypeVar("R", bound=BaseRecipe)
 
@@ -35,6 +41,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look at reci
 config_app = typer.Typer(no_args_is_help=True, help="Show, compare and describe recipes.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(ckpt_app, name="ckpt")
+app.add_typer(runs_app, name="runs")
+app.command("export")(export_command)
+app.command("sample")(sample_command)
+app.command("submit")(submit_command)
 
 
 def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str] | None = None) -> Loaded[R]:
@@ -108,7 +119,7 @@ def show_config(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without origins.")] = False,
 ) -> None:
     """Print every setting of the merged recipe and where its value came from."""
-    loaded = _load_any(arguments)
+    loaded = load_any(*split_arguments(arguments))
     values = loaded.recipe.model_dump(mode="json")
     if as_json:
         print(json.dumps(values, indent=1))
@@ -117,6 +128,12 @@ def show_config(
     width = min(56, max(len(setting) for setting, _ in lines))  # long lists stick out rather than push all others
     for setting, origin in lines:
         print(f"{setting:<{width}}  # {origin}")
+
+
+@config_app.command("docs")
+def show_reference() -> None:
+    """Print every setting with its type, default and meaning, as docs/settings.md has it."""
+    print(reference.as_markdown(), end="")
 
 
 @config_app.command("schema")
@@ -140,10 +157,26 @@ def plan(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
     world: Annotated[int | None, typer.Option("--world", min=1, help="Ranks; those of the recipe when absent.")] = None,
     every_step: Annotated[bool, typer.Option("--all", help="Plan every step of a long run too.")] = False,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.01, max=1.0, help="Assume this share of the device's peak.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Assume this one: H100 (when absent), H200, A100, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a stage will train on: tokens and epochs of each source, rows, fill, balance, bytes."""
-    show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json, every_step)
+    """Say what a stage will train on and take: tokens and epochs of each source, rows, balance, time, bytes, memory."""
+    show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json, every_step, mfu, device)
+
+
+@app.command("check")
+def check(
+    arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say all that would stop a stage here: versions, data, checkpoints, disk, memory, credentials."""
+    recipe = load(StageRecipe, *split_arguments(arguments)).recipe
+    from janus_dist.check_cli import run_checks  # here: it takes PyTorch, and other commands start in a second
+
+    run_checks(recipe, as_json)
 
 
 @app.command("report")
@@ -163,16 +196,7 @@ def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]
 
 def _flat(side: str) -> dict[str, Any]:
     files = [str(Path(side) / "config.json")] if Path(side).is_dir() else side.split("+")
-    return dict(flatten(_load_any(files).recipe.model_dump(mode="json")))
-
-
-def _load_any(arguments: Sequence[str]) -> Loaded[BaseRecipe]:
-    """A stage's recipe, or a base recipe when nothing of a stage is in it."""
-    files, overrides = split_arguments(arguments)
-    of_stages = set(StageRecipe.model_fields) - set(BaseRecipe.model_fields)
-    if of_stages & set(read(files, overrides).root.section or {}):
-        return load(StageRecipe, files, overrides)
-    return load(BaseRecipe, files, overrides)
+    return dict(flatten(load_any(files, ()).recipe.model_dump(mode="json")))
 
 
 def _show(error: JanusError) -> None:

@@ -38,7 +38,7 @@ class CheckpointError(JanusError):
 
 
 class DivergedError(JanusError):
-    """The loss is no longer a number, or keeps spiking."""
+    """Steps were skipped again and again, for a loss that is no number or spikes, also after going back."""
 
     exit_code = 5
 

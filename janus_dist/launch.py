@@ -1,15 +1,18 @@
-"""Ray: find or start a cluster, start the ranks of a run by Ray Train, relay their lines and the first failure.
+"""Ray: find or start a cluster, start the ranks of a run by Ray Train, relay their lines and the first failure; share
+out the jobs of an evaluation.
 
-The only module of the library that names ray. Invariant: the driver holds no model and no data; it prints what the
-first rank says and turns what happened into one message and one exit code.
+With beside.py the only module of the library that names ray. Invariant: the driver holds no model and no data; it
+prints what the first rank says and turns what happened into one message and one exit code.
 """
 
 import logging
 import os
 import secrets
-import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +20,32 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VI
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
-from ray.exceptions import AuthenticationError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.data import storage
+from janus_dist.engine import commits
 from janus_dist.errors import ClusterError, JanusError
+from janus_dist.evaluation.prompts import read_prompts
+from janus_dist.monitor import events
+from janus_dist.train.stop import forget_request, request_stop
 
 POLL_S = 0.5
+SAY_EVERY_S = 30.0
+ANSWER_S = 15.0
+"""A node that takes longer is not there."""
+NODES_BACK_S = 60.0
+"""After a loss nodes are waited for so long before a run goes on with fewer."""
 LINES_NAMESPACE = "janus_dist"
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 """Where Ray keeps a token of this user."""
+
+log = logging.getLogger("janus_dist")
 
 
 def connect() -> None:
@@ -60,72 +77,115 @@ def connect() -> None:
 def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     """Train one stage on `recipe.cluster.workers` ranks; `show` takes the lines for the console.
 
-    Raises the first JanusError of any rank, and ClusterError when a rank or a node was lost.
+    When ranks or nodes are lost the run is started again from its newest checkpoint, on fewer ranks where
+    `cluster.min_workers` allows it. Raises the first JanusError of any rank, and ClusterError when ranks were lost
+    `cluster.restarts` times without a new checkpoint.
     """
     connect()
+    forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
+    here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
+    lines = Lines.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+    if recipe.monitor.prompts is not None:
+        read_prompts(Path(recipe.monitor.prompts))  # faults in it end the run before it starts
+    with (
+        Follower(lines, show),
+        StopOnSignal(lambda: [recipe]),
+        StopOnDrain(lines, recipe.run.dir),
+        Samples(recipe, lines, show),
+    ):
+        lost, before, has_lost = 0, commits.latest(recipe.run.saved_in), False
+        while True:
+            try:
+                workers = _room(recipe, has_lost)
+                show(f"starting {workers} rank{'s' if workers > 1 else ''}")
+                _train_once(recipe, lines, workers)
+                return
+            except TrainingFailedError as error:
+                cause = _cause(error, recipe.run.dir, recipe.run.saved_in)
+                newest = commits.latest(recipe.run.saved_in)
+                lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
+                if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
+                    raise cause from error
+                events.record(recipe.run.dir, "lost", _steps(newest), cause.message)
+                show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
+            except RayError as error:
+                why = " ".join(str(error).split())[:300]
+                raise ClusterError(
+                    f"Ray lost what the run hangs on, the driver's own node perhaps: {why}",
+                    f"the same command goes on from the last checkpoint under {recipe.run.saved_in}",
+                ) from error
+
+
+def train_all(recipes: Sequence[StageRecipe], show: Callable[[str], None]) -> None:
+    """Train runs of equal size beside each other, as many at once as the cluster has room for.
+
+    Each has its own driver, in a Ray task that takes no core. The first error is raised when the others, asked to save
+    and stop, have ended.
+    """
+    connect()
+    waiting, running = deque(recipes), dict[ray.ObjectRef, StageRecipe]()
+    lines = Lines.remote()  # pyright: ignore[reportAttributeAccessIssue]
+    with Follower(lines, show), StopOnSignal(running.values):
+        try:
+            while waiting or running:
+                if waiting and len(running) < _runs_at_once(waiting[0]):
+                    recipe = waiting.popleft()
+                    running[_driver.remote(recipe.with_absolute_paths().model_dump(mode="json"), lines)] = recipe
+                    continue
+                for done in ray.wait(list(running), timeout=POLL_S)[0]:
+                    del running[done]
+                    ray.get(done)
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, JanusError) else error from error
+        finally:
+            for recipe in running.values():
+                request_stop(recipe.run.dir)
+            if running:
+                ray.wait(list(running), num_returns=len(running))
+
+
+def _runs_at_once(recipe: StageRecipe) -> int:
+    """How many runs like this one the cluster has room for, one at least: its own driver refuses what never fits."""
+    cluster, there = recipe.cluster, ray.cluster_resources()
+    room = int(there.get("GPU", 0)) if cluster.gpu else int(there.get("CPU", 0) // cluster.cpus_per_worker)
+    return max(1, room // cluster.workers)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _driver(settings: dict[str, Any], lines: Any) -> None:
+    """The driver of one of several runs."""
+    recipe = StageRecipe.model_validate(settings)
+    train(recipe, show=lambda line: lines.put.remote(f"{recipe.run.name}: {line}"))
+
+
+def _steps(checkpoint: str | None) -> int:
+    return 0 if checkpoint is None else commits.step_of(checkpoint)
+
+
+def _train_once(recipe: StageRecipe, lines: Any, workers: int) -> None:
+    """Start the ranks and wait for them."""
     cluster = recipe.cluster
-    _check_resources(recipe)
-    lines = Lines.remote()
-    trainer = TorchTrainer(
+    recipe = recipe.model_copy(update={"cluster": cluster.model_copy(update={"workers": workers})})
+    TorchTrainer(
         _worker,
         train_loop_config={"recipe": recipe.with_absolute_paths().model_dump(mode="json"), "lines": lines},
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo", timeout_s=recipe.engine.timeout_s),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=workers,
             use_gpu=cluster.gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.gpu else {})},
         ),
         run_config=RunConfig(
             name=recipe.run.name,
             storage_path=str((recipe.run.dir / "ray").absolute()),
-            failure_config=FailureConfig(max_failures=0),
+            # starting again is for `train`: Ray Train would wait for ever for the room that there was before
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
-    )
-    with _Follower(lines, show):
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise _cause(error, recipe.run.dir) from error
+    ).fit()
 
 
-@ray.remote(num_cpus=0)
-class Lines:
-    """Lines on their way from the first rank to the driver's console."""
-
-    def __init__(self) -> None:
-        self.waiting: list[str] = []
-
-    def put(self, line: str) -> None:
-        self.waiting.append(line)
-
-    def take(self) -> list[str]:
-        taken, self.waiting = self.waiting, []
-        return taken
-
-
-class _Follower:
-    """Shows the lines of an actor while a `with` block runs, to the last one."""
-
-    def __init__(self, lines: Any, show: Callable[[str], None]):
-        self.lines, self.show = lines, show
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self.ended.set()
-        self.thread.join()
-        self._take()
-
-    def _follow(self) -> None:
-        while not self.ended.wait(POLL_S):
-            self._take()
-
-    def _take(self) -> None:
-        for line in ray.get(self.lines.take.remote()):
-            self.show(line)
+class LostRankError(ClusterError):
+    """A rank ended without saying why: its process or node died."""
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -134,33 +194,139 @@ def _worker(settings: dict[str, Any]) -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     lines = settings["lines"]
+    lines.join.remote(ray.get_runtime_context().get_node_id())
     recipe = StageRecipe.model_validate(settings["recipe"])
-    Trainer.build(recipe, say=lambda line: lines.put.remote(line)).fit()
+    log_to_own_file(recipe.run.dir, get_context().get_world_rank())
+    trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
+    if trainer.world.is_first:
+        trainer.watchers.append(RayMetrics(recipe.run.name))
+    trainer.fit()
 
 
-def _check_resources(recipe: StageRecipe) -> None:
-    """Refuse what the cluster can never place, rather than wait for it for ever."""
-    cluster = recipe.cluster
-    wanted = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers if cluster.gpu else 0}
-    there = ray.cluster_resources()
-    for kind, number in wanted.items():
-        if number > there.get(kind, 0):
-            raise ClusterError(
-                f"cluster.workers={cluster.workers} need {number} {kind}s, the Ray cluster has {there.get(kind, 0):g}",
-                "add nodes, or lower cluster.workers (a run resumes on any number) or cluster.cpus_per_worker",
-            )
+@ray.remote(num_cpus=0)
+def _answer() -> None:
+    """What a node does to show that it is there."""
 
 
-def _cause(error: TrainingFailedError, run_dir: Path) -> Exception:
+def _resources_that_answer() -> Counter[str]:
+    """The resources of the nodes that answer: Ray counts a node that has died for half a minute more."""
+    asked = {
+        _answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    found: Counter[str] = Counter()
+    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0]:
+        with suppress(RayError):
+            ray.get(answer)
+            found.update(asked[answer]["Resources"])
+    return found
+
+
+def _room(recipe: StageRecipe, has_lost: bool) -> int:
+    """Ranks that there is room for: all of them, or after a while as many as `cluster.min_workers` allows.
+
+    ClusterError rather than a wait for ever for what the cluster can never place.
+    """
+    cluster, deadline = recipe.cluster, time.monotonic() + NODES_BACK_S
+    least = cluster.min_workers or cluster.workers
+    is_resumed = commits.latest(recipe.run.saved_in) is not None
+    while True:
+        there = _resources_that_answer() if has_lost else ray.cluster_resources()
+        room = int(there.get("CPU", 0) // cluster.cpus_per_worker)
+        room = min(room, int(there.get("GPU", 0))) if cluster.gpu else room
+        room -= room % recipe.engine.hpz_ranks
+        if room >= cluster.workers:
+            return cluster.workers
+        if not is_resumed or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    if room >= least:
+        return room
+    kind, each = ("GPU", 1) if cluster.gpu else ("CPU", cluster.cpus_per_worker)
+    raise ClusterError(
+        f"cluster.workers={cluster.workers} need {cluster.workers * each} {kind}s, "
+        f"the Ray cluster has {there.get(kind, 0):g}",
+        "add nodes, or lower cluster.workers (a run resumes on any number), cluster.min_workers or "
+        "cluster.cpus_per_worker",
+    )
+
+
+def _cause(error: TrainingFailedError, run_dir: Path, saved_in: str) -> Exception:
     """The first thing that went wrong, as an error to show."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     for _, failure in sorted(failures.items()):
-        found: BaseException | None = failure
-        while found is not None:
+        for found in _chain(failure):
             if isinstance(found, JanusError):
                 return found
-            found = getattr(found, "_base_exc", None) or getattr(found, "cause", None) or found.__cause__
-    return ClusterError(
-        f"training failed: {error}",
-        f"the same command goes on from the last checkpoint under {run_dir / 'checkpoints'}",
+    # a process that died says more than those that lost their connection to it
+    by_death = sorted(failures.items(), key=lambda item: (not isinstance(item[1], RayActorError), item[0]))
+    rank, failure = by_death[0] if by_death else (None, error)
+    who = "" if rank is None else f"rank {rank}: "
+    log_file = run_dir / "logs" / ("" if rank is None else f"rank-{rank:04d}.log")
+    return LostRankError(
+        f"a rank was lost: {who}{_in_short(failure)}",
+        f"what it printed is in {log_file}; the same command goes on from the last checkpoint under {saved_in}",
     )
+
+
+def _chain(failure: BaseException) -> Iterator[BaseException]:
+    """A failure and what it was caused by, in Ray's several ways to say so."""
+    found: BaseException | None = failure
+    while found is not None:
+        yield found
+        found = getattr(found, "_base_exc", None) or getattr(found, "cause", None) or found.__cause__
+
+
+def _in_short(failure: BaseException) -> str:
+    """A failure in a line: Ray's own text of a process that died lists its arguments, and guesses why."""
+    if any(isinstance(found, RayActorError) for found in _chain(failure)):
+        return "its process died, or its node"
+    return " ".join(str(failure).split()).partition(" Worker info:")[0][:300]
+
+
+def do_jobs(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Any]) -> None:
+    """Do jobs of benchmarks in up to `cluster.workers` processes, every one of which does its share of them.
+
+    A process that dies is started again by Ray, `cluster.restarts` times at most, and leaves alone what it has done.
+    Raises the first JanusError of any of them, ClusterError when one is lost for good: what was done stays.
+    """
+    connect()
+    cluster = recipe.cluster
+    workers = min(cluster.workers, len(jobs))
+    share = _share.options(num_cpus=cluster.cpus_per_worker, num_gpus=int(cluster.gpu), max_retries=cluster.restarts)
+    settings = recipe.model_dump(mode="json")
+    running = [share.remote(settings, checkpoint, jobs[number::workers]) for number in range(workers)]
+    try:
+        while running:
+            ended, running = ray.wait(running, timeout=SAY_EVERY_S)
+            ray.get(ended)
+            log.info("%d of %d jobs", sum(storage.size(job.marker) is not None for job in jobs), len(jobs))
+    except RayTaskError as error:
+        if isinstance(error.cause, JanusError):
+            raise error.cause from error
+        raise
+    except RayError as error:
+        raise ClusterError(
+            f"a process was lost {cluster.restarts + 1} times: {' '.join(str(error).split())[:300]}",
+            "what was done stays: run the same command again",
+        ) from error
+    finally:
+        cancel(running)
+
+
+def cancel(running: Sequence[ray.ObjectRef]) -> None:
+    """End tasks of which one has failed. Those that fail together with it are left to themselves: Ray aborts the driver
+    that cancels a task at the moment that it ends."""
+    if running:
+        for left in ray.wait(list(running), num_returns=len(running), timeout=POLL_S)[1]:
+            ray.cancel(left, force=True)
+
+
+@ray.remote(scheduling_strategy="SPREAD")
+def _share(settings: dict[str, Any], checkpoint: str | None, jobs: Sequence[Any]) -> None:
+    """What each process of an evaluation does."""
+    from janus_dist.evaluation.benchmarks.run import do_here  # here, so that a driver that trains needs no model
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    do_here(StageRecipe.model_validate(settings), checkpoint, jobs)

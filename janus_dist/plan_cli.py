@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.forecast import Forecast, PhaseForecast, forecast
@@ -17,18 +18,54 @@ from janus_dist.monitor.console import count, duration
 SAY_EVERY_S = 10.0
 
 
-def show_plan(recipe: StageRecipe, world: int | None, as_json: bool, every_step: bool) -> None:
+def show_plan(
+    recipe: StageRecipe, world: int | None, as_json: bool, every_step: bool, mfu: float | None, device: str | None
+) -> None:
     """Print the forecast of a recipe for `world` ranks, or those that it asks for."""
     plan = Plan(
         open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
     )
     world, steps = world or recipe.cluster.workers, recipe.train.steps
     found = forecast(plan, steps, world, every_step, Progress(steps) if every_step else lambda planned: None)
+    # here: they take PyTorch, and other commands start in a second
+    from janus_dist.train.budget import budget
+    from janus_dist.train.memory import predict
+
+    memory, taken = predict(recipe, world), budget(recipe, found, mfu, device)
     if as_json:
-        print(json.dumps(asdict(found) | {"plan_digest": plan.digest}))
+        print(
+            json.dumps(
+                asdict(found) | {"plan_digest": plan.digest, "memory": asdict(memory)} | {"budget": asdict(taken)}
+            )
+        )
         return
-    for line in lines(found, recipe):
+    said = [*lines(found, recipe), "", *budget_lines(asdict(taken), world), ""]
+    for line in [*said, *memory_lines(memory.device, "device"), *memory_lines(memory.host, "host")]:
         print(line)
+
+
+def budget_lines(taken: dict[str, Any], world: int) -> Iterator[str]:
+    """What a run takes, by the fields of `train.budget.Budget`."""
+    yield f"arithmetic       {taken['tflop_per_step']:,.3g} TFLOP a step"
+    yield f"  speed          {taken['speed_from']}"
+    if taken["run_s"] is not None:
+        yield f"  time           {duration(taken['run_s'])} without start and saves, {taken['step_s']:.2f} s a step"
+        yield f"                 {taken['rank_hours']:,.1f} hours of a rank, on {world} ranks"
+    yield (
+        f"checkpoints      {taken['checkpoint_bytes'] / 2**30:,.3f} GiB each, "
+        f"{taken['checkpoints_kept']} kept at the end"
+    )
+    yield f"  stall          {taken['stall_s']:.2f} s a save, copied at an assumed speed"
+    rate = "" if taken["node_read_bytes_s"] is None else f", {taken['node_read_bytes_s'] / 2**20:,.1f} MiB a second"
+    nodes = f"{taken['nodes']} node{'s' if taken['nodes'] > 1 else ''}"
+    yield f"read by a node   {taken['node_read_bytes'] / 2**30:,.3f} GiB{rate}, of {nodes}"
+
+
+def memory_lines(kinds: dict[str, int], where: str) -> Iterator[str]:
+    """What a rank needs somewhere, in bytes by kind, largest first."""
+    yield f"{where} memory of a rank, at least {sum(kinds.values()) / 2**30:.2f} GiB:"
+    for kind, size in sorted(kinds.items(), key=lambda one: -one[1]):
+        yield f"  {kind:<24}{size / 2**30:>9.3f} GiB"
 
 
 class Progress:
@@ -62,7 +99,10 @@ def lines(found: Forecast, recipe: StageRecipe) -> Iterator[str]:
         else f"by {found.sampled_steps:,} of the steps (--all plans every one):"
     )
     batch = recipe.batch
-    yield f"  rows a step      {found.rows:.1f} of at most {batch.row_tokens} tokens, {found.most_rows} at most"
+    yield (
+        f"  rows a step      {found.rows:.1f} on average, {found.most_rows} in the fullest, each of at most "
+        f"{batch.row_tokens:,} tokens"
+    )
     yield f"  micro-steps      {found.micro_steps:.2f} of {batch.micro_rows} rows a rank"
     yield f"  fill             {found.fill:.1%}"
     yield f"  texts cut        {found.cuts_per_document:.2f} a document"
@@ -77,7 +117,11 @@ def lines(found: Forecast, recipe: StageRecipe) -> Iterator[str]:
                 f"{phase.most_rows} rows at most: {_fit(phase)}"
             )
     yield ""
-    more = "" if found.fill_that_fits is None else f"; batch.fill={found.fill_that_fits} would fit them"
+    more = (
+        ""
+        if found.fill_that_fits is None
+        else f"; batch.fill={found.fill_that_fits} would fit them, with smaller steps"
+    )
     yield f"batch.rows={batch.rows}: {_fit(found)}{more}"
 
 

@@ -19,7 +19,7 @@ def main() -> None:
     recipe = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage2.yaml"]).recipe
     found = measure(recipe)
     print(f"# explains {found.micro_steps} micro-steps to within {found.worst_error:.0%}; 1 is {found.token_us:.2f} us")
-    print(yaml.safe_dump({"batch": {"cost": found.cost.model_dump()}}, sort_keys=False), end="")
+    print(yaml.safe_dump({"batch": {"cost": found.cost}}, sort_keys=False), end="")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Ask a trained run the held-out questions and let it draw; writes ROOT/evaluation and the report.
+"""Ask a trained run held-out questions and let it draw.
 
     python jobs/evaluate.py                                        # runs/tiny/stage3, made by jobs/stage3.py
     python jobs/evaluate.py RECIPE.yaml ... [key.path=value ...]   # run.root and run.name say which run
+    python jobs/evaluate.py RECIPE.yaml ... evaluate.benchmarks='{pope: data/pope, geneval: data/geneval}'
 
-One process, without Ray.
+Without benchmarks easy-vqa, or scenes when they are among the recipe's inputs, in one process and without Ray; writes
+ROOT/evaluation and the report. With benchmarks what their scorers read (docs/evaluation.md), on `cluster.workers`
+processes; the same command again goes on.
 """
 
 import _start  # noqa: F401, I001
@@ -12,7 +15,9 @@ from pathlib import Path
 
 from janus_dist.cli import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.evaluation.run import evaluate
+from janus_dist.evaluation import run
+from janus_dist.evaluation.benchmarks import run as benchmarks
+from janus_dist.launch import do_jobs
 from janus_dist.report.run import write_report
 
 TINY = Path(__file__).parent / "recipes" / "tiny"
@@ -20,12 +25,21 @@ TINY = Path(__file__).parent / "recipes" / "tiny"
 
 def main() -> None:
     recipe = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"]).recipe
+    if recipe.evaluate.benchmarks:
+        do = benchmarks.do_here if recipe.cluster.workers == 1 else do_jobs
+        for name, summary in benchmarks.evaluate(recipe, do).items():
+            show(summary["scores"], f"{name}/")
+            print(f"{name}: {summary['questions']} questions, {summary['out']}")
+        return
     root = Path(recipe.run.root)
-    found = evaluate(recipe, recipe.run.dir, root / "evaluation")
+    show(run.evaluate(recipe, recipe.run.dir, root / "evaluation"))
+    print(f"report: {write_report(root)}")
+
+
+def show(found: dict[str, object], prefix: str = "") -> None:
     for name, value in found.items():
         if isinstance(value, float | int):
-            print(f"{name:28s} {value:.4g}")
-    print(f"report: {write_report(root)}")
+            print(f"{prefix + name:28s} {value:.4g}")
 
 
 if __name__ == "__main__":

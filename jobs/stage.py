@@ -9,6 +9,7 @@ from data_pipelines.prepare import prepare_data
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
+from janus_dist.engine.find import start_is_complete
 from janus_dist.errors import ConfigError
 from janus_dist.launch import train
 from janus_dist.report.run import write_report
@@ -39,18 +40,25 @@ def train_with_start(loaded: Loaded[StageRecipe]) -> None:
 
 def is_complete(recipe: StageRecipe) -> bool:
     """Whether the run's newest checkpoint is of its last step."""
-    newest = commits.latest(recipe.run.dir)
+    newest = commits.latest(recipe.run.saved_in)
     return newest is not None and commits.read(newest).step == recipe.train.steps
 
 
 def prepare_start(loaded: Loaded[StageRecipe]) -> None:
-    """Train the run that this one starts from, if it is not complete and the recipe says how (`run.start_recipes`)."""
+    """Train the run that this one starts from, unless it is complete by its own recipe, if this recipe says how
+    (`run.start_recipes`)."""
     run = loaded.recipe.run
-    if run.start_from is None or not run.start_recipes or commits.latest(run.dir) is not None:
+    if run.start_from is None or not run.start_recipes or commits.latest(run.saved_in) is not None:
         return
-    files = [loaded.files[-1].parent / name for name in run.start_recipes]
-    shared = [override for override in loaded.overrides if override.startswith(SHARED_SECTIONS)]
-    before = load(StageRecipe, files, shared)
-    if not is_complete(before.recipe):
-        print(f"{run.name} starts from {run.start_from}, which is trained first")
-        train_with_start(before)
+    if start_is_complete(run):
+        return
+    print(f"{run.name} starts from {run.start_from}, which is trained first")
+    train_with_start(start_recipe(loaded))
+
+
+def start_recipe(loaded: Loaded[StageRecipe]) -> Loaded[StageRecipe]:
+    """The recipe of the run that this one starts from: the files that it names, and of what was laid over it what all
+    stages share."""
+    folder, later = loaded.beside("run.start_recipes")
+    shared = [override for override in later if override.startswith(SHARED_SECTIONS)]
+    return load(StageRecipe, [folder / name for name in loaded.recipe.run.start_recipes], shared)

@@ -12,20 +12,38 @@ from moto.server import ThreadedMotoServer
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 
 
+class Server:
+    """One server at one address. What it holds stays in this process while it is stopped."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What says to boto and s3fs where it is."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
 @contextmanager
-def moto_bucket(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[str]:
+def moto_bucket(monkeypatch: pytest.MonkeyPatch, name: str, server: Server | None = None) -> Iterator[str]:
     """The URL of an empty bucket; the environment says where it is, also to processes that are started meanwhile."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
+    server = server or Server()
+    for key, value in server.environment.items():
         monkeypatch.setenv(key, value)
     for key in PROXIES:
         monkeypatch.delenv(key, raising=False)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from janus_dist.config.mix import STREAMS
+from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import VERSION, Manifest, ShardTable
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
@@ -18,13 +19,12 @@ from tests.images import png
 VOCAB = 288
 
 
-def prepare(folder: Path, samples: int = 40) -> None:
+def prepare(folder: Path, samples: int = 40, seed: int = 0, model: ModelConfig = tiny.MODEL) -> None:
     """Write `FOLDER/tokenizer.json` and three shard sets under `FOLDER/data`."""
     train_tokenizer(["a b c d"], VOCAB, folder / "tokenizer.json")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     special = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
-    model = tiny.MODEL
 
     def words(number: int) -> list[int]:
         return rng.integers(10, 20, number).tolist()  # few, so that something can be learned in six steps

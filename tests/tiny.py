@@ -81,11 +81,6 @@ def empty_batch() -> Batch:
 
 def label_counts(batch: Batch) -> torch.Tensor:
     """Labels of understanding, text and generation in a batch."""
-    text = batch.text_labels >= 0
-    return torch.stack(
-        [
-            (text & batch.text_is_understanding).sum(),
-            (text & ~batch.text_is_understanding).sum(),
-            (batch.image_labels >= 0).sum(),
-        ]
-    )
+    counts = torch.bincount(batch.text_streams[batch.text_labels >= 0], minlength=3)
+    counts[2] += (batch.image_labels >= 0).sum()
+    return counts

@@ -1,22 +1,27 @@
-"""Sources that come with Python packages: easy-vqa's training split, and Python's own help texts.
+"""Sources without a path: easy-vqa's training split, Python's own help texts, and scenes made by a rule.
 
-Invariant: the list of records and the order of an image's questions are functions of the package alone. The test split
-never becomes a record.
+Invariant: the list of records and the order of an image's questions are functions of the package, or the rule, alone.
+A test split never becomes a record.
 """
 
 import hashlib
 import pydoc_data.topics
 from collections.abc import Iterator
 
+from PIL import Image
+
 from data_pipelines.record import Picture, Record, Turn, Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import easy_vqa
+from janus_dist.data import easy_vqa, images, scene_words, scenes
 from janus_dist.data.inspect import Reject
 
 
 def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     """Slices of `shard_samples` records."""
-    number = len(pydoc_data.topics.topics) if of.format == "pydoc" else len(easy_vqa.load("train"))
+    if of.format == "scenes":
+        number = scenes.NUMBERS["train"]
+    else:
+        number = len(pydoc_data.topics.topics) if of.format == "pydoc" else len(easy_vqa.load("train"))
     stops = [min(start + shard_samples, number) for start in range(0, number, shard_samples)]
     return [
         Unit(of.format, stop - start, start, stop, stop - start)
@@ -31,10 +36,22 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
         for number, name in list(enumerate(sorted(topics)))[unit.start : unit.stop]:
             yield Record(f"topic-{number:05d}", f"pydoc_data.topics:{name}", text=topics[name])
         return
+    if of.format == "scenes":
+        yield from (_scene(number) for number in range(unit.start, unit.stop or 0))
+        return
     for image in easy_vqa.load("train")[unit.start : unit.stop]:
         path = str(image.path)
         turns = in_fixed_order(image.key, image.questions)
         yield Record(image.key, path, (Picture(path),), turns, caption=image.caption)
+
+
+def _scene(number: int) -> Record:
+    """A scene of the training split; a caption says what is drawn, the questions are those of the scene."""
+    found = scenes.scene(0, "train", number)
+    source = f"scenes:{found.key}"
+    picture = Picture(source, images.encode(Image.fromarray(scenes.draw(found)), None))
+    turns = tuple((asked.question, asked.answer) for asked in scene_words.questions(found))
+    return Record(found.key, source, (picture,), turns, caption=scene_words.caption(found))
 
 
 def in_fixed_order(key: str, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

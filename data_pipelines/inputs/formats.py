@@ -15,6 +15,7 @@ MODULES: Mapping[Format, ModuleType] = {
     "folders": folders,
     "easy-vqa": built_in,
     "pydoc": built_in,
+    "scenes": built_in,
 }
 
 

@@ -1,6 +1,6 @@
 """Generation: captions as prompts, and the crops that the VQ tokenizer turns into ids.
 
-Invariant: which captions are shortened depends on the records' keys alone.
+Invariant: which captions are shortened, and where an image is cropped, depends on the records' keys alone.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from data_pipelines.steps.words import check_length, first_sentence, words
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import images
-from janus_dist.data.chat import generation_prompt_ids
+from janus_dist.data.chat import generation_prompt_ids, image_end_ids
 from janus_dist.data.sample import GenerationSample
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
@@ -38,7 +38,7 @@ class Generation:
     def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
         self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
         self.max_pixels = recipe.pipeline.max_image_pixels
-        self.first_sentence_share = of.first_sentence_share
+        self.first_sentence_share, self.crop = of.first_sentence_share, of.crop
         self.rules, self.picture_rules = keep.split(of.where)
 
     def check(self, record: Record) -> None:
@@ -54,11 +54,13 @@ class Generation:
         if is_shortened(record.key, self.first_sentence_share):
             caption = first_sentence(caption)
         prompt_ids = generation_prompt_ids(self.tokenizer, self.chat, caption)
+        prompt_ids += image_end_ids(self.tokenizer, self.chat)
         check_length(len(prompt_ids) + self.model.image_ids, self.model)
         image = images.peek(record.pictures[0].content or b"", self.max_pixels)
         measures = keep.measures(image)
         keep.check(self.picture_rules, measures)
-        pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size))
+        place = 0.5 if self.crop == "center" else drawn(f"crop {record.key}")
+        pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size, place))
         facts = (*measures.items(), (keep.CAPTION_CHARS, len(record.caption.strip())))
         return Prepared(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
 
@@ -69,5 +71,9 @@ class Generation:
 
 def is_shortened(key: str, share: float) -> bool:
     """Whether a key is among the `share` of all keys whose captions are cut to their first sentence."""
-    drawn = hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]
-    return int.from_bytes(drawn, "big") < share * 2**64
+    return drawn(key) < share
+
+
+def drawn(key: str) -> float:
+    """A number from 0 to 1, below 1, as if drawn at random, that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48

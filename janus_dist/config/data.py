@@ -1,9 +1,9 @@
 """Where the data is, and how it is read and packed into steps."""
 
 from collections import Counter
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from janus_dist.config.base import Config, refuse
 from janus_dist.config.mix import STREAMS, Lane, Stream
@@ -18,6 +18,9 @@ class ChatConfig(Config):
     """`<|Assistant|>` for Janus-Pro."""
     system_prompt: str = ""
     """Put before understanding conversations, followed by an empty line; nothing when empty."""
+    image_end: Literal["none", "end_of_image", "end_of_sentence"] = "none"
+    """What follows the last VQ id of an image in training, where the text head learns it. Neither paper says, and
+    sampling ends with that id anyway."""
 
 
 class ReadConfig(Config):
@@ -27,14 +30,6 @@ class ReadConfig(Config):
     """Folder on a local disk of each node for a cache that its ranks share; none: every rank reads from the store."""
     cache_gib: PositiveFloat = 50.0
     """Disk space that the cache of a node takes at most, in GiB."""
-    coalesce_gap_bytes: NonNegativeInt = 262_144
-    """Samples of a shard that lie closer together than this are read by one request; 256 KiB take 5 ms to send."""
-    threads: PositiveInt = 16
-    """Requests that one rank has under way at once."""
-    timeout_s: PositiveFloat = 15.0
-    """Seconds without an answer after which a request has failed."""
-    attempts: PositiveInt = 10
-    """Attempts at a request before the run stops; ten last about 50 seconds and what `timeout_s` adds."""
     ahead_mib: PositiveInt = 1024
     """Host memory of a rank for batches that are read ahead of the step."""
 
@@ -51,6 +46,8 @@ class DataConfig(Config):
     sources: dict[Stream, dict[str, str]] = Field(default={})
     """Streams of several shard sets: `generation: {imagenet: s3://..., captions: s3://...}`, weighted by `mix.sources`.
     A stream that is not named here has one source of its own name in `ROOT/STREAM`."""
+    validation_root: str | None = None
+    """Folder with held-out shard sets, laid out as `root` is; not every stream must be there."""
     max_bad_share: float = Field(default=0.001, ge=0.0, le=1.0)
     """Training stops when more than this share of the samples read was damaged; each is replaced by a placeholder."""
     read: ReadConfig = ReadConfig()
@@ -74,24 +71,17 @@ class DataConfig(Config):
         return self
 
 
-class CostConfig(Config):
-    """What a row costs a rank, in any unit: ranks of a micro-step get rows of nearly the same cost. `jobs/cost.py`
-    measures it on the machine at hand."""
-
-    token: NonNegativeFloat = 1.0
-    token_squared: NonNegativeFloat = 0.0
-    """Per squared length of a document: attention."""
-    image: NonNegativeFloat = 0.0
-    """Per image that the vision tower sees."""
-    text_label: NonNegativeFloat = 0.0
-    image_label: NonNegativeFloat = 0.0
+Costly = Literal["token", "token_squared", "image", "text_label", "image_label"]
+COSTLY: tuple[Costly, ...] = get_args(Costly)
 
 
 class BatchConfig(Config):
     """One optimizer step: `rows` rows of at most `row_tokens` tokens, packed from all streams."""
 
     rows: PositiveInt
+    """Rows of a step over all ranks; with `mix.unit: samples` as many as they need."""
     row_tokens: PositiveInt
+    """Tokens that a row holds; no document with an image may be longer."""
     micro_rows: PositiveInt = 1
     """Rows that one rank takes in one micro-step."""
     packing: Literal["whole", "split_text"] = "whole"
@@ -103,4 +93,12 @@ class BatchConfig(Config):
     """Samples in a step; only with `mix.unit: samples`, where a step takes as many rows as they need."""
     cfg_drop: float = Field(default=0.1, ge=0.0, le=1.0)
     """Share of generation samples whose prompt is replaced by pad tokens (for guidance; Janus, footnote 2)."""
-    cost: CostConfig = CostConfig()
+    cost: dict[Costly, NonNegativeFloat] = Field(default={}, validate_default=True)
+    """What a row costs a rank, in any unit, so that ranks of a micro-step get rows of nearly the same cost: per `token`
+    (1 when absent), per squared length of a document (`token_squared`), per `image` that the vision tower sees, per
+    `text_label` and `image_label` (0 when absent). `jobs/cost.py` measures it on the machine at hand."""
+
+    @field_validator("cost")
+    @classmethod
+    def _cost_of_everything(cls, given: dict[Costly, float]) -> dict[Costly, float]:
+        return {name: given.get(name, 1.0 if name == "token" else 0.0) for name in COSTLY}

@@ -6,17 +6,25 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from janus_dist.config.base import Config
 
+BenchmarkName = Literal["geneval", "pope", "mme", "gqa", "mmbench", "seed", "mmvet"]
+
 
 class EvaluateConfig(Config):
     """Held-out questions and drawings."""
 
-    benchmark: Literal["easy-vqa"] = "easy-vqa"
+    benchmarks: dict[BenchmarkName, str] = Field(default={})
+    """Folders of published benchmarks by their names (docs/evaluation.md). None: the
+    held-out split of easy-vqa, or of scenes when the recipe has them as an input; neither needs a folder."""
     max_questions: NonNegativeInt = 0
-    """Ask only the first so many held-out questions; 0 asks all."""
+    """Ask only the first so many held-out questions of each benchmark; 0 asks all."""
     images_per_prompt: PositiveInt = 4
+    """Drawings of each prompt, with seeds of their own."""
     guidance: PositiveFloat = 5.0
     """Scale of classifier-free guidance (deepseek-ai/Janus, generation_inference.py); 1 switches it off."""
     temperature: NonNegativeFloat = 1.0
+    """Of VQ ids; 0 takes the likeliest."""
+    top_k: NonNegativeInt = 0
+    """VQ ids are drawn from so many likeliest ones; 0: from all."""
     batch: PositiveInt = 64
     """Questions or images at once."""
 
@@ -25,13 +33,4 @@ class VqTrainConfig(Config):
     """Training of the VQ tokenizer."""
 
     steps: PositiveInt = 2_000
-    batch: PositiveInt = 32
-    lr: PositiveFloat = 1e-3
-    warm_start_steps: NonNegativeInt = 100
-    """Steps without quantisation; after them the codes are taken from real latents."""
-    reseed_every_steps: PositiveInt = 50
-    """How often codes that nothing used are moved onto real latents."""
-    reseed_until: float = Field(default=0.8, ge=0.0, le=1.0)
-    """Share of the steps after which codes are left alone."""
-    holdout_share: float = Field(default=0.02, gt=0.0, lt=1.0)
-    """Share of the images kept for the reported error."""
+    """Optimizer steps of the VQ tokenizer."""

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from janus_dist.config.recipe import BaseRecipe
-from janus_dist.config.settings import Fault, Setting, read
+from janus_dist.config.recipe import BaseRecipe, StageRecipe
+from janus_dist.config.settings import Fault, Setting, read, shown
 from janus_dist.errors import ConfigError
 
 R = TypeVar("R", bound=BaseRecipe)
@@ -37,6 +37,18 @@ class Loaded(Generic[R_co]):
     """Dotted key -> `file:line`, `override` or `default`."""
     files: tuple[Path, ...]
     overrides: tuple[str, ...]
+
+    def beside(self, key: str) -> tuple[Path, list[str]]:
+        """The folder of the file that says `key` (the current one for an override), and all that the files after it
+        and the overrides say, as overrides."""
+        written = self.origin[key].rpartition(":")[0]
+        names = [shown(path) for path in self.files]
+        place = names.index(written) if written in names else None
+        if place is None:
+            return Path(), list(self.overrides)
+        later = flatten(read(self.files[place + 1 :], ()).root.plain())
+        said = [f"{name}={json.dumps(value, default=str)}" for name, value in later]
+        return self.files[place].parent, [*said, *self.overrides]
 
 
 def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = ()) -> Loaded[R]:
@@ -60,6 +72,14 @@ def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = 
         if not faults:
             return Loaded(recipe, _origin(recipe, settings.root), paths, tuple(overrides))
     raise ConfigError(_report(faults))
+
+
+def load_any(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Loaded[BaseRecipe]:
+    """A stage's recipe, or a base recipe when nothing of a stage is in it."""
+    of_stages = set(StageRecipe.model_fields) - set(BaseRecipe.model_fields)
+    if of_stages & set(read(map(Path, files), overrides).root.section or {}):
+        return load(StageRecipe, files, overrides)
+    return load(BaseRecipe, files, overrides)
 
 
 def save(loaded: Loaded[Any], folder: Path) -> None:

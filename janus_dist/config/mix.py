@@ -26,10 +26,15 @@ class MixPhase(Config):
     """A change of the mixture; what it does not name stays as it was."""
 
     from_step: PositiveInt
+    """The first step with the change."""
     understanding: NonNegativeFloat | None = None
+    """Ratio of the stream from then on."""
     text: NonNegativeFloat | None = None
+    """Likewise."""
     generation: NonNegativeFloat | None = None
+    """Likewise."""
     sources: dict[str, NonNegativeFloat] = Field(default={})
+    """Weights of sources within their streams from then on."""
 
 
 class MixConfig(Config):
@@ -38,8 +43,11 @@ class MixConfig(Config):
     unit: Literal["tokens", "samples"] = "tokens"
     """What the ratio counts."""
     understanding: NonNegativeFloat
+    """Ratio of the understanding stream, in `unit`; 0 leaves it out."""
     text: NonNegativeFloat
+    """Ratio of the text stream."""
     generation: NonNegativeFloat
+    """Ratio of the generation stream."""
     sources: dict[str, NonNegativeFloat] = Field(default={})
     """Weight of a source (`data.sources`) within its stream; 1 when not named."""
     then: tuple[MixPhase, ...] = ()

@@ -1,5 +1,7 @@
 """Sizes of Janus and of its VQ tokenizer. Invariant: sizes are numbers of a recipe, never of the code."""
 
+from typing import Literal
+
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from janus_dist.config.base import Config, refuse
@@ -11,35 +13,51 @@ class TextConfig(Config):
     vocab: PositiveInt
     """Rows of the embedding and of the text head; at least the tokenizer's size."""
     hidden: PositiveInt
+    """Width."""
     layers: PositiveInt
+    """Layers."""
     heads: PositiveInt
+    """Attention heads, each with its own keys and values."""
     mlp: PositiveInt
     """Width of the gated MLP."""
     rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary positions."""
     norm_eps: PositiveFloat = 1e-6
+    """Epsilon of RMSNorm."""
     max_positions: PositiveInt = 16_384
+    """Longest row; the model is not asked beyond it."""
 
 
 class VisionConfig(Config):
     """The understanding encoder (SigLIP)."""
 
     patch: PositiveInt
+    """Side of a patch in pixels; each gives one image token."""
     hidden: PositiveInt
+    """Width."""
     layers: PositiveInt
+    """Layers."""
     heads: PositiveInt
+    """Attention heads."""
     mlp: PositiveInt
+    """Width of the MLP."""
 
 
 class VqConfig(Config):
     """The VQ tokenizer (LlamaGen VQ-16 architecture)."""
 
     codes: PositiveInt = Field(default=16_384, le=65_536)
+    """Codes, each an id that the image head predicts."""
     code_dim: PositiveInt = 8
+    """Values of a code."""
     base_channels: PositiveInt = 128
+    """Channels at full resolution."""
     channel_multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
     """One per resolution; the image is halved between each two."""
     res_blocks: PositiveInt = 2
+    """Residual blocks at each resolution."""
     latent_channels: PositiveInt = 256
+    """Channels before a latent becomes a code."""
 
     @property
     def downsample(self) -> int:
@@ -54,6 +72,9 @@ class ModelConfig(Config):
     """Side of the square images that both encoders take, in pixels."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of random weights (transformers' default, made for widths of thousands)."""
+    reads_by: Literal["siglip", "vq"] = "siglip"
+    """What encodes images to understand: SigLIP, as in Janus, or the VQ tokenizer too, a single encoder for comparison
+    (Janus, table 5, A); a model that does is no Janus and is not exported."""
     text: TextConfig
     vision: VisionConfig
     vq: VqConfig
@@ -74,6 +95,11 @@ class ModelConfig(Config):
         for name, side in (("vision.patch", self.vision.patch), ("vq downsampling", self.vq.downsample)):
             if self.image_size % side:
                 faults.append(f"image_size={self.image_size} is not a multiple of {name} = {side}")
+        if self.reads_by == "vq" and self.image_tokens != self.image_ids:
+            faults.append(
+                f"reads_by=vq needs as many VQ ids of an image as image tokens: {self.image_ids} and "
+                f"{self.image_tokens}; set vision.patch={self.vq.downsample}"
+            )
         for name, part in (("text", self.text), ("vision", self.vision)):
             if part.hidden % part.heads:
                 faults.append(f"{name}.hidden={part.hidden} is not a multiple of {name}.heads = {part.heads}")

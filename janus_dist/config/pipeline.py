@@ -8,9 +8,9 @@ from pydantic import Field, PositiveInt, model_validator
 from janus_dist.config.base import Config, refuse
 from janus_dist.config.mix import STREAMS, Stream
 
-Format = Literal["webdataset", "parquet", "jsonl", "folders", "easy-vqa", "pydoc"]
-BUILT_IN: tuple[Format, ...] = ("easy-vqa", "pydoc")
-"""Formats without a path: they come with Python packages."""
+Format = Literal["webdataset", "parquet", "jsonl", "folders", "easy-vqa", "pydoc", "scenes"]
+BUILT_IN: tuple[Format, ...] = ("easy-vqa", "pydoc", "scenes")
+"""Formats without a path: they come with Python packages or are made by a rule."""
 Column = Literal["key", "image", "caption", "text", "turns"]
 COLUMNS: Mapping[Format, tuple[Column, ...]] = {
     "webdataset": ("image", "caption", "text", "turns"),
@@ -24,7 +24,9 @@ class Keep(Config):
     """A rule on one value of a record; a record without the value is dropped too."""
 
     min: float | None = None
+    """The least that is kept."""
     max: float | None = None
+    """The most."""
     one_of: tuple[str | float | bool, ...] = ()
     """Only these values; any when empty."""
 
@@ -37,7 +39,8 @@ class InputConfig(Config):
     format: Format
     """`webdataset`: tar files of images with captions (img2dataset). `parquet`: images as bytes or paths, conversations
     or texts. `jsonl`: one record a line, plain, .gz or .zst; images are paths. `folders`: a folder of images for each
-    class. `easy-vqa`: the training split of the Python package of that name. `pydoc`: Python's own help texts."""
+    class. `easy-vqa`: the training split of the Python package of that name. `pydoc`: Python's own help texts.
+    `scenes`: the training split of coloured shapes made by a rule (docs/scenes.md)."""
     path: str | tuple[str, ...] = ()
     """Files, folders or patterns (`s3://bucket/laion/*.tar`); a folder stands for all files of the format below it."""
     images: str | None = None
@@ -53,6 +56,9 @@ class InputConfig(Config):
     `plain`, images and text as they stand, of a conversation its only answer."""
     first_sentence_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of captions of which only the first sentence is used (0.25 in Janus, section 4)."""
+    crop: Literal["center", "random"] = "center"
+    """Where an image to draw is cropped to a square; at random by its key, so the same in every run. The papers do not
+    say where."""
     where: dict[str, Keep] = Field(default={})
     """Records to keep, by `width`, `height`, `aspect` (long side over short) of each image, `caption_chars` (of a
     conversation: of all turns), `text_chars` (text stream), or any other column."""

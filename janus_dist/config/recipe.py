@@ -4,9 +4,9 @@ A recipe is YAML files merged left to right, then `key.path=value` (see load.py)
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from janus_dist.config.base import Config, refuse
 from janus_dist.config.data import BatchConfig, DataConfig
@@ -23,18 +23,56 @@ class RunConfig(Config):
     root: str
     """Folder that holds runs; this one is `ROOT/NAME`."""
     name: str
+    """Name of the run; its folder is `ROOT/NAME`."""
     seed: int = 0
+    """Of random weights, of the order of samples, of what is dropped for guidance."""
     rebase: bool = False
     """Go on from a checkpoint with another mixture, batch or data than it was trained on: each source goes on where it
     was. Without this such a resume is refused."""
+    resume: str = "auto"
+    """`auto`: from this run's newest checkpoint that is whole. `never`: refuse when there is one. Else the folder of
+    the checkpoint to go on from; newer ones of this run are set aside."""
+    checkpoints: str | None = None
+    """Folder or `s3://` URL for the checkpoints of all runs of this root: a run's are in `CHECKPOINTS/NAME`. Else each
+    run has them in its own folder."""
     start_from: str | None = None
-    """Name of the run in the same root whose last committed weights this one starts from; random when absent."""
+    """Name of the run in the same root whose last committed weights this one starts from."""
+    start_weights: dict[Literal["janus", "language_model", "vision_tower"], str] = Field(default={})
+    """Folders of published weights to start from, in the layout of DeepSeek or transformers: `janus`, or a
+    `language_model` (Llama) and a `vision_tower` (SigLIP). What nothing gives starts at random (docs/weights.md)."""
     start_recipes: tuple[str, ...] = ()
-    """Recipe files that make `start_from` when it is not there yet, relative to this recipe's own folder."""
+    """Recipe files that make `start_from` when it is not there yet, or not to the end that its own recipe names;
+    relative to the file that says so. Of the files and overrides that follow it `run.root`, `run.seed`, `model`,
+    `data`, `pipeline`, `cluster`, `engine` and `monitor` are its as well."""
 
     @property
     def dir(self) -> Path:
         return Path(self.root) / self.name
+
+    @property
+    def saved_in(self) -> str:
+        """Folder or URL that holds this run's checkpoints."""
+        return self.saved_in_of(self.name)
+
+    def saved_in_of(self, name: str) -> str:
+        """Folder or URL that holds the checkpoints of a run of this root."""
+        if self.checkpoints is not None:
+            return f"{self.checkpoints.rstrip('/')}/{name}"
+        return str(Path(self.root) / name / "checkpoints")
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "RunConfig":
+        faults: list[str] = []
+        given = sorted(self.start_weights)
+        if self.start_from is not None and given:
+            faults.append(
+                f"start_from={self.start_from} and start_weights ({', '.join(given)}) exclude each other; "
+                "set one of them to null or {}"
+            )
+        if "janus" in given and len(given) > 1:
+            faults.append(f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it")
+        refuse(faults)
+        return self
 
 
 class BaseRecipe(Config):
@@ -55,6 +93,7 @@ class StageRecipe(BaseRecipe):
     """A training stage."""
 
     stage: PositiveInt
+    """1: adaptors and image head; 2: unified pre-training; 3: supervised fine-tuning (Janus, section 3.2)."""
     mix: MixConfig
     batch: BatchConfig
     optim: OptimConfig
@@ -65,15 +104,26 @@ class StageRecipe(BaseRecipe):
         data: dict[str, Any] = {
             name: _absolute(getattr(self.data, name)) for name in ("root", "tokenizer", "vq_weights")
         }
+        if self.data.validation_root is not None:
+            data["validation_root"] = _absolute(self.data.validation_root)
         if self.data.read.cache_dir is not None:
             data["read"] = self.data.read.model_copy(update={"cache_dir": _absolute(self.data.read.cache_dir)})
         data["sources"] = {
             stream: {name: _absolute(folder) for name, folder in found.items()}
             for stream, found in self.data.sources.items()
         }
+        prompts = self.monitor.prompts
+        monitor = {} if prompts is None else {"prompts": _absolute(prompts)}
         return self.model_copy(
             update={
-                "run": self.run.model_copy(update={"root": _absolute(self.run.root)}),
+                "monitor": self.monitor.model_copy(update=monitor),
+                "run": self.run.model_copy(
+                    update={
+                        "root": _absolute(self.run.root),
+                        "checkpoints": None if self.run.checkpoints is None else _absolute(self.run.checkpoints),
+                        "start_weights": {what: _absolute(path) for what, path in self.run.start_weights.items()},
+                    }
+                ),
                 "data": self.data.model_copy(update=data),
             }
         )
@@ -95,6 +145,10 @@ class StageRecipe(BaseRecipe):
         positions = self.model.text.max_positions
         if self.batch.row_tokens > positions:
             faults.append(f"batch.row_tokens={self.batch.row_tokens} is more than model.text.max_positions={positions}")
+        if self.cluster.workers % self.engine.hpz_ranks:
+            faults.append(
+                f"cluster.workers={self.cluster.workers} is no multiple of engine.hpz_ranks={self.engine.hpz_ranks}"
+            )
         if self.optim.warmup_steps >= self.train.steps:
             faults.append(
                 f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={self.train.steps}"

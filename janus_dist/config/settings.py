@@ -6,7 +6,7 @@ knows what a recipe is: which keys exist and what they may hold is decided in lo
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import yaml
 
 OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
 """What an override begins with; every other argument is a file."""
+PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
+"""A name and a password in a URL."""
 
 
 @dataclass(frozen=True, order=True)
@@ -91,7 +93,19 @@ def read(files: Iterable[Path], overrides: Iterable[str]) -> Settings:
         complete &= setting is not None
         if setting is not None:
             root = replace(_merge(root, setting), place=root.place)
-    return Settings(root, faults, complete)
+    return Settings(root, faults + list(_passwords("", root)), complete)
+
+
+def _passwords(path: str, setting: Setting) -> Iterator[Fault]:
+    """Recipes are written into run folders, reports and wandb, so none may hold a secret."""
+    for key, inner in (setting.section or dict(enumerate(setting.items or []))).items():
+        yield from _passwords(f"{path}.{key}" if path else str(key), inner)
+    if isinstance(setting.value, str) and PASSWORD.search(setting.value):
+        yield Fault(
+            setting.place,
+            f"{path}: a URL with a password in it; give credentials by the environment (AWS_ACCESS_KEY_ID, ...) or "
+            "a role",
+        )
 
 
 def shown(path: Path) -> str:
@@ -136,7 +150,7 @@ def _nearest_file(path: Path) -> str:
 
 
 def _read_override(override: str, order: int, faults: list[Fault]) -> Setting | None:
-    place = Place(order, 0, f"override '{override}'", is_override=True)
+    place = Place(order, 0, f"override '{PASSWORD.sub('***', override)}'", is_override=True)
     if not OVERRIDE.match(override):
         faults.append(Fault(place, "is not of the form key.path=value"))
         return None

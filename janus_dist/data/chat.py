@@ -99,6 +99,11 @@ def generation_prompt_ids(tokenizer: Tokenizer, chat: ChatConfig, caption: str) 
     return _encoded(tokenizer, [tokenizer.bos, user, f": {caption.strip()}\n\n", assistant, ":", tokenizer.boi])
 
 
+def image_end_ids(tokenizer: Tokenizer, chat: ChatConfig) -> list[int]:
+    """What follows the last VQ id of an image."""
+    return {"none": [], "end_of_image": [tokenizer.eoi], "end_of_sentence": [tokenizer.eos]}[chat.image_end]
+
+
 def text_ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[NDArray[np.uint32]]:
     """The ids of a document with begin and end, in pieces of at most `max_tokens` (2 or more); none for an empty text.
 

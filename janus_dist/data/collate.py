@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
+from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.sample import JPEG, GenerationSample, Sample, TextSample, UnderstandingSample, learned
 from janus_dist.data.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ class _Line:
     vq_positions: list[NDArray[np.int64]] = field(default_factory=list)
     text_rows: list[NDArray[np.int64]] = field(default_factory=list)
     text_labels: list[NDArray[np.int64]] = field(default_factory=list)
-    text_is_understanding: list[NDArray[np.bool_]] = field(default_factory=list)
+    text_streams: list[NDArray[np.int64]] = field(default_factory=list)
     image_rows: list[NDArray[np.int64]] = field(default_factory=list)
     image_labels: list[NDArray[np.int64]] = field(default_factory=list)
     length: int = 0
@@ -89,10 +90,10 @@ class _Line:
         self.length += len(ids)
         return start
 
-    def add_text_labels(self, rows: NDArray[np.int64], labels: NDArray[np.int64], understanding: bool) -> None:
+    def add_text_labels(self, rows: NDArray[np.int64], labels: NDArray[np.int64], stream: Stream) -> None:
         self.text_rows.append(rows)
         self.text_labels.append(labels)
-        self.text_is_understanding.append(np.full(len(rows), understanding))
+        self.text_streams.append(np.full(len(rows), STREAMS.index(stream)))
 
 
 def collate(documents: Sequence[Document], form: DocumentFormat) -> Batch:
@@ -116,7 +117,7 @@ def collate(documents: Sequence[Document], form: DocumentFormat) -> Batch:
 def _add_text(line: _Line, sample: TextSample, piece: Document) -> None:
     ids = sample.ids[piece.first : piece.first + piece.tokens].astype(np.int64)
     start = line.add(ids)
-    line.add_text_labels(np.arange(start, start + len(ids) - 1), ids[1:], understanding=False)
+    line.add_text_labels(np.arange(start, start + len(ids) - 1), ids[1:], "text")
 
 
 def _add_understanding(
@@ -133,17 +134,19 @@ def _add_understanding(
         line.images.append(images)
     special = (form.begin_of_image, form.image, form.end_of_image)
     where = np.flatnonzero(learned(sample, special, form.answers_only))
-    line.add_text_labels(start + ends[where - 1] - 1, stored[where], understanding=True)
+    line.add_text_labels(start + ends[where - 1] - 1, stored[where], "understanding")
 
 
 def _add_generation(line: _Line, sample: GenerationSample, form: DocumentFormat, drop_prompt: bool) -> None:
-    num_prompt, vq_ids = len(sample.prompt_ids), sample.vq_ids.astype(np.int64)
-    ids = np.zeros(num_prompt + len(vq_ids), dtype=np.int64)
-    ids[:num_prompt] = sample.prompt_ids
+    stored, vq_ids = sample.prompt_ids.astype(np.int64), sample.vq_ids.astype(np.int64)
+    num_prompt = len(stored) if stored[-1] == form.begin_of_image else len(stored) - 1
+    ids = np.concatenate([stored[:num_prompt], np.zeros_like(vq_ids), stored[num_prompt:]])
     if drop_prompt:
         ids[1 : num_prompt - 1] = form.pad
     first = line.add(ids) + num_prompt
     positions = np.arange(first, first + len(vq_ids))
+    if num_prompt < len(stored):
+        line.add_text_labels(positions[-1:], stored[num_prompt:], "generation")
     line.vq_ids.append(vq_ids)
     line.vq_positions.append(positions)
     line.image_rows.append(positions - 1)
@@ -199,13 +202,13 @@ def _finish(line: _Line, form: DocumentFormat) -> Batch:
         vq_positions=_join(line.vq_positions),
         text_rows=_join(line.text_rows, dummy=0),
         text_labels=_join(line.text_labels, dummy=NO_LABEL),
-        text_is_understanding=_join(line.text_is_understanding, dummy=0).bool(),
+        text_streams=_join(line.text_streams, dummy=0),
         image_rows=_join(line.image_rows, dummy=0),
         image_labels=_join(line.image_labels, dummy=NO_LABEL),
     )
 
 
-def _join(pieces: list[NDArray[np.int64]] | list[NDArray[np.bool_]], dummy: int | None = None) -> torch.Tensor:
+def _join(pieces: list[NDArray[np.int64]], dummy: int | None = None) -> torch.Tensor:
     """One int64 tensor of all pieces; `dummy` alone where there is none."""
     joined = np.concatenate(pieces).astype(np.int64, copy=False) if pieces else np.empty(0, dtype=np.int64)
     if len(joined) == 0 and dummy is not None:

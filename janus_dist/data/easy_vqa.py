@@ -12,7 +12,17 @@ from typing import Literal
 from janus_dist.errors import DataError
 
 SHAPES = ("circle", "rectangle", "triangle")
-COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+COLORS = {
+    "black": (0, 0, 0),
+    "blue": (0, 0, 255),
+    "brown": (165, 42, 42),
+    "gray": (128, 128, 128),
+    "green": (0, 255, 0),
+    "red": (255, 0, 0),
+    "teal": (0, 128, 128),
+    "yellow": (255, 255, 0),
+}
+"""RGB by name."""
 Split = Literal["train", "test"]
 
 
@@ -63,7 +73,7 @@ def _image(split: Split, number: int, path: Path, questions: tuple[tuple[str, st
         key=f"{split}-{number:05d}",
         path=path,
         shape=_said(SHAPES, questions),
-        color=_said(COLORS, questions),
+        color=_said(tuple(COLORS), questions),
         questions=questions,
     )
 

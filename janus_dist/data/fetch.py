@@ -32,7 +32,6 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.config import conf
 
-from janus_dist.config.data import ReadConfig
 from janus_dist.errors import DataError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0  # ten attempts pause for about 50 s in all: a store's bad minute
@@ -114,10 +113,10 @@ class Store(Protocol):
 class Fetcher:
     """Ranges from any store, with retries. Threads may share it; `close` ends the pauses of those that wait."""
 
-    def __init__(self, settings: ReadConfig, tally: Tally):
-        self.settings, self.tally = settings, tally
+    def __init__(self, timeout_s: float, threads: int, attempts: int, tally: Tally):
+        self.attempts, self.tally = attempts, tally
         self._closing = threading.Event()
-        self._stores: dict[str, Store] = {"file": LocalStore(tally), "s3": S3Store(settings, tally)}
+        self._stores: dict[str, Store] = {"file": LocalStore(tally), "s3": S3Store(timeout_s, threads, tally)}
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`, fewer only where the object ends; DataError after the last attempt."""
@@ -128,9 +127,9 @@ class Fetcher:
                 self.tally.add(bytes_fetched=len(content))
                 return content
             except FailureError as failure:
-                again = failure.transient and attempt < self.settings.attempts
+                again = failure.transient and attempt < self.attempts
                 if not again or self._closing.wait(pause_s(attempt)):
-                    tried = f"attempt {attempt} of {self.settings.attempts}, {time.monotonic() - began:.1f} s"
+                    tried = f"attempt {attempt} of {self.attempts}, {time.monotonic() - began:.1f} s"
                     final = "" if failure.transient else "; not tried again, as it would fail again"
                     raise DataError(
                         f"{path} cannot be read, bytes {start} to {stop - 1}: {failure.cause} ({tried}){final}",
@@ -234,14 +233,14 @@ class Pace:
 class S3Store:
     """Objects of S3 or what speaks its protocol. Requests run on fsspec's event loop, whichever thread asks."""
 
-    def __init__(self, settings: ReadConfig, tally: Tally):
-        self.settings, self.tally, self.pace = settings, tally, Pace()
+    def __init__(self, timeout_s: float, threads: int, tally: Tally):
+        self.timeout_s, self.threads, self.tally, self.pace = timeout_s, threads, tally, Pace()
         self._files: Any = None
         self._lock = threading.Lock()
 
     def get(self, path: str, start: int, stop: int) -> bytes:
         files = self._connect()
-        limit_s = self.settings.timeout_s + (stop - start) / SLOWEST_BYTES_PER_S
+        limit_s = self.timeout_s + (stop - start) / SLOWEST_BYTES_PER_S
         running = asyncio.run_coroutine_threadsafe(self._get(files, path, start, stop, limit_s), files.loop)
         try:
             # the limit is kept on the loop; the longer one here is for a loop that died or is blocked
@@ -271,10 +270,10 @@ class S3Store:
             if self._files is None:
                 theirs = conf.get("s3", {}).get("config_kwargs", {})
                 ours = {
-                    "connect_timeout": min(CONNECT_TIMEOUT_S, self.settings.timeout_s),
-                    "read_timeout": self.settings.timeout_s,
+                    "connect_timeout": min(CONNECT_TIMEOUT_S, self.timeout_s),
+                    "read_timeout": self.timeout_s,
                     "retries": {"total_max_attempts": 1, "mode": "standard"},
-                    "max_pool_connections": 2 * self.settings.threads,  # each may be asked for twice
+                    "max_pool_connections": 2 * self.threads,  # each may be asked for twice
                 }
                 self._files = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs={**theirs, **ours})
             return self._files

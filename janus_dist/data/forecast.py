@@ -20,6 +20,9 @@ SAMPLED_STEPS = 128
 """Of each phase of the mixture of a longer run, its first and last step among them."""
 
 
+WORK = ("tokens", "squared_lengths", "images", "text_labels", "image_labels")
+
+
 @dataclass(frozen=True)
 class SourceForecast:
     """One source over the whole run."""
@@ -72,6 +75,8 @@ class Forecast:
     fill: float
     cuts_per_document: float
     straggler_ratio: float
+    work: dict[str, float]
+    """What a step holds of everything that takes time, by the names of `model.flops.Counts`."""
     fill_that_fits: float | None
     """The `batch.fill` with which all planned steps would fit `batch.rows`, by their overshoot; None when they do."""
     sources: tuple[SourceForecast, ...]
@@ -120,6 +125,7 @@ def forecast(
         fill=float(mean("fill")),
         cuts_per_document=float(mean("cuts_per_document")),
         straggler_ratio=float(mean("straggler_ratio")),
+        work={name: float(mean(name)) for name in WORK},
         fill_that_fits=_fill_that_fits(plan, found) if most_rows > plan.batch.rows else None,
         sources=tuple(
             SourceForecast(
@@ -190,6 +196,7 @@ def _look_at(plan: Plan, step: int, world: int) -> dict[str, Any]:
     planned = plan.step(step)
     dealt = packing.deal(planned.row_costs, world, plan.batch.micro_rows)
     rows, lanes = planned.rows.num_rows, len(plan.lanes)
+    image_labels = int(planned.record["image_ids"].sum(dtype=np.int64))
     return {
         "rows": rows,
         "beyond_rows": rows > plan.batch.rows,
@@ -198,6 +205,10 @@ def _look_at(plan: Plan, step: int, world: int) -> dict[str, Any]:
         "fill": planned.num_tokens / (rows * plan.batch.row_tokens),
         "cuts_per_document": planned.num_cuts / max(1, planned.num_documents),
         "straggler_ratio": packing.straggler_ratio(planned.row_costs, dealt),
+        "squared_lengths": int((planned.rows.tokens.astype(np.int64) ** 2).sum()),
+        "images": int(planned.record["images"].sum(dtype=np.int64)),
+        "text_labels": sum(planned.labels.values()) - image_labels,
+        "image_labels": image_labels,
         "bytes": np.bincount(planned.lane, planned.record["bytes"], lanes),  # exact: far below 2**53
         "lane_tokens": np.bincount(planned.lane, planned.record["tokens"], lanes),
     }

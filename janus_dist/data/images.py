@@ -99,14 +99,14 @@ def pad_to_square(image: Image.Image, side: int) -> Image.Image:
     return square
 
 
-def resize_and_crop(image: Image.Image, side: int) -> Image.Image:
-    """Short side to `side` pixels, the long one cropped at the centre (generation; the paper does not say where).
+def resize_and_crop(image: Image.Image, side: int, place: float = 0.5) -> Image.Image:
+    """Short side to `side` pixels, the long one cropped at `place`: 0 keeps the left or top end, 0.5 the middle.
 
-    Only the square in the middle of the image is resized, with its neighbours at its edges: what is cropped off costs
+    Only that square of the image is resized, with its neighbours at its edges: what is cropped off costs
     no time, and the square is of whole pixels of the image.
     """
     short = min(image.size)
-    left, top = ((length - short) // 2 for length in image.size)
+    left, top = (int((length - short) * place) for length in image.size)
     box = (left, top, left + short, top + short)
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 

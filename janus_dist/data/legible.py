@@ -48,7 +48,8 @@ def pieces(sample: Sample, tokenizer: Tokenizer, image_tokens: int) -> list[Piec
         texts = images if kind == "image" else text_of(kind, run_ids, tokenizer)
         found += [Piece(text, kind, when) for text in texts]
     if isinstance(sample, GenerationSample):
-        found.append(Piece(f"<{len(sample.vq_ids)} VQ ids>", "vq ids", "always"))
+        follows = bool(all_text) and all_text[-1]  # an id that stands behind the image
+        found.insert(len(found) - follows, Piece(f"<{len(sample.vq_ids)} VQ ids>", "vq ids", "always"))
     return found
 
 

@@ -120,7 +120,8 @@ def _check_generation(sample: GenerationSample, rules: Rules) -> Iterator[str]:
     tokenizer, prompt, vq_ids = rules.tokenizer, sample.prompt_ids, sample.vq_ids
     if tokenizer is not None and len(prompt):
         yield from _check_ids(prompt, tokenizer)
-        if int(prompt[-1]) != tokenizer.boi:
+        last = prompt[:-1] if int(prompt[-1]) in (tokenizer.eoi, tokenizer.eos) else prompt
+        if not len(last) or int(last[-1]) != tokenizer.boi:
             yield f"the prompt ends with id {int(prompt[-1])}, not with begin_of_image ({tokenizer.boi})"
     if not len(prompt):
         yield "the prompt is empty"

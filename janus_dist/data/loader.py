@@ -75,7 +75,7 @@ class Loader:
         """Give batches of this plan from now on."""
         self.plan = plan
         # all shard sets of a rank share one reader
-        self._cached = [shards.reader for shards in plan.shards if shards.reader.settings.cache_dir is not None][:1]
+        self._cached = [shards.reader for shards in plan.shards if shards.reader.caches][:1]
         self._step_plan = lru_cache(maxsize=2 * TOLD_STEPS if self._cached else 1)(plan.step)
         self._told = -1
 

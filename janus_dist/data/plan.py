@@ -172,6 +172,13 @@ class Plan:
         starts = [self._start(lane, self.base) for lane in range(len(self.lanes))]
         return [start + now - then for start, now, then in zip(starts, found, before, strict=True)]
 
+    def shares_before(self, step: int) -> dict[Stream, float]:
+        """Share of each stream in what is taken from step 0 to the one before `step`."""
+        taken: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
+        for lane, units in zip(self.lanes, self.positions(step), strict=True):
+            taken[lane.stream] += units
+        return {name: units / max(1, sum(taken.values())) for name, units in taken.items()}
+
     def cursors(self, step: int) -> dict[str, Cursor]:
         """Where each source stands before `step`."""
         return {
@@ -230,11 +237,11 @@ class Plan:
         cost = self.batch.cost
         length = tokens.astype(np.float64)
         return (
-            cost.token * length
-            + cost.token_squared * length * length
-            + cost.image * record["images"]
-            + cost.text_label * text_labels
-            + cost.image_label * record["image_ids"]
+            cost["token"] * length
+            + cost["token_squared"] * length * length
+            + cost["image"] * record["images"]
+            + cost["text_label"] * text_labels
+            + cost["image_label"] * record["image_ids"]
         )
 
     def _row_costs(
@@ -281,9 +288,7 @@ def open_shards(data: DataConfig, mix: MixConfig, node_member: int = 0) -> dict[
 
 
 def _labels(stream: NDArray[np.int64], text_labels: NDArray[np.int64], record: NDArray[np.void]) -> dict[Stream, int]:
-    is_image = stream == GENERATION
-    counts = np.where(is_image, record["image_ids"], text_labels)
-    sums = np.bincount(stream, weights=counts, minlength=len(STREAMS))  # exact: far below 2**53
+    sums = np.bincount(stream, weights=text_labels + record["image_ids"], minlength=len(STREAMS))  # exact: below 2**53
     return {name: int(total) for name, total in zip(STREAMS, sums, strict=True)}
 
 

@@ -18,6 +18,14 @@ from janus_dist.errors import DataError
 SPAN_BYTES = RUN_PAGES * PAGE_BYTES  # ranges are joined up to this; more would be faster as two requests at once
 # Local bytes mostly come sooner than another thread wakes up, so the calling thread reads them. What it has not got in
 # this time is on a slow disk or a network's, where reads at the same time pay.
+COALESCE_GAP_BYTES = 262_144
+"""Samples of a shard that lie closer together than this are read by one request: 256 KiB take 5 ms to send."""
+THREADS = 16
+"""Requests that one rank has under way at once."""
+ATTEMPTS = 10
+"""Attempts at a request before the run stops; ten last about 50 seconds and what `TIMEOUT_S` adds."""
+TIMEOUT_S = 15.0
+"""A request with no answer for so long has failed; so long a wait is for what another rank reads into the cache."""
 ALONE_S = 0.01
 
 
@@ -47,19 +55,32 @@ class Span:
 class Reader:
     """Ranges of shards for one rank. Threads may share it; a call's requests and slow reads run at the same time."""
 
-    def __init__(self, settings: ReadConfig, node_member: int = 0):
+    def __init__(
+        self,
+        settings: ReadConfig,
+        node_member: int = 0,
+        coalesce_gap_bytes: int = COALESCE_GAP_BYTES,
+        threads: int = THREADS,
+        attempts: int = ATTEMPTS,
+        timeout_s: float = TIMEOUT_S,
+    ):
         """`node_member`: the rank's number on its node; the first one says it when the cache's disk is broken."""
-        self.settings = settings
+        self.coalesce_gap_bytes = coalesce_gap_bytes
         self._tally = Tally()
-        self._fetcher = Fetcher(settings, self._tally)
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="reader")
+        self._fetcher = Fetcher(timeout_s, threads, attempts, self._tally)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
         self._closed = False
         self._cache: PageCache | None = None
         if settings.cache_dir is not None:
             pages = int(settings.cache_gib * 2**30) // (PAGE_BYTES + BLOCK_BYTES)
             self._cache = PageCache(
-                settings.cache_dir, max(1, pages), PAGE_BYTES, wait_s=settings.timeout_s, warn=node_member == 0
+                settings.cache_dir, max(1, pages), PAGE_BYTES, wait_s=timeout_s, warn=node_member == 0
             )
+
+    @property
+    def caches(self) -> bool:
+        """Whether what it reads is kept on the node's disk."""
+        return self._cache is not None
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each range, in the order asked; DataError when one cannot be read, or not whole."""
@@ -120,7 +141,7 @@ class Reader:
         """(bytes that a span's ends are multiples of, gap that is bridged) for a path."""
         if self._cache is not None and not is_local(path):
             return PAGE_BYTES, 0
-        return 1, self.settings.coalesce_gap_bytes
+        return 1, self.coalesce_gap_bytes
 
     def _read_spans(self, spans: Sequence[Span]) -> list[bytes]:
         """The bytes of each span: local ones by this thread for `ALONE_S`, all others at the same time by the pool."""

@@ -46,7 +46,7 @@ class UnderstandingSample:
 
 @dataclass(frozen=True)
 class GenerationSample:
-    """A prompt, ending with begin-of-image, and the VQ ids of its image."""
+    """A prompt, ending with begin-of-image, and the VQ ids of its image; an id behind begin-of-image follows them."""
 
     prompt_ids: NDArray[np.uint32]
     vq_ids: NDArray[np.uint16]
@@ -65,7 +65,9 @@ def learned(sample: Sample, special: tuple[int, int, int], answers_only: bool) -
         case TextSample():
             labelled = np.ones(len(sample.ids), dtype=np.bool_)
         case GenerationSample():
-            return np.zeros(len(sample.prompt_ids), dtype=np.bool_)
+            labelled = np.zeros(len(sample.prompt_ids), dtype=np.bool_)
+            labelled[-1:] = sample.prompt_ids[-1:] != special[0]
+            return labelled
         case UnderstandingSample() if answers_only:
             labelled = np.zeros(len(sample.ids), dtype=np.bool_)
             for first, last in sample.answers.tolist():

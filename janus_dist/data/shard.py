@@ -126,7 +126,7 @@ def counts(sample: Sample, model: ModelConfig, special: tuple[int, int, int]) ->
             num_images = len(sample.images)
             return len(sample.ids) + num_images * (model.image_tokens - 1), text, answers, num_images, 0
         case GenerationSample():
-            return len(sample.prompt_ids) + len(sample.vq_ids), 0, 0, 0, len(sample.vq_ids)
+            return len(sample.prompt_ids) + len(sample.vq_ids), text, answers, 0, len(sample.vq_ids)
 
 
 def read_index(content: bytes) -> NDArray[np.void]:

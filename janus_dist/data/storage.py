@@ -5,14 +5,20 @@ temporary name, fsync and rename; an object store shows an object only when its 
 """
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import aiohttp
 import fsspec
+from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
+
+FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
+"""How a disk or a store says that it does not do what it is asked to."""
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -101,7 +107,40 @@ def remove(path: str | Path) -> None:
     files.rm_file(name)
 
 
-def open_binary(path: str | Path) -> BinaryIO:
-    """A file to read from, as a context manager; seeking in it reads no more than what is asked for."""
+def remove_folder(path: str | Path) -> None:
+    """Remove a folder and what is in it, if it is there; a store removes a thousand objects by one request."""
     files, name = fsspec.core.url_to_fs(str(path))
-    return files.open(name, "rb")
+    if isinstance(files, LocalFileSystem):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(name)
+        return
+    files.invalidate_cache()
+    with suppress(FileNotFoundError):
+        files.rm(name, recursive=True)
+
+
+def rename(path: str | Path, new_path: str | Path) -> None:
+    """Give a file another name; a store copies it."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    files.mv(name, fsspec.core.strip_protocol(str(new_path)))
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether a file or folder is on a disk (or a shared file system), not in a store."""
+    return isinstance(fsspec.core.url_to_fs(str(path))[0], LocalFileSystem)
+
+
+def open_binary(path: str | Path, ahead_bytes: int = 0) -> Any:
+    """A file to read from, as a context manager; seeking in it reads no more than what is asked for, or with
+    `ahead_bytes` so much at a time."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    ahead: Any = {"cache_type": "readahead", "block_size": ahead_bytes} if ahead_bytes else {}
+    return files.open(name, "rb", **({} if isinstance(files, LocalFileSystem) else ahead))
+
+
+def open_new(path: str | Path, part_bytes: int) -> BinaryIO:
+    """A file to write from its beginning to its end, as a context manager; a store takes it in parts of a size."""
+    files, name = fsspec.core.url_to_fs(str(path))
+    return (
+        Path(name).open("wb") if isinstance(files, LocalFileSystem) else files.open(name, "wb", block_size=part_bytes)
+    )

@@ -1,126 +1,176 @@
 """Checkpoints: each rank writes its own shard, a commit marker makes them count, any world reads them back.
 
-    RUN/checkpoints/step-00000100/{.metadata, __R_0.distcp, ...}   torch.distributed.checkpoint, keyed by parameter name
+    SAVED_IN/step-00000100/{.metadata, __R_0.distcp, ...}   torch.distributed.checkpoint, keyed by parameter name
 
-Invariant: the marker is written (commits.py) after every rank's file is on disk and described in it.
+Saving has two halves: a snapshot, which the step waits for, and the writing of it, which saver.py does beside the
+training. Invariant: the marker is written (commits.py) after every rank's file is on disk and described in it.
 """
 
-import shutil
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.checkpoint.api import CheckpointException
 
+from janus_dist.data import storage
 from janus_dist.engine import commits, partitions
-from janus_dist.engine.commits import Commit
+from janus_dist.engine.commits import Commit, DamagedError
+from janus_dist.engine.files import HashedWriter, StoredReader
+from janus_dist.engine.shares import SharesToLoad, SharesToSave, alone
 from janus_dist.engine.stored import WEIGHTS
+from janus_dist.engine.world import Background
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError
+from janus_dist.model.start import Stored
 
 
-def save(engine: ZeroEngine, run_dir: Path, step: int, identity: dict[str, Any]) -> Path:
-    """Write and commit the state after `step` steps; all ranks call it. `identity` fills the marker's own fields."""
-    path = commits.folder(run_dir, step)
-    if engine.world.is_first:
-        shutil.rmtree(path, ignore_errors=True)  # left behind by a run that was killed while it wrote
-        path.mkdir(parents=True)
-    engine.world.barrier()
+@dataclass(frozen=True)
+class Snapshot:
+    """This rank's share of the state after a step, in host memory of its own, and what the marker will say."""
+
+    path: str
+    state: dict[str, Any]
+    commit: Commit
+
+
+class Hosts:
+    """Host memory for one snapshot, taken once and used again, so that saving needs no more than that."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    def copy(self, flats: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Copies of tensors, by their `id`; always of the same tensors in the same order."""
+        if not self.tensors:
+            self.tensors = [torch.empty_like(flat, device="cpu", pin_memory=flat.is_cuda) for flat in flats]
+        for host, flat in zip(self.tensors, flats, strict=True):
+            host.copy_(flat.detach(), non_blocking=True)
+        if any(flat.is_cuda for flat in flats):
+            torch.cuda.synchronize()
+        return {id(flat): host for flat, host in zip(flats, self.tensors, strict=True)}
+
+
+def snapshot(engine: ZeroEngine, saved_in: str, step: int, identity: dict[str, Any], hosts: Hosts) -> Snapshot:
+    """Copy the state after `step` steps; all ranks call it. `identity` fills the marker's own fields."""
     partitions.begin(engine)
-    state, shapes = _state(engine)
-    dcp.save(state, storage_writer=dcp.FileSystemWriter(path, sync_files=True))
+    pieces = partitions.pieces(engine)
+    flats = {WEIGHTS + piece.name: (piece, piece.flat) for piece in pieces}
+    for piece in pieces:
+        if piece.trainable:
+            for moment, flat in partitions.moments(engine, piece).items():
+                flats[f"{moment}/{piece.name}"] = (piece, flat)
+    copies = hosts.copy(list({id(flat): flat for _, flat in flats.values()}.values()))
+    commit = Commit(
+        version=commits.VERSION,
+        step=step,
+        world=engine.world.size,
+        optimizer_steps=partitions.optimizer_steps(engine),
+        shapes={piece.name: list(piece.shape) for piece in pieces},
+        trainable=engine.trainable,
+        files={},
+        **identity,
+    )
     partitions.end(engine, restored=False)
-    own = {name: commits.describe(path / name) for name in _own_files(path, engine.world.rank)}
-    every: list[Any] = engine.world.gather(own)
-    if engine.world.is_first:
-        files = {name: described for part in every for name, described in part.items()}
-        commit = Commit(
-            version=commits.VERSION,
-            step=step,
-            world=engine.world.size,
-            optimizer_steps=partitions.optimizer_steps(engine),
-            shapes=shapes,
-            trainable=engine.trainable,
-            files=files,
-            **identity,
-        )
-        commits.write_marker(path, commit)
-    engine.world.barrier()
-    return path
+    state = {name: piece.share(alone(piece.view(copies[id(flat)]))) for name, (piece, flat) in flats.items()}
+    return Snapshot(commits.folder(saved_in, step), state, commit)
 
 
-def restore(engine: ZeroEngine, path: Path) -> Commit:
-    """Load weights, moments and optimizer steps into `engine`, which may have another world; all ranks call it."""
-    commit = _checked(engine, path)
+def write(taken: Snapshot, ranks: Background) -> None:
+    """Write and commit a snapshot; all ranks call it, in a thread beside the training or not.
+
+    OSError, on every rank, when a rank cannot write; what was written is gone then.
+    """
+    ranks.on_first(lambda: storage.remove_folder(taken.path))  # left behind by a run that was killed while it wrote
+    writer = HashedWriter(taken.path)
+    try:
+        dcp.save(taken.state, storage_writer=writer, planner=SharesToSave(), process_group=ranks.group)
+    except CheckpointException as error:  # the same on every rank
+        rank, (cause, _) = min(error.failures.items())
+        if ranks.world.is_first:
+            with suppress(*storage.FAILURES):
+                storage.remove_folder(taken.path)
+        raise OSError(f"rank {rank}: {cause}") from error
+    files = {name: described for part in ranks.gather(writer.written) for name, described in part.items()}
+    ranks.on_first(lambda: commits.write_marker(taken.path, replace(taken.commit, files=files)))
+
+
+def restore(engine: ZeroEngine, path: str) -> Commit:
+    """Load weights, moments and optimizer steps of a whole checkpoint into `engine`, which may have another world; all
+    ranks call it."""
+    commit = engine.world.on_first(lambda: commits.read(path))
+    _check_same_parameters(engine, path, commit)
     _load(engine, path, with_moments=True)
     partitions.set_optimizer_steps(engine, commit.optimizer_steps)
     return commit
 
 
-def restore_weights(engine: ZeroEngine, path: Path) -> None:
+def restore_weights(engine: ZeroEngine, path: str) -> None:
     """Load weights only, by name: the start of a stage from another run's checkpoint."""
-    _checked(engine, path)
+    _check_same_parameters(engine, path, engine.world.on_first(lambda: commits.read(path)))
     _load(engine, path, with_moments=False)
 
 
-def _checked(engine: ZeroEngine, path: Path) -> Commit:
-    """The marker of a checkpoint that is whole and of this model; CheckpointError on every rank when it is not."""
-    commit = commits.read(path)
-    _verify_together(engine, path, commit)
-    _check_same_parameters(engine, path, commit)
-    return commit
-
-
-def _verify_together(engine: ZeroEngine, path: Path, commit: Commit) -> None:
-    """Verify with every rank reading its share of the files, and all of them raising what one of them finds."""
-    fault: CheckpointError | None = None
-    try:
-        commits.verify(path, commit, sorted(commit.files)[engine.world.rank :: engine.world.size])
-    except CheckpointError as error:
-        fault = error
-    for found in engine.world.gather(fault):
-        if isinstance(found, CheckpointError):
-            raise found
-
-
-def _state(engine: ZeroEngine) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    mesh = init_device_mesh(engine.world.device.type, (engine.world.size,))
-    state: dict[str, Any] = {}
-    shapes: dict[str, list[int]] = {}
-    for piece in partitions.pieces(engine):
-        shapes[piece.name] = list(piece.shape)
-        state[WEIGHTS + piece.name] = partitions.sharded(piece, piece.view(piece.flat), mesh)
-        if piece.trainable:
-            for moment, flat in partitions.moments(engine, piece).items():
-                state[f"{moment}/{piece.name}"] = partitions.sharded(piece, piece.view(flat), mesh)
-    return state, shapes
-
-
-def _load(engine: ZeroEngine, path: Path, with_moments: bool) -> None:
+def fill(engine: ZeroEngine, weights: Mapping[str, Stored]) -> None:
+    """Load weights of others; each rank reads what it owns. What `weights` has not keeps its random values."""
     partitions.begin(engine)
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    mesh = init_device_mesh(engine.world.device.type, (engine.world.size,))
+    for piece in partitions.pieces(engine):
+        if piece.name in weights:
+            values = weights[piece.name].read(piece.first, piece.first + piece.valid)
+            piece.view(piece.flat)[: len(values)].copy_(values)
+    partitions.end(engine, restored=True)
+
+
+def newest(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
+    """The newest checkpoint whose files are as its marker says, None when there is none; says which it passes over.
+    CheckpointError when there are some and none is whole."""
+    found = engine.world.on_first(lambda: commits.marked(saved_in))
+    for path in reversed(found):
+        try:
+            verify(engine, path)
+            return path
+        except DamagedError as error:
+            say(f"passed over {path}: {error.message}")
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints under {saved_in} is whole",
+            "bring one back, or start anew under another name (run.name=...)",
+        )
+    return None
+
+
+def verify(engine: ZeroEngine, path: str) -> None:
+    """Read all files of a checkpoint, each rank its share; DamagedError on every rank when one is damaged."""
+    world = engine.world
+    commit = world.on_first(lambda: commits.read(path))
+    world.together(lambda: commits.verify(path, commit, sorted(commit.files)[world.rank :: world.size]))
+
+
+def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:
+    partitions.begin(engine)
+    stored = StoredReader(path).read_metadata().state_dict_metadata
     state: dict[str, Any] = {}
-    targets: list[tuple[Tensor, Tensor]] = []
+    converted: list[tuple[Tensor, Tensor]] = []
     for piece in partitions.pieces(engine):
         flats = {WEIGHTS + piece.name: piece.flat}
         if with_moments and piece.trainable:
             flats |= {f"{moment}/{piece.name}": flat for moment, flat in partitions.moments(engine, piece).items()}
         for key, flat in flats.items():
-            # read in the stored dtype: a part that was frozen is stored in the low precision that it had
-            local = torch.empty(piece.valid, dtype=stored[key].properties.dtype, device=flat.device)
-            state[key] = partitions.sharded(piece, local, mesh)
-            targets.append((piece.view(flat), local))
-    dcp.load(state, storage_reader=FileSystemReader(path))
-    for target, local in targets:
-        target.copy_(local)
+            target, dtype = piece.view(flat), stored[key].properties.dtype
+            if dtype != target.dtype:  # a part that was frozen is stored in the low precision that it had
+                converted.append((target, torch.empty_like(target, dtype=dtype)))
+                target = converted[-1][1]
+            state[key] = piece.share(target)
+    dcp.load(state, storage_reader=StoredReader(path), planner=SharesToLoad())
+    for target, values in converted:
+        target.copy_(values)
     partitions.end(engine, restored=True)
 
 
-def _check_same_parameters(engine: ZeroEngine, path: Path, commit: Commit) -> None:
+def _check_same_parameters(engine: ZeroEngine, path: str, commit: Commit) -> None:
     mine = {piece.name: list(piece.shape) for piece in partitions.pieces(engine)}
     if mine == commit.shapes:
         return
@@ -133,8 +183,3 @@ def _check_same_parameters(engine: ZeroEngine, path: Path, commit: Commit) -> No
         f"{commit.shapes.get(name, 'absent')} in the checkpoint, {mine.get(name, 'absent')} in this recipe",
         "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
     )
-
-
-def _own_files(path: Path, rank: int) -> list[str]:
-    names = [file.name for file in path.glob(f"__{rank}_*.distcp")]
-    return [*names, ".metadata"] if rank == 0 else names

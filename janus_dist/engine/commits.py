@@ -1,24 +1,31 @@
 """Commits: which checkpoints of a run are whole, what their markers say, and which are kept.
 
-    RUN/checkpoints/step-00000100/COMMIT.json   written last, by one rename: sizes, checksums, identity
+    SAVED_IN/step-00000100/COMMIT.json   written last, by one rename or PUT: sizes, checksums, identity
 
 Invariant: a checkpoint is either whole or absent. A folder without a marker, or whose files differ from it, is passed
-over. Nothing here needs torch, so that a driver can look for checkpoints in a moment.
+over. SAVED_IN is a folder or an `s3://` URL (`run.saved_in`). Nothing here needs torch, so that a driver can look for
+checkpoints in a moment; a look takes two requests a checkpoint, however many files it has.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from janus_dist.data import storage
 from janus_dist.errors import CheckpointError
 
-VERSION = 1
+VERSION = 2
 MARKER = "COMMIT.json"
+ASIDE = MARKER + ".aside"
+"""The marker of a checkpoint that does not count any more."""
+READ_BYTES = 16 << 20
+
+
+class DamagedError(CheckpointError):
+    """A file of a checkpoint is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,16 @@ class Commit:
     """What the digest is of, to say what differs."""
     cursors: dict[str, Any]
     """Where each source stands, to go on from under another plan."""
-    model: dict[str, Any]
-    """The model section of the recipe."""
+    recipe: dict[str, Any]
+    """As it was trained, with absolute paths."""
     world: int
     optimizer_steps: int
     tokens: int
     """Tokens trained on so far."""
+    losses: list[float]
+    """Of the last steps that were taken: what a spike is measured by."""
+    left_out: list[list[int]]
+    """Steps of the plan that are not trained: [first, one past the last] of each range."""
     shapes: dict[str, list[int]]
     """Shape of every parameter; the tensors are stored flat."""
     trainable: list[str]
@@ -46,82 +57,178 @@ class Commit:
     """Bytes and sha256 of every file."""
 
 
-def folder(run_dir: Path, step: int) -> Path:
+def folder(saved_in: str, step: int) -> str:
     """Where the checkpoint of a step is."""
-    return run_dir / "checkpoints" / f"step-{step:08d}"
+    return f"{saved_in}/step-{step:08d}"
 
 
-def committed(run_dir: Path) -> list[Path]:
+def step_of(path: str) -> int:
+    """The step of a checkpoint's folder."""
+    return int(name_of(path).removeprefix("step-"))
+
+
+def name_of(path: str) -> str:
+    """The last part of a checkpoint's folder: step-XXXXXXXX."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def folders(saved_in: str) -> list[str]:
+    """Folders of checkpoints, whole or not, oldest first."""
+    with _reached(saved_in):
+        return [f"{saved_in}/{name}" for name in storage.names(saved_in) if name.startswith("step-")]
+
+
+def marked(saved_in: str) -> list[str]:
+    """Folders of checkpoints that have a marker, oldest first, whatever it is worth."""
+    return [path for path in folders(saved_in) if is_marked(path)]
+
+
+def is_marked(path: str) -> bool:
+    """Whether a folder has a marker, whatever it is worth: then it is a checkpoint."""
+    with _reached(path):
+        return MARKER in storage.names(path)
+
+
+def committed(saved_in: str) -> list[str]:
     """Folders of whole checkpoints, oldest first; sizes are compared, checksums only when loading."""
-    found = []
-    for path in sorted((run_dir / "checkpoints").glob("step-*")):
-        if (path / MARKER).is_file() and _sizes_match(path, read(path)):
-            found.append(path)
-    return found
+    return [path for path in folders(saved_in) if is_committed(path)]
 
 
-def latest(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    found = committed(run_dir)
-    return found[-1] if found else None
+def latest(saved_in: str) -> str | None:
+    """The newest whole checkpoint, or None."""
+    return next((path for path in reversed(folders(saved_in)) if is_committed(path)), None)
 
 
-def read(path: Path) -> Commit:
-    """The marker of a checkpoint; CheckpointError when it cannot be read or is of another version."""
+def is_committed(path: str) -> bool:
+    """Whether a folder has a marker, and files of the sizes that it says."""
+    with _reached(path):
+        there = storage.sizes(path)
     try:
-        values = json.loads((path / MARKER).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / MARKER} cannot be read: {error}") from error
-    if values.get("version") != VERSION:
-        raise CheckpointError(f"{path} has format version {values.get('version')}, this program reads {VERSION}")
+        return MARKER in there and all(there.get(name) == said["bytes"] for name, said in read(path).files.items())
+    except DamagedError:
+        return False
+
+
+def read(path: str) -> Commit:
+    """The marker of a checkpoint; DamagedError when it is not as it was written, CheckpointError when there is none or
+    it is of another version."""
+    marker = f"{path}/{MARKER}"
+    try:
+        with _reached(marker):
+            content = storage.read(marker)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is no checkpoint: it has no {MARKER}", "name one that has") from error
+    try:
+        values: dict[str, Any] = json.loads(content)
+        version, digest = values["version"], values.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _damaged(marker, "it is not the JSON that was written") from error
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, this program reads {VERSION}",
+            "go on with the version of janus-dist that wrote it",
+        )
+    if digest != _digest(values):
+        raise _damaged(marker, "its contents have another sha256 than it says")
     return Commit(**values)
 
 
-def verify(path: Path, commit: Commit, names: Sequence[str] | None = None) -> None:
-    """Raise CheckpointError unless the files (all, or those named) have the size and checksum that the marker says."""
+def verify(path: str, commit: Commit, names: Sequence[str] | None = None) -> None:
+    """Raise DamagedError unless the files (all, or those named) have the size and checksum that the marker says."""
     for name in names if names is not None else sorted(commit.files):
         said = commit.files[name]
         try:
-            found = describe(path / name)
-        except OSError as error:
-            raise CheckpointError(
-                f"{path / name} cannot be read: {error}", f"delete {path} to fall back on the one before"
-            ) from error
+            with _reached(f"{path}/{name}"):
+                found = describe(f"{path}/{name}")
+        except FileNotFoundError as error:
+            raise _damaged(f"{path}/{name}", "it is gone") from error
         if found != said:
-            raise CheckpointError(
-                f"{path / name} is damaged: {found['bytes']} bytes, sha256 {found['sha256'][:12]}; "
+            raise _damaged(
+                f"{path}/{name}",
+                f"{found['bytes']} bytes, sha256 {found['sha256'][:12]}; "
                 f"the marker says {said['bytes']} bytes, {said['sha256'][:12]}",
-                f"delete {path} to fall back on the one before",
             )
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Delete all but the newest `keep` whole checkpoints, and whatever is older than them and not whole."""
-    whole = committed(run_dir)[-keep:]
-    for path in sorted((run_dir / "checkpoints").glob("step-*")):
-        if whole and path not in whole and path < whole[-1]:
-            (path / MARKER).unlink(missing_ok=True)  # first, so that a half-deleted checkpoint does not count
-            shutil.rmtree(path)
+def _damaged(file: str, how: str) -> DamagedError:
+    path = file.rsplit("/", 1)[0]
+    return DamagedError(f"{file} is damaged: {how}", f"delete {path} to fall back on the one before")
 
 
-def write_marker(path: Path, commit: Commit) -> None:
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints of a run stay: the newest `last`, and those of every `every_steps`-th step."""
+
+    last: int
+    every_steps: int | None = None
+
+    def chosen(self, whole: Sequence[str]) -> set[str]:
+        """Those of whole checkpoints, oldest first, that stay."""
+        every = self.every_steps
+        return {*whole[-self.last :], *(path for path in whole if every and step_of(path) % every == 0)}
+
+
+def dispensable(saved_in: str, keep: Keep) -> list[str]:
+    """The whole checkpoints that need not stay, and whatever is older than the newest and not whole."""
+    whole = committed(saved_in)
+    chosen = keep.chosen(whole)
+    return [path for path in folders(saved_in) if whole and path not in chosen and path < whole[-1]]
+
+
+def delete(path: str) -> None:
+    """Delete a checkpoint; one that is half deleted does not count."""
+    with _reached(path):
+        if MARKER in storage.names(path):
+            storage.remove(f"{path}/{MARKER}")
+        storage.remove_folder(path)
+
+
+def prune(saved_in: str, keep: Keep) -> list[str]:
+    """Delete what need not stay, and say what that was."""
+    gone = dispensable(saved_in, keep)
+    for path in gone:
+        delete(path)
+    return gone
+
+
+def write_marker(path: str, commit: Commit) -> None:
     """Make the checkpoint in `path` count."""
-    temporary = path / (MARKER + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(asdict(commit), file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path / MARKER)
+    values = json.loads(json.dumps(asdict(commit)))  # as it will be read
+    content = json.dumps({"sha256": _digest(values), **values}, indent=1, sort_keys=True)
+    storage.write_whole(f"{path}/{MARKER}", content.encode())
 
 
-def describe(path: Path) -> dict[str, Any]:
+def set_aside_after(path: str) -> list[str]:
+    """Make the checkpoints beside `path` that are newer than it not count any more; their files stay until the run
+    comes to their steps."""
+    newer = [other for other in marked(path.rsplit("/", 1)[0]) if other > path]
+    for other in newer:
+        with _reached(other):
+            storage.rename(f"{other}/{MARKER}", f"{other}/{ASIDE}")
+    return newer
+
+
+def describe(path: str) -> dict[str, Any]:
     """Bytes and sha256 of a file."""
-    with path.open("rb") as file:
+    with storage.open_binary(path, READ_BYTES) as file:
         digest = hashlib.file_digest(file, "sha256")
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def _sizes_match(path: Path, commit: Commit) -> bool:
-    return all(
-        (path / name).is_file() and (path / name).stat().st_size == said["bytes"] for name, said in commit.files.items()
-    )
+@contextmanager
+def _reached(where: str) -> Iterator[None]:
+    """What a disk or a store answers other than with what is asked for, as CheckpointError; that a file is not there is
+    an answer."""
+    try:
+        yield
+    except (FileNotFoundError, CheckpointError):
+        raise
+    except storage.FAILURES as error:
+        raise CheckpointError(
+            f"{where} cannot be reached: {' '.join(f'{type(error).__name__}: {error}'.split())}",
+            "see that the disk or the store is there and lets this user in, then run the same command again",
+        ) from error

@@ -1,8 +1,8 @@
 """ZeRO-3's partitions as sharded tensors keyed by parameter name.
 
 This is the one module that reads DeepSpeed's private names (pinned version; a test fails when they change). A ZeRO-3
-partition of a parameter with n elements on W ranks is `ceil(n / W)` consecutive elements, which is torch.chunk's
-rule, so each is described exactly by a one-dimensional DTensor. Invariant: `views` are copies of nothing; writing
+partition of a parameter with n elements on W ranks is `ceil(n / W)` consecutive elements, so each is described exactly
+by where it begins and how many there are (shares.py). Invariant: `views` are copies of nothing; writing
 what was loaded goes through `restore`, which also renews the low-precision weights.
 """
 
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
+from janus_dist.engine.shares import Share
 from janus_dist.engine.zero import ZeroEngine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -24,6 +23,8 @@ class Piece:
 
     name: str
     shape: tuple[int, ...]
+    first: int
+    """The parameter's element that the share begins with."""
     valid: int
     """Elements of the share that belong to the parameter; the rest is padding."""
     flat: Tensor
@@ -42,6 +43,10 @@ class Piece:
         """This share's elements [valid] of a tensor laid out like `flat`."""
         return flat.detach().narrow(0, self.offset, self.valid)
 
+    def share(self, values: Tensor) -> Share:
+        """`values` [valid] as this share of the parameter."""
+        return Share(values, self.first, self.elements)
+
 
 def pieces(engine: ZeroEngine) -> list[Piece]:
     """This rank's share of every parameter, frozen ones included, in the order of their names."""
@@ -58,17 +63,13 @@ def pieces(engine: ZeroEngine) -> list[Piece]:
     return sorted(found, key=lambda piece: piece.name)
 
 
-def sharded(piece: Piece, local: Tensor, mesh: DeviceMesh) -> DTensor:
-    """`local` [valid] as this rank's shard of the whole parameter, flattened."""
-    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=torch.Size([piece.elements]), stride=(1,))
-
-
 def moments(engine: ZeroEngine, piece: Piece) -> dict[str, Tensor]:
     """The flat AdamW moments beside a trainable piece; zeros before the first step."""
-    state = engine.optimizer.optimizer.state[piece.flat]
-    for name in MOMENTS:
-        if name not in state:
-            state[name] = torch.zeros_like(piece.flat, requires_grad=False)
+    adamw = engine.optimizer.optimizer
+    state = adamw.state[piece.flat]
+    if not state:  # then AdamW takes what it finds for its own, its count of steps included
+        state["step"] = _step(adamw, piece.flat, 0)
+        state.update({name: torch.zeros_like(piece.flat, requires_grad=False) for name in MOMENTS})
     return {name: state[name] for name in MOMENTS}
 
 
@@ -79,11 +80,16 @@ def optimizer_steps(engine: ZeroEngine) -> int:
 
 
 def set_optimizer_steps(engine: ZeroEngine, steps: int) -> None:
-    """Tell AdamW how many steps it has taken; its fused form counts on the device."""
+    """Tell AdamW how many steps it has taken."""
     adamw = engine.optimizer.optimizer
     for flat in engine.optimizer.fp32_partitioned_groups_flat:
-        device = flat.device if adamw.defaults.get("fused") else None
-        adamw.state[flat]["step"] = torch.tensor(float(steps), dtype=torch.float32, device=device)
+        adamw.state[flat]["step"] = _step(adamw, flat, steps)
+
+
+def _step(adamw: torch.optim.AdamW, flat: Tensor, steps: int) -> Tensor:
+    """AdamW's count of steps; its fused form counts on the device."""
+    device = flat.device if adamw.defaults.get("fused") else None
+    return torch.tensor(float(steps), dtype=torch.float32, device=device)
 
 
 def begin(engine: ZeroEngine) -> None:
@@ -99,6 +105,8 @@ def end(engine: ZeroEngine, restored: bool) -> None:
             if zero.fp16_partitioned_groups_flat[number] is not zero.fp32_partitioned_groups_flat[number]:
                 zero.fp16_partitioned_groups_flat[number].data.copy_(zero.fp32_partitioned_groups_flat[number].data)
             zero._unflatten_partitioned_parameters(number)
+        for parameter in engine.module.parameters():  # DeepSpeed's own function forgets the frozen ones
+            parameter.ds_secondary_tensor = None  # pyright: ignore[reportAttributeAccessIssue]  # hpZ's: weights before
     zero.checkpoint_event_epilogue()
 
 
@@ -106,4 +114,5 @@ def _piece(engine: ZeroEngine, parameter: Tensor, flat: Tensor, offset: int, tra
     total, share = parameter.ds_numel, parameter.partition_numel()  # pyright: ignore[reportAttributeAccessIssue]
     valid = max(0, min(share, total - engine.world.rank * share))
     name = engine.names[parameter.ds_id]  # pyright: ignore[reportAttributeAccessIssue]
-    return Piece(name, tuple(parameter.ds_shape), valid, flat, offset, trainable)  # pyright: ignore[reportAttributeAccessIssue]
+    first = min(total, engine.world.rank * share)
+    return Piece(name, tuple(parameter.ds_shape), first, valid, flat, offset, trainable)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,39 +1,54 @@
 """Reading the weights of a checkpoint in one process, without DeepSpeed: for evaluation and export.
 
-Invariant: only a whole checkpoint whose checksums hold is read.
+Invariant: only a whole checkpoint whose checksums hold is read, and of it only the tensors that are asked for.
 """
 
 import warnings
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 
 from janus_dist.engine import commits
-from janus_dist.errors import CheckpointError
+from janus_dist.engine.commits import Commit
+from janus_dist.engine.files import StoredReader
+from janus_dist.engine.find import newest
 
 WEIGHTS = "weights/"
 """Prefix of the weights among the tensors of a checkpoint."""
 
 
-def load_weights(run_dir: Path) -> dict[str, Tensor]:
-    """All weights of the newest checkpoint of a run, by name; CheckpointError when there is none."""
-    path = commits.latest(run_dir)
-    if path is None:
-        raise CheckpointError(
-            f"no committed checkpoint under {run_dir / 'checkpoints'}",
-            "train the run first, or name another with run.name=...",
-        )
-    commit = commits.read(path)
-    commits.verify(path, commit)
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    state = {
-        WEIGHTS + name: torch.empty(stored[WEIGHTS + name].size, dtype=stored[WEIGHTS + name].properties.dtype)
-        for name in commit.shapes
-    }
-    with warnings.catch_warnings():  # torch remarks that one process loads, which is what `no_dist` asks for
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(state, storage_reader=FileSystemReader(path), no_dist=True)
-    return {name: state[WEIGHTS + name].reshape(shape) for name, shape in commit.shapes.items()}
+class StoredWeights:
+    """The weights of one checkpoint, read by name."""
+
+    def __init__(self, path: str):
+        """Open the checkpoint at `path`; CheckpointError unless all its files are as its marker says."""
+        self.path = path
+        self.commit: Commit = commits.read(path)
+        commits.verify(path, self.commit)
+        self._reader = StoredReader(path)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, by name."""
+        return {name: tuple(shape) for name, shape in self.commit.shapes.items()}
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Whole parameters on the CPU, in the type that they were stored in."""
+        stored = self._reader.read_metadata().state_dict_metadata
+        state = {
+            WEIGHTS + name: torch.empty(stored[WEIGHTS + name].size, dtype=stored[WEIGHTS + name].properties.dtype)
+            for name in names
+        }
+        with warnings.catch_warnings():  # torch remarks that one process loads, which is what `no_dist` asks for
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(state, storage_reader=self._reader, no_dist=True)
+        named = {key.removeprefix(WEIGHTS): value for key, value in state.items()}
+        return {name: value.reshape(self.commit.shapes[name]) for name, value in named.items()}
+
+
+def load_weights(folder: str) -> dict[str, Tensor]:
+    """All weights of the newest checkpoint, by name; CheckpointError when there is none."""
+    stored = StoredWeights(newest(folder))
+    return stored.read(stored.shapes)

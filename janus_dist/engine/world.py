@@ -4,17 +4,22 @@ Invariant: every function here that communicates is called by all ranks, in the 
 """
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from janus_dist.config.train import ClusterConfig
+from janus_dist.errors import JanusError
 
 T = TypeVar("T")
+BANDWIDTH_BYTES = {"cuda": 2**30, "cpu": 2**22}
+"""Summed to measure the network."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,82 @@ class World:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def on_first(self, do: Callable[[], T]) -> T:
+        """What the first rank finds, on every rank; a JanusError too."""
+        found: Any = None
+        if self.is_first:
+            try:
+                found = do()
+            except JanusError as error:
+                found = error
+        found = self.from_first(found)
+        if isinstance(found, JanusError):
+            raise found
+        return found
+
+    def together(self, do: Callable[[], object]) -> None:
+        """Every rank does it; all raise the JanusError that one of them raises."""
+        fault: JanusError | None = None
+        try:
+            do()
+        except JanusError as error:
+            fault = error
+        for found in self.gather(fault):
+            if isinstance(found, JanusError):
+                raise found
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on some rank; the same on every rank."""
+        return bool(self.sum(torch.tensor(float(value), device=self.device)))
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def bandwidth(self) -> float | None:
+        """GB a second in which all ranks sum a tensor, the best of three; None where there is one rank."""
+        if self.size == 1:
+            return None
+        values = torch.ones(BANDWIDTH_BYTES[self.device.type] // 4, device=self.device)
+        best = float("inf")
+        for _ in range(4):  # the first one makes the connections
+            self.barrier()
+            began = time.perf_counter()
+            dist.all_reduce(values)
+            values[0].item()  # waits for a GPU
+            best = min(best, time.perf_counter() - began)
+        return values.nbytes / best / 1e9
+
+
+@dataclass(frozen=True)
+class Background:
+    """The same ranks once more, on gloo: for what a thread beside the training says to its like on other ranks."""
+
+    world: World
+    group: Any
+
+    @classmethod
+    def of(cls, world: World, timeout_s: int) -> "Background":
+        """All ranks call it, from their main threads."""
+        return cls(world, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
+
+    def gather(self, value: object) -> list[Any]:
+        """The values of all ranks, by rank, on the first rank; nothing on others."""
+        gathered: list[Any] | None = [None] * self.world.size if self.world.is_first else None
+        dist.gather_object(value, gathered, group=self.group, group_dst=0)
+        return gathered or []
+
+    def on_first(self, do: Callable[[], object]) -> None:
+        """The first rank does it and the others wait; OSError on every rank, whatever goes wrong."""
+        failure: list[str | None] = [None]
+        if self.world.is_first:
+            try:
+                do()
+            except Exception as error:
+                failure = [f"{type(error).__name__}: {error}"]
+        dist.broadcast_object_list(failure, group=self.group, group_src=0)
+        if failure[0] is not None:
+            raise OSError(failure[0])
 
 
 def join(cluster: ClusterConfig, timeout_s: int) -> World:

@@ -6,49 +6,46 @@ seed give the same figures.
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data import chat
-from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.engine.stored import load_weights
-from janus_dist.errors import DataError
-from janus_dist.evaluation import easy_vqa
-from janus_dist.model import janus, sample
+from janus_dist.engine.find import newest
+from janus_dist.evaluation import easy_vqa, held_out, scenes
+from janus_dist.evaluation.held_out import Verdict
+from janus_dist.evaluation.interval import measured
+from janus_dist.evaluation.sampler import Sampler
 from janus_dist.model import vq as vq_model
-from janus_dist.model.janus import Janus
-from janus_dist.model.vq_weights import load_vq
-from janus_dist.model.weights import load_into
+from janus_dist.model.sample import Choice
 
 MAX_ANSWER_TOKENS = 4
 SHOWN_QUESTIONS = 24
 SHOWN_PAIRS = 16
 
 
-def evaluate(recipe: BaseRecipe, run_dir: Path, out: Path) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run, write what was found into `out`.
+def evaluate(
+    recipe: BaseRecipe, run_dir: Path, out: Path, streams: Collection[Stream] = ("understanding", "generation")
+) -> dict[str, Any]:
+    """Evaluate what the newest checkpoint of a run has learned of `streams`, write what was found into `out`.
 
     CheckpointError when there is none or it does not fit the recipe, DataError when the tokenizer does not.
     """
     began = time.perf_counter()
     (out / "images").mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(recipe)
-    vq = load_vq(recipe.model, recipe.data.vq_weights)
-    model = load_model(recipe, run_dir)
+    sampler = Sampler.load(recipe, newest(recipe.run.saved_in))
     found = {
         "run": str(run_dir),
-        **understanding(recipe, model, tokenizer, out),
-        **generation(recipe, model, tokenizer, vq, out),
-        **reconstruction(recipe, vq, out),
-        "detector_accuracy_on_real": easy_vqa.detector_accuracy(),
+        **(understanding(sampler, out) if "understanding" in streams else {}),
+        **(generation(sampler, out) if "generation" in streams else {}),
+        **reconstruction(sampler, out),
+        "detector_accuracy_on_real": data_set(recipe).detector_accuracy(),
     }
     found["seconds"] = round(time.perf_counter() - began, 1)
     temporary = out / "evaluation.json.tmp"
@@ -57,48 +54,30 @@ def evaluate(recipe: BaseRecipe, run_dir: Path, out: Path) -> dict[str, Any]:
     return found
 
 
-def load_tokenizer(recipe: BaseRecipe) -> Tokenizer:
-    """The recipe's tokenizer; DataError when it has ids that the model has not."""
-    tokenizer = Tokenizer.load(recipe.data.tokenizer)
-    if tokenizer.size > recipe.model.text.vocab:
-        raise DataError(
-            f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
-            f"more than model.text.vocab={recipe.model.text.vocab}",
-            "use the tokenizer that this model was trained with (config.json in its run folder)",
-        )
-    return tokenizer
+def data_set(recipe: BaseRecipe) -> ModuleType:
+    """What a run is asked when no benchmark is named: scenes, when an input of its recipe is made of them."""
+    formats = {of.format for of in recipe.pipeline.inputs.values()}
+    return scenes if "scenes" in formats else easy_vqa
 
 
-def load_model(recipe: BaseRecipe, run_dir: Path) -> Janus:
-    """The run's model in bfloat16, ready to answer and to draw."""
-    model = janus.build(recipe.model, recipe.run.seed)
-    load_into(model, load_weights(run_dir), str(run_dir))
-    model.model.language_model.set_attn_implementation("sdpa")  # prompts of one length, with a cache
-    model.bfloat16()
-    return model.eval()
-
-
-def understanding(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
+def understanding(sampler: Sampler, out: Path) -> dict[str, Any]:
     """Ask the held-out questions, each alone with its image."""
-    asked = easy_vqa.questions(recipe.evaluate.max_questions)
-    images = easy_vqa.held_out_images(recipe.model.image_size, "padded")
-    prompts = [chat.understanding_ids(tokenizer, recipe.data.chat, [(q.question, None)], 1)[0] for q in asked]
-    answers = sample.answer(
-        model,
-        prompts,
-        sample.image_features(model, images, recipe.evaluate.batch),
-        [q.image for q in asked],
-        tokenizer.image,
-        tokenizer.eos,
+    recipe = sampler.recipe
+    of = data_set(recipe)
+    asked = of.questions(recipe.evaluate.max_questions)
+    images = of.held_out_images(recipe.model.image_size, "padded")
+    given = sampler.answer(
+        [question.question for question in asked],
+        sampler.image_features(images),
+        [[question.image] for question in asked],
         MAX_ANSWER_TOKENS,
-        recipe.evaluate.batch,
     )
-    given = [tokenizer.decode(ids).strip() for ids in answers]
-    majority = easy_vqa.majority_answer()
-    by_kind = easy_vqa.accuracy_by_kind(asked, given)
-    blind = easy_vqa.accuracy_by_kind(asked, easy_vqa.blind_answers(asked))
+    trained = of.trained()
+    majority = held_out.majority_answer(trained)
+    by_kind = held_out.accuracy_by_kind(asked, given)
+    blind = held_out.accuracy_by_kind(asked, held_out.blind_answers(asked, trained))
     shown = []
-    for position in easy_vqa.balanced(asked, SHOWN_QUESTIONS):
+    for position in held_out.balanced(asked, SHOWN_QUESTIONS):
         question = asked[position]
         name = f"question-{question.image:04d}.png"
         save_image(images[question.image], out / "images" / name)
@@ -110,6 +89,9 @@ def understanding(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, out: P
         "understanding_majority": sum(question.answer == majority for question in asked) / len(asked),
         "understanding_blind": blind.pop("all"),
         "understanding_by_kind": by_kind,
+        "understanding_intervals": {
+            kind: measured(right) for kind, right in held_out.answers_by_kind(asked, given).items()
+        },
         "understanding_blind_by_kind": blind,
         "majority_answer": majority,
         "num_questions": len(asked),
@@ -117,53 +99,42 @@ def understanding(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, out: P
     }
 
 
-def generation(recipe: BaseRecipe, model: Janus, tokenizer: Tokenizer, vq: JanusVQVAE, out: Path) -> dict[str, Any]:
-    """Draw every color and shape and judge the drawings."""
-    settings = recipe.evaluate
-    asked = [prompt for prompt in easy_vqa.PROMPTS for _ in range(settings.images_per_prompt)]
-    prompts = [chat.generation_prompt_ids(tokenizer, recipe.data.chat, prompt.caption) for prompt in asked]
-    generator = torch.Generator().manual_seed(recipe.run.seed)
-    ids = sample.draw(
-        model,
-        prompts,
-        recipe.model.image_ids,
-        tokenizer.pad,
+def generation(sampler: Sampler, out: Path) -> dict[str, Any]:
+    """Draw the data set's prompts and judge the drawings."""
+    settings, of = sampler.recipe.evaluate, data_set(sampler.recipe)
+    asked = [prompt for prompt in of.prompts() for _ in range(settings.images_per_prompt)]
+    drawings = sampler.draw(
+        [prompt.caption for prompt in asked],
+        [sampler.recipe.run.seed + number for number in range(len(asked))],
         settings.guidance,
-        settings.temperature,
-        generator,
-        settings.batch,
+        Choice(settings.temperature, settings.top_k),
     )
-    drawings = decode(vq, ids, settings.batch)
-    verdicts = easy_vqa.judge(list(drawings))
+    verdicts: list[Verdict] = of.judge(asked, list(drawings))
     shown = []
     for number, (prompt, verdict) in enumerate(zip(asked, verdicts, strict=True)):
         name = f"drawing-{number:04d}.png"
         Image.fromarray(drawings[number]).save(out / "images" / name)
-        shown.append(
-            {
-                "image": name,
-                "prompt": prompt.caption,
-                "seen": [verdict.color, verdict.shape],
-                "color_right": verdict.color == prompt.color,
-                "shape_right": verdict.shape == prompt.shape,
-            }
-        )
+        shown.append({"image": name, "prompt": prompt.caption, "seen": verdict.seen, "right": verdict.right})
+    right = [verdict.right for verdict in verdicts]
+    by_kind = held_out.right_by_kind([verdict.kinds for verdict in verdicts], right)
+    parts = {f"generation_{part}_accuracy": [one.parts[part] for one in verdicts] for part in verdicts[0].parts}
     return {
-        "generation_accuracy": sum(s["color_right"] and s["shape_right"] for s in shown) / len(shown),
-        "generation_color_accuracy": sum(s["color_right"] for s in shown) / len(shown),
-        "generation_shape_accuracy": sum(s["shape_right"] for s in shown) / len(shown),
-        "generation_chance": 1 / len(easy_vqa.PROMPTS),
+        "generation_accuracy": sum(right) / len(right),
+        **{name: sum(found) / len(found) for name, found in parts.items()},
+        "generation_intervals": {kind: measured(found) for kind, found in by_kind.items()},
+        "generation_chance": of.chance(),
         "num_images": len(shown),
         "drawings": shown,
     }
 
 
-def reconstruction(recipe: BaseRecipe, vq: JanusVQVAE, out: Path) -> dict[str, Any]:
+def reconstruction(sampler: Sampler, out: Path) -> dict[str, Any]:
     """Held-out images through the VQ tokenizer and back."""
-    images = easy_vqa.held_out_images(recipe.model.image_size, "cropped")
-    batch = recipe.evaluate.batch
-    ids = torch.cat([vq_model.encode(vq, vq_model.to_float(chunk)) for chunk in images.split(batch)])
-    decoded = decode(vq, ids, batch)
+    of = data_set(sampler.recipe)
+    images = of.held_out_images(sampler.recipe.model.image_size, "cropped")
+    chunks = images.split(sampler.recipe.evaluate.batch)
+    ids = torch.cat([vq_model.encode(sampler.vq, vq_model.to_float(chunk)) for chunk in chunks])
+    decoded = sampler.decode(ids)
     back = torch.from_numpy(decoded).permute(0, 3, 1, 2)
     error = (back.float() - images.float()).square().mean(dim=(1, 2, 3))
     pairs = []
@@ -175,15 +146,9 @@ def reconstruction(recipe: BaseRecipe, vq: JanusVQVAE, out: Path) -> dict[str, A
     return {
         "vq_psnr_db": float((10 * torch.log10(255**2 / error)).mean()),
         "vq_codes_used": int(ids.unique().numel()),
-        "detector_accuracy_on_reconstructions": easy_vqa.detector_accuracy(list(decoded)),
+        "detector_accuracy_on_reconstructions": of.detector_accuracy(list(decoded)),
         "vq_pairs": pairs,
     }
-
-
-def decode(vq: JanusVQVAE, ids: Tensor, batch: int) -> NDArray[np.uint8]:
-    """Images [image, height, width, 3] of VQ ids [image, ids]."""
-    pixels = torch.cat([vq_model.decode(vq, chunk) for chunk in ids.split(batch)])
-    return vq_model.to_uint8(pixels).permute(0, 2, 3, 1).numpy()
 
 
 def save_image(image: Tensor, path: Path) -> None:

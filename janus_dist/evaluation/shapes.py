@@ -10,16 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-COLORS = {
-    "black": (0, 0, 0),
-    "blue": (0, 0, 255),
-    "brown": (165, 42, 42),
-    "gray": (128, 128, 128),
-    "green": (0, 255, 0),
-    "red": (255, 0, 0),
-    "teal": (0, 128, 128),
-    "yellow": (255, 255, 0),
-}
+from janus_dist.data.easy_vqa import COLORS
+
 MIN_CONTRAST = 60.0
 """Distance in RGB that an object must have from the background."""
 MIN_PIXELS = 16
@@ -83,20 +75,23 @@ def _overlap(mask: NDArray[np.bool_], shape: str) -> float:
     return float((box & template).sum() / (box | template).sum())
 
 
-def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest 4-connected piece of a mask, by letting labels flow to their neighbours' maximum."""
+def pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """A number for each 4-connected piece of a mask, 0 elsewhere, by letting numbers flow to their neighbours."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
         around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
         grown = np.where(mask, np.maximum.reduce([labels, *around]), 0)
         if np.array_equal(grown, labels):
-            break
+            return labels
         labels = grown
+
+
+def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if not mask.any():
         return mask
-    counts = np.bincount(labels[mask])
-    return labels == counts.argmax()
+    labels = pieces(mask)
+    return labels == np.bincount(labels[mask]).argmax()
 
 
 def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -7,16 +7,40 @@ part without data is fed a finite dummy whose result is multiplied by zero, so t
 absent.
 """
 
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
+from torch.utils.checkpoint import checkpoint
+from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig, PreTrainedModel
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
 from janus_dist.batch import Batch
+from janus_dist.config.mix import STREAMS
 from janus_dist.config.model import ModelConfig
 from janus_dist.model import vq as vq_model
 from janus_dist.model.attention import PACKED
-from janus_dist.model.losses import by_stream, summed_cross_entropy
+from janus_dist.model.losses import LossLinear
+
+GENERATION = STREAMS.index("generation")
+
+
+class ImageHead(JanusVQVAEHead):
+    """The image head, whose last layer gives the loss where labels are asked for."""
+
+    def __init__(self, config: JanusVQVAEConfig):
+        super().__init__(config)
+        self.vision_head = LossLinear(config.projection_dim, config.num_embeddings)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden_states: Tensor, labels: Tensor | None = None, factors: Tensor | None = None
+    ) -> Any:
+        """What `LossLinear` gives, of hidden states [..., hidden] of the language model."""
+        return self.vision_head(self.activation_fn(self.proj_out(hidden_states)), labels, factors)
 
 
 class Janus(JanusForConditionalGeneration):
@@ -25,10 +49,18 @@ class Janus(JanusForConditionalGeneration):
     def __init__(self, config: JanusConfig):
         super().__init__(config)
         del self.model.vqmodel
+        text = self.lm_head
+        self.lm_head = LossLinear(text.in_features, text.out_features, bias=False)
+        self.model.generation_head = ImageHead(config.vq_config)  # pyright: ignore[reportArgumentType]
+        self.as_read: Callable[[Batch], Batch] = lambda batch: batch
+        """Applied to each batch first; single.py has another."""
 
-    def forward(self, batch: Batch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Summed losses [3] float32 of one micro-step, in the order of STREAMS."""
-        core = self.model
+    def forward(self, batch: Batch, factors: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(what is minimised, summed losses [3] without gradient) of one micro-step, both float32.
+
+        What is minimised is the sum over streams, in the order of STREAMS, of `factors` [3] times summed losses.
+        """
+        batch, core = self.as_read(batch), self.model
         inputs = core.language_model.embed_tokens(batch.input_ids)
         pixels = vq_model.to_float(batch.pixels).to(inputs.dtype)
         features = core.aligner(core.vision_model(pixel_values=pixels).last_hidden_state).flatten(0, 1)
@@ -41,9 +73,12 @@ class Janus(JanusForConditionalGeneration):
             document_lengths=batch.document_lengths,
             use_cache=False,
         ).last_hidden_state[0]
-        text = summed_cross_entropy(self.lm_head(hidden[batch.text_rows]), batch.text_labels)
-        image = summed_cross_entropy(core.generation_head(hidden[batch.image_rows]), batch.image_labels)
-        return by_stream(text, batch.text_is_understanding, image)
+        text_factors, image_factors = factors[batch.text_streams], factors[GENERATION].expand(len(batch.image_rows))
+        text_loss, of_texts = self.lm_head(hidden[batch.text_rows], batch.text_labels, text_factors)
+        image_loss, of_images = core.generation_head(hidden[batch.image_rows], batch.image_labels, image_factors)
+        sums = torch.zeros_like(factors).index_add_(0, batch.text_streams, of_texts)
+        sums[GENERATION] += of_images.sum()
+        return text_loss + image_loss, sums
 
 
 def _place(inputs: Tensor, values: Tensor, positions: Tensor) -> Tensor:
@@ -91,6 +126,13 @@ def transformers_config(config: ModelConfig) -> JanusConfig:
     )
 
 
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by name, in the model's order, without making any."""
+    with torch.device("meta"):
+        model = Janus(transformers_config(config))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def vq_config(config: ModelConfig) -> JanusVQVAEConfig:
     """The VQ tokenizer's sizes as transformers' configuration."""
     vq = config.vq
@@ -108,12 +150,55 @@ def vq_config(config: ModelConfig) -> JanusVQVAEConfig:
     )
 
 
-def build(config: ModelConfig, seed: int) -> Janus:
-    """Janus with random weights, the same for a seed on every rank; attention over packed documents."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def on_meta(config: ModelConfig) -> Janus:
+    """Janus without memory for its weights; attention over packed documents."""
+    with torch.device("meta"):
         model = Janus(transformers_config(config))
-        nn.init.normal_(model.model.generation_embeddings.weight)  # as in the official model; its 8 values a code
-    assert model.lm_head.weight is not model.model.language_model.embed_tokens.weight
     model.model.language_model.set_attn_implementation(PACKED)
     return model
+
+
+def made(model: Janus, seed: int, device: torch.device) -> Iterator[nn.Module]:
+    """Give a model on `meta` random weights, module by module, and hand each on as soon as its own are real.
+
+    Children come before their parents, so that whoever takes the weights away (ZeRO-3) never holds more than one
+    module's. Weights depend on the seed, the module's name and the kind of device only.
+    """
+    owner: dict[nn.Module, PreTrainedModel] = {}
+    for parent in model.modules():  # the innermost comes last and stays
+        if isinstance(parent, PreTrainedModel):
+            owner |= dict.fromkeys(parent.modules(), parent)
+    for name, module in reversed(list(model.named_modules())):
+        if not [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            continue
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(int.from_bytes(digest[:8], "little"))
+            module.to_empty(device=device, recurse=False)
+            owner[module]._init_weights(module)
+            if isinstance(module, nn.Embedding) and module is model.model.generation_embeddings:
+                nn.init.normal_(module.weight)  # as in the official model; its 8 values a code
+        yield module
+
+
+def build(config: ModelConfig, seed: int) -> Janus:
+    """Janus with random weights in this process's memory."""
+    model = on_meta(config)
+    for _ in made(model, seed, torch.device("cpu")):
+        pass
+    return model
+
+
+def checkpoint_activations(model: Janus, every: int) -> None:
+    """Keep the activations of every `every`-th layer of the language model no longer than its forward: they are
+    computed again in the backward. So are those of all layers of a vision tower that learns; 0 keeps all."""
+    if every == 0:
+        return
+    core = model.model
+    layers = [*core.language_model.layers[::every]]
+    if any(parameter.requires_grad for parameter in core.vision_model.parameters()):
+        layers += core.vision_model.encoder.layers
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        # nothing is drawn at random in a layer, so there is no state of a generator to keep
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)

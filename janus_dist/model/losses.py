@@ -1,18 +1,119 @@
-"""Cross-entropy of the two heads, summed by stream. Invariant: a row without a label adds exactly nothing."""
+"""Cross-entropy of a linear head over labelled rows, in chunks, so that the logits of all rows never exist.
+
+What each row counts in the sum that is minimised is known before the forward. So the gradients of the hidden states
+and of the head's weight are made in the forward, while the logits of a chunk are there, as Liger-Kernel's fused
+linear cross-entropy does; the backward only hands them on. Invariant: a row without a label adds exactly nothing, to
+the loss and to the gradients.
+"""
+
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from janus_dist.batch import NO_LABEL
 
+try:
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward  # pyright: ignore[reportMissingImports]
+except ImportError:  # no Triton, or not installed
+    cross_entropy_forward = None
 
-def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy [row] float32 of logits [row, class] against labels [row]; 0 where the label is NO_LABEL."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=NO_LABEL, reduction="none")
+CHUNK_LOGITS = 2**27
+"""Logits of one chunk: 512 MiB in float32, which is 1,310 rows of Janus's text head."""
 
 
-def by_stream(text: Tensor, text_is_understanding: Tensor, image: Tensor) -> Tensor:
-    """Summed losses [3] float32 in the order of STREAMS, of the text head's losses [row] and the image head's [row]."""
-    understanding = torch.where(text_is_understanding, text, 0.0).sum()
-    return torch.stack([understanding, torch.where(text_is_understanding, 0.0, text).sum(), image.sum()])
+class LossLinear(nn.Linear):
+    """The last layer of a head: logits, or the loss at labels.
+
+    The loss is computed inside the layer's own forward, because ZeRO-3 has its weight there only.
+    """
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden: Tensor, labels: Tensor | None = None, factors: Tensor | None = None
+    ) -> Any:
+        """Logits [..., class] of hidden states; with `labels` what `linear_cross_entropy` gives."""
+        if labels is None:
+            return super().forward(hidden)
+        assert factors is not None, "a label counts so much"
+        return linear_cross_entropy(hidden, self.weight, self.bias, labels, factors)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(sum over rows of factor times cross-entropy, float32 scalar; cross-entropies [row] float32, without gradient).
+
+    Of logits `hidden` [row, in] @ `weight` [class, in] + `bias` [class] against `labels` [row] int64, NO_LABEL where
+    there is none; `factors` [row] float32. Logits are as coarse as `hidden`, all that follows is float32.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, factors, torch.is_grad_enabled())  # pyright: ignore[reportReturnType]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        factors: Tensor,
+        learning: bool,
+    ) -> tuple[Tensor, Tensor]:
+        of_hidden, of_weight, of_bias = (learning and needed for needed in ctx.needs_input_grad[:3])
+        learning = of_hidden or of_weight or of_bias
+        labelled = labels != NO_LABEL
+        factors, labels = factors * labelled, labels.clamp(min=0)
+        rows = max(1, CHUNK_LOGITS // len(weight))
+        # the sum of many chunks would lose what bfloat16 cannot hold
+        summed = torch.float32 if len(hidden) > rows else hidden.dtype
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if of_hidden else None
+        weight_grad = torch.zeros_like(weight, dtype=summed) if of_weight else None
+        bias_grad = torch.zeros_like(weight[:, 0], dtype=torch.float32) if of_bias else None
+        for first in range(0, len(hidden), rows):
+            chunk = slice(first, first + rows)
+            logits = hidden[chunk] @ weight.T
+            losses[chunk], slopes = _losses_and_slopes(
+                (logits if bias is None else logits + bias).float(), labels[chunk], learning
+            )
+            if not learning:
+                continue
+            slopes *= factors[chunk, None]
+            if bias_grad is not None:
+                bias_grad += slopes.sum(dim=0)
+            slopes = slopes.to(hidden.dtype)
+            if hidden_grad is not None:
+                torch.mm(slopes, weight, out=hidden_grad[chunk])
+            if weight_grad is not None:
+                weight_grad += slopes.T @ hidden[chunk]
+        ctx.grads = (
+            hidden_grad,
+            None if weight_grad is None else weight_grad.to(weight.dtype),
+            None if bias_grad is None else bias_grad.to(weight.dtype),
+        )
+        losses = losses * labelled
+        ctx.mark_non_differentiable(losses)
+        return (losses * factors).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # of what is minimised, and of the losses
+        grad, _ = slopes
+        grads = (None if found is None else found.mul_(grad) for found in ctx.grads)
+        return *grads, None, None, None
+
+
+def _losses_and_slopes(logits: Tensor, labels: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
+    """Cross-entropies [row] of float32 logits [row, class] and, in the logits' own memory, their derivatives."""
+    if cross_entropy_forward is not None and logits.is_cuda:
+        logits.requires_grad_(learning)  # how the kernel is told to write derivatives
+        losses, _, _, _, slopes = cross_entropy_forward(
+            logits, labels, None, NO_LABEL, 0.0, 0.0, "none", None, return_z_loss=False
+        )
+        return losses, slopes.detach()
+    total = logits.logsumexp(dim=-1)
+    losses = total - logits.gather(1, labels[:, None])[:, 0]
+    if learning:
+        logits.sub_(total[:, None]).exp_()
+        logits.scatter_add_(1, labels[:, None], torch.full_like(labels, -1, dtype=logits.dtype)[:, None])
+    return losses, logits

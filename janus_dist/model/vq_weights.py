@@ -1,13 +1,13 @@
-"""The VQ tokenizer's weights from a safetensors file.
+"""The VQ tokenizer's weights: our own safetensors file, a folder of a whole Janus, or LlamaGen's `.pt` file.
 
 Invariant: what is loaded has exactly the tensors and sizes that the recipe's `model.vq` asks for; if not,
 CheckpointError says which differ.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
@@ -15,51 +15,60 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from janus_dist.config.model import ModelConfig
 from janus_dist.errors import CheckpointError
 from janus_dist.model import vq as vq_model
+from janus_dist.model.folders import Folder
 from janus_dist.model.janus import vq_config
+from janus_dist.model.layouts import VQ, Layout, closest, places
 
 SHOWN = 3
+LAYOUTS: tuple[Layout, ...] = ("vq", "transformers", "deepseek", "llamagen")
+SETTING = "data.vq_weights"
 
 
 def load_vq(model: ModelConfig, path: str | Path) -> JanusVQVAE:
-    """The VQ tokenizer of `model.vq` with the weights at `path`, float32 on the CPU, ready to encode."""
-    weights = _read(path)
+    """The VQ tokenizer of `model.vq` with the weights at `path`, float32 on the CPU, ready to encode.
+
+    `path` is a file or a folder; its layout is known by its names.
+    """
     with torch.random.fork_rng(devices=[]):
         vq = vq_model.build(vq_config(model))
-    wanted = {name: tuple(value.shape) for name, value in vq.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if found != wanted:
-        names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        differ = "; ".join(
-            f"{name} is {_show(found.get(name))}, model.vq needs {_show(wanted.get(name))}" for name in names[:SHOWN]
-        )
+    vq.load_state_dict(read_vq(vq, path))
+    return vq.eval().requires_grad_(False)
+
+
+def read_vq(vq: JanusVQVAE, path: str | Path) -> dict[str, Tensor]:
+    """The tensors at `path`, by the names of `vq` and of its sizes, float32; CheckpointError when they do not fit."""
+    folder = Folder.open(path, SETTING)
+    shapes = {VQ + name: tuple(value.shape) for name, value in vq.state_dict().items()}
+    layout = closest(LAYOUTS, shapes, folder.entries)
+    if layout is None:
         raise CheckpointError(
-            f"data.vq_weights={path} is of another VQ tokenizer: {len(names)} tensors differ ({differ})",
+            f"{SETTING}={path} holds no VQ tokenizer of a known layout ({', '.join(LAYOUTS)}); its first tensor is "
+            f"{min(folder.entries, default='absent')}",
+            "train one with jobs/train_vq.py, or give the path of one",
+        )
+    at = places(layout, shapes)
+    differing = folder.differences(at.values())
+    if differing:
+        more = f"; and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise CheckpointError(
+            f"{SETTING}={path} is of another VQ tokenizer: {'; '.join(differing[:SHOWN])}{more}",
             "give the model.vq sizes that it was trained with, or train one of these sizes with jobs/train_vq.py",
         )
-    vq.load_state_dict(weights)
-    return vq.eval().requires_grad_(False)
+    return {name.removeprefix(VQ): folder.read(place.name).reshape(shapes[name]).float() for name, place in at.items()}
 
 
 def save_vq(vq: JanusVQVAE, path: Path) -> None:
     """Write weights as safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    # not save_file: it makes files that only their owner may read
-    temporary.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in vq.state_dict().items()}))
+    temporary.write_bytes(_serialized(vq))  # not save_file: it makes files that only their owner may read
     temporary.replace(path)
 
 
-def _read(path: str | Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"data.vq_weights={path} does not exist", "train one with jobs/train_vq.py, or give the path of one"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"data.vq_weights={path} is not a safetensors file: {error}") from error
+def digest(vq: JanusVQVAE) -> str:
+    """sha256 of the file that `save_vq` writes: the same for the same weights, whatever they were read from."""
+    return hashlib.sha256(_serialized(vq)).hexdigest()
 
 
-def _show(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape)) or "a scalar"
+def _serialized(vq: JanusVQVAE) -> bytes:
+    return save({name: value.detach().cpu().contiguous() for name, value in vq.state_dict().items()})

@@ -12,6 +12,8 @@ def step_line(values: Mapping[str, float], steps: int, eta_s: float) -> str:
     for stream, short in SHORT.items():
         if f"loss/{stream}" in values:
             parts.append(f"{short} {values[f'loss/{stream}']:.3f}")
+        elif values.get(f"mix/{stream}"):
+            parts.append(f"{short} -    ")  # this step has none of it, so `loss` is that of the others
     parts += [
         f"|g| {values['optim/grad_norm']:.2f}",
         f"lr {values['optim/lr']:.1e}",

@@ -4,11 +4,16 @@ Invariant: metrics.jsonl holds every step once, in order, also after a run was k
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from janus_dist.config.recipe import StageRecipe
 from janus_dist.monitor.metrics import NAMES
+
+LOOK_EVERY_STEPS = 50
+"""How often wandb is given new samples."""
 
 
 class Sink(Protocol):
@@ -43,14 +48,14 @@ class JsonlSink:
 class WandbSink:
     """A Weights & Biases run; offline it only writes files under the run folder."""
 
-    def __init__(
-        self, mode: Literal["offline", "online"], project: str, name: str, folder: Path, settings: dict[str, Any]
-    ):
+    def __init__(self, mode: Literal["offline", "online"], name: str, folder: Path, settings: dict[str, Any]):
         import wandb  # optional
 
+        self.wandb, self.folder = wandb, folder
+        self.shown = set(sample_folders(folder))
         self.run = wandb.init(
             mode=mode,
-            project=project,
+            project=os.environ.get("WANDB_PROJECT", "janus-dist"),
             name=name,
             id=name.replace("/", "-"),
             resume="allow",
@@ -60,10 +65,45 @@ class WandbSink:
         )
 
     def record(self, values: Mapping[str, float]) -> None:
-        self.run.log({name: value for name, value in values.items() if name != "step"}, step=int(values["step"]))
+        step = int(values["step"])
+        samples = self.new_samples() if step % LOOK_EVERY_STEPS == 0 else {}
+        self.run.log({name: value for name, value in values.items() if name != "step"} | samples, step=step)
+
+    def new_samples(self) -> dict[str, Any]:
+        """The newest grid and answers of `monitor.prompts`, if there are some that wandb has not been given."""
+        new = [path for path in sample_folders(self.folder) if path not in self.shown]
+        self.shown.update(new)
+        if not new:
+            return {}
+        found = json.loads((new[-1] / "samples.json").read_text())
+        rows = [[found["step"], one["question"], one["answer"]] for one in found["answers"]]
+        logged: dict[str, Any] = {}
+        if rows:
+            logged["samples/answers"] = self.wandb.Table(columns=["step", "question", "answer"], data=rows)
+        if found["drawings"]:
+            caption = f"step {found['step']}"
+            logged["samples/grid"] = self.wandb.Image(str(new[-1] / "grid.png"), caption=caption)
+        return logged
 
     def close(self) -> None:
+        if samples := self.new_samples():
+            self.run.log(samples)
         self.run.finish()
+
+
+def make_sinks(recipe: StageRecipe, steps_done: int) -> list[Sink]:
+    """The sinks of the first rank."""
+    run, monitor = recipe.run, recipe.monitor
+    sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done)]
+    if monitor.wandb != "disabled":
+        settings = recipe.model_dump(mode="json")
+        sinks.append(WandbSink(monitor.wandb, f"{Path(run.root).name}-{run.name}", run.dir, settings))
+    return sinks
+
+
+def sample_folders(run_dir: Path) -> list[Path]:
+    """What `monitor.prompts` and `janus sample` left in a run's folder, oldest step first."""
+    return sorted(path.parent for path in run_dir.glob("samples/step-*/samples.json"))
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:

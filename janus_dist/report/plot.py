@@ -15,6 +15,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 STREAM_COLORS = {"understanding": "#0072b2", "text": "#009e73", "generation": "#d55e00", "all": "#555555"}
+OTHER_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of curves that are no stream's, in turn."""
 SMOOTHED_SHARE = 0.05
 """Share of the steps over which a smoothed curve averages."""
 
@@ -33,21 +35,27 @@ def curves(
     smooth: bool = True,
     levels: Mapping[str, float] | None = None,
     percent: bool = False,
+    marks: Sequence[float] = (),
 ) -> str:
-    """SVG of curves (steps, values) by stream, raw and thin under their smoothed selves; `levels` are dashed."""
+    """SVG of curves (steps, values) by stream, or by run, raw and thin under their smoothed selves; `levels` are
+    dashed, `marks` are steps at which something happened."""
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     axes = figure.add_subplot()
-    for name, (steps, values) in named.items():
-        color = STREAM_COLORS.get(name, "#555555")
+    for number, (name, (steps, values)) in enumerate(named.items()):
+        color = STREAM_COLORS.get(name, OTHER_COLORS[number % len(OTHER_COLORS)])
         if smooth:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
-        axes.plot(steps, _smoothed(values) if smooth else values, color=color, linewidth=1.6, label=name)
+        dot = "o" if len(steps) == 1 else None  # no line to be seen
+        axes.plot(steps, _smoothed(values) if smooth else values, color=color, linewidth=1.6, label=name, marker=dot)
         if levels and name in levels:
             axes.axhline(levels[name], color=color, linestyle=(0, (4, 3)), linewidth=1)
+    for step in marks:
+        axes.axvline(step, color="#888888", linestyle=(0, (1, 2)), linewidth=0.8)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(y_label)
-    axes.margins(y=0.12)
-    axes.set_ylim(bottom=0)
+    highest = max([*(levels or {}).values(), *(value for _, values in named.values() for value in values)], default=0)
+    axes.set_ylim(0, 1.12 * highest or 1)
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     else:
@@ -55,7 +63,7 @@ def curves(
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
     if len(named) > 1:
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     return _svg(figure)
 
 
@@ -97,6 +105,20 @@ def ranked(numbers: NDArray[np.int64], x_label: str, y_label: str, stream: str) 
     axes.fill_between(np.arange(1, len(numbers) + 1), np.sort(numbers)[::-1], step="mid", color=color, alpha=0.85)
     axes.set_xlim(left=1)
     axes.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def points(named: Mapping[str, Sequence[float]], y_label: str, stream: str) -> str:
+    """SVG of single values by name, each a point, their mean a line."""
+    figure, axes = _small("", y_label)
+    color = STREAM_COLORS.get(stream, "#555555")
+    for place, values in enumerate(named.values()):
+        axes.hlines(float(np.mean(values)), place - 0.25, place + 0.25, color=color, linewidth=2)
+        axes.plot([place] * len(values), values, "o", color=color, alpha=0.6, markersize=4)
+    axes.set_xticks(range(len(named)), list(named))
+    axes.set_xlim(-0.6, len(named) - 0.4)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     return _svg(figure)
 
 

@@ -17,12 +17,16 @@ import jinja2
 
 from janus_dist.config.mix import STREAMS
 from janus_dist.errors import DataError
+from janus_dist.monitor import events
 from janus_dist.monitor.console import count, duration
-from janus_dist.monitor.sinks import read_lines
+from janus_dist.monitor.sinks import read_lines, sample_folders
 from janus_dist.report import plot
 
 TEMPLATES = Path(__file__).parent / "templates"
 LAST_STEPS = 20
+MARKED = ("resumed", "went back")
+MOST_SAMPLES = 6
+"""Checkpoints whose samples are shown."""
 STAGE_SECTIONS = ("stage", "mix", "batch", "optim", "train")
 
 
@@ -33,6 +37,15 @@ class RunView:
     name: str
     facts: list[tuple[str, str]]
     losses: str
+    loss: plot.Curve
+    """Of all streams together."""
+    has_marks: bool
+    """It was resumed, or went back, at steps that its curves mark."""
+    held_out: str | None
+    """None where nothing was validated."""
+    samples: list["Samples"]
+    happened: list[tuple[events.Event, int]]
+    """In order, without saves; of each kind of warning the first, and how many there were."""
     mixture: str
     speed: str
     waiting: str
@@ -43,6 +56,17 @@ class RunView:
     def settings(self) -> str:
         """The whole recipe as JSON."""
         return json.dumps(self.config, indent=1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a checkpoint drew and answered at fixed prompts."""
+
+    step: int
+    grid: str | None
+    """A data URL."""
+    answers: list[dict[str, Any]]
+    """Each with its `pictures`, data URLs."""
 
 
 def write_report(root: Path) -> Path:
@@ -58,6 +82,7 @@ def write_report(root: Path) -> Path:
         written=time.strftime("%Y-%m-%d %H:%M"),
         runs=runs,
         settings=list(settings_table([run.config for run in runs])),
+        beside=list(beside(runs)),
         training_time=duration(sum(run.training_s for run in runs)),
         evaluation=found,
         picture=lambda name: _data_url(root / "evaluation" / "images" / name),
@@ -82,10 +107,17 @@ def view(folder: Path) -> RunView:
     """Curves and facts of one run."""
     lines = read_lines(folder / "metrics.jsonl")
     config = _read_json(folder / "config.json") or {}
+    held_out, happened = _columns(lines, "validation/"), events.read(folder)
+    marks = [event.step for event in happened if event.kind in MARKED]
     return RunView(
         name=folder.name,
         facts=list(_facts(lines, config)),
-        losses=plot.curves(_columns(lines, "loss/"), "cross-entropy per label, nats"),
+        losses=plot.curves(_columns(lines, "loss/"), "cross-entropy per label, nats", marks=marks),
+        loss=_column(lines, "loss/all"),
+        has_marks=bool(marks),
+        held_out=plot.curves(held_out, "cross-entropy per label, nats", smooth=False) if held_out else None,
+        samples=list(_samples(folder)),
+        happened=list(_once(happened)),
         mixture=plot.curves(
             _columns(lines, "mix/"), "share of all so far", smooth=False, levels=_asked(config), percent=True
         ),
@@ -94,6 +126,42 @@ def view(folder: Path) -> RunView:
         training_s=sum(line["perf/step_s"] for line in lines),
         config=config,
     )
+
+
+def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:
+    """(stage, losses of its runs in one plot) of stages of which there are several runs."""
+    stages: dict[int, dict[str, plot.Curve]] = {}
+    for run in runs:
+        if run.loss[0]:
+            stages.setdefault(run.config.get("stage", 0), {})[run.name] = run.loss
+    for stage, named in sorted(stages.items()):
+        if len(named) > 1:
+            yield stage, plot.curves(named, "loss, nats")
+
+
+def _once(happened: list[events.Event]) -> Iterator[tuple[events.Event, int]]:
+    told: set[str] = set()
+    for event in happened:
+        if event.kind not in events.WARNINGS:
+            if event.kind != "saved":
+                yield event, 1
+        elif event.kind not in told:
+            told.add(event.kind)
+            yield event, sum(other.kind == event.kind for other in happened)
+
+
+def _samples(folder: Path) -> Iterator[Samples]:
+    """The samples of some checkpoints, spread evenly over those that have any, the first and the last among them."""
+    there = sample_folders(folder)
+    last = max(1, min(MOST_SAMPLES, len(there)) - 1)
+    for number in sorted({round(place * (len(there) - 1) / last) for place in range(last + 1)} if there else ()):
+        found = _read_json(there[number] / "samples.json") or {}
+        grid = there[number] / "grid.png"
+        answers = [
+            one | {"pictures": [_data_url(there[number] / name) for name in one.get("pictures", ())]}
+            for one in found["answers"]
+        ]
+        yield Samples(found["step"], _data_url(grid) if grid.exists() else None, answers)
 
 
 def settings_table(configs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], bool]]:
@@ -128,6 +196,10 @@ def _facts(lines: list[dict[str, float]], config: dict[str, Any]) -> Iterator[tu
         values = [line[f"loss/{name}"] for line in tail if f"loss/{name}" in line]
         if values:
             yield f"{name} loss", f"{sum(values) / len(values):.3f}"
+    for line in [line for line in lines if any(name.startswith("validation/") for name in line)][-1:]:
+        for name in STREAMS:
+            if f"validation/{name}" in line:
+                yield f"{name}, held out", f"{line[f'validation/{name}']:.3f}"
     yield "fill of rows", f"{_mean(tail, 'batch/fill'):.1%}"
     yield "waiting for data", f"{_mean(tail, 'perf/data_wait'):.1%}"
     yield "skipped steps", f"{int(lines[-1]['optim/skipped_steps'])}"
@@ -155,7 +227,9 @@ def _asked(config: dict[str, Any]) -> dict[str, float]:
 
 
 def _evaluation(root: Path) -> dict[str, Any] | None:
-    return _read_json(root / "evaluation" / "evaluation.json")
+    found = _read_json(root / "evaluation" / "evaluation.json")
+    is_whole = found is not None and all(f"{name}_accuracy" in found for name in ("understanding", "generation"))
+    return found if is_whole else None
 
 
 def _by_prompt(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -181,4 +255,6 @@ def _template() -> jinja2.Template:
     )
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     environment.filters["duration"] = duration
+    environment.tests["warning"] = lambda kind: kind in events.WARNINGS
+    environment.filters["clock"] = lambda value: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
     return environment.get_template("run.html.j2")

@@ -4,7 +4,6 @@ Invariant: a run never trains on other data, another order or another model than
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from janus_dist.config.mix import Lane
@@ -48,7 +47,7 @@ def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Lane, 
                 )
 
 
-def check_rebase(plan: Plan, path: Path, commit: Commit) -> None:
+def check_rebase(plan: Plan, path: str, commit: Commit) -> None:
     """Raise CheckpointError when sources cannot go on at the checkpoint's cursors."""
     for key in ("version", "seed"):
         if commit.plan[key] != plan.identity[key]:
@@ -59,15 +58,15 @@ def check_rebase(plan: Plan, path: Path, commit: Commit) -> None:
             )
 
 
-def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str], path: Path, commit: Commit) -> None:
+def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str], path: str, commit: Commit) -> None:
     """Raise CheckpointError unless the checkpoint at `path` continues with this recipe, naming what differs.
 
     `plan` is None when the plan changes on purpose.
     """
-    model = recipe.model.model_dump(mode="json")
-    if commit.model != model:
+    model, before = recipe.model.model_dump(mode="json"), commit.recipe["model"]
+    if before != model:
         raise CheckpointError(
-            f"{path} holds a model of another size: {_differences('model', commit.model, model)}",
+            f"{path} holds a model of another size: {_differences('model', before, model)}",
             "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
         )
     if plan is not None and commit.plan_digest != plan.digest:
@@ -88,6 +87,13 @@ def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str
             f"{path} is at step {commit.step}, beyond train.steps={recipe.train.steps}",
             f"take train.steps={commit.step} or more, or another run.name",
         )
+
+
+def changed_settings(recipe: StageRecipe, commit: Commit) -> str:
+    """What the recipe says otherwise than the one that the checkpoint was made with, where that is no fault."""
+    now = recipe.model_dump(mode="json")
+    sections = ("optim", "engine", "train")
+    return "; ".join(filter(None, (_differences(name, commit.recipe.get(name, {}), now[name]) for name in sections)))
 
 
 def _differences(prefix: str, then: dict[str, Any], now: dict[str, Any]) -> str:

@@ -6,21 +6,22 @@ Invariant: coefficients are not negative and in units of a token's cost, so that
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from janus_dist.batch import Batch
-from janus_dist.config.data import CostConfig
+from janus_dist.config.data import COSTLY, Costly
+from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.collate import Document, DocumentFormat, collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.model import janus
+from janus_dist.model.flops import Counts
 from janus_dist.model.parts import set_trainable
 
-NAMES = tuple(CostConfig.model_fields)
 WORDS = 24
 """Text tokens beside an image in the documents that are timed."""
 FIRST_ID = 8
@@ -31,7 +32,7 @@ FIRST_ID = 8
 class Measured:
     """Coefficients, and how well they explain what was timed."""
 
-    cost: CostConfig
+    cost: dict[Costly, float]
     token_us: float
     """Microseconds of one token: what `cost.token = 1` stands for."""
     worst_error: float
@@ -46,13 +47,12 @@ def measure(recipe: StageRecipe, rounds: int = 5) -> Measured:
         torch.set_num_threads(recipe.cluster.cpus_per_worker)
     model = janus.build(recipe.model, recipe.run.seed)
     set_trainable(model, recipe.train.trainable)
-    if recipe.engine.activation_checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    janus.checkpoint_activations(model, recipe.engine.activation_checkpointing)
     model = model.to(device=device, dtype=getattr(torch, recipe.engine.dtype)).train()  # pyright: ignore[reportCallIssue]
-    batches = [batch.to(device) for batch in makes(recipe)]
+    batches, factors = [batch.to(device) for batch in makes(recipe)], torch.ones(len(STREAMS), device=device)
 
     def run(batch: Batch) -> None:
-        model(batch).sum().backward()
+        model(batch, factors)[0].backward()
         model.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -91,17 +91,8 @@ def makes(recipe: StageRecipe) -> list[Batch]:
 
 
 def counts(batch: Batch) -> list[float]:
-    """What a micro-step holds of each thing that has a cost, in the order of NAMES, and 1 for its fixed cost."""
-    lengths = np.array(batch.document_lengths, dtype=np.float64)
-    images = len(batch.pixels) if len(batch.pixel_positions) else 0
-    return [
-        float(lengths.sum()),
-        float((lengths**2).sum()),
-        images,
-        int((batch.text_labels >= 0).sum()),
-        int((batch.image_labels >= 0).sum()),
-        1.0,
-    ]
+    """What a micro-step holds of each thing that has a cost, in the order of COSTLY, and 1 for its fixed cost."""
+    return [*map(float, astuple(Counts.of(batch))), 1.0]
 
 
 def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> NDArray[np.float64]:
@@ -129,9 +120,11 @@ def fit(held: NDArray[np.float64], seconds: NDArray[np.float64]) -> Measured:
     coefficients = np.zeros(held.shape[1])
     coefficients[left] = found
     token = coefficients[0] if coefficients[0] > 0 else 1.0
-    relative = {name: float(f"{value / token:.3g}") for name, value in zip(NAMES, coefficients, strict=False)}
+    relative: dict[Costly, float] = {
+        name: float(f"{value / token:.3g}") for name, value in zip(COSTLY, coefficients, strict=False)
+    }
     return Measured(
-        CostConfig(**relative),
+        relative,
         1e6 * float(coefficients[0]),
         float(np.abs(held @ coefficients / seconds - 1).max()),
         len(seconds),

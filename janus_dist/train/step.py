@@ -4,10 +4,10 @@ Invariant: losses are divided by label counts that the plan knows for the whole 
 depend on how rows were dealt to ranks and micro-steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.train import TrainConfig
@@ -26,6 +26,10 @@ class StepOutcome:
     grad_norm: float
     """Before clipping; infinite when the step was skipped because a gradient was not finite."""
     lr: float
+    objection: str | None
+    """Why the step was skipped by its loss; None when it was not."""
+    is_asked_to_stop: bool
+    """Whether some rank was asked to stop."""
 
 
 def loss_weights(labels: dict[Stream, int], loss_mean: str) -> dict[Stream, float]:
@@ -38,24 +42,31 @@ def loss_weights(labels: dict[Stream, int], loss_mean: str) -> dict[Stream, floa
     return dict(zip(present, factors, strict=True))
 
 
-def train_step(engine: ZeroEngine, rank_step: RankStep, config: TrainConfig, lr: float) -> StepOutcome:
-    """Train one step; all ranks call it with their own batches of the same plan."""
+def train_step(
+    engine: ZeroEngine,
+    rank_step: RankStep,
+    config: TrainConfig,
+    lr: float,
+    objection: Callable[[float], str | None] = lambda loss: None,
+    asked_to_stop: bool = False,
+) -> StepOutcome:
+    """Train one step; all ranks call it with their own batches of the same plan.
+
+    `objection` says by the loss, which is the same on every rank, why the step is to be skipped.
+    """
     labels = rank_step.plan.labels
     weights = loss_weights(labels, config.loss_mean)
-    scale = torch.tensor([weights.get(name, 0.0) for name in STREAMS], device=engine.world.device)
-
-    def loss_of(by_stream: Tensor) -> tuple[Tensor, Tensor]:
-        return (by_stream * scale).sum(), by_stream.detach()
-
+    factors = torch.tensor([weights.get(name, 0.0) for name in STREAMS], device=engine.world.device)
     sums = torch.zeros(len(STREAMS), device=engine.world.device)
     last = len(rank_step.batches) - 1
     for number, batch in enumerate(rank_step.batches):
-        sums += engine.micro_step(loss_of, batch.to(engine.world.device), last=number == last)
-    grad_norm = engine.step(lr)
-    values = engine.world.sum(sums).tolist()
+        sums += engine.micro_step(batch.to(engine.world.device), factors, last=number == last)
+    asked = torch.tensor([float(asked_to_stop)], device=engine.world.device)
+    *values, asked_ranks = engine.world.sum(torch.cat([sums, asked])).tolist()
+    loss = sum(value * weights.get(name, 0.0) for name, value in zip(STREAMS, values, strict=True))
+    why = objection(loss)
+    grad_norm = engine.step(lr, skip=why is not None)
     losses: dict[Stream, float] = {
         name: value / labels[name] for name, value in zip(STREAMS, values, strict=True) if labels[name]
     }
-    return StepOutcome(
-        losses, sum(value * weights.get(name, 0.0) for name, value in zip(STREAMS, values, strict=True)), grad_norm, lr
-    )
+    return StepOutcome(losses, loss, grad_norm, lr, why, asked_ranks > 0)

@@ -6,27 +6,37 @@ starting the loop at its step. Invariant: what is in the newest checkpoint and w
 
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader, RankStep
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import checkpoint, commits
+from janus_dist.engine.saver import Saved, Saver
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.errors import CheckpointError, DivergedError
-from janus_dist.model import janus
-from janus_dist.model.parts import set_trainable
-from janus_dist.monitor.console import count, step_line
-from janus_dist.monitor.sinks import JsonlSink, Sink, WandbSink
-from janus_dist.train.compatible import check_data, check_rebase, check_resume
+from janus_dist.errors import CheckpointError, ConfigError, DivergedError, PreemptedError
+from janus_dist.model import janus, single
+from janus_dist.model.parts import count_parameters, set_trainable
+from janus_dist.model.start import open_weights
+from janus_dist.model.vq_weights import load_vq
+from janus_dist.monitor import events
+from janus_dist.monitor.console import step_line
+from janus_dist.monitor.sinks import Sink, make_sinks
+from janus_dist.train.compatible import changed_settings, check_data, check_rebase, check_resume
+from janus_dist.train.guard import MAX_RETURNS, Guard
+from janus_dist.train.left_out import write_left_out
 from janus_dist.train.schedule import learning_rate
+from janus_dist.train.speed import speed
+from janus_dist.train.startup import check_world
 from janus_dist.train.step import StepOutcome, train_step
-
-MAX_SKIPPED_IN_A_ROW = 10
+from janus_dist.train.stop import StopRequest, forget_request
+from janus_dist.train.straggler import Stragglers
+from janus_dist.train.validation import Validation
+from janus_dist.train.watch import Watch
 
 
 class Trainer:
@@ -39,8 +49,23 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.skipped = 0
-        self.skipped_in_a_row = 0
+        self.returns = 0
+        self.left_out: list[tuple[int, int]] = []
+        self.guard = Guard(recipe.train.spike_sigmas)
+        run = recipe.run
+        self.stop = StopRequest(run.dir, recipe.cluster.notice_file, self.world.is_first)
+        self.watch = Watch(run.dir / "logs" / f"stacks-{self.world.rank:04d}.txt", recipe.engine.timeout_s)
+        self.waited_since = time.perf_counter()
+        self.stragglers = Stragglers(self.world)
+        self.slowest_rank = 1.0
         self.sinks: list[Sink] = []
+        self.watchers: list[Sink] = []
+        """Sinks that take every step as it comes, also one that is trained again."""
+        self.validation: Validation | None = None
+        self.saver = Saver(engine, recipe.run.saved_in, recipe.engine.timeout_s)
+        self.is_save_late = False
+        self.newest: str | None = None
+        """The newest checkpoint that this process wrote."""
 
     @classmethod
     def build(cls, recipe: StageRecipe, say: Callable[[str], None]) -> "Trainer":
@@ -59,64 +84,142 @@ class Trainer:
             max_bad_share=recipe.data.max_bad_share,
             node=range(world.rank - world.local_rank, world.rank - world.local_rank + world.local_size),
         )
-        model = janus.build(recipe.model, recipe.run.seed)
+        model = janus.on_meta(recipe.model)
         set_trainable(model, recipe.train.trainable)
-        if recipe.engine.activation_checkpointing:
-            model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        return cls(recipe, plan, loader, ZeroEngine(model, recipe.engine, recipe.optim, world), say)
+        if recipe.model.reads_by == "vq":
+            vq = load_vq(recipe.model, recipe.data.vq_weights).to(world.device)  # pyright: ignore[reportArgumentType]
+            model.as_read = partial(single.read_by_vq, vq=vq)
+        janus.checkpoint_activations(model, recipe.engine.activation_checkpointing)
+        made = janus.made(model, recipe.run.seed, world.device)
+        trainer = cls(recipe, plan, loader, ZeroEngine(model, made, recipe.engine, recipe.optim, world), say)
+        if recipe.data.validation_root is not None:
+            trainer.validation = Validation(recipe, tokenizer, shards, world)
+        return trainer
 
     def fit(self) -> None:
-        """Train to the last step; leaves a committed checkpoint of it."""
-        self.start()
-        self.engine.module.train()
-        total = self.recipe.train.steps
-        steps = self.loader.steps(self.step, total)
-        began, first = time.perf_counter(), self.step
-        while self.step < total:
-            step_began = time.perf_counter()
-            rank_step = next(steps)
+        """Train to the last step; leaves a committed checkpoint of it.
+
+        PreemptedError when the run was asked to stop, with a checkpoint of the step it was at; DivergedError when going
+        back did not help.
+        """
+        try:
+            self.start()
+            self.engine.module.train()
+            while self.step < self.recipe.train.steps:
+                self.train_on()
+            self.save_last()
+            self.world.barrier()
+        finally:
+            self.watch.end()
+            for sink in self.sinks:
+                sink.close()
+
+    def train_on(self) -> None:
+        """Train to the last step, or until the run has gone back to a checkpoint."""
+        total, first = self.recipe.train.steps, self.step
+        began = self.waited_since = time.perf_counter()
+        for rank_step in self.loader.steps(self.plan_step, self.plan_step + total - self.step):
+            step_began = self.waited_since
             waited = time.perf_counter() - step_began
-            outcome = train_step(
-                self.engine, rank_step, self.recipe.train, learning_rate(self.recipe.optim, self.step, total)
-            )
+            self.stragglers.waited(waited)
+            lr = learning_rate(self.recipe.optim, self.step, total)
+            asked = self.stop.reason
+            outcome = train_step(self.engine, rank_step, self.recipe.train, lr, self.guard.objection, asked is not None)
             self.step += 1
             self.tokens += rank_step.plan.num_tokens
-            self.guard(outcome)
-            values = self.measure(rank_step, outcome, time.perf_counter() - step_began, waited)
+            self.judge(outcome)
+            if self.step % self.recipe.train.log_every_steps == 0:
+                self.slowest_rank, slow = self.stragglers.look()
+                for line in slow:
+                    self.note("slow", line)
+            step_s = time.perf_counter() - step_began
+            values = self.measure(rank_step, outcome, step_s, waited) | self.validate_if_due()
             self.record(values, eta_s=(time.perf_counter() - began) / (self.step - first) * (total - self.step))
-            if self.step % self.recipe.train.save_every_steps == 0 or self.step == total:
-                self.save()
-        for sink in self.sinks:
-            sink.close()
-        self.world.barrier()
+            self.watch.beat(step_s)
+            if self.guard.is_lost:
+                self.go_back(outcome)
+                return
+            if outcome.is_asked_to_stop and self.step < total:
+                self.save_last()
+                raise self.stopped()
+            self.save_if_due()
+            self.waited_since = time.perf_counter()
+
+    def note(self, kind: events.Kind, line: str, step: int | None = None) -> None:
+        """Say something of a step, the newest one if none is named, that the run's own record keeps too."""
+        self.say(line)
+        if self.world.is_first:
+            events.record(self.recipe.run.dir, kind, self.step if step is None else step, line)
+
+    def stopped(self) -> PreemptedError:
+        """Who asked the run to stop, and where it stands."""
+        reasons = enumerate(self.world.gather(self.stop.reason))
+        asked = ", ".join(f"{why} on rank {rank}" for rank, why in reasons if why is not None)
+        if self.world.is_first:
+            forget_request(self.recipe.run.dir)
+            events.record(self.recipe.run.dir, "stopped", self.step, f"asked to stop: {asked}")
+        return PreemptedError(
+            f"run {self.recipe.run.dir} was asked to stop ({asked}) and saved step {self.step} of "
+            f"{self.recipe.train.steps}",
+            "the same command goes on from there",
+        )
 
     def start(self) -> None:
-        """Resume from this run's newest checkpoint, else start from the weights of another run, or random ones."""
-        run, root = self.recipe.run, Path(self.recipe.run.root)
-        mine = self.world.from_first(commits.latest(run.dir))
+        """Resume from this run's newest checkpoint, else start from the weights of another run, of others, or random
+        ones."""
+        run = self.recipe.run
+        mine = self.resumed()
+        for line in check_world(self.recipe, self.world, self.plan.digest, self.checkpoint_bytes()):
+            self.say(line)
         if mine is not None:
             self.go_on(mine)
             commit = checkpoint.restore(self.engine, mine)
-            self.step, self.tokens = commit.step, commit.tokens
-            self.say(f"resuming {run.name} at step {self.step} from {mine}")
+            self.take(commit)
+            self.newest = mine
+            self.note("resumed", f"resuming {run.name} at step {self.step} from {mine}")
+            if changed := changed_settings(self.recipe, commit):
+                self.note("note", f"settings that are not the checkpoint's: {changed}")
         elif run.start_from is not None:
-            before = self.world.from_first(commits.latest(root / run.start_from))
+            start = run.saved_in_of(run.start_from)
+            before = checkpoint.newest(self.engine, start, self.say)
             if before is None:
                 raise CheckpointError(
-                    f"run.start_from={run.start_from}: no committed checkpoint under "
-                    f"{root / run.start_from / 'checkpoints'}",
+                    f"run.start_from={run.start_from}: no committed checkpoint under {start}",
                     "train that run first, or set run.start_from=null to start from random weights",
                 )
             checkpoint.restore_weights(self.engine, before)
-            self.say(f"starting {run.name} from the weights of {before}")
+            self.note("started", f"starting {run.name} from the weights of {before}")
+        elif run.start_weights:
+            checkpoint.fill(self.engine, open_weights(self.recipe.model, run.start_weights))
+            given = ", ".join(f"{what} of {path}" for what, path in run.start_weights.items())
+            self.note("started", f"starting {run.name} from the weights of others: {given}")
         else:
-            self.say(f"starting {run.name} from random weights")
+            self.note("started", f"starting {run.name} from random weights")
         if self.world.is_first:
             self.sinks = make_sinks(self.recipe, self.step)
 
-    def go_on(self, path: Path) -> None:
+    def resumed(self) -> str | None:
+        """The checkpoint to go on from by `run.resume`; None to start."""
+        run = self.recipe.run
+        if run.resume == "never":
+            if there := self.world.on_first(lambda: commits.latest(run.saved_in)):
+                raise ConfigError(
+                    f"run.resume=never, but run {run.dir} has a checkpoint: {there}",
+                    "give the run another name (run.name=...), or let it go on (run.resume=auto)",
+                )
+            return None
+        if run.resume == "auto":
+            return checkpoint.newest(self.engine, run.saved_in, self.say)
+        path = run.resume.rstrip("/")
+        checkpoint.verify(self.engine, path)
+        if path == commits.folder(run.saved_in, commits.step_of(path)):
+            for newer in self.world.on_first(lambda: commits.set_aside_after(path)):
+                self.say(f"set aside {newer}, which is newer than run.resume={path}")
+        return path
+
+    def go_on(self, path: str) -> None:
         """Take the plan of a checkpoint; CheckpointError when it is another than the recipe's and no one asked."""
-        commit = commits.read(path)
+        commit = self.world.on_first(lambda: commits.read(path))
         before = commit.plan["base"]
         self.use(self.plan.rebased(Base(**before) if before else None))
         if self.recipe.run.rebase and self.plan.digest != commit.plan_digest:
@@ -127,7 +230,7 @@ class Trainer:
                 for lane, shards in zip(self.plan.lanes, self.plan.shards, strict=True)
                 if commit.cursors.get(lane.source, {}).get("manifest") == shards.manifest.digest
             ]
-            self.say(f"re-based at step {commit.step}: {', '.join(kept) or 'no source'} went on where it was")
+            self.note("note", f"re-based at step {commit.step}: {', '.join(kept) or 'no source'} went on where it was")
             check_resume(self.recipe, None, self.engine.trainable, path, commit)
         else:
             check_resume(self.recipe, self.plan, self.engine.trainable, path, commit)
@@ -137,25 +240,73 @@ class Trainer:
         self.plan = plan
         self.loader.use(plan)
 
-    def guard(self, outcome: StepOutcome) -> None:
-        """Count steps that ZeRO skipped because a gradient was not finite; too many in a row end the run."""
-        finite = outcome.grad_norm < float("inf")
-        self.skipped += not finite
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+    def take(self, commit: commits.Commit) -> None:
+        """Stand where a checkpoint does."""
+        self.step, self.tokens = commit.step, commit.tokens
+        self.left_out = [(first, stop) for first, stop in commit.left_out]
+        self.guard = Guard(self.recipe.train.spike_sigmas, commit.losses)
+
+    @property
+    def plan_step(self) -> int:
+        """The step of the plan that is trained next: the run's own, and as many more as were left out before it."""
+        found = self.step
+        for first, stop in self.left_out:
+            found += stop - first if first <= found else 0
+        return found
+
+    def checkpoint_bytes(self) -> int:
+        """Of a whole checkpoint, about."""
+        counts = count_parameters(self.engine.module)
+        learned = sum(counts[part] for part in self.recipe.train.trainable)
+        return 12 * learned + 4 * (sum(counts.values()) - learned)
+
+    def judge(self, outcome: StepOutcome) -> None:
+        """Note whether the step was taken, or skipped by its loss or because a gradient was not finite."""
+        if outcome.grad_norm < float("inf"):
+            self.guard.took(outcome.loss)
+            return
+        self.skipped += 1
+        self.guard.skipped()
+        why = outcome.objection or "a gradient that is not finite"
+        self.note("skipped", f"step {self.step} was skipped: {why}")
+
+    def go_back(self, outcome: StepOutcome) -> None:
+        """Restore the newest checkpoint and leave out the plan's steps since; DivergedError when that is in vain."""
+        self.watch.pause()
+        self.tell(self.saver.wait())
+        path = checkpoint.newest(self.engine, self.recipe.run.saved_in, self.say)
+        lost_at, stop = self.step, self.plan_step
+        self.returns += 1
+        if path is None or self.returns > MAX_RETURNS:
+            tried = "before the first checkpoint" if path is None else f"and {MAX_RETURNS} returns did not help"
             raise DivergedError(
-                f"the gradient was not finite in {self.skipped_in_a_row} steps in a row, up to step {self.step} "
-                f"(loss {outcome.loss:.4g}); nothing was changed by them",
+                f"{self.guard.skipped_in_a_row} steps in a row were skipped, up to step {lost_at} "
+                f"(loss {outcome.loss:.4g}), {tried}",
                 f"lower optim.lr (now {self.recipe.optim.lr:g}) or raise optim.warmup_steps, then run again: "
                 "it goes on from the last checkpoint",
             )
+        self.take(checkpoint.restore(self.engine, path))
+        first = self.plan_step
+        self.left_out.append((first, stop))
+        self.newest = None  # the next save has other steps left out, so it must be written
+        if self.world.is_first:
+            for sink in self.sinks:
+                sink.close()
+            self.sinks = make_sinks(self.recipe, self.step)
+            write_left_out(self.recipe.run.dir / "left_out.jsonl", self.plan, first, stop)
+        self.note(
+            "went back",
+            f"went back from step {lost_at} to {path}; steps {first} to {stop - 1} of the plan are left out",
+        )
 
     def measure(self, rank_step: RankStep, outcome: StepOutcome, step_s: float, waited_s: float) -> dict[str, float]:
         """The metrics of the step just done."""
         plan, read = rank_step.plan, self.plan.shards[0].reader.counters()  # all shard sets share one reader
+        plan_shares = self.plan.shares_before(self.plan_step)
         values: dict[str, float] = {"step": self.step, "time": time.time(), "loss/all": outcome.loss}
         values |= {f"loss/{stream}": loss for stream, loss in outcome.losses.items()}
-        values |= {f"mix/{stream}": share for stream, share in self.realised_shares().items()}
+        values |= {f"mix/{stream}": share for stream, share in plan_shares.items()}
+        values |= speed(self.recipe, self.world, plan, step_s)
         values |= {
             "optim/grad_norm": outcome.grad_norm,
             "optim/lr": outcome.lr,
@@ -163,6 +314,7 @@ class Trainer:
             "perf/tokens_per_s": plan.num_tokens / step_s,
             "perf/step_s": step_s,
             "perf/data_wait": waited_s / step_s,
+            "perf/slowest_rank": self.slowest_rank,
             "batch/tokens": plan.num_tokens,
             "batch/rows": plan.rows.num_rows,
             "batch/fill": plan.num_tokens / (plan.rows.num_rows * self.recipe.batch.row_tokens),
@@ -174,39 +326,75 @@ class Trainer:
         }
         return values
 
-    def realised_shares(self) -> dict[Stream, float]:
-        """Share of each stream in what was taken from step 0 to the step just done."""
-        taken: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
-        for lane, units in zip(self.plan.lanes, self.plan.positions(self.step), strict=True):
-            taken[lane.stream] += units
-        return {name: units / max(1, sum(taken.values())) for name, units in taken.items()}
+    def validate_if_due(self) -> dict[str, float]:
+        """The losses of held-out samples after the step just done, where the recipe asks for them."""
+        train = self.recipe.train
+        if self.validation is None or (self.step % train.validate_every_steps and self.step != train.steps):
+            return {}
+        self.watch.pause()
+        losses = self.validation.losses(self.engine)
+        self.say(f"step {self.step}, held out: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+        return {f"validation/{name}": loss for name, loss in losses.items()}
 
     def record(self, values: dict[str, float], eta_s: float) -> None:
-        for sink in self.sinks:
+        for sink in (*self.sinks, *self.watchers):
             sink.record(values)
         if self.step % self.recipe.train.log_every_steps == 0 or self.step == self.recipe.train.steps:
             self.say(step_line(values, self.recipe.train.steps, eta_s))
 
-    def save(self) -> None:
-        """Commit a checkpoint of the step just done and delete what is too old."""
-        identity = {
+    def save_if_due(self) -> None:
+        """Begin to save the step just done where the recipe says so; one that is still being written goes first."""
+        self.tell(self.saver.done())
+        every = self.recipe.train.save_every_steps
+        if (self.step % every and not self.is_save_late) or self.step == self.recipe.train.steps:
+            return
+        if self.guard.skipped_in_a_row:  # who knows what the weights are worth
+            self.is_save_late = True
+            return
+        was_late, self.is_save_late = self.is_save_late, not self.saver.start(self.step, self.identity(), self.keep())
+        if self.is_save_late and not was_late:
+            self.say(f"the checkpoint of step {self.step} waits: an earlier one is still being written")
+
+    def save_last(self) -> None:
+        """Save the step just done and wait for it; CheckpointError when that fails."""
+        self.watch.pause()
+        self.tell(self.saver.wait())
+        if self.newest is not None and commits.step_of(self.newest) == self.step:
+            return
+        self.world.barrier()
+        self.saver.start(self.step, self.identity(), self.keep())
+        saved = self.saver.wait()
+        self.tell(saved)
+        if saved is not None and saved.failure is not None:
+            raise CheckpointError(
+                f"the last checkpoint, of step {self.step}, could not be written to {saved.path}: {saved.failure}",
+                "mend that and run the same command again: it goes on from the checkpoint before",
+            )
+
+    def tell(self, saved: Saved | None) -> None:
+        """Say what became of a save."""
+        if saved is None:
+            return
+        if saved.failure is not None:
+            why = f"could not be written: {saved.failure}; training goes on"
+            self.note("not saved", f"the checkpoint of step {saved.step} {why}", saved.step)
+        else:
+            self.newest = saved.path
+            self.note("saved", f"saved {saved.path} ({saved.seconds:.1f} s)", saved.step)
+            if saved.not_pruned is not None:
+                self.note("not saved", f"older checkpoints could not be deleted: {saved.not_pruned}")
+
+    def keep(self) -> commits.Keep:
+        return commits.Keep(self.recipe.train.keep_checkpoints, self.recipe.train.keep_every_steps)
+
+    def identity(self) -> dict[str, Any]:
+        """What the marker says of the step just done, beside the engine's own."""
+        return {
             "plan_digest": self.plan.digest,
             "plan": self.plan.identity,
-            "cursors": self.plan.cursors(self.step),
-            "model": self.recipe.model.model_dump(mode="json"),
+            "cursors": self.plan.cursors(self.plan_step),
+            "recipe": self.recipe.model_dump(mode="json"),
             "tokens": self.tokens,
+            "losses": list(self.guard.losses),
+            "left_out": [list(one) for one in self.left_out],
         }
-        path = checkpoint.save(self.engine, self.recipe.run.dir, self.step, identity)
-        if self.world.is_first:
-            commits.prune(self.recipe.run.dir, self.recipe.train.keep_checkpoints)
-        self.say(f"saved {path} ({count(self.tokens)} tokens so far)")
-
-
-def make_sinks(recipe: StageRecipe, steps_done: int) -> list[Sink]:
-    """The sinks of the first rank."""
-    run, monitor = recipe.run, recipe.monitor
-    sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done)]
-    if monitor.wandb != "disabled":
-        settings = recipe.model_dump(mode="json")
-        sinks.append(WandbSink(monitor.wandb, monitor.project, f"{Path(run.root).name}-{run.name}", run.dir, settings))
-    return sinks

@@ -18,7 +18,16 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from janus_dist.config.evaluate import VqTrainConfig
 from janus_dist.model import vq as vq_model
 
+BATCH, LR = 32, 1e-3
 LOG_EVERY_STEPS = 50
+WARM_START_STEPS = 100
+"""Steps without quantisation, at most half of all; after them the codes are taken from real latents."""
+RESEED_EVERY_STEPS = 50
+"""How often codes that nothing used are moved onto real latents."""
+RESEED_UNTIL = 0.8
+"""Share of the steps after which codes are left alone."""
+HOLDOUT_SHARE = 0.02
+"""Share of the images kept for the reported error."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +43,22 @@ def train_vq(vq: JanusVQVAE, images: Tensor, config: VqTrainConfig, seed: int, l
     """Train `vq` in place on `images` [image, 3, side, side] uint8 and return its quality on the held-out share."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator)
-    num_held_out = max(1, round(len(images) * config.holdout_share))
+    num_held_out = max(1, round(len(images) * HOLDOUT_SHARE))
     held_out, training = images[order[:num_held_out]], images[order[num_held_out:]]
-    optimizer = torch.optim.AdamW(vq.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(vq.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, config))
+    warm_start_steps = min(WARM_START_STEPS, config.steps // 2)
     used = torch.zeros(vq.quantize.num_embeddings, dtype=torch.bool)
     for step in range(config.steps):
-        batch = training[torch.randint(len(training), (config.batch,), generator=generator)]
-        output, loss = _step(vq, vq_model.to_float(batch), optimizer, quantise=step >= config.warm_start_steps)
+        batch = training[torch.randint(len(training), (BATCH,), generator=generator)]
+        output, loss = _step(vq, vq_model.to_float(batch), optimizer, quantise=step >= warm_start_steps)
         schedule.step()
         used[output.ids.flatten()] = True
-        if step + 1 == config.warm_start_steps:
+        if step + 1 == warm_start_steps:
             _move_codes(vq, torch.ones_like(used), _latents(vq, training, generator), generator)
             used.zero_()
-        elif (step + 1) % config.reseed_every_steps == 0 and config.warm_start_steps < step:
-            if step < config.steps * config.reseed_until:
+        elif (step + 1) % RESEED_EVERY_STEPS == 0 and warm_start_steps < step:
+            if step < config.steps * RESEED_UNTIL:
                 _move_codes(vq, ~used, output.unit_latents.detach().flatten(0, 2), generator)
             used.zero_()
         if (step + 1) % LOG_EVERY_STEPS == 0:

@@ -8,15 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import JanusForConditionalGeneration
 
 from janus_dist.batch import NO_LABEL
 from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.data.collate import collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
+from janus_dist.data.shard import counts
 from janus_dist.model import janus
 from janus_dist.model.parts import PREFIXES, count_parameters, part_of, set_trainable
 from janus_dist.train.step import loss_weights
 from tests import tiny
+
+ONES = torch.ones(len(STREAMS))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,9 @@ def reference_losses(model: janus.Janus, sample) -> float:
 @torch.no_grad()
 def test_losses_equal_those_of_each_document_alone(model):
     samples = tiny.samples(seed=1)
-    found = model(tiny.batch_of(samples, tiny.document_format())).tolist()
+    loss, sums = model(tiny.batch_of(samples, tiny.document_format()), torch.tensor([0.5, 2.0, 0.25]))
+    found = sums.tolist()
+    assert loss.item() == pytest.approx(0.5 * found[0] + 2 * found[1] + 0.25 * found[2])
     expected = dict.fromkeys(STREAMS, 0.0)
     names = {TextSample: "text", UnderstandingSample: "understanding", GenerationSample: "generation"}
     for sample in samples:
@@ -103,7 +109,7 @@ def hidden_states(model: janus.Janus, samples) -> torch.Tensor:
     hook = model.model.language_model.register_forward_hook(
         lambda module, args, out: caught.append(out.last_hidden_state[0])
     )
-    model(tiny.batch_of(samples, tiny.document_format()))
+    model(tiny.batch_of(samples, tiny.document_format()), ONES)
     hook.remove()
     return caught[0]
 
@@ -113,7 +119,7 @@ def test_parts_without_data_get_a_gradient_of_zero(model, kept):
     """Under ZeRO-3 an absent gradient is worse than none: the last one would be applied again."""
     samples = [sample for sample in tiny.samples(seed=4) if kept and isinstance(sample, kept)]
     model.zero_grad()
-    loss = model(tiny.batch_of(samples, tiny.document_format())).sum()
+    loss, _ = model(tiny.batch_of(samples, tiny.document_format()), ONES)
     assert torch.isfinite(loss)
     loss.backward()
     unused = {
@@ -151,7 +157,7 @@ def test_modules_run_once_each_in_one_order_whatever_the_data(model):
             "image head": core.generation_head,
         }  # fmt: skip
         hooks = [m.register_forward_hook(lambda *_, name=name: seen.append(name)) for name, m in modules.items()]
-        model(tiny.batch_of(samples, tiny.document_format()))
+        model(tiny.batch_of(samples, tiny.document_format()), ONES)
         for hook in hooks:
             hook.remove()
         return seen
@@ -169,6 +175,28 @@ def test_image_labels_begin_at_begin_of_image():
     assert batch.image_labels.tolist() == sample.vq_ids.tolist()
     assert (batch.image_rows[1:] == batch.vq_positions[:-1]).all()
     assert batch.text_labels.tolist() == [NO_LABEL]
+
+
+@pytest.mark.parametrize("end", [tiny.EOI, tiny.EOS])
+def test_what_follows_an_image_is_learned_by_the_text_head_in_the_generation_stream(model, end):
+    plain = tiny.generation_sample(np.random.default_rng(0), prompt=4)
+    sample = GenerationSample(np.append(plain.prompt_ids, np.uint32(end)), plain.vq_ids)
+    batch = collate([tiny.document_of(sample, drop_prompt=True)], tiny.document_format())
+    assert batch.input_ids.tolist() == [tiny.BOS, *[tiny.PAD] * 4, tiny.BOI, *[0] * len(sample.vq_ids), end]
+    assert batch.text_labels.tolist() == [end] and batch.text_rows.tolist() == [batch.num_tokens - 2]
+    assert tiny.label_counts(batch).tolist() == [0, 0, len(sample.vq_ids) + 1]
+    assert counts(sample, tiny.MODEL, (tiny.BOI, tiny.IMAGE, tiny.EOI)) == (
+        batch.num_tokens,
+        1,
+        1,
+        0,
+        len(plain.vq_ids),
+    )
+    before, after = (model(tiny.batch_of([one], tiny.document_format()), ONES)[1] for one in (plain, sample))
+    with torch.no_grad():
+        hidden = hidden_states(model, [sample])
+        loss = F.cross_entropy(model.lm_head(hidden[-2]), torch.tensor(end))
+    assert after[2].item() - before[2].item() == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_a_dropped_prompt_keeps_length_and_ends():
@@ -208,9 +236,58 @@ def test_set_trainable_thaws_exactly_the_parts():
     assert learning == {"image_head"}
 
 
-def test_rotary_frequencies_stay_in_full_precision():
-    model = janus.build(tiny.MODEL, seed=0)
-    assert model.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+def test_made_on_meta_equals_transformers_own_construction_but_for_random_numbers():
+    """Buffers, norms and biases have values of their own, which nothing may leave out."""
+    made, theirs = janus.build(tiny.MODEL, seed=0), JanusForConditionalGeneration(janus.transformers_config(tiny.MODEL))
+    del theirs.model.vqmodel
+    assert dict(made.named_buffers()).keys() == dict(theirs.named_buffers()).keys()
+    for name, buffer in theirs.named_buffers():
+        assert torch.equal(made.get_buffer(name), buffer), name
+    assert made.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
+    drawn = 0
+    for name, parameter in theirs.named_parameters():
+        mine = made.get_parameter(name)
+        assert mine.shape == parameter.shape and mine.requires_grad
+        if parameter.std() == 0 or parameter.numel() == 1:
+            assert torch.equal(mine, parameter), name
+        else:
+            drawn += 1
+            wanted = 1.0 if name == "model.generation_embeddings.weight" else tiny.MODEL.init_std
+            assert mine.std().item() == pytest.approx(wanted, rel=0.35), name
+    assert drawn > 20
+
+
+def test_modules_are_made_one_by_one_children_first():
+    model = janus.on_meta(tiny.MODEL)
+    seen = set()
+    for module in janus.made(model, 0, torch.device("cpu")):
+        assert all(id(child) in seen for child in module.children() if list(child.parameters()))
+        assert all(not parameter.is_meta for parameter in module.parameters())
+        seen |= {id(below) for below in module.modules()}
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("vision", [True, False])
+def test_checkpointed_activations_change_no_loss_and_no_gradient(every, vision):
+    batch, found = tiny.batch(6), []
+    for model in (janus.build(tiny.MODEL, seed=0).train() for _ in range(2)):
+        model.model.vision_model.requires_grad_(vision)
+        if found:
+            janus.checkpoint_activations(model, every)
+        computed = []
+        for layer in [*model.model.language_model.layers, *model.model.vision_model.encoder.layers]:
+            layer.self_attn.register_forward_hook(lambda *_, computed=computed, layer=layer: computed.append(layer))
+        loss, sums = model(batch, ONES)
+        loss.backward()
+        found.append((len(computed), sums, {name: p.grad for name, p in model.named_parameters()}))
+    (plain, losses, expected), (again, other_losses, gradients) = found
+    language = tiny.MODEL.text.layers // every
+    assert again - plain == language + (tiny.MODEL.vision.layers if vision else 0)
+    assert torch.equal(losses, other_losses)
+    for name, gradient in expected.items():
+        assert (gradient is None) == (gradients[name] is None)
+        assert gradient is None or torch.equal(gradient, gradients[name]), name
 
 
 def test_loss_weights():

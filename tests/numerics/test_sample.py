@@ -1,12 +1,18 @@
 """Answers and drawings against slow loops that run the whole prompt anew for every id, without a cache or a batch."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from janus_dist.data.collate import collate
 from janus_dist.model import janus, sample
 from janus_dist.model import vq as vq_model
+from janus_dist.model.sample import Choice
 from tests import tiny
+
+AT_RANDOM = Choice(temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,9 @@ def test_answers_equal_a_loop_without_cache_and_batch(model, images):
     prompts = [[tiny.BOS, tiny.BOI, tiny.IMAGE, tiny.EOI, *tiny.words(rng, number)] for number in (3, 5, 3, 4, 3)]
     image_of = [0, 1, 2, 0, 1]
     features = sample.image_features(model, images, batch=2)
-    found = sample.answer(model, prompts, features, image_of, tiny.IMAGE, tiny.EOS, max_new_tokens=5, batch=2)
+    found = sample.answer(
+        model, prompts, features, [[of] for of in image_of], tiny.IMAGE, tiny.EOS, max_new_tokens=5, batch=2
+    )
     embed = model.model.language_model.embed_tokens
     core = model.model
     for prompt, number, answer in zip(prompts, image_of, found, strict=True):
@@ -54,7 +62,7 @@ def test_answers_equal_a_loop_without_cache_and_batch(model, images):
 def test_drawings_equal_two_rows_by_formula(model, guidance):
     rng = np.random.default_rng(1)
     prompts = [[tiny.BOS, *tiny.words(rng, number), tiny.BOI] for number in (4, 6, 4)]
-    drawn = sample.draw(model, prompts, 16, tiny.PAD, guidance, 0.0, torch.Generator(), batch=8)
+    drawn = sample.draw(model, prompts, 16, tiny.PAD, guidance, Choice(), [0, 0, 0], batch=8)
     core = model.model
     for prompt, ids in zip(prompts, drawn.tolist(), strict=True):
         without = [prompt[0], *[tiny.PAD] * (len(prompt) - 2), prompt[-1]]
@@ -68,14 +76,101 @@ def test_drawings_equal_two_rows_by_formula(model, guidance):
 
 
 @torch.no_grad()
-def test_drawings_depend_on_seed_and_temperature(model):
-    prompts = [[tiny.BOS, 9, 10, tiny.BOI]] * 2
+def test_several_images_and_none(model, images):
+    rng = np.random.default_rng(4)
+    mark = [tiny.BOI, tiny.IMAGE, tiny.EOI]
+    prompts = [[tiny.BOS, *mark, *tiny.words(rng, 2), *mark, *tiny.words(rng, 3)], [tiny.BOS, *tiny.words(rng, 4)]]
+    features = sample.image_features(model, images, batch=2)
+    found = sample.answer(model, prompts, features, [[2, 0], []], tiny.IMAGE, tiny.EOS, max_new_tokens=4, batch=2)
+    for prompt, of, answer in zip(prompts, [[2, 0], []], found, strict=True):
+        seen = iter(of)
+        rows = [
+            features[next(seen)] if token == tiny.IMAGE else model.model.language_model.embed_tokens.weight[token][None]
+            for token in prompt
+        ]
+        inputs, expected = torch.cat(rows), []
+        for _ in range(4):
+            chosen = int(model.lm_head(last_hidden(model, inputs)).argmax())
+            if chosen == tiny.EOS:
+                break
+            expected.append(chosen)
+            inputs = torch.cat([inputs, model.model.language_model.embed_tokens.weight[chosen][None]])
+        assert answer == expected
 
-    def draw(seed: int, temperature: float) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(seed)
-        return sample.draw(model, prompts, 16, tiny.PAD, 1.0, temperature, generator, batch=8).tolist()
 
-    assert draw(0, 1.0) == draw(0, 1.0) != draw(1, 1.0)
-    assert draw(0, 0.0)[0] == draw(1, 0.0)[1]
-    assert draw(0, 1.0)[0] != draw(0, 1.0)[1]
-    assert all(0 <= code < tiny.MODEL.vq.codes for ids in draw(0, 1.0) for code in ids)
+def test_an_image_depends_on_its_own_prompt_and_seed_only(model):
+    rng = np.random.default_rng(5)
+    prompts = [[tiny.BOS, *tiny.words(rng, number), tiny.BOI] for number in (4, 6, 4, 4, 6)]
+    seeds = [7, 8, 9, 7, 8]
+
+    def draw(chosen: list[int], batch: int, choice: Choice = AT_RANDOM) -> list[list[int]]:
+        asked = [prompts[number] for number in chosen]
+        return sample.draw(model, asked, 16, tiny.PAD, 2.0, choice, [seeds[n] for n in chosen], batch).tolist()
+
+    together = draw([0, 1, 2, 3, 4], 8)
+    assert together == draw([0, 1, 2, 3, 4], 1)
+    assert [together[4], together[0]] == draw([4, 0], 8)
+    assert together[0] != together[2]
+    seeds[0] = 70
+    changed = draw([0, 1, 2, 3, 4], 8)
+    assert changed[0] != together[0] and changed[1:] == together[1:]
+    assert draw([0, 2], 8, Choice(0.0)) == draw([0, 2], 8, Choice(5.0, top_k=1))
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.5, 0), (2.0, 3), (1.0, 100)])
+def test_ids_are_drawn_as_often_as_their_probability_says(temperature, top_k):
+    logits = torch.tensor([0.3, -1.0, 2.0, 1.5, 0.0])
+    chances = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    found = sample.choose(logits.expand(20_000, -1), Choice(temperature, top_k), chances)
+    weights = [math.exp(value / temperature) for value in logits.tolist()]
+    kept = sorted(weights)[-top_k:] if 0 < top_k < 5 else weights
+    expected = [weight / sum(kept) if weight in kept else 0.0 for weight in weights]
+    shares = (torch.bincount(found, minlength=5) / 20_000).tolist()
+    assert shares == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_last_chance_is_still_an_id():
+    logits = torch.tensor([[0.0, 0.0, -50.0]])
+    assert sample.choose(logits, Choice(1.0), torch.tensor([1 - 1e-16], dtype=torch.float64)) in (0, 1, 2)
+    assert sample.choose(logits, Choice(1.0), torch.tensor([0.0], dtype=torch.float64)) == 0
+
+
+@torch.no_grad()
+def test_the_row_without_prompt_is_the_one_that_training_drops(model):
+    """Ids and positions of guidance's second row and of a dropped prompt: the same hidden states, bit for bit."""
+    drawn_sample = tiny.generation_sample(np.random.default_rng(6), prompt=5)
+    batch = collate([tiny.document_of(drawn_sample, drop_prompt=True)], tiny.document_format())
+    caught = []
+    language = model.model.language_model
+    hook = language.register_forward_hook(lambda module, args, kwargs, out: caught.append(kwargs), with_kwargs=True)
+    prompt = drawn_sample.prompt_ids.tolist()
+    sample.draw(model, [prompt], 1, tiny.PAD, 1.0, Choice(), [0], batch=1)
+    hook.remove()
+    unconditional = caught[0]["inputs_embeds"][1]
+    assert caught[0].get("attention_mask") is None and caught[0].get("position_ids") is None
+    assert torch.equal(unconditional, language.embed_tokens(batch.input_ids[: len(prompt)]))
+    assert batch.position_ids[: len(prompt)].tolist() == list(range(len(prompt)))
+
+
+@pytest.mark.parametrize(("side", "patch", "multipliers"), [(32, 8, (1, 1, 2)), (48, 16, (1, 2))])
+def test_other_image_sizes(side, patch, multipliers):
+    """What an image takes to read and to draw follows from the recipe alone."""
+    config = tiny.MODEL.model_copy(
+        update={
+            "image_size": side,
+            "vision": tiny.MODEL.vision.model_copy(update={"patch": patch}),
+            "vq": tiny.MODEL.vq.model_copy(update={"channel_multipliers": multipliers}),
+        }
+    )
+    assert (config.image_tokens, config.image_ids) == ((side // patch) ** 2, (side // 2 ** (len(multipliers) - 1)) ** 2)
+    other = janus.build(config, seed=0).eval()
+    other.model.language_model.set_attn_implementation("sdpa")
+    pictures = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    features = sample.image_features(other, pictures, batch=1)
+    assert features.shape == (2, config.image_tokens, config.text.hidden)
+    prompt = [tiny.BOS, tiny.BOI, tiny.IMAGE, tiny.EOI, 9]
+    (answer,) = sample.answer(other, [prompt], features, [[1]], tiny.IMAGE, tiny.EOS, max_new_tokens=2, batch=1)
+    assert len(answer) <= 2
+    ids = sample.draw(other, [[tiny.BOS, 9, tiny.BOI]], config.image_ids, tiny.PAD, 2.0, Choice(1.0), [3], batch=1)
+    decoded = vq_model.decode(vq_model.build(janus.vq_config(config)).eval(), ids)
+    assert decoded.shape == (1, 3, side, side)

@@ -15,8 +15,7 @@ from tests.pipelines.conftest import captions, lines
 @pytest.fixture
 def recipe(make_recipe, photos, tmp_path):
     source = f"pipeline.inputs.generation={{format: jsonl, path: '{captions(tmp_path, 12)}', images: '{photos}'}}"
-    steps = ("vq_train.steps=3", "vq_train.batch=4", "vq_train.warm_start_steps=1")
-    return make_recipe(*steps, source, f"data.vq_weights={tmp_path / 'new' / 'vq.safetensors'}")
+    return make_recipe("vq_train.steps=3", source, f"data.vq_weights={tmp_path / 'new' / 'vq.safetensors'}")
 
 
 def test_weights_and_record(recipe):
@@ -43,13 +42,13 @@ def test_bad_images_are_left_out(make_recipe, spoiled, tmp_path):
     def of(path):
         return make_recipe(f"pipeline.inputs.generation={{format: jsonl, path: '{path}', images: '{spoiled}'}}")
 
-    assert vq_training.squares(of(captions(spoiled))).shape == (45, 3, 16, 16)
+    assert vq_training.pictures(of(captions(spoiled)))[0].shape == (45, 3, 16, 16)
     bad = lines(tmp_path / "bad.jsonl", [{"image": "photo-004.png", "caption": "a circle"}])
     with pytest.raises(DataError, match="have 0 images to train on"):
-        vq_training.squares(of(bad))
+        vq_training.pictures(of(bad))
 
 
 def test_a_recipe_without_images_to_train_on(make_recipe):
     recipe = make_recipe("pipeline.inputs.generation.stream=understanding")
     with pytest.raises(DataError, match="no input of the generation stream"):
-        vq_training.squares(recipe)
+        vq_training.pictures(recipe)

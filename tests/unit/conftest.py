@@ -1,6 +1,7 @@
 """Fixtures of the tests that read shards: a store that fails on command, readers that do not wait long."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import fsspec
 import pytest
@@ -45,8 +46,11 @@ def make_reader(quick_reader) -> Iterator[Callable[..., Reader]]:
     """Makes readers of small pages and closes them."""
     made: list[Reader] = []
 
-    def new(node_member: int = 0, **values: object) -> Reader:
-        made.append(Reader(ReadConfig.model_validate({"timeout_s": 30, "attempts": 3, **values}), node_member))
+    def new(node_member: int = 0, **values: Any) -> Reader:
+        settings = {name: values.pop(name) for name in ReadConfig.model_fields if name in values}
+        made.append(
+            Reader(ReadConfig.model_validate(settings), node_member, **{"attempts": 3, "timeout_s": 30, **values})
+        )
         return made[-1]
 
     yield new

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from janus_dist.config import reference
 from janus_dist.config.load import Loaded, keys, load, save
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.errors import ConfigError
@@ -91,7 +92,8 @@ def test_the_last_override_counts(files: list[Path]):
 def test_origin_of_every_value(files: list[Path]):
     loaded = load(StageRecipe, files, ["cluster.workers=4"])
     by_name = {"pipeline.inputs"}  # none is given here
-    assert loaded.origin.keys() - by_name == {key for key in keys(StageRecipe) if ".NAME." not in key}
+    found = {"batch.cost" if key.startswith("batch.cost.") else key for key in loaded.origin}
+    assert found - by_name == {key for key in keys(StageRecipe) if ".NAME." not in key}
     assert {key: loaded.origin[key] for key in ("run.root", "run.name", "optim.lr", "model.vq.codes")} == {
         "run.root": "base.yaml:1",
         "run.name": "stage.yaml:2",
@@ -158,3 +160,27 @@ def test_shipped_recipes_are_found():
 
 def test_number_of_settings_stays_in_its_budget():
     assert len(keys(StageRecipe)) <= MAX_SETTINGS
+
+
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_a_password_is_refused_and_not_shown(files: list[Path], where: str):
+    url = "s3://me:hunter2@bucket/data"
+    given = []
+    if where == "file":
+        Path("more.yaml").write_text(f"data:\n  sources: {{text: {{web: '{url}'}}}}\n")
+        files.append(Path("more.yaml"))
+    else:
+        given = [f"data.sources={{text: {{web: '{url}'}}}}"]
+    with pytest.raises(ConfigError) as raised:
+        load(StageRecipe, files, given)
+    assert "data.sources.text.web: a URL with a password in it" in raised.value.message
+    assert "hunter2" not in str(raised.value) and ("more.yaml:2" in str(raised.value)) == (where == "file")
+
+
+def test_the_page_of_settings_is_made_of_them_and_each_has_a_meaning():
+    page = reference.as_markdown()
+    written = (RECIPES.parents[1] / "docs" / "settings.md").read_text()
+    assert written == page, "janus config docs > docs/settings.md"
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) >= len(list(keys(StageRecipe)))
+    assert [row[0] for row in rows if len(row) != 4 or len(row[3].strip(" |")) < 6] == []

@@ -8,9 +8,12 @@ import torch
 from PIL import Image
 
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.data import scenes as scene_data
 from janus_dist.data.tokenizer import train_tokenizer
 from janus_dist.errors import CheckpointError, DataError
-from janus_dist.evaluation import easy_vqa, run
+from janus_dist.evaluation import easy_vqa, run, sampler, scenes
+from janus_dist.evaluation.held_out import accuracy_by_kind, blind_answers, majority_answer
+from janus_dist.evaluation.sampler import Sampler
 from janus_dist.model import janus, vq
 from janus_dist.model.weights import load_into
 from tests import prepared, tiny
@@ -30,16 +33,16 @@ def test_accuracy_by_kind():
         easy_vqa.Question(0, "is it red?", "yes"),
         easy_vqa.Question(0, "is it blue?", "no"),
     ]
-    found = easy_vqa.accuracy_by_kind(asked, ["circle", "blue", "yes", "yes"])
+    found = accuracy_by_kind(asked, ["circle", "blue", "yes", "yes"])
     assert found == {"shape": 1.0, "color": 0.0, "yes or no": 0.5, "all": 0.5}
 
 
 def test_blind_answers_know_the_words_but_not_the_image():
     asked = [question for question in easy_vqa.questions(0) if question.question == "what shape is in the image?"]
-    assert len(set(easy_vqa.blind_answers(asked))) == 1  # one question, one answer, whatever is seen
+    assert len(set(blind_answers(asked, easy_vqa.trained()))) == 1  # one question, one answer, whatever is seen
     assert len({question.answer for question in asked}) == 3
     never_asked = easy_vqa.Question(0, "who drew this?", "yes")
-    assert easy_vqa.blind_answers([never_asked]) == [easy_vqa.majority_answer()]
+    assert blind_answers([never_asked], easy_vqa.trained()) == [majority_answer(easy_vqa.trained())]
 
 
 @pytest.mark.parametrize("square", ["padded", "cropped"])
@@ -49,17 +52,25 @@ def test_held_out_images(square):
     assert images.dtype == torch.uint8
 
 
-def small_recipe(folder) -> StageRecipe:
+def small_recipe(folder, **sections) -> StageRecipe:
     train_tokenizer(["a b c d"], prepared.VOCAB, folder / "tokenizer.json")
-    return prepared.recipe(folder, folder / "runs", evaluate={"max_questions": 30, "images_per_prompt": 1})
+    evaluate = {"max_questions": 30, "images_per_prompt": 1}
+    return prepared.recipe(folder, folder / "runs", evaluate=evaluate, **sections)
+
+
+def sampler_of(recipe: StageRecipe) -> Sampler:
+    """An untrained one."""
+    model = janus.build(recipe.model, seed=1)
+    model.model.language_model.set_attn_implementation("sdpa")
+    vq_tokenizer = vq.build(janus.vq_config(recipe.model)).eval()
+    return Sampler(recipe, model.eval(), vq_tokenizer, sampler.load_tokenizer(recipe))
 
 
 def test_what_evaluation_leaves(tmp_path, monkeypatch):
     """An untrained model answers and draws badly, but every figure, picture and count is there."""
     recipe = small_recipe(tmp_path)
-    weights = dict(janus.build(recipe.model, seed=1).named_parameters())
-    monkeypatch.setattr(run, "load_weights", lambda _: weights)
-    monkeypatch.setattr(run, "load_vq", lambda *_: vq.build(janus.vq_config(recipe.model)).eval())
+    monkeypatch.setattr(run, "newest", lambda folder: folder)
+    monkeypatch.setattr(run.Sampler, "load", lambda recipe, checkpoint: sampler_of(recipe))
     found = run.evaluate(recipe, tmp_path / "run", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
     assert found["num_questions"] == 30
@@ -73,10 +84,36 @@ def test_what_evaluation_leaves(tmp_path, monkeypatch):
             assert np.asarray(picture).shape == (16, 16, 3)
 
 
+@pytest.fixture
+def few_scenes(monkeypatch):
+    """A data set that is judged in seconds."""
+    monkeypatch.setattr(scene_data, "NUMBERS", {"train": 120, "test": 30})
+    scenes._held_out.cache_clear()
+    yield
+    scenes._held_out.cache_clear()
+
+
+def test_what_evaluation_on_scenes_leaves(tmp_path, monkeypatch, few_scenes):
+    recipe = small_recipe(tmp_path, pipeline={"inputs": {"generation": {"format": "scenes"}}})
+    monkeypatch.setattr(run, "newest", lambda folder: folder)
+    monkeypatch.setattr(run.Sampler, "load", lambda recipe, checkpoint: sampler_of(recipe))
+    found = run.evaluate(recipe, tmp_path / "run", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    assert found["num_questions"] == 30 and found["num_images"] == len(scenes.prompts()) == len(found["drawings"])
+    assert set(found["understanding_by_kind"]) == set(scene_data.KINDS)
+    for figures in ("understanding", "generation"):
+        shares = found[f"{figures}_intervals"]
+        assert set(shares) == {"all", *scene_data.KINDS}
+        assert shares["all"]["share"] == found[f"{figures}_accuracy"]
+        # of floating-point numbers: the interval of 0 may begin a hair above it
+        assert all(0 <= one["low"] <= one["share"] + 1e-9 <= one["high"] + 2e-9 <= 1 + 2e-9 for one in shares.values())
+    assert found["detector_accuracy_on_real"] == 1.0 > found["detector_accuracy_on_reconstructions"]
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
     recipe = small_recipe(tmp_path)
     with pytest.raises(DataError, match=r"has \d+ ids, more than model\.text\.vocab=64"):
-        run.load_tokenizer(recipe.model_copy(update={"model": tiny.MODEL}))
+        sampler.load_tokenizer(recipe.model_copy(update={"model": tiny.MODEL}))
 
 
 def test_weights_are_copied_by_name():

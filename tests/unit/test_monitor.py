@@ -1,13 +1,16 @@
 """What a person and a program see of a step."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from janus_dist.beside import RayMetrics
 from janus_dist.monitor.console import count, duration, step_line
+from janus_dist.monitor.grafana import dashboard, gauge_name
 from janus_dist.monitor.metrics import METRICS, NAMES, as_markdown
-from janus_dist.monitor.sinks import JsonlSink, read_lines
+from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, read_lines
 from janus_dist.train.schedule import learning_rate
 from tests import prepared
 
@@ -23,7 +26,8 @@ def test_the_step_line():
         "322k tok/s  wait 1%  eta 1d20h"
     )
     without = {name: value for name, value in VALUES.items() if name != "loss/text"}
-    assert "text" not in step_line(without, 100_000, 0)
+    assert "text" not in step_line(without, 100_000, 0), "a run without text"
+    assert "  text -      und 1.980" in step_line(without | {"mix/text": 0.1}, 100_000, 0), "a step without text"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,67 @@ def test_the_file_is_cut_back_to_the_checkpoint(tmp_path):
     sink.record({"step": 3, "loss/all": 1.0})
     sink.close()
     assert [(line["step"], line.get("loss/all")) for line in read_lines(path)] == [(1, None), (2, None), (3, 1.0)]
+
+
+def test_the_dashboard_shows_every_metric():
+    written = json.loads((Path(__file__).parents[2] / "cluster" / "grafana" / "janus-dist.json").read_text())
+    assert written == dashboard(), "python -m janus_dist.monitor.grafana > cluster/grafana/janus-dist.json"
+    panels = [panel for panel in written["panels"] if panel["type"] != "row"]
+    assert {panel["title"] for panel in panels} == NAMES - {"step", "time"}
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in written["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_ray_has_a_gauge_for_every_metric():
+    watcher = RayMetrics("stage2")
+    watcher.record(VALUES | {"time": 1.0})
+    assert {gauge.info["name"] for gauge in watcher.gauges.values()} == {gauge_name(name) for name in NAMES}
+    watcher.close()
+
+
+class FakeWandb:
+    """What the sink uses of wandb, and what it was given."""
+
+    def __init__(self):
+        self.logged, self.Settings = [], dict
+
+    def init(self, **given):
+        self.given = given
+        return self
+
+    def log(self, values, step=None):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.logged.append("finished")
+
+    def Table(self, columns, data):
+        return columns, data
+
+    def Image(self, path, caption):
+        return Path(path).name, caption
+
+
+def test_wandb_is_given_metrics_and_the_newest_samples_once(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    sink = WandbSink("offline", "tiny-stage2", tmp_path, {"a": 1})
+    assert (fake.given["project"], fake.given["mode"], fake.given["config"]) == ("mine", "offline", {"a": 1})
+    for step in (10, 20):
+        folder = tmp_path / "samples" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        answers = [{"question": "what?", "answer": f"{step}"}]
+        (folder / "samples.json").write_text(json.dumps({"step": step, "drawings": [{}], "answers": answers}))
+    for step in (49, LOOK_EVERY_STEPS, 2 * LOOK_EVERY_STEPS):
+        sink.record({"step": step, "loss/all": 1.0})
+    sink.close()
+    grid = {
+        "samples/answers": (["step", "question", "answer"], [[20, "what?", "20"]]),
+        "samples/grid": ("grid.png", "step 20"),
+    }
+    loss = {"loss/all": 1.0}
+    assert fake.logged == [(49, loss), (50, loss | grid), (100, loss), "finished"]
 
 
 def test_an_undeclared_metric_is_our_own_mistake(tmp_path):

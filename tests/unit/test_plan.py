@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_dist.config.data import BatchConfig, CostConfig
+from janus_dist.config.data import BatchConfig
 from janus_dist.config.mix import STREAMS, Lane, MixConfig, MixPhase, Stream, mix_faults
 from janus_dist.data import order, packing
 from janus_dist.data.mixture import Mixture
@@ -286,7 +286,7 @@ def test_rows_are_dealt_once_to_any_world(world, micro_rows, policy):
 
 
 def test_costs_are_those_of_the_formula():
-    cost = CostConfig(token=2, token_squared=0.5, image=100, text_label=3, image_label=7)
+    cost = {"token": 2, "token_squared": 0.5, "image": 100, "text_label": 3, "image_label": 7}
     for policy in ("whole", "split_text"):
         planned = make_plan(batch=BatchConfig(rows=8, row_tokens=256, packing=policy, cost=cost)).step(3)
         for row in range(planned.rows.num_rows):
@@ -301,7 +301,7 @@ def test_costs_are_those_of_the_formula():
 
 @pytest.mark.parametrize(("policy", "most"), [("whole", 1.06), ("split_text", 1.02)])
 def test_ranks_carry_nearly_the_same(policy, most):
-    cost = CostConfig(token=1, token_squared=1e-3, image=200)
+    cost = {"token": 1, "token_squared": 1e-3, "image": 200}
     planned = make_plan(batch=BatchConfig(rows=64, row_tokens=256, packing=policy, cost=cost)).step(0)
     dealt = packing.deal(planned.row_costs, 4, 4)
     assert packing.straggler_ratio(planned.row_costs, dealt) < most

@@ -34,12 +34,12 @@ def write_evaluation(folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     for name in ("a.png", "b.png"):
         (folder / "images" / name).write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
-    drawing = {"image": "a.png", "prompt": "a red circle", "seen": ["red", None], "color_right": True}
+    drawing = {"image": "a.png", "prompt": "a red circle", "seen": "red, no shape"}
     found = {
         "understanding_accuracy": 0.8123, "understanding_majority": 0.373, "understanding_by_kind": {"color": 0.9},
         "majority_answer": "yes", "num_questions": 9673, "generation_accuracy": 0.5, "num_images": 2,
         "generation_color_accuracy": 1.0, "generation_shape_accuracy": 0.5, "generation_chance": 1 / 24,
-        "drawings": [drawing | {"shape_right": True}, drawing | {"shape_right": False}],
+        "drawings": [drawing | {"right": True}, drawing | {"right": False}],
         "questions": [
             {"image": "a.png", "question": "what <b>color</b>?", "answer": "red", "truth": "red"},
             {"image": "a.png", "question": "is it?", "answer": "", "truth": "no"},
@@ -88,8 +88,27 @@ def test_the_report_of_several_runs(tmp_path):
     assert page.classes.count("right") == 1 and page.classes.count("wrong") == 1
     assert page.classes.count("ok") == 1 and page.classes.count("no") == 1
     assert "what <b>color</b>?" in page.text  # escaped, not markup
-    assert html.count("<svg") == 8  # four plots a run
+    assert html.count("<svg") == 9  # four plots a run, and one of both
+    assert "Runs of the same stage" in html
     assert not page.open
+
+
+def test_the_report_of_kinds_with_intervals(tmp_path):
+    """As an evaluation on scenes leaves them."""
+    write_run(tmp_path / "stage1")
+    write_evaluation(tmp_path / "evaluation")
+    path = tmp_path / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text()) | {
+        "generation_intervals": {"counting": {"share": 0.3, "low": 0.123, "high": 0.456, "of": 160}},
+        "understanding_intervals": {"color": {"share": 0.9, "low": 0.871, "high": 0.934, "of": 600}},
+        "generation_exact_accuracy": 0.222,
+    }  # fmt: skip
+    del found["generation_color_accuracy"], found["generation_shape_accuracy"]
+    path.write_text(json.dumps(found))
+    text = " ".join(Page(write_report(tmp_path).read_text()).text.split())
+    for wanted in ("counting", "30.0%", "12.3% to 45.6%", "nothing else: 22.2%", "87.1% to 93.4%"):
+        assert wanted in text, wanted
+    assert "Colors right" not in text
 
 
 def test_the_report_needs_no_network(tmp_path):
@@ -106,6 +125,27 @@ def test_the_report_of_one_run_that_is_not_over(tmp_path):
         file.write('{"step": 4, "time"')  # killed while it wrote
     page = Page(write_report(tmp_path / "mine").read_text())
     assert "3 of 40" in page.text and "What it draws" not in page.text
+
+
+def test_samples_over_time_and_held_out_losses_are_shown(tmp_path):
+    folder = tmp_path / "mine"
+    write_run(folder)
+    for step in range(10, 130, 10):
+        made = folder / "samples" / f"step-{step:08d}"
+        made.mkdir(parents=True)
+        answers = [{"question": "what is it?", "images": [], "answer": f"answer {step}"}]
+        (made / "samples.json").write_text(json.dumps({"step": step, "drawings": [{}], "answers": answers}))
+        (made / "grid.png").write_bytes(png(np.full((8, 8, 3), step, np.uint8)))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[9]["validation/text"] = lines[19]["validation/text"] = 3.5
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = write_report(folder).read_text()
+    page = Page(html)
+    steps = [
+        step for step in range(10, 130, 10) if f"answer {step}" in page.text.split()[-1] or f">answer {step}<" in html
+    ]
+    assert steps == [10, 30, 50, 80, 100, 120] and html.count("drawings at step") == 6
+    assert "loss on held-out samples" in page.text
 
 
 def test_no_run_is_an_error(tmp_path):

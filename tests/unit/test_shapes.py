@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from janus_dist.data import easy_vqa
-from janus_dist.evaluation.shapes import COLORS, NOTHING, Detection, detect
+from janus_dist.data.easy_vqa import COLORS
+from janus_dist.evaluation.shapes import NOTHING, Detection, detect
 
 KNOWN = [image for image in easy_vqa.load("test") if image.shape and image.color]
 

@@ -309,6 +309,36 @@ def test_a_share_of_captions_is_cut_to_the_first_sentence_by_key(share):
     assert abs(sum(is_shortened(str(number), share) for number in range(10_000)) / 10_000 - share) < 0.02
 
 
+@pytest.mark.parametrize("end", ["none", "end_of_image", "end_of_sentence"])
+def test_what_follows_an_image_stands_behind_begin_of_image(end):
+    of = step("generation", f"data.chat.image_end={end}")
+    stored = of.prepare(record(1, caption="a cat")).prompt_ids.tolist()
+    follows = {"none": [], "end_of_image": [TOKENIZER.eoi], "end_of_sentence": [TOKENIZER.eos]}[end]
+    assert stored == [*chat.generation_prompt_ids(TOKENIZER, recipe().data.chat, "a cat"), *follows]
+
+
+def test_an_image_is_cropped_where_its_key_says():
+    wide = Picture("wide.png", png(noise(90, 30, 0)))
+    whole = np.asarray(images.load(wide.content, MAX_PIXELS))
+    keys = [f"{number}" for number in range(30)]
+    places = []
+    for key in keys:
+        one = Record(key, "a.jsonl:1", (wide,), caption="a cat")
+        center, crop, again = (
+            step("generation", crop=how).prepare(one).pixels for how in ("center", "random", "random")
+        )
+        assert np.array_equal(crop, again)
+        squares = [
+            np.asarray(images.resize_and_crop(images.load(wide.content, MAX_PIXELS), SIDE, left / 60))
+            for left in range(61)
+        ]
+        assert np.array_equal(center, squares[30])
+        found = [left for left, square in enumerate(squares) if np.array_equal(square, crop)]
+        places += found[:1]
+    assert len(places) == len(keys) and min(places) < 15 and max(places) > 45
+    assert whole.shape == (30, 90, 3)
+
+
 def test_a_document_is_one_sample_or_pieces_of_it():
     of, text = step("text", "pipeline.text_document_tokens=20"), "The quick brown fox jumps over the lazy dog. " * 4
     assert made_of(of, record(text="short")).samples[0][0] == "key"

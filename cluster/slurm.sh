@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=janus
+#SBATCH --nodes=16
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=72
+#SBATCH --mem=0
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=janus-%j.log
+#SBATCH --signal=B:USR1@600
+# A stage on a Ray cluster of its own, which starts and ends with the allocation. From the repository's folder:
+#
+#   sbatch [--nodes=N ...] cluster/slurm.sh jobs/stage2.py RECIPE.yaml ... [key.path=value ...]
+#
+# Ten minutes before the time is up (USR1, above) the run is asked to save and stop. It is requeued when it ends with 75
+# (stopped and saved) or 6 (the cluster failed), and with nothing else (docs/errors.md); 6 counts JANUS_REQUEUES times
+# (10) in a job's life. `scancel --signal=TERM --batch JOB` saves and ends the job for good.
+#
+# The first node takes ranks too. JANUS_VENV is the virtual environment (.venv), on a disk that all nodes see. Ray's ports
+# are open on the nodes' network, hence the token.
+set -euo pipefail
+
+readonly job=${1:?JOB is missing: jobs/stage1.py, jobs/stage2.py or jobs/stage3.py} id=${SLURM_JOB_ID:?run it by sbatch}
+PATH=$(realpath "${JANUS_VENV:-.venv}")/bin:$PATH
+export PATH
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+srun=(srun --overlap --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK")
+
+RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+port=$((20000 + id % 10000))    # of this job alone, above the ports of Ray's workers
+head_address=$(getent ahostsv4 "${nodes[0]}" | awk '$1 !~ /^127\./ {print $1; exit}' || true)
+readonly address=${head_address:-${nodes[0]}}:$port
+export RAY_AUTH_MODE RAY_AUTH_TOKEN
+
+ending='' driver=''
+# shellcheck disable=SC2329    # called by the traps
+stop() {    # stop WHY: the run saves and stops, and the script goes on where it waits for it
+    ending=$1
+    echo "$1: asking the run to save and stop"
+    [ -z "$driver" ] || kill -TERM "$driver" 2>/dev/null || true
+}
+trap 'stop "time is nearly up"' USR1
+trap 'stop cancelled' TERM
+trap 'kill $(jobs -p) 2>/dev/null && wait || true' EXIT
+
+# The head on the first node, then the others; false when the head does not come up.
+start_ray() {
+    local ray_start=(ray start --block --disable-usage-stats --temp-dir="/tmp/ray-$id"
+        --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
+    "${srun[@]}" --nodes=1 --nodelist="${nodes[0]}" "${ray_start[@]}" --head --port="$port" --dashboard-host=127.0.0.1 &
+    until ray health-check --address="$address" >/dev/null 2>&1; do
+        kill -0 $! 2>/dev/null || return 1
+        sleep 2
+    done
+    if ((${#nodes[@]} > 1)); then
+        "${srun[@]}" --nodes=$((${#nodes[@]} - 1)) --exclude="${nodes[0]}" "${ray_start[@]}" --address="$address" &
+    fi
+}
+
+code=75
+if ! start_ray; then
+    echo "the head of Ray ended" >&2
+    code=6
+elif [ -z "$ending" ]; then
+    RAY_ADDRESS=$address python cluster/wait.py "$@" &
+    driver=$!
+    while kill -0 "$driver" 2>/dev/null; do wait "$driver" || true; done    # a trap ends `wait` before the driver
+    wait "$driver" && code=0 || code=$?
+fi
+
+restarts=${SLURM_RESTART_COUNT:-0}
+echo "$job ended with $code after $restarts restarts"
+if [ "$ending" != cancelled ] && { [ "$code" = 75 ] || { [ "$code" = 6 ] && ((restarts < ${JANUS_REQUEUES:-10})); }; }; then
+    scontrol requeue "$id"
+fi
+exit "$code"

@@ -1,0 +1,112 @@
+"""Wait until the Ray cluster has room for the ranks of a recipe, asking its autoscaler for nodes; then run the job.
+
+    python cluster/wait.py jobs/stage2.py [RECIPE.yaml ...] [key.path=value ...]
+
+A job by itself refuses a recipe that asks for more than the cluster has. This is for clusters whose nodes are still on
+their way: started by an autoscaler, or joining one after another. Invariant: the recipe is read before anything is
+waited for; what was asked of the autoscaler is given back when the job ends; the exit code is the job's own.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import AuthenticationError
+
+from janus_dist.cli import run_job, split_arguments
+from janus_dist.config.load import load
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.train import ClusterConfig
+from janus_dist.errors import ClusterError, ConfigError
+
+TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"
+LIMIT_S = float(os.environ.get("JANUS_WAIT_S", "1800"))
+"""Longest wait; a machine with eight GPUs takes ten minutes to start, an image of 10 GB another five."""
+POLL_S = 2.0
+STAGES = ("stage1.py", "stage2.py", "stage3.py")
+
+
+def main() -> int:
+    """The job's exit code."""
+    job, arguments = Path(sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
+    if job.name not in STAGES:
+        raise ConfigError(
+            f"cluster/wait.py runs {', '.join(STAGES)}, got {str(job)!r}; other jobs take what a cluster has",
+            "python cluster/wait.py jobs/stage2.py [RECIPE.yaml ...] [key.path=value ...]",
+        )
+    files, overrides = split_arguments(arguments)
+    defaults = [TINY / "base.yaml", TINY / f"{job.stem}.yaml"]
+    cluster = load(StageRecipe, files or defaults, overrides).recipe.cluster
+    with _connected():
+        request_resources(bundles=_bundles(cluster))
+        _wait(cluster)
+    code = _run([sys.executable, str(job), *arguments])
+    with suppress(ClusterError), _connected():  # a cluster that is gone keeps no nodes
+        request_resources(bundles=[])
+    return code
+
+
+def room(nodes: list[dict], cluster: ClusterConfig) -> int:
+    """Ranks that fit on Ray's nodes, each rank whole on one of them."""
+    ranks = 0
+    for node in nodes:
+        if node["Alive"]:
+            fits = int(node["Resources"].get("CPU", 0) // cluster.cpus_per_worker)
+            ranks += min(fits, int(node["Resources"].get("GPU", 0))) if cluster.gpu else fits
+    return ranks
+
+
+def _bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
+    """What the ranks take, one entry a rank."""
+    rank: dict[str, float] = {"CPU": cluster.cpus_per_worker}
+    return [rank | ({"GPU": 1} if cluster.gpu else {})] * cluster.workers
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """In a `with` block this process is connected to the running cluster. ClusterError when there is none."""
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        raise ClusterError(f"Ray cannot be reached: {error}", "start it, or set RAY_ADDRESS") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _wait(cluster: ClusterConfig) -> None:
+    """Return when there is room for all ranks, or after a while for `cluster.min_workers`; ClusterError otherwise."""
+    least, deadline, before = cluster.min_workers or cluster.workers, time.monotonic() + LIMIT_S, None
+    while (there := room(ray.nodes(), cluster)) < cluster.workers:
+        if there != before:
+            print(f"waiting for nodes: room for {there} of {cluster.workers} ranks", flush=True)
+            before = there
+        if time.monotonic() > deadline:
+            if there >= least:
+                break
+            raise ClusterError(
+                f"after {LIMIT_S:g} s the Ray cluster has room for {there} of cluster.workers={cluster.workers} ranks, "
+                f"{least} at least are needed",
+                "see `ray status` for what is missing; JANUS_WAIT_S sets the wait, cluster.min_workers what is enough",
+            )
+        time.sleep(POLL_S)
+
+
+def _run(command: list[str]) -> int:
+    """Run the job; whoever asks this process to stop asks the job."""
+    with subprocess.Popen(command) as job:
+        signal.signal(signal.SIGTERM, lambda *_: job.terminate())
+        return job.wait()
+
+
+if __name__ == "__main__":
+    run_job(main)

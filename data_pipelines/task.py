@@ -1,0 +1,45 @@
+"""A shard job as a Ray task.
+
+Invariant: nothing here imports PyTorch, not even indirectly: it would cost each worker process 5 s of a core and half a
+gigabyte, and jobs leave what needs it to the encoders.
+"""
+
+from dataclasses import dataclass
+
+import ray
+
+from data_pipelines import work
+from data_pipelines.encoder import EncoderPool, NearEncoders
+from data_pipelines.job import InputWork, run_job
+from data_pipelines.work import Marker, ShardJob
+
+SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the driver keeps of a finished job."""
+
+    records: int
+    samples: int
+    bad: int
+    reasons: tuple[str, ...]
+    """Of the first bad records."""
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, marker: Marker) -> "Summary":
+        reasons = tuple(f"{reject.key}: {reject.reason}" for reject in marker.rejects[:SHOWN_REASONS])
+        return cls(marker.records, marker.samples, len(marker.rejects), reasons, dict(marker.seconds))
+
+
+@ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
+def do_job(job: ShardJob, of: InputWork, encoders: EncoderPool | None, with_examples: bool) -> Summary:
+    """Do a job, unless an earlier attempt lived long enough to commit it, but not to say so."""
+    marker = work.load_marker(of.folder, job)
+    if marker is None:
+        marker = run_job(job, of, NearEncoders(encoders) if encoders else None, with_examples)
+    if marker is None:
+        marker = work.load_marker(of.folder, job)
+    assert marker is not None, "an attempt lost against a marker that is not there"
+    return Summary.of(marker)

@@ -1,0 +1,210 @@
+"""What goes on beside a run: in its driver lines for the console, the wish to stop and samples of its checkpoints, each
+a `with` block around the run; in its ranks files of their own and gauges.
+
+Invariant: what fails in one of these costs the run nothing.
+"""
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.state import state as ray_state
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.metrics import Gauge
+
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.evaluation.prompts import read_prompts
+from janus_dist.monitor.grafana import gauge_name
+from janus_dist.monitor.metrics import METRICS
+from janus_dist.train.stop import request_stop
+
+POLL_S = 0.5
+DRAIN_POLL_S = 5.0
+SAMPLES_S = 600.0
+"""Longest wait for the samples of the last checkpoint when training is over."""
+SAMPLES_EACH = 2
+"""Drawings of a prompt."""
+
+
+class StopOnSignal:
+    """While a `with` block runs, SIGTERM to the driver (`ray job stop`) asks the runs to save and stop."""
+
+    def __init__(self, runs: Callable[[], Iterable[StageRecipe]]):
+        self.runs = runs
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        for recipe in self.runs():
+            request_stop(recipe.run.dir)
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+
+class StopOnDrain:
+    """While a `with` block runs, the notice that a node of a rank is about to go asks the run to save and stop.
+
+    Ray is told by `ray drain-node`, by KubeRay, or by a cloud's notice; it drains idle nodes too, which say nothing.
+    """
+
+    def __init__(self, lines: Any, run_dir: Path):
+        self.lines, self.run_dir = lines, run_dir
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._look, name="drain", daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _look(self) -> None:
+        while not self.ended.wait(DRAIN_POLL_S):
+            # the same call by which Ray Train learns of it; its public way wants all ranks to ask together
+            going = ray_state.get_draining_nodes()
+            with suppress(RayError):
+                if set(going) & set(ray.get(self.lines.nodes_of_ranks.remote())):
+                    request_stop(self.run_dir)
+                    return
+
+
+def log_to_own_file(run_dir: Path, rank: int) -> None:
+    """From now on what this process prints, and its libraries, goes to RUN/logs/rank-XXXX.log; the console has what
+    the first rank says."""
+    path = run_dir / "logs" / f"rank-{rank:04d}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            print(
+                f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} process {os.getpid()}",
+                file=file,
+                flush=True,
+            )
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+    except OSError:  # Ray has its own files then
+        return
+
+
+class RayMetrics:
+    """The newest metrics as Ray's gauges, which its agents offer to Prometheus; the first rank has one."""
+
+    def __init__(self, run: str):
+        self.gauges = {one.name: Gauge(gauge_name(one.name), one.meaning, tag_keys=("run",)) for one in METRICS}
+        for gauge in self.gauges.values():
+            gauge.set_default_tags({"run": run})
+
+    def record(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.gauges[name].set(value)
+
+    def close(self) -> None:
+        pass
+
+
+class Samples:
+    """While a `with` block runs, a process beside the ranks gives `monitor.prompts` to each checkpoint.
+
+    It takes a GPU that no rank needs, as soon as there is one, or shares the ranks' cores where there are none.
+    Whatever becomes of it, the run goes on.
+    """
+
+    def __init__(self, recipe: StageRecipe, lines: Any, show: Callable[[str], None]):
+        self.recipe, self.lines, self.show = recipe, lines, show
+        self.sampler: Any = None  # none without prompts
+
+    def __enter__(self) -> None:
+        if self.recipe.monitor.prompts is not None:
+            settings = self.recipe.with_absolute_paths().model_dump(mode="json")
+            self.sampler = _Sampler.options(num_gpus=int(self.recipe.cluster.gpu)).remote()
+            self.running: ray.ObjectRef = self.sampler.follow.remote(settings, self.lines)
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if self.sampler is None:
+            return
+        try:
+            if kind is None:
+                ray.get(self.running, timeout=SAMPLES_S)
+        except GetTimeoutError:
+            self.show(
+                f"samples of the last checkpoint were not made within {SAMPLES_S:.0f} s: `janus sample` makes them"
+            )
+        except RayError as error:
+            self.show(f"samples could not be made: {' '.join(str(getattr(error, 'cause', error)).split())[:300]}")
+        finally:
+            ray.kill(self.sampler)
+
+
+@ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
+class _Sampler:
+    """The process for samples; an actor, since `ray.cancel` of a task that comes to its end aborts the driver."""
+
+    def follow(self, settings: dict[str, Any], lines: Any) -> None:
+        from janus_dist.evaluation import samples  # here, so that the driver needs no model
+        from janus_dist.model.sample import Choice
+
+        recipe = StageRecipe.model_validate(settings)
+        given = recipe.evaluate
+        device = "cuda" if recipe.cluster.gpu else "cpu"
+        choice = Choice(given.temperature, given.top_k)
+        how = samples.How(images_per_prompt=SAMPLES_EACH, guidance=given.guidance, choice=choice, device=device)
+        asked = read_prompts(Path(recipe.monitor.prompts or ""))
+        samples.follow(recipe.run.dir, asked, how, recipe.run.dir / "samples", lambda line: lines.put.remote(line))
+
+
+@ray.remote(num_cpus=0)
+class Lines:
+    """Lines on their way from the first rank to the driver's console, and the nodes that ranks are on."""
+
+    def __init__(self) -> None:
+        self.waiting: list[str] = []
+        self.nodes: set[str] = set()
+
+    def join(self, node: str) -> None:
+        self.nodes.add(node)
+
+    def nodes_of_ranks(self) -> set[str]:
+        return self.nodes
+
+    def put(self, line: str) -> None:
+        self.waiting.append(line)
+
+    def take(self) -> list[str]:
+        taken, self.waiting = self.waiting, []
+        return taken
+
+
+class Follower:
+    """Shows the lines of an actor while a `with` block runs, to the last one."""
+
+    def __init__(self, lines: Any, show: Callable[[str], None]):
+        self.lines, self.show = lines, show
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._follow, name="console", daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self._take()
+
+    def _follow(self) -> None:
+        while not self.ended.wait(POLL_S):
+            self._take()
+
+    def _take(self) -> None:
+        with suppress(RayError):  # the driver's own node is lost, which the driver says itself
+            for line in ray.get(self.lines.take.remote()):
+                self.show(line)

@@ -1,0 +1,197 @@
+"""`janus check`: what would stop a stage, all of it at once, before a GPU is taken.
+
+Invariant: nothing is trained and nothing stays written; every fault is an error that the stage itself would end with,
+with the same message, and none hides another.
+"""
+
+import json
+import netrc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.data import storage
+from janus_dist.data.manifest import NAME
+from janus_dist.data.plan import Base, Plan, open_shards
+from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.engine import commits
+from janus_dist.engine.find import start_is_complete
+from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError, JanusError
+from janus_dist.model.parts import part_of
+from janus_dist.model.start import open_weights
+from janus_dist.train.budget import checkpoint_bytes
+from janus_dist.train.compatible import check_data, check_resume
+from janus_dist.train.memory import predict
+from janus_dist.train.startup import check_room
+
+GIB = 2**30
+WANDB_HOST = "api.wandb.ai"
+
+
+def run_checks(recipe: StageRecipe, as_json: bool) -> None:
+    """Print what was found, numbered; ends with the exit code of the first fault, if there is one."""
+    notes: list[str] = []
+    faults: list[JanusError] = []
+    for check in CHECKS:
+        try:
+            notes += check(recipe)
+        except JanusError as error:
+            if str(error) not in map(str, faults):
+                faults.append(error)
+    if as_json:
+        told = [{"message": one.message, "hint": one.hint, "exit_code": one.exit_code} for one in faults]
+        print(json.dumps({"faults": told, "notes": notes}))
+    else:
+        for note in notes:
+            print(f"  {note}")
+        for number, fault in enumerate(faults, start=1):
+            print(f"{number}. {str(fault).replace(chr(10), chr(10) + '   ')}")
+        print(f"{len(faults)} faults" if faults else "nothing stands in the way")
+    if faults:
+        sys.exit(faults[0].exit_code)
+
+
+def _versions(_: StageRecipe) -> Iterator[str]:
+    """What is installed is what the project was made for."""
+    wrong = []
+    for text in requires("janus-dist") or ():
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            if not wanted.specifier.contains(version(wanted.name), prereleases=True):
+                wrong.append(f"{wanted.name} {version(wanted.name)} (needs {wanted.specifier})")
+        except PackageNotFoundError:
+            wrong.append(f"{wanted.name} is absent")
+    if wrong:
+        raise ConfigError(f"other packages than this version was made for: {', '.join(wrong)}", "run make setup")
+    yield f"torch {version('torch')}, deepspeed {version('deepspeed')}, ray {version('ray')}"
+
+
+def _data(recipe: StageRecipe) -> Iterator[str]:
+    """Tokenizer and shards are there and of one making; what the recipe makes itself may be absent."""
+    tokenizer = Tokenizer.load(recipe.data.tokenizer)
+    inputs = recipe.pipeline.inputs
+    absent = [name for name in inputs if storage.size(f"{recipe.data.root}/{name}/{NAME}") is None]
+    if absent:
+        yield f"shards of {', '.join(absent)} are made first"
+        for name in absent:
+            given = inputs[name].path
+            for path in (given,) if isinstance(given, str) else given:
+                if "://" not in path and not any(sign in path for sign in "*?[{") and not Path(path).exists():
+                    raise DataError(f"pipeline.inputs.{name}.path={path} does not exist", "give where the data is")
+        return
+    shards = open_shards(recipe.data, recipe.mix)
+    check_data(recipe, tokenizer, shards)
+    for lane, found in shards.items():
+        yield f"{lane.source}: {found.manifest.samples:,} samples, {found.manifest.tokens:,} tokens"
+
+
+def _start(recipe: StageRecipe) -> Iterator[str]:
+    """Where the run goes on or starts from."""
+    run, newest = recipe.run, commits.latest(recipe.run.saved_in)
+    if newest is not None:
+        yield from _resume(recipe, newest)
+    elif run.start_from is not None:
+        before = commits.latest(run.saved_in_of(run.start_from))
+        if before is None and not run.start_recipes:
+            raise CheckpointError(
+                f"run.start_from={run.start_from}: no committed checkpoint under {run.saved_in_of(run.start_from)}",
+                "train that run first, or set run.start_from=null to start from random weights",
+            )
+        if run.start_recipes and not start_is_complete(run):
+            yield f"starts from {run.start_from}, which is trained first" + (f", from {before} on" if before else "")
+        else:
+            yield f"starts from {before}"
+    elif run.start_weights:
+        found = open_weights(recipe.model, run.start_weights)
+        yield f"starts from {len(found)} tensors of {', '.join(run.start_weights.values())}"
+    else:
+        yield "starts from random weights"
+
+
+def _resume(recipe: StageRecipe, newest: str) -> Iterator[str]:
+    commit = commits.read(newest)
+    if recipe.run.resume == "never":
+        raise ConfigError(
+            f"run.resume=never, but run {recipe.run.dir} has a checkpoint: {newest}",
+            "give the run another name (run.name=...), or let it go on (run.resume=auto)",
+        )
+    if commit.step == recipe.train.steps:
+        raise ConfigError(
+            f"run {recipe.run.dir} is complete: its checkpoint is at step {commit.step}, as train.steps asks",
+            "raise train.steps to go on, or give the run another name (run.name=...)",
+        )
+    plan = None
+    if not recipe.run.rebase:
+        plan = Plan(
+            open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
+        )
+        base = commit.plan["base"]
+        plan = plan.rebased(Base(**base) if base else None)
+    learns = set(recipe.train.trainable)
+    trainable = [name for name in commit.shapes if part_of(name) in learns]
+    check_resume(recipe, plan, trainable, newest, commit)
+    yield f"goes on at step {commit.step:,} of {recipe.train.steps:,} from {newest}"
+
+
+def _room(recipe: StageRecipe) -> Iterator[str]:
+    """The run's folder and its checkpoints can be written, with room for two; what is not there is not left behind."""
+    size = checkpoint_bytes(recipe)
+    made = missing_folders(recipe.run.dir, *([] if "://" in recipe.run.saved_in else [Path(recipe.run.saved_in)]))
+    try:
+        check_room(recipe.run, size)
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+    yield f"a checkpoint takes {size / GIB:,.3f} GiB under {recipe.run.saved_in}"
+
+
+def missing_folders(*folders: Path) -> list[Path]:
+    """Of folders and those above them the ones that do not exist, the deepest first."""
+    every = {one for folder in folders for one in (folder, *folder.parents) if not one.exists()}
+    return sorted(every, key=lambda one: len(one.parts), reverse=True)
+
+
+def _memory(recipe: StageRecipe) -> Iterator[str]:
+    """A rank's share fits the GPUs, as far as this machine has one to ask."""
+    wanted = predict(recipe, recipe.cluster.workers).device_bytes / GIB
+    yield f"a rank needs {wanted:.2f} GiB at least, of {recipe.cluster.workers} ranks"
+    if not recipe.cluster.gpu:
+        return
+    if not torch.cuda.is_available():
+        yield "no GPU here to compare with: the nodes must have one for each rank"
+        return
+    there = torch.cuda.get_device_properties(0).total_memory / GIB
+    if wanted > there:
+        raise ClusterError(
+            f"a rank needs {wanted:.1f} GiB at least, {torch.cuda.get_device_name(0)} has {there:.1f}",
+            "take more ranks, a smaller batch.micro_rows, or engine.activation_checkpointing=1 (`janus plan` says what "
+            "takes how much)",
+        )
+
+
+def _wandb(recipe: StageRecipe) -> Iterator[str]:
+    """There is a key for wandb where figures go there at once; which one is not said."""
+    if recipe.monitor.wandb != "online" or os.environ.get("WANDB_API_KEY"):
+        return
+    with suppress(OSError, netrc.NetrcParseError):
+        if netrc.netrc().authenticators(WANDB_HOST):
+            return
+    raise ConfigError(
+        "monitor.wandb=online, and there is no key for wandb here",
+        "set WANDB_API_KEY on the nodes or run `wandb login`; monitor.wandb=offline keeps figures for later",
+    )
+    yield ""
+
+
+CHECKS: tuple[Callable[[StageRecipe], Iterator[Any]], ...] = (_versions, _data, _start, _room, _memory, _wandb)

@@ -1,0 +1,137 @@
+"""`janus ckpt`: what checkpoints there are, whether they are whole, what is in them, and deleting what need not stay.
+
+Invariant: nothing is written, and nothing deleted but by `prune`; none of it needs torch.
+"""
+
+import json
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from janus_dist.data import storage
+from janus_dist.engine import commits
+from janus_dist.engine.commits import Commit, DamagedError, Keep
+from janus_dist.engine.find import recipe_of, saved_in
+from janus_dist.errors import CheckpointError
+from janus_dist.monitor.console import count
+
+ckpt_app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run, check them, delete some.")
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or a folder or s3:// URL of checkpoints.")]
+RunOrCheckpoint = Annotated[str, typer.Argument(metavar="RUN|CKPT", help="The same, or one checkpoint.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+WHOLE = "whole"
+
+
+@ckpt_app.command("list")
+def list_command(run: Run, as_json: AsJson = False) -> None:
+    """List the checkpoints of a run, oldest first; sizes are compared, checksums are not."""
+    folder = _folder(run)
+    found = [_line(path) for path in commits.folders(folder)]
+    if as_json:
+        print(json.dumps({"folder": folder, "checkpoints": found}))
+        return
+    if not found:
+        raise CheckpointError(f"no checkpoint under {folder}", "train the run first, or name another folder")
+    print(folder)
+    for one in found:
+        made = f"{count(one['bytes'])}B  {one['ranks']} ranks  {count(one['tokens'])} tokens" if one["ranks"] else ""
+        print(f"  step {one['step']:>9,}  {one['state']:<18}  {made}".rstrip())
+
+
+@ckpt_app.command("verify")
+def verify_command(source: RunOrCheckpoint) -> None:
+    """Read every byte of one checkpoint, or of all of a run, and compare checksums; ends with 4 at damage."""
+    paths = [source.rstrip("/")] if commits.is_marked(source) else commits.marked(_folder(source))
+    if not paths:
+        raise CheckpointError(f"no checkpoint under {source}", "name a run's folder or a checkpoint")
+    damaged = 0
+    for path in paths:
+        try:
+            commit = commits.read(path)
+            commits.verify(path, commit)
+            print(f"{path}: whole, {count(_bytes(commit))}B in {len(commit.files)} files")
+        except DamagedError as error:
+            damaged += 1
+            print(f"{path}: {error.message}")
+    if damaged:
+        raise CheckpointError(
+            f"{damaged} of {len(paths)} checkpoints are damaged", "a run passes over them; delete them to make room"
+        )
+
+
+@ckpt_app.command("show")
+def show_command(source: RunOrCheckpoint, as_json: AsJson = False) -> None:
+    """Say what the marker of a checkpoint, or of a run's newest, says: step, model, data, what it was made with."""
+    path = source.rstrip("/") if commits.is_marked(source) else commits.latest(_folder(source))
+    if path is None:
+        raise CheckpointError(f"no whole checkpoint under {source}", "`janus ckpt list` says what there is")
+    commit = commits.read(path)
+    if as_json:
+        print(json.dumps({"path": path, **asdict(commit)}))
+        return
+    print(path)
+    for name, value in _facts(commit):
+        print(f"  {name:<11} {value}")
+
+
+@ckpt_app.command("prune")
+def prune_command(
+    run: Run,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="The newest so many whole ones stay.")],
+    every: Annotated[int | None, typer.Option("--every", min=1, help="So do those of every N-th step.")] = None,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete checkpoints that need not stay, and what killed saves left before the newest whole one."""
+    folder = _folder(run)
+    for path in commits.dispensable(folder, Keep(keep, every)):
+        if not is_dry:
+            commits.delete(path)
+        print(f"{'would delete' if is_dry else 'deleted'} {path}")
+    print(f"{len(commits.committed(folder))} whole checkpoints {'are there' if is_dry else 'stay'}")
+
+
+def _folder(run: str) -> str:
+    """The folder of checkpoints that a user means."""
+    is_run = storage.is_local(run) and Path(run, "config.json").is_file()
+    return saved_in(run.rstrip("/"), recipe_of(Path(run))) if is_run else run.rstrip("/")
+
+
+def _line(path: str) -> dict[str, Any]:
+    there = set(storage.names(path))
+    found: dict[str, Any] = {"path": path, "step": commits.step_of(path), "ranks": 0, "tokens": 0, "bytes": 0}
+    if commits.MARKER not in there:
+        return found | {"state": "set aside" if commits.ASIDE in there else "not committed"}
+    try:
+        commit = commits.read(path)
+    except CheckpointError as error:
+        return found | {"state": "damaged" if isinstance(error, DamagedError) else "of another version"}
+    state = WHOLE if commits.is_committed(path) else "damaged"
+    return found | {"state": state, "ranks": commit.world, "tokens": commit.tokens, "bytes": _bytes(commit)}
+
+
+def _facts(commit: Commit) -> list[tuple[str, str]]:
+    learned = sum(prod(commit.shapes[name]) for name in commit.trainable)
+    every = sum(prod(shape) for shape in commit.shapes.values())
+    run, sources = commit.recipe["run"], commit.cursors
+    left_out = ", ".join(f"{first} to {stop - 1}" for first, stop in commit.left_out)
+    return [
+        ("step", f"{commit.step:,} of {commit.recipe['train']['steps']:,}"),
+        ("tokens", f"{commit.tokens:,}"),
+        ("run", f"{run['name']}, stage {commit.recipe['stage']}, in {run['root']}"),
+        ("parameters", f"{every:,}, {learned:,} of them learn"),
+        ("parts", ", ".join(commit.recipe["train"]["trainable"])),
+        ("sources", ", ".join(sources) or "none"),
+        ("plan", commit.plan_digest[:12]),
+        ("left out", f"steps {left_out} of the plan" if left_out else "nothing"),
+        ("written by", f"{commit.world} ranks"),
+        ("files", f"{len(commit.files)}, {_bytes(commit):,} bytes"),
+    ]
+
+
+def _bytes(commit: Commit) -> int:
+    return sum(said["bytes"] for said in commit.files.values())

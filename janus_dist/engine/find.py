@@ -1,0 +1,64 @@
+"""From what a user names to checkpoints and recipes: a run's folder, a folder of checkpoints, a checkpoint.
+
+Invariant: a run's folder may have been moved together with its checkpoints; a checkpoint carries its own recipe.
+Nothing here needs torch.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from janus_dist.config.load import load
+from janus_dist.config.recipe import RunConfig, StageRecipe
+from janus_dist.engine import commits
+from janus_dist.errors import CheckpointError
+
+
+def find(source: str, overrides: Sequence[str] = ()) -> tuple[StageRecipe, str]:
+    """The recipe, changed by `overrides`, and the checkpoint of a run's folder (its newest), or of a checkpoint."""
+    if commits.is_marked(source):
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "config.json"
+            path.write_text(json.dumps(commits.read(source).recipe))
+            return load(StageRecipe, [path], overrides).recipe, source
+    recipe = recipe_of(Path(source), overrides)
+    return recipe, newest(saved_in(source, recipe))
+
+
+def saved_in(run_dir: str | Path, recipe: StageRecipe) -> str:
+    """Where the checkpoints of a run's folder are, which may have been moved together with them."""
+    return f"{run_dir}/checkpoints" if recipe.run.checkpoints is None else recipe.run.saved_in
+
+
+def recipe_of(run_dir: Path, overrides: Sequence[str] = ()) -> StageRecipe:
+    """The recipe that a run was trained with; CheckpointError when the folder is no run's."""
+    path = run_dir / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{run_dir} is no run and no checkpoint: it has neither config.json nor {commits.MARKER}",
+            "give the folder of a run (RUN_ROOT/NAME), or of one of its checkpoints",
+        )
+    return load(StageRecipe, [path], overrides).recipe
+
+
+def start_is_complete(run: RunConfig) -> bool:
+    """Whether the run that `run` starts from has a checkpoint of the last step that its own recipe asks for, which may
+    be fewer than a recipe would now."""
+    assert run.start_from is not None
+    before, newest = Path(run.root) / run.start_from, commits.latest(run.saved_in_of(run.start_from))
+    if newest is None:
+        return False
+    if not (before / "config.json").is_file():  # its checkpoints were brought here alone
+        return True
+    return commits.step_of(newest) >= recipe_of(before).train.steps
+
+
+def newest(folder: str) -> str:
+    """The newest whole checkpoint; CheckpointError when there is none."""
+    path = commits.latest(folder)
+    if path is None:
+        raise CheckpointError(
+            f"no committed checkpoint under {folder}", "train the run first, or name another with run.name=..."
+        )
+    return path

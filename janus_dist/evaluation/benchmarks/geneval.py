@@ -1,0 +1,40 @@
+"""GenEval: prompts of objects, numbers, colors and places, whose drawings an object detector judges (arXiv 2310.11513).
+
+    FOLDER/evaluation_metadata.jsonl    lines {tag, include, prompt, ...}
+
+Sources: djghosh13/geneval README.md, generation/diffusers_generate.py and evaluation/evaluate_images.py. Invariant:
+folder 00007 holds the drawings of line 7, counted from 0, and that line as it was published.
+"""
+
+import json
+from pathlib import Path
+
+from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Question, fields, load_lines
+
+
+def read(folder: Path) -> list[Question]:
+    """All prompts."""
+    path = folder / "evaluation_metadata.jsonl"
+    found: list[Question] = []
+    for number, entry in enumerate(load_lines(path)):
+        (prompt,) = fields(entry, ("prompt",), f"{path}:{number + 1}")
+        found.append(Question(f"{number:05d}", prompt, (), entry))
+    return found
+
+
+def sample(prompt: str, place: int) -> str:
+    """Where drawing `place` of the prompt with this id lies."""
+    return f"{prompt}/samples/{place:04d}.png"
+
+
+def write(answered: Answered) -> dict[str, str]:
+    """`NNNNN/metadata.jsonl`; the drawings lie beside it."""
+    return {f"{question.id}/metadata.jsonl": json.dumps(question.entry) + "\n" for question, _ in answered}
+
+
+def score(answered: Answered) -> dict[str, float]:
+    """None: a detector judges."""
+    return {}
+
+
+GENEVAL = Benchmark(read, write, score, is_drawn=True)

@@ -1,0 +1,50 @@
+"""GQA: questions about the parts of a scene, answered by a word or two (arXiv 1902.09506).
+
+    FOLDER/testdev_balanced_questions.json    {ID: {imageId, question, answer, ...}}
+    FOLDER/images/IMAGE_ID.jpg
+
+Sources: eval.py of GQA (cs.stanford.edu/people/dorarad/gqa/evaluate.html); haotian-liu/LLaVA scripts/v1_5/eval/gqa.sh
+and scripts/convert_gqa_for_eval.py. Invariant: every question has a prediction, which the scorer wants.
+"""
+
+import json
+from pathlib import Path
+
+from janus_dist.evaluation.benchmarks.question import (
+    SHORT_ANSWER,
+    Answered,
+    Benchmark,
+    Question,
+    fields,
+    load_json,
+    share,
+)
+
+
+def read(folder: Path) -> list[Question]:
+    """The questions of testdev."""
+    path = folder / "testdev_balanced_questions.json"
+    found: list[Question] = []
+    for own, entry in load_json(path).items():
+        image, text, _ = fields(entry, ("imageId", "question", "answer"), f"{path}, question {own},")
+        found.append(Question(own, text + SHORT_ANSWER, (folder / "images" / f"{image}.jpg",), entry))
+    return found
+
+
+def write(answered: Answered) -> dict[str, str]:
+    """`testdev_balanced_predictions.json`: [{questionId, prediction}, ...]."""
+    predictions = [{"questionId": question.id, "prediction": prediction(text)} for question, text in answered]
+    return {"testdev_balanced_predictions.json": json.dumps(predictions) + "\n"}
+
+
+def score(answered: Answered) -> dict[str, float]:
+    """Share of predictions that are the answer, letter for letter."""
+    return {"accuracy": share(prediction(text) == question.entry["answer"] for question, text in answered)}
+
+
+def prediction(text: str) -> str:
+    """An answer as the data set writes it."""
+    return text.rstrip(".").lower()
+
+
+GQA = Benchmark(read, write, score)

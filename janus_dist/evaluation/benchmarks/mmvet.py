@@ -1,0 +1,36 @@
+"""MM-Vet: open questions that a language model judges (arXiv 2308.02490).
+
+    FOLDER/mm-vet.json    {v1_0: {imagename, question, answer, ...}, ...}
+    FOLDER/images/IMAGENAME
+
+Sources: yuweihao/MM-Vet inference/utils.py and mm-vet_evaluator.py; haotian-liu/LLaVA docs/Evaluation.md (no words are
+added to the question) and scripts/convert_mmvet_for_eval.py. Invariant: every question has an answer.
+"""
+
+import json
+from pathlib import Path
+
+from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Question, fields, load_json
+
+
+def read(folder: Path) -> list[Question]:
+    """All questions."""
+    path = folder / "mm-vet.json"
+    found: list[Question] = []
+    for own, entry in load_json(path).items():
+        image, text = fields(entry, ("imagename", "question"), f"{path}, question {own},")
+        found.append(Question(own, text, (folder / "images" / image,), entry))
+    return found
+
+
+def write(answered: Answered) -> dict[str, str]:
+    """`predictions.json`: {v1_0: answer, ...}."""
+    return {"predictions.json": json.dumps({question.id: text for question, text in answered}, indent=2) + "\n"}
+
+
+def score(answered: Answered) -> dict[str, float]:
+    """None: a language model judges."""
+    return {}
+
+
+MMVET = Benchmark(read, write, score, max_new_tokens=1024)

@@ -1,0 +1,197 @@
+"""A run's newest checkpoint, or the published Janus that it would start from, asked published benchmarks.
+
+    RUN/benchmarks/step-XXXXXXXX/NAME/    what NAME's scorer reads, jobs/, and summary.json, written last
+    RUN/benchmarks/start/NAME/            the same of a run without a checkpoint, by `run.start_weights.janus`
+
+Invariant: what is written is made of the markers of all jobs, whoever did them and whenever; without a summary.json
+something is missing, and the same command does the rest.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from janus_dist.config.evaluate import BenchmarkName
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.data import storage
+from janus_dist.engine import commits
+from janus_dist.engine.find import newest
+from janus_dist.errors import DataError
+from janus_dist.evaluation.benchmarks import work
+from janus_dist.evaluation.benchmarks.all import BENCHMARKS
+from janus_dist.evaluation.benchmarks.geneval import sample
+from janus_dist.evaluation.benchmarks.question import Question
+from janus_dist.evaluation.benchmarks.work import MARKERS, Job
+from janus_dist.evaluation.sampler import Sampler, load_tokenizer
+from janus_dist.model.start import open_weights
+from janus_dist.model.vq_weights import digest, load_vq
+
+SUMMARY = "summary.json"
+SHOWN = 3
+Do = Callable[[StageRecipe, str | None, Sequence[Job]], None]
+"""Does jobs with a checkpoint, in this process or others; returns when all have a marker."""
+
+log = logging.getLogger("janus_dist")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One benchmark and its jobs."""
+
+    name: BenchmarkName
+    out: str
+    questions: list[Question]
+    jobs: list[Job]
+
+
+def evaluate(recipe: StageRecipe, do: Do) -> dict[str, dict[str, Any]]:
+    """Ask all of `evaluate.benchmarks` and write what their scorers read; the summaries, by name.
+
+    Jobs that an earlier call did are not done again. CheckpointError when the run has no checkpoint, DataError when a
+    benchmark's files are absent or of another format.
+    """
+    recipe = recipe.with_absolute_paths()
+    checkpoint = _checkpoint(recipe)
+    prepared = [_prepare(recipe, name, checkpoint) for name in recipe.evaluate.benchmarks]
+    jobs = [job for one in prepared for job in one.jobs if not _is_done(job, recipe.evaluate.images_per_prompt)]
+    total = sum(len(one.jobs) for one in prepared)
+    source = checkpoint or recipe.run.start_weights["janus"]
+    log.info("%s: %d of %d jobs of %s", source, len(jobs), total, ", ".join(recipe.evaluate.benchmarks))
+    if jobs:
+        do(recipe, checkpoint, jobs)
+    return {one.name: _finish(recipe, one, checkpoint) for one in prepared}
+
+
+def do_here(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Job]) -> None:
+    """Do jobs one after another in this process, on its GPU with `cluster.gpu`."""
+    sampler = Sampler.load(recipe, checkpoint, "cuda" if recipe.cluster.gpu else "cpu")
+    for number, job in enumerate(jobs, start=1):
+        if work.load(job) is None:  # an attempt before this one may have come so far
+            work.do(sampler, job)
+        log.info("%s: job %d of %d", job.benchmark, number, len(jobs))
+
+
+def _checkpoint(recipe: StageRecipe) -> str | None:
+    """The run's newest checkpoint; None when there is none, but a whole Janus to start from."""
+    if "janus" in recipe.run.start_weights and commits.latest(recipe.run.saved_in) is None:
+        return None
+    return newest(recipe.run.saved_in)
+
+
+def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
+    """sha256 of the checkpoint's marker, or of what the folder of weights lists."""
+    if checkpoint is not None:
+        return hashlib.sha256(storage.read(f"{checkpoint}/{commits.MARKER}")).hexdigest()
+    open_weights(recipe.model, recipe.run.start_weights)  # here, where an error is the user's to read
+    path = Path(recipe.run.start_weights["janus"])
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    listed = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def _settings(recipe: StageRecipe, checkpoint: str | None, is_drawn: bool) -> dict[str, Any]:
+    """All beside the questions that decides what comes out."""
+    how = recipe.evaluate
+    shared = {
+        "checkpoint": _identity(recipe, checkpoint),
+        "tokenizer": load_tokenizer(recipe).sha256,
+        "chat": recipe.data.chat.model_dump(),
+        "batch": how.batch,
+    }
+    if not is_drawn:
+        return shared | {"max_image_pixels": recipe.pipeline.max_image_pixels}
+    return shared | {
+        "vq": digest(load_vq(recipe.model, recipe.data.vq_weights)),
+        "seed": recipe.run.seed,
+        **how.model_dump(include={"guidance", "temperature", "top_k", "images_per_prompt"}),
+    }
+
+
+def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None) -> Work:
+    """Read a benchmark and cut it into jobs; what another cut or other settings left is removed."""
+    how, benchmark, folder = recipe.evaluate, BENCHMARKS[name], Path(recipe.evaluate.benchmarks[name]).absolute()
+    questions = benchmark.read(folder)
+    questions = questions[: how.max_questions] if how.max_questions else questions
+    _check(name, questions, folder)
+    out = f"{recipe.run.dir}/benchmarks/{commits.name_of(checkpoint) if checkpoint else 'start'}/{name}"
+    settings = _settings(recipe, checkpoint, benchmark.is_drawn)
+    jobs = work.cut(name, questions, out, how.batch, how.images_per_prompt, settings)
+    if SUMMARY in storage.names(out):
+        storage.remove(f"{out}/{SUMMARY}")
+    known = {job.marker for job in jobs}
+    for marker in (f"{out}/{MARKERS}/{found}" for found in storage.names(f"{out}/{MARKERS}")):
+        if marker not in known:  # before its drawings are overwritten, for which it would stand wrongly
+            storage.remove(marker)
+    return Work(name, out, questions, jobs)
+
+
+def _check(name: str, questions: Sequence[Question], folder: Path) -> None:
+    """DataError unless there are questions, each with an id of its own and images that exist."""
+    if not questions:
+        raise DataError(f"evaluate.benchmarks.{name}={folder} has no questions")
+    ids = {question.id for question in questions}
+    if len(ids) != len(questions):
+        raise DataError(f"evaluate.benchmarks.{name}={folder}: {len(questions)} questions have {len(ids)} ids")
+    files = dict.fromkeys(image for one in questions for image in one.images if isinstance(image, Path))
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"evaluate.benchmarks.{name}={folder}: {len(missing)} of {len(files)} images are not there: "
+            f"{', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}",
+            "docs/evaluation.md says where they belong",
+        )
+
+
+def _is_done(job: Job, each: int) -> bool:
+    if work.load(job) is None:
+        return False
+    drawn = job.questions if BENCHMARKS[job.benchmark].is_drawn else ()
+    if all(storage.size(f"{job.out}/{sample(one.id, place)}") for one in drawn for place in range(each)):
+        return True
+    storage.remove(job.marker)
+    return False
+
+
+def _finish(recipe: StageRecipe, of: Work, checkpoint: str | None) -> dict[str, Any]:
+    """Write what the scorer reads, then the summary."""
+    markers = [work.load(job) for job in of.jobs]
+    assert all(markers), "`do` came back before all jobs had markers"
+    given = {own: text for marker in markers if marker for own, text in marker.answers.items()}
+    without_image = {own for marker in markers if marker for own in marker.unreadable}
+    unreadable = [question.id for question in of.questions if question.id in without_image]
+    answered = [(question, given.get(question.id, "")) for question in of.questions]
+    benchmark = BENCHMARKS[of.name]
+    if benchmark.is_drawn:
+        _remove_other_drawings(of, recipe.evaluate.images_per_prompt)
+    for name, text in benchmark.write(answered).items():
+        storage.write_whole(f"{of.out}/{name}", text.encode())
+    if unreadable:
+        log.warning("%s: %d questions have no readable image: %s", of.name, len(unreadable), unreadable[:SHOWN])
+    summary = {
+        "checkpoint": checkpoint,
+        "start_weights": None if checkpoint else recipe.run.start_weights["janus"],
+        "folder": recipe.evaluate.benchmarks[of.name],
+        "questions": len(answered),
+        "unreadable": unreadable,
+        "evaluate": recipe.evaluate.model_dump(exclude={"benchmarks"}),
+        "scores": benchmark.score(answered),
+    }
+    storage.write_whole(f"{of.out}/{SUMMARY}", json.dumps(summary, indent=1).encode() + b"\n")
+    return summary | {"out": of.out}
+
+
+def _remove_other_drawings(of: Work, each: int) -> None:
+    """Remove what an evaluation with more prompts or more drawings left: the scorer would count it."""
+    kept = {question.id for question in of.questions}
+    for path in Path(of.out).iterdir():
+        if path.name.isdigit() and path.name not in kept:
+            storage.remove_folder(path)
+        elif path.name.isdigit():
+            names = {Path(sample(path.name, place)).name for place in range(each)}
+            for other in storage.names(path / "samples"):
+                if other not in names:
+                    storage.remove(path / "samples" / other)

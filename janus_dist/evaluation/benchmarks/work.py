@@ -1,0 +1,153 @@
+"""One job of a benchmark: some of its questions, answered or drawn in one process, and the marker that it leaves.
+
+    OUT/jobs/DIGEST.json    the answers; drawings lie where GenEval's scorer wants them, before the marker is written
+
+Questions of one length go through the model together, so a job holds such as are about as long. Invariants: the cut
+depends on the questions and settings alone, not on who does the jobs; a job is done or not, and done again it leaves
+the same. Batches do not cross jobs, so a run that was interrupted ends with the same answers.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from janus_dist.config.evaluate import BenchmarkName
+from janus_dist.data import storage
+from janus_dist.errors import DataError
+from janus_dist.evaluation.benchmarks.all import BENCHMARKS
+from janus_dist.evaluation.benchmarks.geneval import sample
+from janus_dist.evaluation.benchmarks.question import Question
+from janus_dist.evaluation.sampler import Sampler
+from janus_dist.model.sample import Choice
+
+VERSION = 1  # goes into the digests of jobs; raise it with every change of what a question becomes
+BATCHES = 4
+"""Of questions in a job: more are redone after an interruption, fewer find others of their length."""
+MARKERS = "jobs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some questions of one benchmark."""
+
+    benchmark: BenchmarkName
+    out: str
+    """The folder of the benchmark's results."""
+    questions: tuple[Question, ...]
+    places: tuple[int, ...]
+    """Of its questions in the benchmark."""
+    digest: str
+    """sha256 of all that decides what it leaves."""
+
+    @property
+    def marker(self) -> str:
+        """Path of its marker."""
+        return f"{self.out}/{MARKERS}/{self.digest[:32]}.json"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a finished job left."""
+
+    job: str
+    """Digest of the job."""
+    answers: Mapping[str, str]
+    """By the ids of the questions."""
+    unreadable: tuple[str, ...]
+    """Ids of questions with an image that is none; their answers are empty."""
+
+
+def cut(
+    name: BenchmarkName, questions: Sequence[Question], out: str, batch: int, each: int, settings: Mapping[str, Any]
+) -> list[Job]:
+    """Jobs of a benchmark, a few batches of questions or one of drawings each; `each` prompt is drawn so often.
+
+    `settings`: all beside the questions that decides what comes out.
+    """
+    size = max(1, batch // each) if BENCHMARKS[name].is_drawn else BATCHES * batch
+    by_length = sorted(range(len(questions)), key=lambda place: len(questions[place].prompt))
+    jobs: list[Job] = []
+    for first in range(0, len(questions), size):
+        places = tuple(by_length[first : first + size])
+        part = tuple(questions[place] for place in places)
+        asked = [(place, _identity(question)) for place, question in zip(places, part, strict=True)]
+        content = json.dumps([VERSION, name, asked, settings], sort_keys=True)
+        jobs.append(Job(name, out, part, places, hashlib.sha256(content.encode()).hexdigest()))
+    return jobs
+
+
+def _identity(question: Question) -> list[str]:
+    """Files by their names without their folder, which may be elsewhere next time."""
+    images = (hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.name for one in question.images)
+    return [question.id, question.prompt, *images]
+
+
+def do(sampler: Sampler, job: Job) -> None:
+    """Answer or draw, then write the marker. DataError or ConfigError when the model cannot take a question."""
+    if BENCHMARKS[job.benchmark].is_drawn:
+        _draw(sampler, job)
+        marker = Marker(job.digest, {}, ())
+    else:
+        marker = _answer(sampler, job)
+    content = {"job": marker.job, "answers": marker.answers, "unreadable": marker.unreadable}
+    storage.write_whole(job.marker, json.dumps(content).encode())
+
+
+def load(job: Job) -> Marker | None:
+    """The marker of a job; None when there is none, or what it stands for is not there."""
+    try:
+        values = json.loads(storage.read(job.marker))
+        marker = Marker(values["job"], values["answers"], tuple(values["unreadable"]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    return marker if marker.job == job.digest else None
+
+
+def _answer(sampler: Sampler, job: Job) -> Marker:
+    """The likeliest answers; each image is looked at once."""
+    found: dict[Path | bytes, int] = {}
+    pictures: list[torch.Tensor] = []
+    unreadable: list[str] = []
+    for question in job.questions:
+        try:
+            for image in question.images:
+                if image not in found:
+                    pictures.append(sampler.picture(image))
+                    found[image] = len(found)
+        except DataError:
+            unreadable.append(question.id)
+    asked = [question for question in job.questions if question.id not in unreadable]
+    side = sampler.recipe.model.image_size
+    answers = sampler.answer(
+        [question.prompt for question in asked],
+        sampler.image_features(torch.stack(pictures) if pictures else torch.empty(0, 3, side, side)),
+        [[found[image] for image in question.images] for question in asked],
+        BENCHMARKS[job.benchmark].max_new_tokens,
+    )
+    given = dict(zip((question.id for question in asked), answers, strict=True))
+    return Marker(job.digest, {question.id: given.get(question.id, "") for question in job.questions}, (*unreadable,))
+
+
+def _draw(sampler: Sampler, job: Job) -> None:
+    """Drawings of each prompt, with seeds by their places in the benchmark."""
+    settings = sampler.recipe.evaluate
+    each = settings.images_per_prompt
+    seed = sampler.recipe.run.seed
+    drawings = sampler.draw(
+        [question.prompt for question in job.questions for _ in range(each)],
+        [seed + place * each + number for place in job.places for number in range(each)],
+        settings.guidance,
+        Choice(settings.temperature, settings.top_k),
+    )
+    for number, drawing in enumerate(drawings):
+        buffer = io.BytesIO()
+        Image.fromarray(drawing).save(buffer, "PNG")
+        name = sample(job.questions[number // each].id, number % each)
+        storage.write_whole(f"{job.out}/{name}", buffer.getvalue())

@@ -1,0 +1,49 @@
+"""What happened to a run beside its steps: starts, resumes, saves, skipped steps, stops. One JSON line each in
+events.jsonl of the run's folder.
+
+Invariant: lines are only added, each in one write, so that a killed run damages at most its last one.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["started", "resumed", "saved", "not saved", "skipped", "went back", "slow", "lost", "stopped", "note"]
+WARNINGS: tuple[Kind, ...] = ("not saved", "skipped", "went back", "slow", "lost")
+FILE = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened."""
+
+    time: float
+    """Unix time."""
+    step: int
+    kind: Kind
+    text: str
+
+
+def record(run_dir: Path, kind: Kind, step: int, text: str) -> None:
+    """Add a line; a disk that refuses costs the line, not the run."""
+    event = Event(time.time(), step, kind, text)
+    try:
+        with (run_dir / FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(event)) + "\n")
+    except OSError:
+        pass
+
+
+def read(run_dir: Path) -> list[Event]:
+    """All events of a run in order; a line cut short by a kill is left out."""
+    path, found = run_dir / FILE, list[Event]()
+    if not path.exists():
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(Event(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found

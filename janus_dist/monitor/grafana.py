@@ -1,0 +1,88 @@
+"""A Grafana dashboard of every metric, as Ray's Prometheus exporter names them.
+
+    python -m janus_dist.monitor.grafana > cluster/grafana/janus-dist.json
+
+Invariant: the file is made of `METRICS`; a test compares them.
+"""
+
+import json
+from typing import Any
+
+from janus_dist.monitor.metrics import METRICS, Metric
+
+PREFIX = "ray_janus_dist_"
+"""Ray puts `ray_` before names of applications."""
+UNITS = {"s": "s", "share": "percentunit", "1/s": "ops", "MiB": "decmbytes"}
+"""Grafana's words for ours."""
+WIDTH, HEIGHT, COLUMNS = 8, 7, 3
+NOT_SHOWN = ("step", "time")
+
+
+def gauge_name(metric: str) -> str:
+    """What Ray is told that a metric is called, `loss/all` as `janus_dist_loss_all`."""
+    return "janus_dist_" + metric.replace("/", "_")
+
+
+def dashboard() -> dict[str, Any]:
+    """One row of panels for each group of metrics (`loss/`, `perf/`, ...)."""
+    groups: dict[str, list[Metric]] = {}
+    for metric in METRICS:
+        if metric.name not in NOT_SHOWN:
+            groups.setdefault(metric.name.split("/")[0], []).append(metric)
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for group, metrics in groups.items():
+        panels.append({"type": "row", "title": group, "id": len(panels) + 1, "gridPos": _place(0, y, 24, 1)})
+        y += 1
+        for number, metric in enumerate(metrics):
+            x = number % COLUMNS * WIDTH
+            panels.append(_panel(metric, len(panels) + 1, _place(x, y + number // COLUMNS * HEIGHT, WIDTH, HEIGHT)))
+        y += -(-len(metrics) // COLUMNS) * HEIGHT
+    return {
+        "uid": "janus-dist",
+        "title": "janus-dist",
+        "tags": ["janus-dist"],
+        "schemaVersion": 39,
+        "time": {"from": "now-6h", "to": "now"},
+        "refresh": "30s",
+        "templating": {
+            "list": [
+                {"name": "datasource", "type": "datasource", "query": "prometheus"},
+                {
+                    "name": "run", "type": "query", "multi": True, "includeAll": True,
+                    "datasource": {"type": "prometheus", "uid": "${datasource}"},
+                    "query": f"label_values({PREFIX}step, run)", "refresh": 2,
+                },
+            ]
+        },
+        "panels": panels,
+    }  # fmt: skip
+
+
+def _panel(metric: Metric, number: int, place: dict[str, int]) -> dict[str, Any]:
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    return {
+        "type": "timeseries",
+        "id": number,
+        "title": metric.name,
+        "description": metric.meaning,
+        "datasource": source,
+        "gridPos": place,
+        "fieldConfig": {"defaults": {"unit": UNITS.get(metric.unit, "short")}, "overrides": []},
+        "targets": [
+            {
+                "datasource": source,
+                "expr": f'ray_{gauge_name(metric.name)}{{run=~"$run"}}',
+                "legendFormat": "{{run}}",
+                "refId": "A",
+            }
+        ],
+    }
+
+
+def _place(x: int, y: int, width: int, height: int) -> dict[str, int]:
+    return {"x": x, "y": y, "w": width, "h": height}
+
+
+if __name__ == "__main__":
+    print(json.dumps(dashboard(), indent=1))

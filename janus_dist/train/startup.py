@@ -1,0 +1,87 @@
+"""Checks of the whole world before the first step: what would otherwise fail hours later, or never be noticed.
+
+Invariant: every rank raises the same error, and nothing has been trained or written yet.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections import Counter
+from importlib.metadata import version
+from typing import Any
+
+from janus_dist.config.recipe import RunConfig, StageRecipe
+from janus_dist.data import storage
+from janus_dist.engine.world import World
+from janus_dist.errors import ClusterError
+
+PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
+SHOWN = 4
+GIB = 2**30
+
+
+def check_world(recipe: StageRecipe, world: World, plan_digest: str, checkpoint_bytes: int) -> list[str]:
+    """Lines for the console; ClusterError when ranks differ, a node has other ranks than the rest, there is no room for
+    checkpoints, or the network is slower than `cluster.min_bandwidth_gb_s`."""
+    settings = hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    facts = {
+        "settings": settings[:12],
+        "plan": plan_digest[:12],
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "ranks a node": world.local_size,
+    }
+    every: list[Any] = world.gather((platform.node(), facts))
+    _refuse_differences(every)
+    world.on_first(lambda: check_room(recipe.run, checkpoint_bytes))
+    bandwidth = world.bandwidth()
+    floor = recipe.cluster.min_bandwidth_gb_s
+    if bandwidth is not None and bandwidth < floor:
+        raise ClusterError(
+            f"the ranks sum {bandwidth:.2f} GB a second, less than cluster.min_bandwidth_gb_s={floor:g}",
+            "see NCCL_DEBUG=INFO for the network that it took (NCCL_SOCKET_IFNAME, NCCL_IB_HCA), or lower the floor",
+        )
+    nodes = len({node for node, _ in every})
+    found = "" if bandwidth is None else f", {bandwidth:.2f} GB/s between them"
+    return [f"{world.size} ranks on {nodes} node{'s' if nodes > 1 else ''}{found}"]
+
+
+def _refuse_differences(every: list[tuple[str, dict[str, Any]]]) -> None:
+    """ClusterError when ranks differ in a fact, naming those that differ from most."""
+    for name in every[0][1]:
+        values = Counter(str(facts[name]) for _, facts in every)
+        if len(values) == 1:
+            continue
+        usual = values.most_common(1)[0][0]
+        others = [
+            f"rank {rank} on {node} has {facts[name]}"
+            for rank, (node, facts) in enumerate(every)
+            if str(facts[name]) != usual
+        ]
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        raise ClusterError(
+            f"ranks differ in {name}: most have {usual}, {'; '.join(others[:SHOWN])}{more}",
+            "start all ranks from the same image and code; a node must have as many ranks as the others",
+        )
+
+
+def check_room(run: RunConfig, checkpoint_bytes: int) -> None:
+    """ClusterError unless the run's folder and that of its checkpoints can be written and two of them have room."""
+    for folder, setting in ((str(run.dir), "run.root"), (run.saved_in, "run.checkpoints")):
+        probe = f"{folder}/.writable"
+        try:
+            storage.write_whole(probe, b"")
+            storage.remove(probe)
+        except storage.FAILURES as error:
+            raise ClusterError(
+                f"{folder} cannot be written: {' '.join(str(error).split())}", f"choose another {setting}"
+            ) from error
+    if not storage.is_local(run.saved_in):
+        return
+    free = shutil.disk_usage(run.saved_in).free
+    if free < 2 * checkpoint_bytes:  # the newest stays until the next one is whole
+        raise ClusterError(
+            f"{run.saved_in} has {free / GIB:.1f} GiB free, two checkpoints take {2 * checkpoint_bytes / GIB:.1f} GiB",
+            "make room, or choose another run.checkpoints",
+        )

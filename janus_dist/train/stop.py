@@ -1,0 +1,46 @@
+"""Being asked to stop: by SIGTERM, by a file in the run's folder, or by a node's notice of its end.
+
+Each rank looks for itself; the trainer adds up what they found with each step's losses, so that all stop at the same
+step. Invariant: looking costs a file's metadata at most and never waits.
+"""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+STOP = "STOP"
+"""`touch RUN/STOP` stops a run as `ray job stop` does."""
+
+
+class StopRequest:
+    """Whether this rank was asked to stop."""
+
+    def __init__(self, run_dir: Path, notice_file: str | None, is_first: bool):
+        """The first rank looks at the run's folder, every rank at its node's `notice_file`."""
+        self._files = [Path(notice_file)] if notice_file else []
+        if is_first:
+            self._files.append(run_dir / STOP)
+        self._signalled = threading.Event()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    @property
+    def reason(self) -> str | None:
+        """Who asked; None when no one did."""
+        if self._signalled.is_set():
+            return "SIGTERM"
+        return next((str(path) for path in self._files if path.exists()), None)
+
+    def _on_signal(self, *_: Any) -> None:
+        self._signalled.set()
+
+
+def request_stop(run_dir: Path) -> None:
+    """Ask the run in a folder to stop, at any time after its start."""
+    (run_dir / STOP).touch()
+
+
+def forget_request(run_dir: Path) -> None:
+    """What was asked is done, or was asked of a run before."""
+    (run_dir / STOP).unlink(missing_ok=True)

@@ -1,0 +1,26 @@
+"""What two encoders are worth: a single encoder, Janus, understanding only and generation only, on the same budget.
+
+    python jobs/ablation.py [key.path=value ...]      # about 80 minutes on two CPU cores
+
+Twelve runs (Janus, table 5: A, D, E, F; three seeds each) share the Ray cluster, each on one rank. Leaves
+runs/ablation/summary.json. Run again after an interruption, it goes on.
+"""
+
+import _start  # noqa: F401, I001
+
+import json
+import sys
+
+from janus_dist.cli import recipe_from_args, run_job, split_arguments
+from janus_dist.config.recipe import StageRecipe
+from jobs.arms import FILES, ablation
+
+
+def main() -> None:
+    recipe_from_args(StageRecipe, FILES)  # faults in what is given end here, before any run starts
+    files, overrides = split_arguments(sys.argv[1:])
+    print(json.dumps(ablation(overrides, files or FILES), indent=1))
+
+
+if __name__ == "__main__":
+    run_job(main)

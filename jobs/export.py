@@ -1,0 +1,29 @@
+"""Write a run's newest checkpoint as a folder that transformers loads: RUN/export/step-00000100.
+
+    python jobs/export.py                                        # runs/tiny/stage3, made by jobs/stage3.py
+    python jobs/export.py RECIPE.yaml ... [key.path=value ...]   # run.root and run.name say which run
+
+One process, without Ray. `janus export` takes any checkpoint and knows DeepSeek's layout too.
+"""
+
+import _start  # noqa: F401
+
+from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.engine import commits
+from janus_dist.engine.find import newest
+from janus_dist.export.run import export
+from jobs.stage import TINY
+
+
+def main() -> None:
+    recipe = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"]).recipe
+    checkpoint = newest(recipe.run.saved_in)
+    found = export(checkpoint, recipe.run.dir / "export" / commits.name_of(checkpoint), "transformers")
+    print(f"{found.folder}: step {found.step}, {found.bytes / 1e9:.3f} GB")
+    for note in found.notes:
+        print(f"  {note}")
+
+
+if __name__ == "__main__":
+    run_job(main)

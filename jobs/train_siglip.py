@@ -1,0 +1,37 @@
+"""Train a vision tower on the images and captions of the source, for sizes that no published SigLIP has.
+
+    python jobs/train_siglip.py                                                     # the embedded default: minutes
+    python jobs/train_siglip.py RECIPE.yaml ... [key.path=value ...] [--out FOLDER]   # your own
+
+FOLDER (runs/siglip) is for `run.start_weights.vision_tower`; a record of what made it, and how well it tells held-out
+images apart, lies beside the weights.
+"""
+
+import _start  # noqa: F401, I001
+
+import sys
+from pathlib import Path
+
+from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.config.recipe import BaseRecipe
+from janus_dist.errors import ConfigError
+from data_pipelines.siglip_training import train
+
+DEFAULTS = [Path(__file__).parent / "recipes" / "tiny" / "base.yaml"]
+OUT = "runs/siglip"
+
+
+def main() -> None:
+    command = " ".join(["python", "jobs/train_siglip.py", *sys.argv[1:]])
+    arguments, out = sys.argv[1:], OUT
+    if "--out" in arguments:
+        place = arguments.index("--out")
+        if place + 1 == len(arguments):
+            raise ConfigError("--out takes a folder", f"write --out {OUT}")
+        out = arguments[place + 1]
+        arguments[place : place + 2] = []
+    train(recipe_from_args(BaseRecipe, DEFAULTS, arguments).recipe, Path(out), command, print)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,270 @@
+"""Scripts under cluster/: the Slurm job against commands that stand in for Slurm and Ray, leaving a node, waiting."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.wait import room
+from janus_dist.config.train import ClusterConfig
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "cluster").glob("*.sh"))
+LIMIT_S = 60
+
+# Each writes down how it was called. `ray start` stays, as with --block, and leaves its process id.
+FAKES = {
+    "scontrol": 'echo "scontrol $*" >>"$LOG"; if [ "$1" = show ]; then printf "%s\\n" $NODES; fi',
+    "srun": 'echo "srun $*" >>"$LOG"; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+    "ray": """
+        echo "ray $* mode=$RAY_AUTH_MODE token=${#RAY_AUTH_TOKEN}" >>"$LOG"
+        case $1 in
+            health-check) [ -e "$LOG.head" ] ;;
+            start)
+                [ -z "${BROKEN:-}" ] || exit 1
+                echo $$ >>"$LOG.pids"
+                case " $* " in *" --head "*) touch "$LOG.head" ;; esac
+                exec /bin/sleep 300 ;;
+        esac""",
+    "python": """
+        until [ "$(grep -c '^ray start' "$LOG")" = "$STARTS" ]; do /bin/sleep 0.02; done    # as cluster/wait.py does
+        trap 'echo asked >>"$LOG"; exit 75' TERM
+        echo "python $* address=$RAY_ADDRESS" >>"$LOG"
+        [ -z "${STAY:-}" ] || for i in $(seq 600); do /bin/sleep 0.1; done
+        exit "$CODE" """,
+    "sleep": "exec /bin/sleep 0.1",
+}
+
+
+class Allocation:
+    """What sbatch would give the script, with commands that stand in."""
+
+    def __init__(self, folder: Path, nodes: str = "node1 node2 node3", **environment: str):
+        self.log = folder / "log"
+        commands = folder / "venv" / "bin"
+        commands.mkdir(parents=True)
+        for name, body in FAKES.items():
+            (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+            (commands / name).chmod(0o755)
+        slurm = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "node[1-3]", "SLURM_CPUS_PER_TASK": "72"}
+        kept = {"PATH": os.environ["PATH"], "LOG": str(self.log), "NODES": nodes, "CODE": "0"}
+        kept["STARTS"] = str(min(2, len(nodes.split())))
+        self.environment = kept | slurm | {"SLURM_GPUS_ON_NODE": "8", "JANUS_VENV": str(folder / "venv")} | environment
+
+    def start(self) -> subprocess.Popen[str]:
+        command = ["bash", "cluster/slurm.sh", "jobs/stage2.py", "base.yaml", "cluster.workers=24"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes)
+
+    def run(self) -> int:
+        with self.start() as job:
+            self.said, _ = job.communicate(timeout=LIMIT_S)
+        return job.returncode
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while not any(line.startswith(text) for line in self.lines):
+            assert time.monotonic() < deadline, self.lines
+            time.sleep(0.05)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    @property
+    def was_requeued(self) -> bool:
+        return "scontrol requeue 41234" in self.lines
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_syntax(script):
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", script], check=True)
+    if checker := shutil.which("shellcheck"):
+        subprocess.run([checker, script], check=True)
+
+
+def test_slurm_starts_head_workers_and_the_job(tmp_path):
+    allocation = Allocation(tmp_path)
+    assert allocation.run() == 0, allocation.said
+    head, workers = (line for line in allocation.lines if line.startswith("srun"))
+    assert "--nodes=1 --nodelist=node1 ray start --block" in head and head.endswith("--dashboard-host=127.0.0.1")
+    assert "--head --port=21234" in head
+    assert "--nodes=2 --exclude=node1 ray start --block" in workers and workers.endswith("--address=node1:21234")
+    assert all("--num-cpus=72 --num-gpus=8" in line and "--cpus-per-task=72" in line for line in (head, workers))
+    assert "python cluster/wait.py jobs/stage2.py base.yaml cluster.workers=24 address=node1:21234" in allocation.lines
+    starts = [line for line in allocation.lines if line.startswith("ray start")]
+    assert len(starts) == 2 and all(line.endswith("mode=token token=64") for line in starts)
+    for pid in Path(f"{allocation.log}.pids").read_text().split():  # Ray ends with the job
+        assert not Path(f"/proc/{pid}").exists()
+
+
+def test_slurm_on_one_node_starts_no_workers(tmp_path):
+    allocation = Allocation(tmp_path, nodes="node1")
+    assert allocation.run() == 0, allocation.said
+    assert len([line for line in allocation.lines if line.startswith("srun")]) == 1
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 6, 75, 130, 137])
+def test_slurm_requeues_on_75_and_6_only(tmp_path, code):
+    allocation = Allocation(tmp_path, CODE=str(code))
+    assert allocation.run() == code, allocation.said
+    assert allocation.was_requeued == (code in (6, 75))
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(6, False), (75, True)])
+def test_slurm_gives_up_on_a_cluster_that_fails_again_and_again(tmp_path, code, requeued):
+    allocation = Allocation(tmp_path, CODE=str(code), SLURM_RESTART_COUNT="10")
+    assert allocation.run() == code
+    assert allocation.was_requeued == requeued
+
+
+def test_slurm_requeues_when_ray_does_not_start(tmp_path):
+    allocation = Allocation(tmp_path, BROKEN="1")
+    assert allocation.run() == 6 and allocation.was_requeued
+    assert not any(line.startswith("python") for line in allocation.lines)
+
+
+@pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_slurm_asks_the_run_to_stop_and_waits_for_it(tmp_path, sent, requeued):
+    """USR1 is the time that is nearly up, TERM is `scancel --signal=TERM --batch`."""
+    allocation = Allocation(tmp_path, STAY="1")
+    with allocation.start() as job:
+        allocation.wait_for("python")
+        job.send_signal(sent)
+        said, _ = job.communicate(timeout=LIMIT_S)
+    assert job.returncode == 75, said
+    assert "asked" in allocation.lines and allocation.was_requeued == requeued
+
+
+def test_slurm_says_what_is_missing(tmp_path):
+    environment = Allocation(tmp_path).environment
+    done = subprocess.run(["bash", "cluster/slurm.sh"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "JOB is missing" in done.stderr
+
+
+class Node:
+    """Processes on one node, and cluster/leave.sh with names of its own for them: those of others here stay."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name, self.started = folder, folder.name, []
+
+    def stand_in(self, name: str, on_term: str) -> subprocess.Popen:
+        """A process that `ps` shows by this name and that does this on SIGTERM."""
+        ready = self.folder / f"ready-{len(self.started)}"
+        script = f"trap '{on_term}' TERM; touch {ready}; while :; do sleep 0.1; done"
+        process = self.start("bash", "-c", f"exec -a '{name}' bash -c \"{script}\"")
+        deadline = time.monotonic() + LIMIT_S
+        while not ready.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return process
+
+    def leave(self, limit_s: int = 30) -> subprocess.Popen:
+        text = (ROOT / "cluster" / "leave.sh").read_text()
+        own = text.replace("jobs/stage", f"{self.name}/jobs/stage").replace("RayTrainWorker", f"Rank {self.name}")
+        (self.folder / "leave.sh").write_text(own)
+        return self.start("bash", str(self.folder / "leave.sh"), str(self.folder / "notice"), str(limit_s))
+
+    def start(self, *command: str) -> subprocess.Popen:
+        with (self.folder / "said").open("a") as said:
+            self.started.append(subprocess.Popen(command, stdout=said, stderr=said))
+        return self.started[-1]
+
+    def end(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def going(tmp_path):
+    """A node that goes."""
+    node = Node(tmp_path)
+    yield node
+    node.end()
+
+
+@pytest.mark.parametrize("runner", ["python", "/opt/venv/bin/python3.11 -u", "python cluster/wait.py"])
+def test_leaving_stops_the_driver_and_waits_for_it(going, runner):
+    driver = going.stand_in(f"{runner} {going.name}/jobs/stage2.py a.yaml", "sleep 1; exit 75")
+    assert going.leave().wait(LIMIT_S) == 0
+    assert driver.wait(LIMIT_S) == 75
+    assert (going.folder / "notice").exists()
+
+
+def test_leaving_waits_for_ranks_without_touching_them(going):
+    rank = going.stand_in(f"ray::Rank {going.name}", "exit 1")
+    leaving = going.leave()
+    time.sleep(1.5)
+    assert leaving.poll() is None and rank.poll() is None
+    rank.kill()
+    rank.wait()
+    assert leaving.wait(LIMIT_S) == 0
+
+
+def test_leaving_gives_up_and_says_on_what(going):
+    rank = going.stand_in(f"ray::Rank {going.name}", "")
+    assert going.leave(limit_s=1).wait(LIMIT_S) == 6
+    assert f"still running after 1 s: {rank.pid}" in (going.folder / "said").read_text()
+
+
+@pytest.mark.parametrize("command", ["/venv/bin/python /venv/bin/ray job submit -- python", "/bin/sh -c python"])
+def test_leaving_spares_whoever_only_names_the_job(going, command):
+    """`ray job submit`, and the shell in which Ray runs a job, which must be there to tell the driver's exit code."""
+    bystander = going.stand_in(f"{command} {going.name}/jobs/stage2.py", "exit 1")
+    assert going.leave().wait(LIMIT_S) == 0
+    time.sleep(0.3)
+    assert bystander.poll() is None
+
+
+def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
+    return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}}
+
+
+def test_room_counts_whole_ranks_on_nodes_that_live():
+    gpus = ClusterConfig(workers=128, gpu=True, cpus_per_worker=8)
+    assert room([node(80, 8)] * 16 + [node(0)], gpus) == 128
+    assert room([node(80, 8), node(80, 8, alive=False)], gpus) == 8
+    assert room([node(63, 8), node(64, 7.5)], gpus) == 7 + 7
+    assert room([node(5), node(5)], ClusterConfig(workers=4, cpus_per_worker=3)) == 2  # not (5 + 5) // 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["jobs/tokenize.py"], "runs stage1.py, stage2.py, stage3.py, got 'jobs/tokenize.py'"),
+        ([], "python cluster/wait.py jobs/stage2.py"),
+        (["jobs/stage2.py", "cluster.worker=3"], "did you mean 'workers'?"),
+    ],
+)
+def test_waiting_first_reads_the_command_line(arguments, said):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "cluster/wait.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+def test_the_local_cluster_says_how_it_is_used():
+    done = subprocess.run(["cluster/local.sh"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 2
+    assert "cluster/local.sh down" in done.stderr and "set -euo" not in done.stderr
+
+
+def test_the_local_cluster_is_named_by_its_environment():
+    environment = os.environ | {"JANUS_LOCAL": "/tmp/elsewhere", "JANUS_LOCAL_PORT": "27000"}
+    done = subprocess.run(
+        ["cluster/local.sh", "env"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert "export RAY_ADDRESS=127.0.0.1:27000\n" in done.stdout
+    assert "export RAY_AUTH_TOKEN_PATH=/tmp/elsewhere/token\n" in done.stdout

@@ -1,0 +1,69 @@
+"""Saving beside the training: one save at a time, and no more memory than one copy of what a rank holds."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from janus_dist.engine import checkpoint, commits, partitions
+from janus_dist.engine.commits import Keep
+from janus_dist.engine.saver import Saver
+from tests.checkpoints import IDENTITY
+from tests.ranks import run_ranks
+from tests.resume.test_checkpoint import make_engine, train_steps
+
+
+def overtaken(saved: str) -> list[float]:
+    """A slow save of step 1, steps and another save meanwhile; the losses."""
+    engine = make_engine()
+    saver = Saver(engine, saved, timeout_s=60)
+    losses = train_steps(engine, 0, 1)
+    go_on, real = threading.Event(), checkpoint.write
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(checkpoint, "write", lambda *given: (go_on.wait(60), real(*given)))
+        assert saver.start(1, IDENTITY, Keep(last=2))
+        losses += train_steps(engine, 1, 3)  # changes everything that is being written
+        assert saver.done() is None
+        assert not saver.start(3, IDENTITY, Keep(last=2)), "a save is being written"
+        go_on.set()
+        done = saver.wait()
+    assert done is not None and (done.step, done.failure) == (1, None)
+    assert saver.wait() is None and saver.done() is None
+    assert saver.start(3, IDENTITY, Keep(last=2))
+    saver.wait()
+    return losses
+
+
+def resumed(saved: str) -> list[float]:
+    engine = make_engine(seed=1)
+    checkpoint.restore(engine, commits.folder(saved, 1))
+    return train_steps(engine, 1, 3)
+
+
+def test_what_is_saved_is_the_state_of_its_step_however_late_it_is_written(tmp_path):
+    saved = str(tmp_path / "run")
+    losses = run_ranks(overtaken, 2, tmp_path / "w", saved)[0]
+    assert [commits.step_of(path) for path in commits.committed(saved)] == [1, 3]
+    assert run_ranks(resumed, 2, tmp_path / "r", saved)[0] == losses[1:]
+
+
+def host_memory(folder: Path) -> tuple[int, int, list[set[int]]]:
+    """Bytes of a rank's flat tensors, of the host memory for saves, and where it is at each of three saves."""
+    engine = make_engine()
+    train_steps(engine, 0, 1)
+    flats = {}
+    for piece in partitions.pieces(engine):
+        found = [piece.flat, *(partitions.moments(engine, piece).values() if piece.trainable else ())]
+        flats |= {id(flat): flat for flat in found}
+    hosts, places = checkpoint.Hosts(), []
+    for step in (1, 2, 3):
+        taken = checkpoint.snapshot(engine, str(folder), step, IDENTITY, hosts)
+        places.append({share.values.data_ptr() for share in taken.state.values()})
+    held = sum(host.nbytes for host in hosts.tensors)
+    return sum(flat.nbytes for flat in flats.values()), held, places
+
+
+def test_all_saves_share_one_copy_of_what_a_rank_holds(tmp_path):
+    for holds, held, places in run_ranks(host_memory, 2, tmp_path, tmp_path / "run"):
+        assert held == holds
+        assert places[0] == places[1] == places[2]

@@ -1,0 +1,86 @@
+"""The page of the proof: its figures are those of the summary, its verdicts follow from them."""
+
+import pytest
+
+from janus_dist.evaluation.interval import measured, wilson
+from janus_dist.report.results import directions, write_results
+from jobs.arms import ARMS, SEEDS, recipe_of, row
+
+FOUND = {"share": 0.9, "low": 0.88, "high": 0.92, "of": 1234}
+
+
+def arms(**understanding: float) -> list[dict]:
+    found = []
+    for arm, mean in understanding.items():
+        each = [] if arm == "F" else [mean - 0.01, mean, mean + 0.01]
+        drawn = [] if arm == "E" else [0.5, 0.6, 0.7]
+        measures = [
+            {name: value for name, value in (("understanding_accuracy", u), ("generation_accuracy", g)) if value}
+            for u, g in zip(each or [None] * 3, drawn or [None] * 3, strict=True)
+        ]
+        found.append(row(arm, measures))
+    return found
+
+
+def test_an_arms_row():
+    (found,) = arms(E=0.8)
+    assert found["name"] == "E" and found["seeds"] == 3 and found["meaning"] == ARMS["E"]
+    assert found["understanding_mean"] == pytest.approx(0.8)
+    assert found["understanding_spread"] == pytest.approx(0.01)
+    assert (found["generation_mean"], found["generation_spread"], found["generation_each"]) == (None, None, [])
+
+
+def test_verdicts_follow_from_the_figures():
+    better, near, drawn = directions(arms(A=0.6, D=0.8, E=0.805, F=0.0))
+    assert "reproduced; +0.200, more than the spread of seeds (0.010)" in better and "NOT" not in better
+    assert "reproduced; -0.005, within the spread" in near and "NOT" not in near
+    assert "+0.000" in drawn and "NOT" not in drawn
+    worse, behind, _ = directions(arms(A=0.79, D=0.795, E=0.9, F=0.0))
+    assert "NOT reproduced; +0.005, within" in worse
+    assert "NOT reproduced; -0.105, more" in behind
+
+
+def test_the_page_has_all_figures(tmp_path):
+    learned = {
+        "seconds": 3600.0, "vq_psnr_db": 27.61, "vq_codes_used": 495, "detector_accuracy_on_real": 0.999,
+        "detector_accuracy_on_reconstructions": 0.985, "understanding_blind": 0.67, "generation_chance": 0.04,
+        "understanding_intervals": {"all": FOUND}, "generation_intervals": {"all": FOUND, "red": FOUND},
+    }  # fmt: skip
+    scenes = learned | {"seconds": 7200.0, "generation_intervals": {"all": FOUND, "counting": FOUND}}
+    text = write_results(
+        learned | {"ablation": arms(A=0.6, D=0.8, E=0.81, F=0.0), "scenes": scenes}, tmp_path
+    ).read_text()
+    for expected in (
+        "60 minutes", "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 | 0.97 |", "27.6 dB with 495 codes",
+        "120 minutes", "| generation, counting | 0.900 | 0.880 to 0.920 | 1,234 |  |",
+        "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 |  |",
+        "| A | single encoder (VQ) for both | 3 | 0.600 (spread 0.010) | 0.600 (spread 0.100) |", "| - |", "98.5%",
+    ):  # fmt: skip
+        assert expected in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.md", "results-understanding.svg", "results-generation.svg",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("right", "number", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],  # the last: Newcombe (1998), table I
+)
+def test_wilsons_interval(right, number, low, high):
+    assert wilson(right, number) == pytest.approx((low, high), abs=1e-4)
+    found = measured([True] * right + [False] * (number - right))
+    assert found["share"] == right / number and found["of"] == number
+
+
+def test_arms_have_the_same_budget_and_differ_in_what_they_say():
+    recipes = {arm: recipe_of(arm, SEEDS[1], []).recipe for arm in ARMS}
+    assert len({(one.train.steps, one.batch.rows, one.batch.row_tokens, one.run.seed) for one in recipes.values()}) == 1
+    assert {arm: one.model.reads_by for arm, one in recipes.items()} == {
+        "A": "vq",
+        "D": "siglip",
+        "E": "siglip",
+        "F": "siglip",
+    }
+    weights = {arm: (one.mix.understanding, one.mix.text, one.mix.generation) for arm, one in recipes.items()}
+    assert weights == {"A": (1, 0, 1), "D": (1, 0, 1), "E": (1, 0, 0), "F": (0, 0, 1)}
+    assert len({one.run.dir for one in recipes.values()}) == len(ARMS)

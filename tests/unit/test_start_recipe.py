@@ -1,0 +1,71 @@
+"""The recipe of the stage before: its own files, and what a user laid over all stages."""
+
+from pathlib import Path
+
+import pytest
+
+from janus_dist.config.load import Loaded, load
+from janus_dist.config.recipe import StageRecipe
+from jobs.stage import TINY, start_recipe
+
+PROOF = TINY.parent / "proof"
+MINE = """\
+run: {root: mine, name: second}
+data: {root: data/mine}
+pipeline:
+  inputs:
+    generation: {format: webdataset, path: ["s3://bucket/*.tar", more.tar], where: {width: {min: 256}}}
+engine: {dtype: float32}
+train: {steps: 70}
+optim: {lr: 3e-4}
+"""
+
+
+def stage2(*more: Path | str) -> Loaded[StageRecipe]:
+    overrides = [one for one in more if isinstance(one, str)]
+    files = [one for one in more if isinstance(one, Path)]
+    return load(StageRecipe, [TINY / "base.yaml", TINY / "stage2.yaml", *files], overrides)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A user's file, in a folder of its own."""
+    path = tmp_path / "my.yaml"
+    path.write_text(MINE)
+    return path
+
+
+def test_it_is_found_beside_the_file_that_names_it(mine: Path):
+    before = start_recipe(stage2(mine))
+    assert before.files == (TINY / "base.yaml", TINY / "stage1.yaml")
+    assert (before.recipe.stage, before.recipe.run.name) == (1, "stage1")
+
+
+def test_what_a_later_file_says_of_all_stages_is_its_as_well(mine: Path):
+    after = stage2(mine)
+    before = start_recipe(after)
+    assert before.recipe.run.root == "mine" and before.recipe.data.root == "data/mine"
+    assert before.recipe.pipeline == after.recipe.pipeline and before.recipe.engine.dtype == "float32"
+
+
+def test_what_a_later_file_says_of_its_own_stage_is_not(mine: Path):
+    before, alone = start_recipe(stage2(mine)), load(StageRecipe, [TINY / "base.yaml", TINY / "stage1.yaml"])
+    assert before.recipe.train == alone.recipe.train and before.recipe.optim == alone.recipe.optim
+
+
+def test_overrides_win_over_files(mine: Path):
+    before = start_recipe(stage2(mine, "data.root=other", "train.steps=30"))
+    assert before.recipe.data.root == "other" and before.recipe.train.steps == 40
+
+
+def test_an_override_names_it_from_the_current_folder(mine: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(TINY)
+    before = start_recipe(stage2(mine, "run.start_recipes=[base.yaml, stage1.yaml]", "run.seed=5"))
+    assert before.recipe.run.name == "stage1" and before.recipe.run.seed == 5 and before.recipe.run.root == "runs/tiny"
+
+
+def test_an_overlay_may_name_another():
+    loaded = load(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml", PROOF / "stage3.yaml"])
+    before = start_recipe(loaded)
+    assert before.files[-1] == PROOF / "stage2.yaml" and before.recipe.train.steps == 2_000
+    assert start_recipe(before).files[-1] == PROOF / "stage1.yaml"

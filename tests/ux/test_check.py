@@ -1,0 +1,125 @@
+"""`janus check`: every fault at once and numbered, with the exit code of the first; what is well is said too."""
+
+import json
+
+import pytest
+import yaml
+
+from janus_dist.cli import app
+from janus_dist.config.load import Loaded, save
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.engine import commits
+from janus_dist.engine.commits import Commit
+from tests import prepared
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Shards, a tokenizer and a recipe for them in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepared.prepare(tmp_path)
+    recipe = prepared.recipe(tmp_path, tmp_path / "runs", 2)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    return tmp_path
+
+
+@pytest.fixture
+def check(capsys):
+    """Run `janus check recipe.yaml ARGUMENTS`: exit code and stdout."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            app(["check", "recipe.yaml", *arguments], standalone_mode=False)
+        except SystemExit as ended:
+            code = ended.code
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def marker(recipe: StageRecipe, step: int) -> Commit:
+    """Of a checkpoint without files."""
+    values = {
+        "version": commits.VERSION, "step": step, "plan_digest": "p", "plan": {"base": None}, "cursors": {},
+        "recipe": recipe.model_dump(mode="json"), "world": 2, "optimizer_steps": step, "tokens": 9, "losses": [],
+        "left_out": [], "shapes": {}, "trainable": [], "files": {},
+    }  # fmt: skip
+    return Commit(**values)
+
+
+def test_nothing_in_the_way(folder, check):
+    code, out = check()
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[-1] == "nothing stands in the way"
+    assert "  text: 40 samples, " in out and "  starts from random weights" in lines
+    assert not list((folder / "runs").rglob("*.writable"))
+
+
+def test_nothing_is_left_behind(folder, check):
+    assert check()[0] == 0
+    assert not (folder / "runs").exists()
+
+
+def test_a_start_that_is_trained_on_first_is_said(folder, check):
+    """A run is complete by its own recipe, whatever its recipe files ask for by now."""
+    before = prepared.recipe(folder, folder / "runs", 2, run={"name": "before"}, train={"steps": 5})
+    start = ("run.root=runs", "run.start_from=before", "run.start_recipes=[recipe.yaml]")
+    assert "  starts from before, which is trained first" in check(*start)[1].splitlines()
+    save(Loaded(before, {}, (), ()), folder / "runs" / "before")
+    for step, said in ((3, "before, which is trained first, from {} on"), (5, "{}")):
+        path = commits.folder("runs/before/checkpoints", step)
+        commits.write_marker(path, marker(before, step))
+        assert f"  starts from {said.format(path)}" in check(*start)[1].splitlines()
+
+
+def test_all_faults_at_once(folder, check):
+    code, out = check("data.tokenizer=nowhere.json", "monitor.wandb=online", "run.start_from=before")
+    assert code == 3, "that of the first"
+    numbered = [line for line in out.splitlines() if line[:1].isdigit()]
+    assert [line[:2] for line in numbered] == ["1.", "2.", "3.", "3 "]
+    assert "data.tokenizer=nowhere.json cannot be read" in numbered[0]
+    assert "run.start_from=before: no committed checkpoint under" in numbered[1]
+    assert "there is no key for wandb here" in numbered[2]
+    assert numbered[3] == "3 faults"
+
+
+def test_a_folder_that_cannot_be_written_is_found(folder, check):
+    (folder / "file").write_text("")
+    code, out = check("run.root=file")
+    assert code == 4 and "1. file/run/checkpoints cannot be reached: NotADirectoryError" in out
+    assert "2. file/run cannot be written" in out
+
+
+def test_as_json(folder, check):
+    code, out = check("--json", "monitor.wandb=online")
+    told = json.loads(out)
+    assert code == 2 and [fault["exit_code"] for fault in told["faults"]] == [2]
+    assert "starts from random weights" in told["notes"]
+
+
+def test_a_checkpoint_of_another_model_is_found(folder, check):
+    recipe = prepared.recipe(folder, folder / "runs", 2)
+    saved = recipe.run.saved_in
+    text = recipe.model.text.model_copy(update={"mlp": 96})
+    other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"text": text})})
+    commits.write_marker(commits.folder(saved, 3), marker(other, 3))
+    code, out = check()
+    now = recipe.model.text.mlp
+    assert code == 4 and f"holds a model of another size: model.text.mlp was 96, is {now}" in out
+
+
+def test_a_key_for_wandb_is_found_and_not_said(folder, check, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "very-secret")
+    code, out = check("monitor.wandb=online")
+    assert code == 0 and "very-secret" not in out
+
+
+def test_data_that_is_to_be_made_must_be_there(folder, check):
+    given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: /nowhere/pages.jsonl}}"
+    code, out = check(given, "data.root=other")
+    assert code == 3 and "1. pipeline.inputs.pages.path=/nowhere/pages.jsonl does not exist" in out
+    assert "shards of pages are made first" in out
