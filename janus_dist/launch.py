@@ -8,6 +8,7 @@ prints what the first rank says and turns what happened into one message and one
 import logging
 import os
 import secrets
+import socket
 import time
 import warnings
 from collections import Counter, deque
@@ -20,6 +21,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VI
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
+from ray._private.services import extract_ip_port, get_ray_address_from_environment
 from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -54,11 +56,14 @@ def connect() -> None:
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
+    named = os.environ.get("RAY_ADDRESS")
     try:
         try:
+            if not (named or _answers()):
+                raise ConnectionError
             ray.init(address="auto", **settings)
         except (ConnectionError, AuthenticationError):  # there is none, or it is someone else's and wants their token
-            if os.environ.get("RAY_ADDRESS"):
+            if named:
                 raise
             # A token of its own: Ray would write one to ~/.ray/auth_token, and from then on `ray start` would demand it
             # of a `ray job submit` that does not send it.
@@ -72,6 +77,17 @@ def connect() -> None:
             "see `ray status`; unset RAY_ADDRESS to start a local Ray; a cluster that wants a token takes it from "
             "RAY_AUTH_TOKEN with RAY_AUTH_MODE=token",
         ) from error
+
+
+def _answers() -> bool:
+    """Whether a Ray runs that "auto" would join. One that was killed leaves its address in a file (Ray removes it with
+    `ray stop` alone), where ray.init would wait for it for more than five minutes."""
+    try:
+        host, port = extract_ip_port(get_ray_address_from_environment("auto", None))
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:

@@ -39,7 +39,7 @@ MakeWork = Callable[..., InputWork]
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
     """Address of a Ray of two CPUs that lives as long as the session."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
