@@ -67,5 +67,5 @@ def test_an_override_names_it_from_the_current_folder(mine: Path, monkeypatch: p
 def test_an_overlay_may_name_another():
     loaded = load(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml", PROOF / "stage3.yaml"])
     before = start_recipe(loaded)
-    assert before.files[-1] == PROOF / "stage2.yaml" and before.recipe.train.steps == 2_000
+    assert before.files[-1] == PROOF / "stage2.yaml" and before.recipe.train.steps == 1_000
     assert start_recipe(before).files[-1] == PROOF / "stage1.yaml"
