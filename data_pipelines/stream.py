@@ -29,7 +29,6 @@ from janus_dist.data.inspect import QUARANTINE
 from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.launch import cancel
-from janus_dist.model.vq_weights import digest, load_vq
 
 PIPELINE_VERSION = 2  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
@@ -209,7 +208,11 @@ def _failure(job: ShardJob, error: Exception) -> str:
 def vq_sha256(recipe: BaseRecipe) -> str:
     """sha256 of the VQ weights: of a file its own, of a folder that of a file with its VQ tokenizer alone."""
     path = recipe.data.vq_weights
-    return digest(load_vq(recipe.model, path)) if Path(path).is_dir() else sha256_of(path)
+    if not Path(path).is_dir():
+        return sha256_of(path)
+    from janus_dist.model.vq_weights import digest, load_vq  # here: the model's libraries take 4 s, before any message
+
+    return digest(load_vq(recipe.model, path))
 
 
 def sha256_of(path: str) -> str:
