@@ -57,8 +57,9 @@ bench: setup peers
 		tail -n 1 runs/bench-$$name.log | tee -a runs/bench.jsonl; \
 	done
 
+# Two at a time, each with the files of its own: what a file's tests share is made once.
 test: setup
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/pytest -m slow || test $$? -eq 5  # 5: there are none
