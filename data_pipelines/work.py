@@ -7,6 +7,7 @@ each other, one is counted, and no reader ever sees bytes of two.
 
 import hashlib
 import json
+import re
 import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 
 LISTERS = 32
 """Markers that are read at once."""
+SHARD_FILE = re.compile(r"\d{6,}-\d{2,}-[0-9a-f]{12}\.(tar|index\.npy)")
+MARKER_FILE = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
 
 def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
-    sizes = storage.sizes(folder)
     committed = set(storage.names(f"{folder}/{COMMITS}"))
+    sizes = storage.sizes(folder)  # after the markers: the shards of each were there before it
     known = [job for job in jobs if f"{_name(job.digest)}.json" in committed]
     whole: set[str] = set()
     for marker in markers(folder, known):
@@ -156,17 +159,17 @@ def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
 
 
 def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:
-    """Remove shards of attempts that do not count and markers of another cut.
+    """Remove shards of attempts that do not count and markers of another cut; no file of a name that is not ours.
 
     A plain tar reader would take the former for data.
     """
     kept = {name for entry in entries for name in _files(entry)}
     for name in storage.names(folder):
-        if name.endswith((".tar", ".index.npy")) and name not in kept:
+        if SHARD_FILE.fullmatch(name) and name not in kept:
             storage.remove(f"{folder}/{name}")
     kept = {f"{_name(job.digest)}.json" for job in jobs}
     for name in storage.names(f"{folder}/{COMMITS}"):
-        if name not in kept:
+        if MARKER_FILE.fullmatch(name) and name not in kept:
             storage.remove(f"{folder}/{COMMITS}/{name}")
 
 
