@@ -63,20 +63,20 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     jobs = work.cut(formats.units(of.source, shard_samples), shard_samples, made_by, limit)
     progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
     judge = Judge(of)
-    by_digest = {job.digest: job for job in jobs}
-    for marker in work.done(of.folder, jobs):
-        job = by_digest.pop(marker.job)
-        progress.found(job.size)
-        judge.add(Summary.of(marker), progress.share)
-    if by_digest and progress.jobs_done:
-        log.info("%s: %d of %d jobs were done by an earlier run", of.name, progress.jobs_done, len(jobs))
+    found = _found(of, jobs)
+    for job in jobs:
+        if job.digest in found:
+            progress.found(job.size)
+            judge.add(found[job.digest], progress.share)
+    left = [job for job in jobs if job.digest not in found]
+    if left and found:
+        log.info("%s: %d of %d jobs were done by an earlier run", of.name, len(found), len(jobs))
     failures: list[str] = []
-    if not judge.too_many:
-        for job, summary in _finished(of, list(by_digest.values()), failures, progress):
-            progress.add(job.size, summary.records, summary.seconds)
-            judge.add(summary, progress.share)
-            if judge.too_many:
-                break
+    for job, summary in _finished(of, left, failures, progress):
+        progress.add(job.size, summary.records, summary.seconds)
+        judge.add(summary, progress.share)
+        if judge.too_many:
+            break
     gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
     judge.check()
     if failures or gathered.jobs != len(jobs):
@@ -117,6 +117,28 @@ def settings(of: InputWork) -> dict[str, Any]:
     }
 
 
+def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
+    """What earlier runs did, by the digest of the job.
+
+    Where that alone has too many bad records, the run would fail for ever, whatever became of its source: jobs that
+    refused records lose their markers and are done again.
+    """
+    found = {marker.job: Summary.of(marker) for marker in work.done(of.folder, jobs)}
+    judge = Judge(of)
+    for summary in found.values():
+        judge.add(summary, 1.0)
+    if judge.failed:
+        again = [job for job in jobs if job.digest in found and found[job.digest].bad]
+        log.info(
+            "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
+            *(of.name, judge.bad, judge.records, len(again)),
+        )
+        for job in again:
+            work.forget(of.folder, job)
+            del found[job.digest]
+    return found
+
+
 class Judge:
     """Whether too many records are bad."""
 
@@ -136,14 +158,19 @@ class Judge:
         """Whether no hope is left, by what is expected still to come, generously."""
         return self._beyond(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
 
+    @property
+    def failed(self) -> bool:
+        """Whether too many of the records read are bad."""
+        return self._beyond(self.records)
+
     def check(self) -> None:
         """DataError when too many of the records read are bad."""
-        if self._beyond(self.records):
+        if self.failed:
             raise DataError(
                 f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
                 f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(self.reasons)}",
-                f"see {self.of.folder}/{QUARANTINE}; repair the source, or raise pipeline.max_bad_share: "
-                "what was done stays",
+                f"see {self.of.folder}/{QUARANTINE}; repair the source, or raise pipeline.max_bad_share, "
+                "and run the same command again: it reads anew what had bad records, and keeps the rest",
             )
 
     def _beyond(self, records: float) -> bool:

@@ -155,7 +155,12 @@ def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
             yield marker
     for job in known:
         if job.digest not in whole:
-            storage.remove(_path(folder, job.digest))
+            forget(folder, job)
+
+
+def forget(folder: str, job: ShardJob) -> None:
+    """Remove a job's marker, so that it is done again; its shards no longer count."""
+    storage.remove(_path(folder, job.digest))
 
 
 def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:

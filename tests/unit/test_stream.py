@@ -1,0 +1,45 @@
+"""A run from its files to its manifest, in one process: what it does after failures of the source and of itself."""
+
+import pytest
+
+from data_pipelines import stream
+from janus_dist.errors import DataError
+from tests.alone import without_ray, work_on
+from tests.images import noise, png
+from tests.pipelines.conftest import captions
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    without_ray(monkeypatch)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """24 captioned images, three jobs."""
+    folder = tmp_path / "in"
+    captions(folder, 24)
+    for number in range(24):
+        (folder / f"photo-{number:03d}.png").write_bytes(png(noise(20, 20, number)))
+    return folder
+
+
+@pytest.mark.parametrize("lost", [(3, 4), (20,)], ids=["stopped at once", "read to the end"])
+def test_a_repaired_source_is_read_anew(pictures, tmp_path, caplog, lost):
+    of = work_on("understanding", pictures / "captions.jsonl", tmp_path / "data", "pipeline.max_bad_share=0.01")
+    kept = {number: (pictures / f"photo-{number:03d}.png").read_bytes() for number in lost}
+    for number in lost:
+        (pictures / f"photo-{number:03d}.png").unlink()
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"records are bad, more than pipeline.max_bad_share=0\.01"):
+            stream.run(of)
+    for number, content in kept.items():
+        (pictures / f"photo-{number:03d}.png").write_bytes(content)
+    markers = {path.name: path.stat().st_ino for path in (tmp_path / "data/understanding/commits").iterdir()}
+    with caplog.at_level("INFO", logger="janus_dist"):
+        manifest = stream.run(of)
+    assert (manifest.samples, manifest.quarantined) == (24, 0)
+    assert "records that earlier runs read were bad, too many: their 1 jobs are done again" in caplog.text
+    after = {path.name: path.stat().st_ino for path in (tmp_path / "data/understanding/commits").iterdir()}
+    assert sum(after[name] == number for name, number in markers.items()) == len(markers) - 1, "good jobs stay done"
+    assert len(list((tmp_path / "data/understanding").glob("*.tar"))) == len(manifest.shards)
