@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_pipelines import stream
+from data_pipelines import job, stream
+from janus_dist.data import storage
 from janus_dist.errors import DataError
 from tests.alone import without_ray, work_on
 from tests.images import noise, png
@@ -43,3 +44,24 @@ def test_a_repaired_source_is_read_anew(pictures, tmp_path, caplog, lost):
     after = {path.name: path.stat().st_ino for path in (tmp_path / "data/understanding/commits").iterdir()}
     assert sum(after[name] == number for name, number in markers.items()) == len(markers) - 1, "good jobs stay done"
     assert len(list((tmp_path / "data/understanding").glob("*.tar"))) == len(manifest.shards)
+
+
+@pytest.mark.parametrize("images", ["s3://bucket/photos", "/photos"])
+def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(tmp_path, monkeypatch, images):
+    """S3 answers 403 to keys that ran out, and s3fs makes PermissionError of that."""
+    source, rule = captions(tmp_path / "in", 8), "pipeline.max_bad_share=1"
+    of = work_on("understanding", source, tmp_path / "data", rule, f"pipeline.inputs.understanding.images={images}")
+    read = storage.read
+
+    def refuse(path):
+        if str(path).startswith(images):
+            raise PermissionError(13, "ExpiredToken")
+        return read(path)
+
+    monkeypatch.setattr(job.storage, "read", refuse)
+    if images == "/photos":
+        assert stream.run(of).quarantined == 8
+        return
+    with pytest.raises(PermissionError):
+        stream.run(of)
+    assert storage.names(f"{of.folder}/commits") == []
