@@ -188,7 +188,7 @@ def _records(
             entry = next(entries, None)
         if entry is None:
             return
-        tally.records += 1
+        tally.records += entry.records if isinstance(entry, Reject) else 1
         if isinstance(entry, Reject):
             tally.rejects.append(entry)
         elif tally.attempt(entry, lambda record: check(record) or record) is not None:

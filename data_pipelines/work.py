@@ -54,7 +54,7 @@ class Marker:
     number: int
     attempt: str
     records: int
-    """That were read, good and bad."""
+    """That were read, good and bad; those that a reject stands for count."""
     shards: tuple[ShardEntry, ...]
     rejects: tuple[Reject, ...]
     dropped: Mapping[str, int]

@@ -33,6 +33,21 @@ LONGEST_SHOWN = 100
 SCALARS = (str, int, float, bool)
 
 
+class LostError(DataError):
+    """Several records cannot be read; one reject stands for them."""
+
+    def __init__(self, message: str, records: int):
+        super().__init__(message)
+        self.records = records
+
+
+def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> int:
+    """About how many records are in bytes that cannot be read, one at least: as in the bytes that could be read, which
+    hold `records`, or of usual size where those hold none."""
+    mean_bytes = read_bytes / records if records else usual_bytes
+    return max(1, round(unread_bytes / max(1, mean_bytes)))
+
+
 def records(
     of: InputConfig, unit: Unit, rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]]
 ) -> Iterator[Record | Reject]:
@@ -51,7 +66,8 @@ def records(
                 seen.add(key)
             yield record(of, values, key, source, image_folder(of, unit))
         except DataError as error:
-            yield Reject(source, key, error.message, head[:HEAD_BYTES])
+            stands_for = error.records if isinstance(error, LostError) else 1
+            yield Reject(source, key, error.message, head[:HEAD_BYTES], stands_for)
 
 
 def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, folder: str) -> Record:
