@@ -30,7 +30,7 @@ from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.launch import cancel
 
-PIPELINE_VERSION = 2  # goes into the digests of jobs; raise it with every change of what a step makes of a record
+PIPELINE_VERSION = 3  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
 """Of a job, whatever its failures; after them the others go on and the run fails at its end."""
 PAUSE_S = 4.0
