@@ -73,7 +73,8 @@ class Marker:
 def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int | None) -> list[ShardJob]:
     """Jobs of at least `shard_samples` records where units say how many they hold, else of one unit.
 
-    With a `limit`, so many records in all, from the beginning of as few jobs as hold them.
+    With a `limit`, the first so many records: of units that say how many they hold, as few jobs as hold them; from the
+    first unit on that does not say, one job, which reads unit after unit until it has them.
     """
     groups: list[list[Unit]] = []
     open_for = 0
@@ -86,9 +87,18 @@ def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], 
         open_for = max(0, shard_samples - unit.records) if unit.records is not None else 0
     if limit is None:
         return [_job(number, group, None, settings) for number, group in enumerate(groups)]
-    groups = groups[: -(-limit // shard_samples)]
-    shares = [limit // len(groups) + (number < limit % len(groups)) for number in range(len(groups))]
-    return [_job(number, group, shares[number], settings) for number, group in enumerate(groups)]
+    jobs: list[ShardJob] = []
+    left = limit
+    for number, group in enumerate(groups):
+        if left <= 0:
+            break
+        if any(unit.records is None for unit in group):
+            rest = [unit for group in groups[number:] for unit in group]
+            return [*jobs, _job(number, rest, left, settings)]
+        share = min(left, sum(unit.records or 0 for unit in group))
+        jobs.append(_job(number, group, share, settings))
+        left -= share
+    return jobs
 
 
 def attempt_name() -> str:

@@ -7,7 +7,10 @@ from janus_dist.data import storage
 from janus_dist.errors import DataError
 from tests.alone import without_ray, work_on
 from tests.images import noise, png
-from tests.pipelines.conftest import captions
+from tests.inputs import tar
+from tests.pipelines.conftest import captions, lines
+
+ENDS = ("png", "txt")
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +68,22 @@ def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(
     with pytest.raises(PermissionError):
         stream.run(of)
     assert storage.names(f"{of.folder}/commits") == []
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(7, 7), (20, 20), (29, 29), (500, 30)])
+@pytest.mark.parametrize("form", ["jsonl", "webdataset"])
+def test_a_limit_reads_so_many_records_where_the_input_has_them(tmp_path, form, limit, expected):
+    """Of files that hold fewer records than a shard, and lines that grow: nothing says how many a job has."""
+    (tmp_path / "in").mkdir()
+    for file in range(6):
+        numbers = range(5 * file, 5 * file + 5)
+        if form == "jsonl":
+            lines(tmp_path / f"in/{file}.jsonl", [{"text": "words " * (1 + number)} for number in numbers])
+        else:
+            members = [
+                (f"{one}.{end}", png(noise(20, 20)) if end == "png" else b"c") for one in numbers for end in ENDS
+            ]
+            (tmp_path / f"in/{file}.tar").write_bytes(tar(members))
+    name = "text" if form == "jsonl" else "understanding"
+    of = work_on(name, tmp_path / "in", tmp_path / "data", form=form)
+    assert stream.run(of, limit).samples == expected

@@ -44,11 +44,21 @@ def test_the_digest_tells_settings_and_units_apart_but_not_their_place():
     assert later[1].digest == one[0].digest, "a file that comes before does not make others again"
 
 
-@pytest.mark.parametrize("limit", [1, 7, 10, 23, 60])
-def test_a_limit_is_shared_by_as_few_jobs_as_hold_it(limit):
-    jobs = cut(10, 10, 10, 10, limit=limit)
-    assert sum(job.limit for job in jobs) == limit
-    assert len(jobs) == min(4, -(-limit // 10))
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(1, [1]), (4, [4]), (7, [4, 3]), (14, [4, 10]), (23, [4, 10, 3, 6]), (60, [4, 10, 3, 10])],
+)
+def test_a_limit_is_what_the_first_jobs_that_hold_it_read(limit, expected):
+    jobs = cut(4, 10, 3, 10, limit=limit)
+    assert [job.limit for job in jobs] == expected
+    assert [unit.path for job in jobs for unit in job.units] == [f"/in/{place}" for place in range(len(expected))]
+
+
+def test_a_limit_beyond_units_of_unknown_size_is_left_to_one_job():
+    known, rest = cut(10, None, None, 10, limit=12)
+    assert (len(known.units), known.limit) == (1, 10)
+    assert ([unit.path for unit in rest.units], rest.limit) == (["/in/1", "/in/2", "/in/3"], 2)
+    assert [job.limit for job in cut(10, None, limit=10)] == [10]
 
 
 def make_marker(folder, job, words, attempt="a" * 12, samples=3):
