@@ -3,6 +3,7 @@
 Invariant: a folder with a manifest is never touched.
 """
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from data_pipelines.job import InputWork
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
+from janus_dist.data.compare import leaves
 from janus_dist.data.manifest import NAME, Manifest
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
@@ -38,9 +40,12 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None) -> None:
     for folder in recipe.data.lanes.values():
         if storage.size(f"{folder}/{NAME}") is not None:
             _show(folder, recipe)
+    tokenizer = Tokenizer.load(recipe.data.tokenizer)
+    for name in recipe.pipeline.inputs:
+        if name not in missing:
+            _warn_of_other_settings(input_work(name, recipe, tokenizer))
     if not missing:
         return
-    tokenizer = Tokenizer.load(recipe.data.tokenizer)
     found = [input_work(name, recipe, tokenizer) for name in missing]
     check_apart(found)
     if any(work.stream == "generation" for work in found):
@@ -108,6 +113,22 @@ def _show(folder: str, recipe: BaseRecipe) -> None:
                 "use the weights that the shards were made with, or tokenize again into another data.root",
             )
     log.info("%s: %d samples, %d tokens in %s", manifest.stream, manifest.samples, manifest.tokens, folder)
+
+
+def _warn_of_other_settings(work: InputWork) -> None:
+    """Say which settings are not those that made the shards of an input; weights and files are checked elsewhere."""
+    manifest = Manifest.load(work.folder)
+    try:
+        now = json.loads(json.dumps(stream.settings(work, manifest.vq_sha256)))
+    except OSError:  # a source that made shards long ago may be gone
+        return
+    old, new = dict(leaves(manifest.settings)), dict(leaves(now))
+    differ = [f"{name} ({old.get(name)} there)" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if differ:
+        log.warning(
+            "%s: its shards were made with other settings than the recipe's and are left as they are: %s",
+            *(work.name, ", ".join(differ)),
+        )
 
 
 def _shown(work: InputWork) -> str:

@@ -59,8 +59,9 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     what was done stays, and the same call again does the rest. `limit`: records to read, from the beginning.
     """
     shard_samples = of.recipe.pipeline.shard_samples
+    units = formats.units(of.source, shard_samples)  # first, since it says what is wrong with the source
     made_by = settings(of)
-    jobs = work.cut(formats.units(of.source, shard_samples), shard_samples, made_by, limit)
+    jobs = work.cut(units, shard_samples, made_by, limit)
     progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
     judge = Judge(of)
     found = _found(of, jobs)
@@ -92,8 +93,11 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     return manifest
 
 
-def settings(of: InputWork) -> dict[str, Any]:
-    """Everything beside the input's files that decides what the shards hold."""
+def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
+    """Everything beside the input's files that decides what the shards hold.
+
+    `vq`: sha256 of the VQ weights, where it is known.
+    """
     recipe, pipeline = of.recipe, of.recipe.pipeline
     found: dict[str, Any] = {
         "pipeline_version": PIPELINE_VERSION,
@@ -103,6 +107,8 @@ def settings(of: InputWork) -> dict[str, Any]:
         "tokenizer_sha256": of.tokenizer.sha256,
         "max_positions": recipe.model.text.max_positions,
     }
+    if of.source.class_names is not None:
+        found["class_names_sha256"] = sha256_of(of.source.class_names)
     if of.stream == "text":
         return found | {"text_document_tokens": pipeline.text_document_tokens}
     return found | {
@@ -112,7 +118,7 @@ def settings(of: InputWork) -> dict[str, Any]:
         "image_ids": recipe.model.image_ids,
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
-        "vq_sha256": vq_sha256(recipe) if of.stream == "generation" else None,
+        "vq_sha256": (vq or vq_sha256(recipe)) if of.stream == "generation" else None,
         "vq_codes": recipe.model.vq.codes,
     }
 
