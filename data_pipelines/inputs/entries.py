@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.inputs.files import image_folder, inside
-from data_pipelines.inputs.keys import safe_key
+from data_pipelines.inputs.keys import drawn, safe_key
 from data_pipelines.record import Picture, Record, Turn, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data.chat import IMAGE_MARK
@@ -85,7 +85,7 @@ def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, fo
         pictures=pictures(value_of(of, values, "image"), source, folder) or pictures(shown, source, folder),
         turns=turns,
         system=system,
-        caption=words(found.get("caption"), "the caption"),
+        caption=words(_caption(found.get("caption"), key), "the caption"),
         text=words(found.get("text"), "the text"),
         columns={
             name: value
@@ -125,6 +125,14 @@ def words(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"not text: {what} is {_kind(value)}")
     return value
+
+
+def _caption(value: Any, key: str) -> Any:
+    """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
+    if not isinstance(value, list):
+        return value
+    found = [one for one in value if not isinstance(one, str) or one.strip()]
+    return found[int(drawn(f"caption {key}") * len(found))] if found else None
 
 
 def utf8(content: bytes, what: str) -> str:
