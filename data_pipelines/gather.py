@@ -19,13 +19,13 @@ from data_pipelines.job import InputWork
 from data_pipelines.work import Marker
 from janus_dist.data import manifest as manifest_file
 from janus_dist.data import storage
-from janus_dist.data.inspect import EXAMPLES, QUARANTINE, STATS
+from janus_dist.data.inspect import EXAMPLES, QUARANTINE, STATS, kinds
 from janus_dist.data.manifest import Manifest, ShardTable
 from janus_dist.data.shard import ShardEntry
 
 ROWS = 10_000
 QUARANTINE_SCHEMA = pa.schema(
-    [("source", pa.string()), ("key", pa.string()), ("reason", pa.string()), ("head", pa.binary())]
+    [(name, pa.string()) for name in ("source", "key", "reason")] + [("head", pa.binary()), ("records", pa.int64())]
 )
 EXAMPLE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")]
@@ -50,7 +50,7 @@ class Gathered:
     def add(self, marker: Marker) -> None:
         self.jobs += 1
         self.records += marker.records
-        self.bad.update(reject.kind for reject in marker.rejects)
+        self.bad.update(kinds(marker.rejects))
         self.dropped.update(marker.dropped)
         for name, bins in marker.histograms.items():
             self.histograms.setdefault(name, Counter()).update(bins)

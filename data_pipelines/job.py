@@ -188,7 +188,7 @@ def _records(
             entry = next(entries, None)
         if entry is None:
             return
-        tally.records += 1
+        tally.records += entry.records if isinstance(entry, Reject) else 1
         if isinstance(entry, Reject):
             tally.rejects.append(entry)
         elif tally.attempt(entry, lambda record: check(record) or record) is not None:
@@ -220,12 +220,17 @@ def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
 
 
 def _read(picture: Picture) -> Picture:
-    """A picture with its bytes; DataError when it is not there. Other failures are the store's: they end the job."""
+    """A picture with its bytes; DataError when it is not there. Other failures are the store's: they end the job.
+
+    So does a permission that a store refuses: it does so for keys that ran out, too, and then for every picture.
+    """
     try:
         content = storage.read(picture.source)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"missing: no file {picture.source}") from error
     except (IsADirectoryError, PermissionError) as error:
+        if not storage.is_local(picture.source):
+            raise
         raise DataError(f"does not open: {type(error).__name__}: {error}") from error
     return replace(picture, content=content)
 

@@ -3,17 +3,24 @@
 Invariant: a folder with a manifest is never touched.
 """
 
+import json
 import logging
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+import fsspec
 
 from data_pipelines import stream
 from data_pipelines.job import InputWork
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
+from janus_dist.data.compare import leaves
 from janus_dist.data.manifest import NAME, Manifest
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.errors import DataError
+from janus_dist.errors import ConfigError, DataError
 from janus_dist.launch import connect
 
 log = logging.getLogger("janus_dist")
@@ -22,8 +29,9 @@ log = logging.getLogger("janus_dist")
 def prepare_data(recipe: BaseRecipe, limit: int | None = None) -> None:
     """Make the shards of the inputs that have no manifest yet; starts or joins Ray only if there are any.
 
-    With a `limit`, of so many records of each input, in a folder of its own beside `data.root`. CheckpointError when
-    the VQ tokenizer's weights are absent or do not fit; DataError when shards are of other weights, or as `stream.run`.
+    With a `limit`, of so many records of each input, in a folder of its own beside `data.root`. ConfigError when an
+    input's files and its shards would lie in one folder; CheckpointError when the VQ tokenizer's weights are absent or
+    do not fit; DataError when shards are of other weights, or as `stream.run`.
     """
     if limit is not None:
         root = f"{recipe.data.root.rstrip('/')}-first-{limit}"
@@ -32,10 +40,14 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None) -> None:
     for folder in recipe.data.lanes.values():
         if storage.size(f"{folder}/{NAME}") is not None:
             _show(folder, recipe)
+    tokenizer = Tokenizer.load(recipe.data.tokenizer)
+    for name in recipe.pipeline.inputs:
+        if name not in missing:
+            _warn_of_other_settings(input_work(name, recipe, tokenizer))
     if not missing:
         return
-    tokenizer = Tokenizer.load(recipe.data.tokenizer)
     found = [input_work(name, recipe, tokenizer) for name in missing]
+    check_apart(found)
     if any(work.stream == "generation" for work in found):
         from janus_dist.model.vq_weights import load_vq  # here: a job with nothing to tokenize starts 4 s sooner
 
@@ -54,6 +66,40 @@ def input_work(name: str, recipe: BaseRecipe, tokenizer: Tokenizer) -> InputWork
     return InputWork(name, pipeline.streams[name], folder, pipeline.inputs[name], recipe, tokenizer)
 
 
+def check_apart(found: Sequence[InputWork]) -> None:
+    """ConfigError when a path of an input is its output folder, lies in it or contains it: a run reads no output, and
+    what it tidies up is never a source."""
+    faults = [
+        f"pipeline.inputs.{work.name}.path={path} and the folder of its shards, {work.folder}, are not apart"
+        for work in found
+        for path in _paths(work)
+        if _overlap(_parts(path), _parts(work.folder))
+    ]
+    if faults:
+        raise ConfigError(
+            "; ".join(faults),
+            "an input's path must neither be the folder data.root/NAME, nor lie in it, nor contain it: "
+            "give another data.root, or move the source",
+        )
+
+
+def _overlap(pattern: Sequence[str], folder: Sequence[str]) -> bool:
+    """Whether what a path or pattern names may be a folder, lie in it or contain it."""
+    for wanted, name in zip(pattern, folder, strict=False):
+        if wanted == "**":
+            return True
+        if wanted != name and not fnmatchcase(name, wanted):
+            return False
+    return True
+
+
+def _parts(path: str) -> list[str]:
+    """The names in a path, links followed; the first tells disks and stores apart."""
+    name = fsspec.core.strip_protocol(path)
+    where, name = ("disk", os.path.realpath(name)) if storage.is_local(path) else ("store", name)
+    return [where, *filter(None, name.split("/"))]
+
+
 def _show(folder: str, recipe: BaseRecipe) -> None:
     """Say what is there; DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
     manifest = Manifest.load(folder)
@@ -69,9 +115,29 @@ def _show(folder: str, recipe: BaseRecipe) -> None:
     log.info("%s: %d samples, %d tokens in %s", manifest.stream, manifest.samples, manifest.tokens, folder)
 
 
+def _warn_of_other_settings(work: InputWork) -> None:
+    """Say which settings are not those that made the shards of an input; weights and files are checked elsewhere."""
+    manifest = Manifest.load(work.folder)
+    try:
+        now = json.loads(json.dumps(stream.settings(work, manifest.vq_sha256)))
+    except OSError:  # a source that made shards long ago may be gone
+        return
+    old, new = dict(leaves(manifest.settings)), dict(leaves(now))
+    differ = [f"{name} ({old.get(name)} there)" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    if differ:
+        log.warning(
+            "%s: its shards were made with other settings than the recipe's and are left as they are: %s",
+            *(work.name, ", ".join(differ)),
+        )
+
+
 def _shown(work: InputWork) -> str:
-    paths = [work.source.path] if isinstance(work.source.path, str) else list(work.source.path)
+    paths = _paths(work)
     return f"{', '.join(paths)} ({work.source.format})" if paths else work.source.format
+
+
+def _paths(work: InputWork) -> list[str]:
+    return [work.source.path] if isinstance(work.source.path, str) else list(work.source.path)
 
 
 def _with_absolute_paths(recipe: BaseRecipe) -> BaseRecipe:

@@ -30,7 +30,7 @@ from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.launch import cancel
 
-PIPELINE_VERSION = 2  # goes into the digests of jobs; raise it with every change of what a step makes of a record
+PIPELINE_VERSION = 3  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
 """Of a job, whatever its failures; after them the others go on and the run fails at its end."""
 PAUSE_S = 4.0
@@ -59,24 +59,25 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     what was done stays, and the same call again does the rest. `limit`: records to read, from the beginning.
     """
     shard_samples = of.recipe.pipeline.shard_samples
+    units = formats.units(of.source, shard_samples)  # first, since it says what is wrong with the source
     made_by = settings(of)
-    jobs = work.cut(formats.units(of.source, shard_samples), shard_samples, made_by, limit)
+    jobs = work.cut(units, shard_samples, made_by, limit)
     progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
     judge = Judge(of)
-    by_digest = {job.digest: job for job in jobs}
-    for marker in work.done(of.folder, jobs):
-        job = by_digest.pop(marker.job)
-        progress.found(job.size)
-        judge.add(Summary.of(marker), progress.share)
-    if by_digest and progress.jobs_done:
-        log.info("%s: %d of %d jobs were done by an earlier run", of.name, progress.jobs_done, len(jobs))
+    found = _found(of, jobs)
+    for job in jobs:
+        if job.digest in found:
+            progress.found(job.size)
+            judge.add(found[job.digest], progress.share)
+    left = [job for job in jobs if job.digest not in found]
+    if left and found:
+        log.info("%s: %d of %d jobs were done by an earlier run", of.name, len(found), len(jobs))
     failures: list[str] = []
-    if not judge.too_many:
-        for job, summary in _finished(of, list(by_digest.values()), failures, progress):
-            progress.add(job.size, summary.records, summary.seconds)
-            judge.add(summary, progress.share)
-            if judge.too_many:
-                break
+    for job, summary in _finished(of, left, failures, progress):
+        progress.add(job.size, summary.records, summary.seconds)
+        judge.add(summary, progress.share)
+        if judge.too_many:
+            break
     gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
     judge.check()
     if failures or gathered.jobs != len(jobs):
@@ -92,8 +93,11 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     return manifest
 
 
-def settings(of: InputWork) -> dict[str, Any]:
-    """Everything beside the input's files that decides what the shards hold."""
+def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
+    """Everything beside the input's files that decides what the shards hold.
+
+    `vq`: sha256 of the VQ weights, where it is known.
+    """
     recipe, pipeline = of.recipe, of.recipe.pipeline
     found: dict[str, Any] = {
         "pipeline_version": PIPELINE_VERSION,
@@ -103,6 +107,8 @@ def settings(of: InputWork) -> dict[str, Any]:
         "tokenizer_sha256": of.tokenizer.sha256,
         "max_positions": recipe.model.text.max_positions,
     }
+    if of.source.class_names is not None:
+        found["class_names_sha256"] = sha256_of(of.source.class_names)
     if of.stream == "text":
         return found | {"text_document_tokens": pipeline.text_document_tokens}
     return found | {
@@ -112,9 +118,31 @@ def settings(of: InputWork) -> dict[str, Any]:
         "image_ids": recipe.model.image_ids,
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
-        "vq_sha256": vq_sha256(recipe) if of.stream == "generation" else None,
+        "vq_sha256": (vq or vq_sha256(recipe)) if of.stream == "generation" else None,
         "vq_codes": recipe.model.vq.codes,
     }
+
+
+def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
+    """What earlier runs did, by the digest of the job.
+
+    Where that alone has too many bad records, the run would fail for ever, whatever became of its source: jobs that
+    refused records lose their markers and are done again.
+    """
+    found = {marker.job: Summary.of(marker) for marker in work.done(of.folder, jobs)}
+    judge = Judge(of)
+    for summary in found.values():
+        judge.add(summary, 1.0)
+    if judge.failed:
+        again = [job for job in jobs if job.digest in found and found[job.digest].bad]
+        log.info(
+            "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
+            *(of.name, judge.bad, judge.records, len(again)),
+        )
+        for job in again:
+            work.forget(of.folder, job)
+            del found[job.digest]
+    return found
 
 
 class Judge:
@@ -136,14 +164,19 @@ class Judge:
         """Whether no hope is left, by what is expected still to come, generously."""
         return self._beyond(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
 
+    @property
+    def failed(self) -> bool:
+        """Whether too many of the records read are bad."""
+        return self._beyond(self.records)
+
     def check(self) -> None:
         """DataError when too many of the records read are bad."""
-        if self._beyond(self.records):
+        if self.failed:
             raise DataError(
                 f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
                 f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(self.reasons)}",
-                f"see {self.of.folder}/{QUARANTINE}; repair the source, or raise pipeline.max_bad_share: "
-                "what was done stays",
+                f"see {self.of.folder}/{QUARANTINE}; repair the source, or raise pipeline.max_bad_share, "
+                "and run the same command again: it reads anew what had bad records, and keeps the rest",
             )
 
     def _beyond(self, records: float) -> bool:

@@ -30,7 +30,8 @@ class Summary:
     @classmethod
     def of(cls, marker: Marker) -> "Summary":
         reasons = tuple(f"{reject.key}: {reject.reason}" for reject in marker.rejects[:SHOWN_REASONS])
-        return cls(marker.records, marker.samples, len(marker.rejects), reasons, dict(marker.seconds))
+        bad = sum(reject.records for reject in marker.rejects)
+        return cls(marker.records, marker.samples, bad, reasons, dict(marker.seconds))
 
 
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")

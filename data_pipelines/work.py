@@ -7,6 +7,7 @@ each other, one is counted, and no reader ever sees bytes of two.
 
 import hashlib
 import json
+import re
 import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 
 LISTERS = 32
 """Markers that are read at once."""
+SHARD_FILE = re.compile(r"\d{6,}-\d{2,}-[0-9a-f]{12}\.(tar|index\.npy)")
+MARKER_FILE = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Marker:
     number: int
     attempt: str
     records: int
-    """That were read, good and bad."""
+    """That were read, good and bad; those that a reject stands for count."""
     shards: tuple[ShardEntry, ...]
     rejects: tuple[Reject, ...]
     dropped: Mapping[str, int]
@@ -70,7 +73,8 @@ class Marker:
 def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int | None) -> list[ShardJob]:
     """Jobs of at least `shard_samples` records where units say how many they hold, else of one unit.
 
-    With a `limit`, so many records in all, from the beginning of as few jobs as hold them.
+    With a `limit`, the first so many records: of units that say how many they hold, as few jobs as hold them; from the
+    first unit on that does not say, one job, which reads unit after unit until it has them.
     """
     groups: list[list[Unit]] = []
     open_for = 0
@@ -83,9 +87,18 @@ def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], 
         open_for = max(0, shard_samples - unit.records) if unit.records is not None else 0
     if limit is None:
         return [_job(number, group, None, settings) for number, group in enumerate(groups)]
-    groups = groups[: -(-limit // shard_samples)]
-    shares = [limit // len(groups) + (number < limit % len(groups)) for number in range(len(groups))]
-    return [_job(number, group, shares[number], settings) for number, group in enumerate(groups)]
+    jobs: list[ShardJob] = []
+    left = limit
+    for number, group in enumerate(groups):
+        if left <= 0:
+            break
+        if any(unit.records is None for unit in group):
+            rest = [unit for group in groups[number:] for unit in group]
+            return [*jobs, _job(number, rest, left, settings)]
+        share = min(left, sum(unit.records or 0 for unit in group))
+        jobs.append(_job(number, group, share, settings))
+        left -= share
+    return jobs
 
 
 def attempt_name() -> str:
@@ -142,8 +155,8 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
 
 def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
-    sizes = storage.sizes(folder)
     committed = set(storage.names(f"{folder}/{COMMITS}"))
+    sizes = storage.sizes(folder)  # after the markers: the shards of each were there before it
     known = [job for job in jobs if f"{_name(job.digest)}.json" in committed]
     whole: set[str] = set()
     for marker in markers(folder, known):
@@ -152,21 +165,26 @@ def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
             yield marker
     for job in known:
         if job.digest not in whole:
-            storage.remove(_path(folder, job.digest))
+            forget(folder, job)
+
+
+def forget(folder: str, job: ShardJob) -> None:
+    """Remove a job's marker, so that it is done again; its shards no longer count."""
+    storage.remove(_path(folder, job.digest))
 
 
 def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:
-    """Remove shards of attempts that do not count and markers of another cut.
+    """Remove shards of attempts that do not count and markers of another cut; no file of a name that is not ours.
 
     A plain tar reader would take the former for data.
     """
     kept = {name for entry in entries for name in _files(entry)}
     for name in storage.names(folder):
-        if name.endswith((".tar", ".index.npy")) and name not in kept:
+        if SHARD_FILE.fullmatch(name) and name not in kept:
             storage.remove(f"{folder}/{name}")
     kept = {f"{_name(job.digest)}.json" for job in jobs}
     for name in storage.names(f"{folder}/{COMMITS}"):
-        if name not in kept:
+        if MARKER_FILE.fullmatch(name) and name not in kept:
             storage.remove(f"{folder}/{COMMITS}/{name}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.inputs.files import image_folder, inside
-from data_pipelines.inputs.keys import safe_key
+from data_pipelines.inputs.keys import drawn, safe_key
 from data_pipelines.record import Picture, Record, Turn, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data.chat import IMAGE_MARK
@@ -33,6 +33,21 @@ LONGEST_SHOWN = 100
 SCALARS = (str, int, float, bool)
 
 
+class LostError(DataError):
+    """Several records cannot be read; one reject stands for them."""
+
+    def __init__(self, message: str, records: int):
+        super().__init__(message)
+        self.records = records
+
+
+def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> int:
+    """About how many records are in bytes that cannot be read, one at least: as in the bytes that could be read, which
+    hold `records`, or of usual size where those hold none."""
+    mean_bytes = read_bytes / records if records else usual_bytes
+    return max(1, round(unread_bytes / max(1, mean_bytes)))
+
+
 def records(
     of: InputConfig, unit: Unit, rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]]
 ) -> Iterator[Record | Reject]:
@@ -51,7 +66,8 @@ def records(
                 seen.add(key)
             yield record(of, values, key, source, image_folder(of, unit))
         except DataError as error:
-            yield Reject(source, key, error.message, head[:HEAD_BYTES])
+            stands_for = error.records if isinstance(error, LostError) else 1
+            yield Reject(source, key, error.message, head[:HEAD_BYTES], stands_for)
 
 
 def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, folder: str) -> Record:
@@ -69,7 +85,7 @@ def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, fo
         pictures=pictures(value_of(of, values, "image"), source, folder) or pictures(shown, source, folder),
         turns=turns,
         system=system,
-        caption=words(found.get("caption"), "the caption"),
+        caption=words(_caption(found.get("caption"), key), "the caption"),
         text=words(found.get("text"), "the text"),
         columns={
             name: value
@@ -109,6 +125,14 @@ def words(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"not text: {what} is {_kind(value)}")
     return value
+
+
+def _caption(value: Any, key: str) -> Any:
+    """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
+    if not isinstance(value, list):
+        return value
+    found = [one for one in value if not isinstance(one, str) or one.strip()]
+    return found[int(drawn(f"caption {key}") * len(found))] if found else None
 
 
 def utf8(content: bytes, what: str) -> str:

@@ -23,6 +23,8 @@ from janus_dist.errors import DataError
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 COMPRESSED = (".gz", ".zst")
 SAMPLED_BYTES = 2**20
+USUAL_BYTES = 1_000
+"""Of a compressed line where none could be read: a paragraph, or a short conversation."""
 FILL = 0.9
 """Of a shard, by a range of lines of mean length: where they are shorter, a second shard for a few is not needed."""
 
@@ -91,7 +93,9 @@ def _compressed_lines(unit: Unit) -> Iterator[Line]:
         except UnreachableError:
             raise
         except (OSError, EOFError, zlib.error) as error:
-            yield number, DataError(f"damaged: the file ends after {number} lines: {error}")
+            read = min(unit.size, opened.tell())
+            about = entries.lost(unit.size - read, read, number, USUAL_BYTES)
+            yield number, entries.LostError(f"damaged: the file ends after {number} lines: {error}", about)
 
 
 def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Line]:

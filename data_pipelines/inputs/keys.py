@@ -27,6 +27,11 @@ def record_key(stem: str, own: str) -> str:
     return _shortened(f"{_percent(stem)}/{_percent(own).replace('/', '%2F')}")
 
 
+def drawn(key: str) -> float:
+    """A number from 0 to 1, below 1, as if drawn at random, that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48
+
+
 def _percent(text: str) -> str:
     encoded = quote(text.encode(errors="surrogatepass"), safe="/").replace(".", "%2E").replace("~", "%7E")
     return OUTER_SLASH.sub("%2F", encoded) or "%"  # which no other text becomes

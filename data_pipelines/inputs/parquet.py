@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.inputs import entries, files
+from data_pipelines.inputs.entries import LostError
 from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
@@ -34,7 +35,8 @@ Group = tuple[int, int]
 
 
 def units(of: InputConfig, shard_samples: int) -> list[Unit]:
-    """Runs of row groups of up to `shard_samples` rows; a file without a footer is one unit, of nothing but a reject.
+    """Runs of row groups of up to `shard_samples` rows; a file without a footer is one unit, of nothing but a reject
+    for as many rows as other files have in so many bytes.
 
     DataError when no file has a footer or the first one has none of the columns.
     """
@@ -45,10 +47,12 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     if not whole:
         raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
     _check_columns(of, whole[0][0].path, whole[0][1][0])
+    rows = sum(rows for _, (_, groups) in whole for rows, _ in groups)
     cut: list[Unit] = []
     for file, footer in zip(found, footers, strict=True):
         if isinstance(footer, DataError):
-            cut.append(Unit(file.path, file.size, stem=file.stem))
+            about = entries.lost(file.size, sum(file.size for file, _ in whole), rows, file.size)
+            cut.append(Unit(file.path, file.size, records=about, stem=file.stem))
         else:
             cut += _cut(file, footer[1], shard_samples)
     return cut
@@ -91,7 +95,7 @@ def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] 
         except UnreachableError:
             raise
         except FAULTS as error:
-            yield 0, DataError(f"damaged: no row can be read: {error}"), b""
+            yield 0, LostError(f"damaged: no row can be read: {error}", max(1, unit.records or 1)), b""
             return
         names = [name for name in file.schema_arrow.names if name in _used(of)]
         size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
@@ -105,7 +109,8 @@ def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] 
             except UnreachableError:
                 raise
             except FAULTS as error:
-                yield place, DataError(f"damaged: rows {place} to {end - 1} cannot be read: {error}"), b""
+                said = f"damaged: rows {place} to {end - 1} cannot be read: {error}"
+                yield place, LostError(said, max(1, end - place)), b""
 
 
 def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:

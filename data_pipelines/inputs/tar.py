@@ -22,6 +22,8 @@ from janus_dist.errors import DataError
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
 LONGEST_ENTRY_BYTES = 2**30
+USUAL_BYTES = 50_000
+"""Of an entry where none could be read: a photograph as img2dataset stores it."""
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 """Key and ending of a member, as webdataset splits them."""
 NUMBER = re.compile(r"(\d{1,9})\.")
@@ -35,6 +37,8 @@ class _Entry:
     key: str
     fault: str = ""
     """The first of them."""
+    is_last: bool = False
+    """Because the tar is damaged in it or behind it: what follows cannot be read."""
     endings: list[str] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)
     """By ending, of those that a record is made of."""
@@ -50,7 +54,8 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     seen: set[str] = set()
     with files.open_stream(unit.path) as opened:
         stream = opened if unit.path.endswith(".tar") else cast(BinaryIO, gzip.GzipFile(fileobj=opened))
-        for entry in _entries(TarStream(stream), lambda ending: _limit(of, ending)):
+        tar = TarStream(stream)
+        for number, entry in enumerate(_entries(tar, lambda ending: _limit(of, ending))):
             source = f"{unit.path}:{entry.key}" if entry.key else unit.path
             key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
             try:
@@ -61,7 +66,9 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
                 yield _record(of, entry, key, source, files.image_folder(of, unit))
             except DataError as error:
                 head = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
-                yield Reject(source, key, error.message, head)
+                read = min(unit.size, tar.offset if stream is opened else opened.tell())
+                about = entries.lost(unit.size - read, read, number, USUAL_BYTES) if entry.is_last else 1
+                yield Reject(source, key, error.message, head, about)
             seen.add(entry.key)
 
 
@@ -101,11 +108,11 @@ def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]
     except DamagedError as error:
         fault = error.message
         if current is not None and error.inside:
-            current.fault, fault = fault, ""
+            current.fault, current.is_last, fault = fault, True, ""
     if current is not None:
         yield current
     if fault:
-        yield _Entry("", fault)
+        yield _Entry("", fault, is_last=True)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -53,7 +53,7 @@ class TarStream:
     """The members of a tar; the content of each is read before the next is asked for, or not at all."""
 
     def __init__(self, stream: BinaryIO):
-        self._stream, self._offset = stream, 0
+        self._stream, self.offset = stream, 0  # bytes before what is read next
         self._member, self._unread = "", 0
 
     def next(self) -> Member | None:
@@ -62,7 +62,7 @@ class TarStream:
         name: str | None = None
         size: int | None = None
         while True:
-            begin, self._member = self._offset, ""
+            begin, self._member = self.offset, ""
             block = self._take(TAR_BLOCK)
             if not any(block):
                 return self._check_end()
@@ -102,11 +102,11 @@ class TarStream:
         except UnreachableError:
             raise
         except (OSError, EOFError, zlib.error) as error:  # of gzip
-            raise DamagedError(f"{error}, behind byte {self._offset}", self._member) from error
-        self._offset += len(found)
+            raise DamagedError(f"{error}, behind byte {self.offset}", self._member) from error
+        self.offset += len(found)
         if len(found) < count:
             between = "" if self._member else " without the block of zeros that ends one"
-            raise DamagedError(f"the tar ends at byte {self._offset}{between}", self._member)
+            raise DamagedError(f"the tar ends at byte {self.offset}{between}", self._member)
         return found
 
     def _header_content(self, size: int, begin: int) -> bytes:
@@ -137,7 +137,7 @@ class TarStream:
 
     def _check_end(self) -> None:
         """Read on behind the end: tars that were appended to a tar would be lost."""
-        end = self._offset
+        end = self.offset
         while found := self._rest():
             if any(found):
                 raise DamagedError(f"the tar ends at byte {end}, but more than zeros follow")
@@ -148,7 +148,7 @@ class TarStream:
         except UnreachableError:
             raise
         except (OSError, EOFError, zlib.error) as error:
-            raise DamagedError(f"{error}, behind byte {self._offset}") from error
+            raise DamagedError(f"{error}, behind byte {self.offset}") from error
 
 
 def _padded(size: int) -> int:

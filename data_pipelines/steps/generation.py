@@ -3,12 +3,12 @@
 Invariant: which captions are shortened, and where an image is cropped, depends on the records' keys alone.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.inputs.keys import drawn
 from data_pipelines.record import Made, Record
 from data_pipelines.steps import keep
 from data_pipelines.steps.words import check_length, first_sentence, words
@@ -72,8 +72,3 @@ class Generation:
 def is_shortened(key: str, share: float) -> bool:
     """Whether a key is among the `share` of all keys whose captions are cut to their first sentence."""
     return drawn(key) < share
-
-
-def drawn(key: str) -> float:
-    """A number from 0 to 1, below 1, as if drawn at random, that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48

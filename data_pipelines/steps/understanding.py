@@ -12,7 +12,7 @@ from data_pipelines.steps.words import check_length, words
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import chat, images
-from janus_dist.data.sample import UnderstandingSample, member_key
+from janus_dist.data.sample import UnderstandingSample
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 
@@ -38,7 +38,7 @@ class Understanding:
             chat.with_marks(_turns(record), len(record.pictures))
 
     def make(self, record: Record) -> Made:
-        """One sample; its key is the record's, as far as names of tar members can hold it."""
+        """One sample under the record's key, which readers made safe for names of tar members."""
         ids, spans = self._ids(record)
         check_length(len(ids) + len(record.pictures) * (self.model.image_tokens - 1), self.model)
         encoded = [one.content or b"" for one in record.pictures]
@@ -48,7 +48,7 @@ class Understanding:
         crops = [self._crop(one) for one in encoded]
         sample = UnderstandingSample(np.array(ids, dtype=np.uint32), np.array(spans, dtype=np.int64), crops)
         facts = [fact for values in measures for fact in values.items()]
-        return Made([(member_key(record.key), sample)], (*facts, (keep.CAPTION_CHARS, _number_of_chars(record))))
+        return Made([(record.key, sample)], (*facts, (keep.CAPTION_CHARS, _number_of_chars(record))))
 
     def _crop(self, encoded: bytes) -> bytes:
         square = images.pad_to_square(images.load(encoded, self.max_pixels), self.model.image_size)

@@ -85,12 +85,13 @@ def _flat(manifest: Manifest) -> dict[str, Any]:
     names = ("stream", "digest", "samples", "tokens", "quarantined", "image_size", "image_tokens", "image_ids")
     flat = {name: getattr(manifest, name) for name in (*names, "tokenizer_sha256", "vq_sha256")}
     flat |= {"shards": len(manifest.shards), "bytes": sum(entry.bytes for entry in manifest.shards)}
-    return flat | dict(_leaves(manifest.settings, "settings."))
+    return flat | dict(leaves(manifest.settings, "settings."))
 
 
-def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(name with dots, value) of all settings in nested ones."""
     for name, value in sorted(values.items()):
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

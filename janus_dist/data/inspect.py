@@ -10,7 +10,7 @@ import json
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -54,6 +54,8 @@ class Reject:
     key: str
     reason: str
     head: bytes
+    records: int = 1
+    """How many it stands for: more than one where a file is damaged, estimated where the format does not count them."""
 
     @property
     def kind(self) -> str:
@@ -205,7 +207,10 @@ def quarantine(folder: str) -> list[Reject] | None:
     path = f"{folder}/{QUARANTINE}"
     try:
         rows = pq.read_table(io.BytesIO(storage.read(path))).to_pylist()
-        return [Reject(row["source"] or "", row["key"] or "", row["reason"], row["head"] or b"") for row in rows]
+        return [
+            Reject(row["source"] or "", row["key"] or "", row["reason"], row["head"] or b"", row.get("records") or 1)
+            for row in rows
+        ]
     except FileNotFoundError:
         return None
     except (pa.ArrowException, KeyError) as error:
@@ -221,9 +226,12 @@ def examples(folder: str) -> list[Example]:
         return []
 
 
-def kinds(rejects: list[Reject]) -> dict[str, int]:
-    """How many were refused for each kind of reason, the most frequent first."""
-    return dict(sorted(Counter(reject.kind for reject in rejects).items(), key=lambda pair: (-pair[1], pair[0])))
+def kinds(rejects: Sequence[Reject]) -> dict[str, int]:
+    """How many records were refused for each kind of reason, the most frequent first."""
+    found = Counter[str]()
+    for reject in rejects:
+        found[reject.kind] += reject.records
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def stats(folder: str) -> dict[str, Any] | None:

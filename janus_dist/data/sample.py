@@ -5,8 +5,6 @@ that do not add up raise DataError. Token ids are uint32 (Janus's vocabulary exc
 little-endian.
 """
 
-import hashlib
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +20,6 @@ VQ_ID = np.dtype("<u2")
 TAR_BLOCK = 512
 JPEG = b"\xff\xd8\xff"
 """What every JPEG begins with."""
-KEY_BYTES = 80
-UNSAFE = re.compile(r"[%.\x00-\x1f\x7f]|^/")
 
 
 @dataclass(frozen=True)
@@ -88,22 +84,11 @@ def encode(sample: TextSample | GenerationSample) -> bytes:
     return struct.pack("<I", len(sample.prompt_ids)) + prompt + sample.vq_ids.astype(VQ_ID).tobytes()
 
 
-def member_key(key: str) -> str:
-    """A key that names of tar members can begin with: the same where it can.
-
-    Webdataset takes what follows the first dot for the member's ending, and `decode` knows headers of 100 bytes. What
-    cannot stand is written as %XX, and a key that is too long ends with a digest of all of it, so two keys stay two.
-    """
-    legible = key.encode(errors="backslashreplace").decode()
-    safe = UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", legible)
-    if 0 < len(safe.encode()) <= KEY_BYTES:
-        return safe
-    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:32]
-    return f"{safe.encode()[: KEY_BYTES - 33].decode(errors='ignore')}-{digest}"
-
-
 def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
-    """Tar members of a conversation: names and contents, as plain webdataset groups them by key."""
+    """Tar members of a conversation: names and contents, as plain webdataset groups them by key.
+
+    The key has no dot, at which webdataset ends one, and at most 80 bytes, since `decode` knows headers of 100.
+    """
     images = [
         (f"{key}{f'.{number}' if number else ''}.{'jpg' if image.startswith(JPEG) else 'png'}", image)
         for number, image in enumerate(sample.images)

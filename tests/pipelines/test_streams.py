@@ -214,7 +214,7 @@ def test_a_limit_reads_so_many_records_into_a_folder_of_its_own(make_recipe, tmp
 
 
 def test_weights_of_another_size_are_named_before_anything_starts(make_recipe, photos):
-    own = f"pipeline.inputs.generation={{format: folders, path: '{photos.parent}'}}"
+    own = f"pipeline.inputs.generation={{format: folders, path: '{photos}'}}"
     with pytest.raises(CheckpointError, match=r"quantize\.embedding\.weight: 32x8 there, 64x8 by the recipe"):
         prepare_data(make_recipe(own, "model.vq.codes=64"))
     with pytest.raises(CheckpointError, match="does not exist"):

@@ -78,6 +78,20 @@ def test_usual_names_of_captions(tmp_path, name):
     assert read(write(tmp_path, {name: ["words"], "jpg": [b"x"]}))[0][0].caption == "words"
 
 
+def test_of_a_list_of_captions_one_is_drawn_by_the_key(tmp_path):
+    """As COCO and Flickr30k come from the hub."""
+    several = [f"caption {number}" for number in range(5)]
+    lists = [*([several] * 200), [" ", "words", ""], [], None]
+    of = write(tmp_path, {"image": [b"x"] * 203, "caption": pa.array(lists, pa.list_(pa.string()))})
+    records, rejects = read(of)
+    found = [record.caption for record in records]
+    assert not rejects and found[200:] == ["words", "", ""]
+    assert all(25 < found.count(one) < 60 for one in several), "each about as often as the others"
+    assert found == [record.caption for record in read(of, shard_samples=10)[0]], "the same in every run"
+    _, (reject,) = read(write(tmp_path, {"image": [b"x"], "caption": [[1, 2]]}))
+    assert reject.reason == "not text: the caption is int"
+
+
 def test_the_first_usual_name_that_has_a_value_counts(tmp_path):
     (first, second), _ = read(write(tmp_path, {"text": ["t", "t"], "caption": ["c", None]}))
     assert (first.caption, second.caption) == ("c", "t")

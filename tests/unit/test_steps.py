@@ -1,6 +1,7 @@
 """The step of each stream: what becomes of a record, id by id and pixel by pixel, and what is refused or dropped."""
 
 import hashlib
+import json
 import pickle
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from janus_dist.data.shard import counts, tar_bytes
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from tests.images import noise, png
+from tests.inputs import read, source
 
 BASE = Path(__file__).parents[2] / "jobs" / "recipes" / "tiny" / "base.yaml"
 SIDE, IMAGE_TOKENS = 64, 64
@@ -353,6 +355,9 @@ def test_a_document_without_words_is_refused(text):
     assert reason(step("text").check, record(text=text)) == "empty: the text has no words"
 
 
-def test_a_key_that_no_tar_member_can_begin_with_is_written_otherwise():
-    ((key, _),) = step("understanding").make(record(turns=TURNS, key="photo.v2")).samples
-    assert key == "photo%2Ev2"
+def test_a_key_is_escaped_once_on_its_way_from_a_file_to_a_shard(tmp_path):
+    path = tmp_path / "a.jsonl"
+    said = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "it"}]
+    path.write_text(json.dumps({"id": "photo.v2", "conversations": said}))
+    (one,), _ = read(source("jsonl", path, columns={"key": "id"}))
+    assert isinstance(sample_of(step("understanding"), one), UnderstandingSample) and one.key == "photo%2Ev2"

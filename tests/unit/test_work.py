@@ -1,5 +1,6 @@
 """Shard jobs and their markers: the cut covers everything once, one attempt counts, what is not whole is done again."""
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -43,14 +44,24 @@ def test_the_digest_tells_settings_and_units_apart_but_not_their_place():
     assert later[1].digest == one[0].digest, "a file that comes before does not make others again"
 
 
-@pytest.mark.parametrize("limit", [1, 7, 10, 23, 60])
-def test_a_limit_is_shared_by_as_few_jobs_as_hold_it(limit):
-    jobs = cut(10, 10, 10, 10, limit=limit)
-    assert sum(job.limit for job in jobs) == limit
-    assert len(jobs) == min(4, -(-limit // 10))
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(1, [1]), (4, [4]), (7, [4, 3]), (14, [4, 10]), (23, [4, 10, 3, 6]), (60, [4, 10, 3, 10])],
+)
+def test_a_limit_is_what_the_first_jobs_that_hold_it_read(limit, expected):
+    jobs = cut(4, 10, 3, 10, limit=limit)
+    assert [job.limit for job in jobs] == expected
+    assert [unit.path for job in jobs for unit in job.units] == [f"/in/{place}" for place in range(len(expected))]
 
 
-def make_marker(folder, job, words, attempt="a1", samples=3):
+def test_a_limit_beyond_units_of_unknown_size_is_left_to_one_job():
+    known, rest = cut(10, None, None, 10, limit=12)
+    assert (len(known.units), known.limit) == (1, 10)
+    assert ([unit.path for unit in rest.units], rest.limit) == (["/in/1", "/in/2", "/in/3"], 2)
+    assert [job.limit for job in cut(10, None, limit=10)] == [10]
+
+
+def make_marker(folder, job, words, attempt="a" * 12, samples=3):
     name = work.shard_name(job, 0, attempt)
     special = (words.boi, words.image, words.eoi)
     entry = write_shard(folder, name, shard_sets.several("text", words, samples), tiny.MODEL, special)
@@ -74,7 +85,7 @@ def test_a_marker_comes_back_as_it_went(tmp_path):
 def test_of_attempts_at_the_same_time_one_counts_and_the_others_clean_up(tmp_path):
     words = shard_sets.tokenizer(tmp_path)
     (job,) = cut(10)
-    markers = [make_marker(tmp_path, job, words, attempt=f"a{number}") for number in range(8)]
+    markers = [make_marker(tmp_path, job, words, attempt=f"{number:012x}") for number in range(8)]
     together, won = threading.Barrier(8), []
 
     def commit(marker):
@@ -128,16 +139,42 @@ def test_strays_are_removed_and_nothing_else(tmp_path):
     words = shard_sets.tokenizer(tmp_path)
     (old,), (job,) = cut(10, settings={"a": 0}), cut(10)
     for each in (old, job):
-        work.commit(str(tmp_path), make_marker(tmp_path, each, words, attempt=each.digest[:4]))
-    make_marker(tmp_path, job, words, attempt="dead")
-    (tmp_path / "notes.txt").write_text("mine")
+        work.commit(str(tmp_path), make_marker(tmp_path, each, words, attempt=each.digest[:12]))
+    make_marker(tmp_path, job, words, attempt="dead" * 3)
+    mine = {"notes.txt", "00000.tar", "photos.tar", "00000.index.npy", "000000-00-mine.tar", f"x-{'0' * 12}.tar"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "commits" / "mine.json").write_text("mine")
     marker = work.load_marker(str(tmp_path), job)
     assert marker is not None
     work.remove_strays(str(tmp_path), [job], marker.shards)
-    name = f"000000-00-{job.digest[:4]}"
-    kept = {f"{name}.index.npy", f"{name}.tar", "notes.txt", "tokenizer.json", "commits"}
+    name = f"000000-00-{job.digest[:12]}"
+    kept = {f"{name}.index.npy", f"{name}.tar", "tokenizer.json", "commits"} | mine
     assert {path.name for path in tmp_path.iterdir()} == kept
-    assert [path.stem for path in (tmp_path / "commits").iterdir()] == [job.digest[:32]]
+    assert {path.stem for path in (tmp_path / "commits").iterdir()} == {job.digest[:32], "mine"}
+
+
+def test_names_of_attempts_are_those_that_are_tidied_up():
+    job = dataclasses.replace(cut(10)[0], number=1_234_567)
+    for part in (0, 123):
+        name = work.shard_name(job, part, work.attempt_name())
+        assert all(work.SHARD_FILE.fullmatch(f"{name}{ending}") for ending in (".tar", ".index.npy"))
+
+
+def test_a_job_that_commits_while_markers_are_looked_for_keeps_its_marker(tmp_path, monkeypatch):
+    words = shard_sets.tokenizer(tmp_path)
+    first, late = cut(10, 10)
+    assert work.commit(str(tmp_path), make_marker(tmp_path, first, words))
+    listed = storage.sizes
+
+    def commits_after(folder):
+        found = listed(folder)
+        work.commit(str(tmp_path), make_marker(tmp_path, late, words))
+        return found
+
+    monkeypatch.setattr(storage, "sizes", commits_after)
+    assert first.digest in [marker.job for marker in work.done(str(tmp_path), [first, late])]
+    assert work.load_marker(str(tmp_path), late) is not None
 
 
 def test_creating_a_file_that_is_there(tmp_path):
