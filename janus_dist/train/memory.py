@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import Part
 from janus_dist.model.janus import parameter_shapes
-from janus_dist.model.losses import CHUNK_LOGITS
+from janus_dist.model.losses import BLOCK_LOGITS, CHUNK_LOGITS
 from janus_dist.model.parts import part_of
 
 FLOAT32 = 4
@@ -99,7 +99,10 @@ def head_bytes(recipe: StageRecipe, tokens: int) -> int:
     found = 0
     for classes, part in ((model.text.vocab, "text_head"), (model.vq.codes, "image_head")):
         rows = min(tokens, max(1, CHUNK_LOGITS // classes))
-        chunk = rows * classes * (low + FLOAT32)
+        logits = rows * classes
+        # a GPU has the chunk in float32 beside it, a CPU a block of it, and the exponentials of that
+        wide = logits * (low < FLOAT32) if recipe.cluster.gpu else 2 * min(logits, BLOCK_LOGITS)
+        chunk = low * logits + FLOAT32 * wide
         weight = classes * model.text.hidden * (low + FLOAT32 * (tokens > rows)) if part in trainable else 0
         found = max(found, chunk + weight)
     return found + 2 * tokens * low * model.text.hidden

@@ -107,6 +107,33 @@ def test_logits_of_more_than_a_chunk_never_exist(monkeypatch):
     assert sizes == [(4, CLASSES)] * 5 + [(3, CLASSES)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cpu_goes_through_a_chunk_in_blocks_which_change_no_bit(monkeypatch, dtype):
+    def found(block_rows: int) -> tuple[list[torch.Tensor], list[torch.Size]]:
+        head, hidden, labels, factors = case(dtype, bias=False)
+        monkeypatch.setattr(losses, "BLOCK_LOGITS", block_rows * CLASSES)
+        of, sizes = losses._cross_entropy, []
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "_cross_entropy", lambda x, *rest: sizes.append((x.dtype, len(x))) or of(x, *rest))
+            loss, rows = head(hidden, labels, factors)
+        loss.backward()
+        return [loss.detach(), rows, *gradients(head, hidden)], sizes
+
+    whole, sizes = found(ROWS)
+    assert sizes == [(torch.float32, ROWS)]
+    in_blocks, sizes = found(10)
+    assert sizes == [(torch.float32, 10), (torch.float32, 10), (torch.float32, 3)]
+    assert all(torch.equal(one, other) for one, other in zip(in_blocks, whole, strict=True))
+
+
+def test_no_rows_give_gradients_of_zeros():
+    head, hidden, labels, factors = case(torch.float32)
+    loss, rows = head(hidden[:0], labels[:0], factors[:0])
+    loss.backward()
+    assert loss.item() == 0 and len(rows) == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in head.parameters())
+
+
 def test_without_labels_a_head_gives_logits():
     head, hidden, _, _ = case()
     assert torch.equal(head(hidden), F.linear(hidden, head.weight, head.bias))
