@@ -16,6 +16,7 @@ from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.evaluation.run import evaluate
 from janus_dist.launch import train_all
+from janus_dist.report.results import CHANCES
 from jobs.stage import TINY, is_complete
 
 PROOF = TINY.parent / "proof"
@@ -62,11 +63,13 @@ def evaluation_of(recipe: StageRecipe) -> Path:
 
 
 def row(arm: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """An arm's figures: mean and standard deviation over seeds, None for what it does not learn."""
+    """An arm's figures: mean and standard deviation over seeds and chance, None for what it does not learn."""
     values: dict[str, Any] = {"name": arm, "meaning": ARMS[arm], "seeds": len(found)}
     for name in MEASURES:
         each = [one[f"{name}_accuracy"] for one in found if f"{name}_accuracy" in one]
         values[f"{name}_mean"] = statistics.mean(each) if each else None
         values[f"{name}_spread"] = statistics.stdev(each) if len(each) > 1 else None
         values[f"{name}_each"] = each
+        chances = [one[CHANCES[name]] for one in found if CHANCES[name] in one]
+        values[CHANCES[name]] = statistics.mean(chances) if chances else None
     return values

@@ -22,6 +22,12 @@ DIRECTIONS = (
     ("generation", "D", "F", "Janus draws as well as training for generation alone"),
 )
 """(measure, Janus, the arm beside it, what the paper's table 5 says of them)."""
+CHANCES = {"understanding": "understanding_blind", "generation": "generation_chance"}
+"""What an arm gets that has not learned to see, or to draw what is asked."""
+ABOVE_CHANCE = 0.05
+"""Each seed of both arms must be so far above chance, or their order says nothing of what they learned."""
+TOLERANCE = 0.05
+"""Largest spread of seeds at which two arms can be compared."""
 CURVES = (
     "## Reference curves",
     "",
@@ -61,13 +67,25 @@ def directions(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Of each of the paper's directions whether the arms show it."""
     rows = {row["name"]: row for row in arms}
     for measure, janus, other, claim in DIRECTIONS:
-        mine, theirs = (rows[name] for name in (janus, other))
-        difference = mine[f"{measure}_mean"] - theirs[f"{measure}_mean"]
-        spread = max(mine[f"{measure}_spread"] or 0.0, theirs[f"{measure}_spread"] or 0.0)
-        seen = "within the spread of seeds" if abs(difference) <= spread else "more than the spread of seeds"
-        wanted = difference > spread if other == "A" else difference >= -spread
-        verdict = "reproduced" if wanted else "NOT reproduced"
-        yield f"{claim} ({janus} beside {other}): {verdict}; {difference:+.3f}, {seen} ({spread:.3f})"
+        verdict = _verdict(rows[janus], rows[other], measure, must_be_better=other == "A")
+        yield f"{claim} ({janus} beside {other}): {verdict}"
+
+
+def _verdict(mine: Mapping[str, Any], theirs: Mapping[str, Any], measure: str, must_be_better: bool) -> str:
+    """What two arms say of a direction, with the figures that it follows from."""
+    chance, spreads = mine[CHANCES[measure]], (mine[f"{measure}_spread"], theirs[f"{measure}_spread"])
+    lowest = {row["name"]: min(row[f"{measure}_each"]) for row in (mine, theirs)}
+    if low := [f"{name} ({value:.3f})" for name, value in lowest.items() if value < chance + ABOVE_CHANCE]:
+        return f"not shown: at chance ({chance:.3f}) or less than {ABOVE_CHANCE} above it with a seed: {', '.join(low)}"
+    if None in spreads:
+        return "cannot tell: one seed has no spread"
+    spread = max(spreads)
+    if spread > TOLERANCE:
+        return f"cannot tell: seeds spread by {spread:.3f}, more than {TOLERANCE}"
+    difference = mine[f"{measure}_mean"] - theirs[f"{measure}_mean"]
+    seen = "within the spread of seeds" if abs(difference) <= spread else "more than the spread of seeds"
+    wanted = difference > spread if must_be_better else difference >= -spread
+    return f"{'reproduced' if wanted else 'NOT reproduced'}; {difference:+.3f}, {seen} ({spread:.3f})"
 
 
 def _learned(summary: Mapping[str, Any], aims: Mapping[str, float]) -> Iterator[str]:
@@ -103,11 +121,12 @@ def _arms(arms: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[str]:
     """The section of the ablation; its plots go into `folder`."""
     yield "## One encoder or two"
     yield ""
-    yield "Arms of Janus's table 5, on the same shards and the same number of steps and tokens: E and F give one task"
-    yield "all of them, twice what A and D give it. A spread is a standard deviation over seeds. The language model"
-    yield "starts from random weights. The vision tower and the VQ tokenizer are frozen, as the embedded default ships"
-    yield "them: the tower was trained on the captions of the images to train on and knows shapes and colors, as a"
-    yield "SigLIP does; the VQ tokenizer knows their pixels, as a VQ tokenizer does."
+    yield "Arms of Janus's table 5, on the same shards and the same number of steps and tokens. A spread is a standard"
+    yield "deviation over seeds. Arms are compared where every seed of both is at least"
+    yield f"{ABOVE_CHANCE} above chance (for understanding: what the question's words alone give away) and seeds spread by"
+    yield f"at most {TOLERANCE}. The language model starts from random weights. The vision tower and the VQ tokenizer are"
+    yield "frozen, as the embedded default ships them: the tower was trained on the captions of the images to train on and"
+    yield "knows shapes and colors, as a SigLIP does; the VQ tokenizer knows their pixels, as a VQ tokenizer does."
     yield ""
     yield "| arm | what | seeds | understanding | generation |"
     yield "| --- | --- | --- | --- | --- |"

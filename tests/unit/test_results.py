@@ -3,7 +3,7 @@
 import pytest
 
 from janus_dist.evaluation.interval import measured, wilson
-from janus_dist.report.results import directions, write_results
+from janus_dist.report.results import ABOVE_CHANCE, TOLERANCE, directions, write_results
 from jobs.arms import ARMS, SEEDS, recipe_of, row
 
 FOUND = {"share": 0.9, "low": 0.88, "high": 0.92, "of": 1234}
@@ -17,16 +17,28 @@ LEARNED = {
 }  # fmt: skip
 
 
-def arms(**understanding: float) -> list[dict]:
+BLIND, CHANCE = 0.5, 0.1
+
+
+def arms(spread: float = 0.01, drawn: float = 0.6, seeds: int = 3, **understanding: float) -> list[dict]:
+    """Rows of arms with these means of understanding, whose seeds lie `spread` apart."""
     found = []
     for arm, mean in understanding.items():
-        each = [] if arm == "F" else [mean - 0.01, mean, mean + 0.01]
-        drawn = [] if arm == "E" else [0.5, 0.6, 0.7]
-        measures = [
-            {name: value for name, value in (("understanding_accuracy", u), ("generation_accuracy", g)) if value}
-            for u, g in zip(each or [None] * 3, drawn or [None] * 3, strict=True)
-        ]
-        found.append(row(arm, measures))
+        places = range(-(seeds // 2), seeds // 2 + 1)
+        understood = {"understanding_blind": BLIND} if arm != "F" else {}
+        drew = {"generation_chance": CHANCE} if arm != "E" else {}
+        found.append(
+            row(
+                arm,
+                [
+                    {
+                        **(understood and understood | {"understanding_accuracy": mean + place * spread}),
+                        **(drew and drew | {"generation_accuracy": drawn + place * spread}),
+                    }
+                    for place in places
+                ],
+            )
+        )
     return found
 
 
@@ -36,6 +48,7 @@ def test_an_arms_row():
     assert found["understanding_mean"] == pytest.approx(0.8)
     assert found["understanding_spread"] == pytest.approx(0.01)
     assert (found["generation_mean"], found["generation_spread"], found["generation_each"]) == (None, None, [])
+    assert (found["understanding_blind"], found["generation_chance"]) == (BLIND, None)
 
 
 def test_verdicts_follow_from_the_figures():
@@ -48,6 +61,23 @@ def test_verdicts_follow_from_the_figures():
     assert "NOT reproduced; -0.105, more" in behind
 
 
+def test_arms_at_chance_show_nothing():
+    """Arms that learned nothing are as good as each other."""
+    better, as_well, drawn = directions(arms(A=0.54, D=0.8, E=BLIND, F=0.0, drawn=CHANCE + ABOVE_CHANCE))
+    assert "not shown: at chance (0.500) or less than 0.05 above it with a seed: A (0.530)" in better
+    assert "not shown: at chance" in as_well and as_well.endswith("E (0.490)")
+    assert drawn.endswith("a seed: D (0.140), F (0.140)"), "the lowest seed counts, not the mean"
+    assert not any("reproduced" in one for one in (better, as_well, drawn))
+    *_, drawn = directions(arms(A=0.6, D=0.8, E=0.8, F=0.0, drawn=CHANCE + ABOVE_CHANCE + 0.02))
+    assert ": reproduced; +0.000" in drawn
+
+
+def test_seeds_that_differ_much_decide_nothing():
+    for spread, seen in ((1.1 * TOLERANCE, "cannot tell: seeds spread by 0.055, more than 0.05"), (0.04, "reproduced")):
+        assert all(seen in one for one in directions(arms(A=0.7, D=0.8, E=0.8, F=0.0, spread=spread)))
+    assert all("cannot tell: one seed" in one for one in directions(arms(A=0.7, D=0.8, E=0.8, F=0.0, seeds=1)))
+
+
 def test_the_page_has_all_figures(tmp_path):
     scenes = LEARNED | {"seconds": 7200.0, "generation_intervals": {"all": FOUND, "counting": FOUND}}
     text = write_results(
@@ -57,7 +87,7 @@ def test_the_page_has_all_figures(tmp_path):
         "60 minutes", "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 | 0.97 |", "27.6 dB with 495 codes",
         "120 minutes", "| generation, counting | 0.900 | 0.880 to 0.920 | 1,234 |  |",
         "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 |  |",
-        "| A | single encoder (VQ) for both | 3 | 0.600 (spread 0.010) | 0.600 (spread 0.100) |", "| - |", "98.5%",
+        "| A | single encoder (VQ) for both | 3 | 0.600 (spread 0.010) | 0.600 (spread 0.010) |", "| - |", "98.5%",
     ):  # fmt: skip
         assert expected in text
     assert {path.name for path in tmp_path.iterdir()} == {
