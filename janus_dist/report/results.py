@@ -1,16 +1,21 @@
 """docs/results.md: the tables and plots of the proof, and the figures that they are made of.
 
-    python -m janus_dist.report.results runs/proof/summary.json docs
+    python -m janus_dist.report.results runs/proof/summary.json docs [jobs/recipes/proof/notes.yaml]
 
-Invariant: every figure is one of summary.json, and what is said of aims and arms follows from the figures.
+Invariant: every figure is one of summary.json, and what is said of aims and arms follows from the figures; why one
+failed is written by hand and shown only where it did.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import yaml
+
+from janus_dist.errors import DataError
 from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS
 from janus_dist.report import plot
 
@@ -28,6 +33,8 @@ ABOVE_CHANCE = 0.05
 """Each seed of both arms must be so far above chance, or their order says nothing of what they learned."""
 TOLERANCE = 0.05
 """Largest spread of seeds at which two arms can be compared."""
+REPRODUCED = "reproduced"
+NOT_KNOWN = "The reason is not known."
 CURVES = (
     "## Reference curves",
     "",
@@ -41,8 +48,20 @@ CURVES = (
 )
 
 
-def write_results(summary: Mapping[str, Any], folder: Path) -> Path:
-    """FOLDER/results.md, the plots that it shows and results.json, of the parts of the proof that are there."""
+def read_notes(path: Path) -> dict[str, str]:
+    """Why aims and directions failed, by `aim-MEASURE` and `MEASURE-JANUS-OTHER`; DataError at any other key."""
+    notes = yaml.safe_load(path.read_text()) or {}
+    known = [f"aim-{name}" for name in AIMS] + [f"{name}-{mine}-{theirs}" for name, mine, theirs, _ in DIRECTIONS]
+    if other := sorted(set(notes) - set(known)):
+        raise DataError(f"{path}: no aim or direction is {', '.join(other)}", f"there are {', '.join(known)}")
+    return notes
+
+
+def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """FOLDER/results.md, the plots that it shows and results.json, of the parts of the proof that are there.
+
+    `notes` say why what failed did, see `read_notes`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
     lines = [
@@ -52,9 +71,9 @@ def write_results(summary: Mapping[str, Any], folder: Path) -> Path:
         "",
         "## Janus `tiny` on easy-vqa",
         "",
-        *_learned(summary, AIMS),
+        *_learned(summary, AIMS, notes),
         "",
-        *(_arms(summary["ablation"], folder) if "ablation" in summary else ()),
+        *(_arms(summary["ablation"], folder, notes) if "ablation" in summary else ()),
         *(_scenes(summary["scenes"]) if "scenes" in summary else ()),
         *CURVES,
     ]
@@ -63,12 +82,14 @@ def write_results(summary: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def directions(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Of each of the paper's directions whether the arms show it."""
+def directions(arms: Sequence[Mapping[str, Any]], notes: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """Of each of the paper's directions whether the arms show it, and why if they do not."""
     rows = {row["name"]: row for row in arms}
     for measure, janus, other, claim in DIRECTIONS:
         verdict = _verdict(rows[janus], rows[other], measure, must_be_better=other == "A")
-        yield f"{claim} ({janus} beside {other}): {verdict}"
+        failed = not verdict.startswith(REPRODUCED)
+        why = f". {notes.get(f'{measure}-{janus}-{other}', NOT_KNOWN).strip()}" if failed else ""
+        yield f"{claim} ({janus} beside {other}): {verdict}{why}"
 
 
 def _verdict(mine: Mapping[str, Any], theirs: Mapping[str, Any], measure: str, must_be_better: bool) -> str:
@@ -85,10 +106,10 @@ def _verdict(mine: Mapping[str, Any], theirs: Mapping[str, Any], measure: str, m
     difference = mine[f"{measure}_mean"] - theirs[f"{measure}_mean"]
     seen = "within the spread of seeds" if abs(difference) <= spread else "more than the spread of seeds"
     wanted = difference > spread if must_be_better else difference >= -spread
-    return f"{'reproduced' if wanted else 'NOT reproduced'}; {difference:+.3f}, {seen} ({spread:.3f})"
+    return f"{REPRODUCED if wanted else 'NOT reproduced'}; {difference:+.3f}, {seen} ({spread:.3f})"
 
 
-def _learned(summary: Mapping[str, Any], aims: Mapping[str, float]) -> Iterator[str]:
+def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mapping[str, str]) -> Iterator[str]:
     """What one data set's runs learned, and what is lost before they begin."""
     yield "| what | accuracy | 95 % interval | of | aim |"
     yield "| --- | --- | --- | --- | --- |"
@@ -109,24 +130,25 @@ def _learned(summary: Mapping[str, Any], aims: Mapping[str, float]) -> Iterator[
     for measure, aim in aims.items():
         found, bound = summary[f"{measure}_accuracy"], summary["detector_accuracy_on_reconstructions"]
         if found < aim:
-            because = (
-                f": of real images, {bound:.3f} come through the VQ tokenizer rightly"
-                if measure == "generation" and bound < aim
-                else ""
-            )
-            yield f"**The aim of {aim:.2f} for {measure} is not reached**{because}."
+            seen = f" Of real images, {bound:.3f} come through the VQ tokenizer rightly."
+            known = seen if measure == "generation" and bound < aim else ""
+            why = notes.get(f"aim-{measure}") or ("" if known else NOT_KNOWN)
+            yield f"**The aim of {aim:.2f} for {measure} is not reached ({found:.3f}).**{known} {why.strip()}".rstrip()
 
 
-def _arms(arms: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[str]:
+def _arms(arms: Sequence[Mapping[str, Any]], folder: Path, notes: Mapping[str, str]) -> Iterator[str]:
     """The section of the ablation; its plots go into `folder`."""
     yield "## One encoder or two"
     yield ""
     yield "Arms of Janus's table 5, on the same shards and the same number of steps and tokens. A spread is a standard"
-    yield "deviation over seeds. Arms are compared where every seed of both is at least"
-    yield f"{ABOVE_CHANCE} above chance (for understanding: what the question's words alone give away) and seeds spread by"
-    yield f"at most {TOLERANCE}. The language model starts from random weights. The vision tower and the VQ tokenizer are"
-    yield "frozen, as the embedded default ships them: the tower was trained on the captions of the images to train on and"
-    yield "knows shapes and colors, as a SigLIP does; the VQ tokenizer knows their pixels, as a VQ tokenizer does."
+    yield "deviation over seeds. The language model starts from random weights; the vision tower and the VQ tokenizer are"
+    yield "frozen, as the embedded default ships them."
+    yield ""
+    yield f"Arms are compared where every seed of both is at least {ABOVE_CHANCE} above chance (for understanding: what the"
+    yield f"question's words alone give away) and seeds spread by at most {TOLERANCE}. Two things weigh in before any arm"
+    yield "learns. The vision tower of D and E was trained on the captions of these very images, while the VQ tokenizer, by"
+    yield "which A reads, knows their pixels only: the direction D over A is partly built in. And E and F give their one"
+    yield "task twice the tokens that D gives it."
     yield ""
     yield "| arm | what | seeds | understanding | generation |"
     yield "| --- | --- | --- | --- | --- |"
@@ -134,7 +156,7 @@ def _arms(arms: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[str]:
         cells = (_mean_and_spread(row, measure) for measure in MEASURES)
         yield f"| {row['name']} | {row['meaning']} | {row['seeds']} | {' | '.join(cells)} |"
     yield ""
-    yield from (f"- {line}" for line in directions(arms))
+    yield from (f"- {line}" for line in directions(arms, notes))
     yield ""
     for measure in MEASURES:
         each = {row["name"]: row[f"{measure}_each"] for row in arms if row[f"{measure}_each"]}
@@ -148,7 +170,7 @@ def _scenes(summary: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "The same three stages on the [harder data set](scenes.md): several shapes with places and numbers."
     yield ""
-    yield from _learned(summary, {})
+    yield from _learned(summary, {}, {})
     yield ""
 
 
@@ -160,4 +182,5 @@ def _mean_and_spread(row: Mapping[str, Any], measure: str) -> str:
 
 
 if __name__ == "__main__":
-    write_results(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    summary_file, target, *notes_file = map(Path, sys.argv[1:])
+    write_results(json.loads(summary_file.read_text()), target, read_notes(notes_file[0]) if notes_file else {})
