@@ -35,6 +35,18 @@ TOLERANCE = 0.05
 """Largest spread of seeds at which two arms can be compared."""
 REPRODUCED = "reproduced"
 NOT_KNOWN = "The reason is not known."
+ABOUT_ARMS = f"""\
+Arms of Janus's table 5, on the same shards and the same number of steps and tokens. A spread is a standard deviation
+over seeds. The language model starts from random weights; the vision tower and the VQ tokenizer are frozen, as the
+embedded default ships them.
+
+Arms are compared where every seed of both is at least {ABOVE_CHANCE} above chance (for understanding: what the words of
+a question give away) and seeds spread by at most {TOLERANCE}.
+
+Two things weigh in before any arm learns. The vision tower of D and E was trained on the captions of these very images,
+while the VQ tokenizer, by which A reads, knows their pixels only: the direction D over A is partly built in.
+And E and F give their one task twice the tokens that D gives it.
+"""
 CURVES = (
     "## Reference curves",
     "",
@@ -67,14 +79,16 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
     lines = [
         "# What the proof found",
         "",
-        "`make proof` on two cores, tables and plots by `python -m janus_dist.report.results`.",
+        "By `make proof`; this page, with its tables and plots, by `make results` from the figures in `results.json`.",
         "",
         "## Janus `tiny` on easy-vqa",
         "",
+        _made(summary, "easy-vqa"),
+        "",
         *_learned(summary, AIMS, notes),
         "",
-        *(_arms(summary["ablation"], folder, notes) if "ablation" in summary else ()),
-        *(_scenes(summary["scenes"]) if "scenes" in summary else ()),
+        *(_arms(summary, folder, notes) if "ablation" in summary else ()),
+        *(_scenes(summary) if "scenes" in summary else ()),
         *CURVES,
     ]
     path = folder / "results.md"
@@ -109,6 +123,16 @@ def _verdict(mine: Mapping[str, Any], theirs: Mapping[str, Any], measure: str, m
     return f"{REPRODUCED if wanted else 'NOT reproduced'}; {difference:+.3f}, {seen} ({spread:.3f})"
 
 
+def _made(summary: Mapping[str, Any], part: str) -> str:
+    """On what a part of the proof was made, when, of what code and in what time."""
+    made = summary.get("parts", {}).get(part)
+    if made is None:
+        return "On what machine and when was not written down."
+    commit = f"commit `{made['commit']}`" if made["commit"] else "a commit that is not known"
+    minutes = f"{made['took_s'] / 60:.0f} minutes by the clock"
+    return f"Made on {made['machine']}, {made['cores']} cores, {made['date']}, of {commit}, in {minutes}."
+
+
 def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mapping[str, str]) -> Iterator[str]:
     """What one data set's runs learned, and what is lost before they begin."""
     yield "| what | accuracy | 95 % interval | of | aim |"
@@ -120,10 +144,12 @@ def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mappi
                 f"| {measure}, {kind} | {found['share']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
                 f"| {found['of']:,} | {aim} |"
             )
+    if (exact := summary.get("generation_exact_accuracy")) is not None:
+        yield f"| generation, and nothing else drawn | {exact:.3f} | | | |"
     yield f"| understanding, by the question's words alone | {summary['understanding_blind']:.3f} | | | |"
     yield f"| generation, by drawing another prompt | {summary['generation_chance']:.3f} | | | |"
     yield ""
-    yield f"Training and evaluation took {summary['seconds'] / 60:.0f} minutes. The VQ tokenizer gives held-out images"
+    yield "The VQ tokenizer gives held-out images"
     yield f"back at {summary['vq_psnr_db']:.1f} dB with {summary['vq_codes_used']} codes; the detector is right about"
     yield f"{summary['detector_accuracy_on_real']:.1%} of the images themselves and"
     yield f"{summary['detector_accuracy_on_reconstructions']:.1%} of what comes back, which shows what its ids can say."
@@ -136,20 +162,14 @@ def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mappi
             yield f"**The aim of {aim:.2f} for {measure} is not reached ({found:.3f}).**{known} {why.strip()}".rstrip()
 
 
-def _arms(arms: Sequence[Mapping[str, Any]], folder: Path, notes: Mapping[str, str]) -> Iterator[str]:
+def _arms(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str]) -> Iterator[str]:
     """The section of the ablation; its plots go into `folder`."""
+    arms = summary["ablation"]
     yield "## One encoder or two"
     yield ""
-    yield "Arms of Janus's table 5, on the same shards and the same number of steps and tokens. A spread is a standard"
-    yield "deviation over seeds. The language model starts from random weights; the vision tower and the VQ tokenizer are"
-    yield "frozen, as the embedded default ships them."
+    yield _made(summary, "ablation")
     yield ""
-    yield f"Arms are compared where every seed of both is at least {ABOVE_CHANCE} above chance (for understanding: what the"
-    yield f"question's words alone give away) and seeds spread by at most {TOLERANCE}. Two things weigh in before any arm"
-    yield "learns. The vision tower of D and E was trained on the captions of these very images, while the VQ tokenizer, by"
-    yield "which A reads, knows their pixels only: the direction D over A is partly built in. And E and F give their one"
-    yield "task twice the tokens that D gives it."
-    yield ""
+    yield ABOUT_ARMS
     yield "| arm | what | seeds | understanding | generation |"
     yield "| --- | --- | --- | --- | --- |"
     for row in arms:
@@ -168,9 +188,12 @@ def _arms(arms: Sequence[Mapping[str, Any]], folder: Path, notes: Mapping[str, s
 def _scenes(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "## Janus `tiny` on scenes"
     yield ""
-    yield "The same three stages on the [harder data set](scenes.md): several shapes with places and numbers."
+    yield _made(summary, "scenes")
     yield ""
-    yield from _learned(summary, {}, {})
+    # no link: the page stands in docs and beside the runs
+    yield "The same three stages on the harder data set of `docs/scenes.md`: several shapes with places and numbers."
+    yield ""
+    yield from _learned(summary["scenes"], {}, {})
     yield ""
 
 

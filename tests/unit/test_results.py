@@ -1,5 +1,7 @@
 """The page of the proof: its figures are those of the summary, its verdicts follow from them."""
 
+import re
+
 import pytest
 
 from janus_dist.errors import DataError
@@ -80,20 +82,23 @@ def test_seeds_that_differ_much_decide_nothing():
 
 
 def test_the_page_has_all_figures(tmp_path):
-    scenes = LEARNED | {"seconds": 7200.0, "generation_intervals": {"all": FOUND, "counting": FOUND}}
-    text = write_results(
-        LEARNED | {"ablation": arms(A=0.6, D=0.8, E=0.81, F=0.0), "scenes": scenes}, tmp_path
-    ).read_text()
+    scenes = LEARNED | {"generation_exact_accuracy": 0.777, "generation_intervals": {"all": FOUND, "counting": FOUND}}
+    made = {"took_s": 3600.0, "machine": "x86_64 Processor", "cores": 7, "date": "2026-11-28", "commit": "abc123"}
+    parts = {"easy-vqa": made, "scenes": made | {"took_s": 7200.0, "commit": None}}
+    found = {"ablation": arms(A=0.6, D=0.8, E=0.81, F=0.0), "scenes": scenes, "parts": parts}
+    text = write_results(LEARNED | found, tmp_path).read_text()
     for expected in (
-        "60 minutes", "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 | 0.97 |", "27.6 dB with 495 codes",
-        "120 minutes", "| generation, counting | 0.900 | 0.880 to 0.920 | 1,234 |  |",
-        "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 |  |",
+        "Made on x86_64 Processor, 7 cores, 2026-11-28, of commit `abc123`, in 60 minutes by the clock.",
+        "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 | 0.97 |", "27.6 dB with 495 codes",
+        "of a commit that is not known, in 120 minutes", "| generation, counting | 0.900 | 0.880 to 0.920 | 1,234 |  |",
+        "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 |  |", "| generation, and nothing else drawn | 0.777 |",
         "| A | single encoder (VQ) for both | 3 | 0.600 (spread 0.010) | 0.600 (spread 0.010) |", "| - |", "98.5%",
+        "partly built in", "twice the tokens that D gives it",
     ):  # fmt: skip
         assert expected in text
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "results.md", "results.json", "results-understanding.svg", "results-generation.svg",
-    }  # fmt: skip
+    assert text.count("was not written down") == 1, "of the ablation alone"
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.json", *links} and len(links) == 2
 
 
 def test_the_page_says_which_aims_are_missed_and_why(tmp_path):
