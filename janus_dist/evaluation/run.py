@@ -132,7 +132,7 @@ def reconstruction(sampler: Sampler, out: Path) -> dict[str, Any]:
     """Held-out images through the VQ tokenizer and back."""
     of = data_set(sampler.recipe)
     images = of.held_out_images(sampler.recipe.model.image_size, "cropped")
-    chunks = images.split(sampler.recipe.evaluate.batch)
+    chunks = images.to(sampler.vq.device).split(sampler.recipe.evaluate.batch)
     ids = torch.cat([vq_model.encode(sampler.vq, vq_model.to_float(chunk)) for chunk in chunks])
     decoded = sampler.decode(ids)
     back = torch.from_numpy(decoded).permute(0, 3, 1, 2)
