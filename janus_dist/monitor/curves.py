@@ -104,8 +104,8 @@ def follow(found: Curve, reference: Curve) -> Followed:
     equal = 0
     while equal < steps and _at(found.losses, equal) == _at(reference.losses, equal):
         equal += 1
-    pairs = {name: (_means(found.losses[name][:steps]), _means(reference.losses[name][:steps])) for name in found.losses}
-    worst = {name: _worst(mine, theirs) for name, (mine, theirs) in pairs.items() if mine or theirs}
+    mine, theirs = ({name: _means(values[:steps]) for name, values in one.losses.items()} for one in (found, reference))
+    worst = {name: _worst(mine[name], theirs[name]) for name in theirs if mine[name] or theirs[name]}
     same = (found.machine, found.packages) == (reference.machine, reference.packages)
     return Followed(steps, same, equal, worst)
 

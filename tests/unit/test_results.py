@@ -1,13 +1,19 @@
 """The page of the proof: its figures are those of the summary, its verdicts follow from them."""
 
+import json
 import re
+import shutil
 
 import pytest
 
-from janus_dist.errors import DataError
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.errors import ConfigError, DataError
+from janus_dist.evaluation import run
 from janus_dist.evaluation.interval import measured, wilson
 from janus_dist.report.results import ABOVE_CHANCE, TOLERANCE, directions, read_notes, write_results
-from jobs.arms import ARMS, PROOF, SEEDS, recipe_of, row
+from jobs import arms as arms_of_job
+from jobs.arms import ARMS, PROOF, SEEDS, ablation, evaluation_of, recipe_of, row
+from tests.checkpoints import mark
 
 FOUND = {"share": 0.9, "low": 0.88, "high": 0.92, "of": 1234}
 
@@ -20,6 +26,7 @@ LEARNED = {
 }  # fmt: skip
 
 
+VQ_OR_SIGLIP = ("vq", "siglip", "siglip", "siglip")
 BLIND, CHANCE = 0.5, 0.1
 
 
@@ -142,15 +149,52 @@ def test_wilsons_interval(right, number, low, high):
     assert found["share"] == right / number and found["of"] == number
 
 
-def test_arms_have_the_same_budget_and_differ_in_what_they_say():
+def test_arms_differ_in_what_they_say_and_in_nothing_else():
     recipes = {arm: recipe_of(arm, SEEDS[1], []).recipe for arm in ARMS}
-    assert len({(one.train.steps, one.batch.rows, one.batch.row_tokens, one.run.seed) for one in recipes.values()}) == 1
-    assert {arm: one.model.reads_by for arm, one in recipes.items()} == {
-        "A": "vq",
-        "D": "siglip",
-        "E": "siglip",
-        "F": "siglip",
-    }
+    assert {arm: one.model.reads_by for arm, one in recipes.items()} == dict(zip("ADEF", VQ_OR_SIGLIP, strict=True))
     weights = {arm: (one.mix.understanding, one.mix.text, one.mix.generation) for arm, one in recipes.items()}
     assert weights == {"A": (1, 0, 1), "D": (1, 0, 1), "E": (1, 0, 0), "F": (0, 0, 1)}
     assert len({one.run.dir for one in recipes.values()}) == len(ARMS)
+    kept = {"model": {"reads_by"}, "run": {"name"}, "mix": {"understanding", "text", "generation"}}
+    first, *others = (one.model_dump(exclude=kept) for one in recipes.values())
+    assert all(other == first for other in others)
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch) -> StageRecipe:
+    """An arm's run that is complete and evaluated."""
+    recipe = recipe_of("E", 0, [f"run.root={tmp_path}"]).recipe
+    path = mark(recipe.run.saved_in, recipe.train.steps, recipe=recipe.model_dump(mode="json"))
+    (recipe.run.dir / "evaluation").mkdir()
+    of = run.what_decides(recipe, path, run.load_vq(recipe.model, recipe.data.vq_weights), ["understanding"], False)
+    (recipe.run.dir / "evaluation" / "evaluation.json").write_text(json.dumps({"of": of}))
+    return recipe
+
+
+def test_an_evaluation_counts_for_the_last_checkpoint_of_a_complete_run_only(evaluated, tmp_path):
+    assert evaluation_of(evaluated) is not None
+    for other in ("train.steps=500", "evaluate.max_questions=7"):
+        assert evaluation_of(recipe_of("E", 0, [f"run.root={tmp_path}", other]).recipe) is None, other
+    shutil.rmtree(evaluated.run.saved_in)
+    assert evaluation_of(evaluated) is None, "of a checkpoint that is gone"
+    mark(evaluated.run.saved_in, evaluated.train.steps, tokens=8)
+    assert evaluation_of(evaluated) is None, "of a run that was trained anew"
+
+
+@pytest.mark.parametrize("other", ["train.steps=500", "optim.lr=0.5", "batch.rows=8"])
+def test_runs_of_another_budget_are_refused_and_keep_their_recipes(evaluated, tmp_path, other):
+    with pytest.raises(ConfigError, match=f"e-0: {other.split('=')[0]}: .* there, {other.split('=')[1]} now"):
+        ablation([f"run.root={tmp_path}", other])
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_only_what_is_missing_is_done_and_says_its_recipe(evaluated, tmp_path, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(arms_of_job, "SEEDS", (0,))
+    monkeypatch.setattr(arms_of_job, "prepare_data", lambda recipe: None)
+    monkeypatch.setattr(
+        arms_of_job, "train_all", lambda recipes, show, then: asked.extend(one.run.name for one in recipes)
+    )
+    ablation([f"run.root={tmp_path}"])
+    assert asked == ["a-0", "d-0", "f-0"]
+    assert {path.parent.name for path in tmp_path.rglob("config.json")} == set(asked)
