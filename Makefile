@@ -11,7 +11,7 @@ BENCHMARKS := plan reader jpeg loader tokenize train_step checkpoint
 # One thread a process: ranks and Ray's workers share the cores, and sums come out the same each time.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup peers demo curves proof chaos bench test test-slow lint format clean
+.PHONY: setup peers demo curves proof results chaos bench test test-slow lint format clean
 
 setup: $(READY)
 
@@ -43,19 +43,29 @@ curves: demo
 		$(BIN)/janus runs follows runs/demo/$$stage jobs/recipes/tiny/curves/$$stage.json || exit 1; \
 	done
 
+# About three hours on two cores by estimate. Settings in ARGS: make proof ARGS="cluster.gpu=true cluster.workers=1"
 proof: setup
-	$(BIN)/python jobs/proof.py
+	$(BIN)/python jobs/proof.py $(ARGS)
+
+# docs/results.md of what the proof found so far.
+results: setup
+	$(BIN)/python -m janus_dist.report.results runs/proof/summary.json docs jobs/recipes/proof/notes.yaml
 
 chaos: setup
 	$(BIN)/python -m tests.chaos
 
-# All that fits two cores with nothing else on them, an hour; a line each in runs/bench.jsonl (docs/benchmarks.md).
+# All that fits two cores with nothing else on them, an hour; a line each in runs/bench.jsonl (docs/benchmarks.md). One
+# that fails leaves its log, the others go on, and make fails at the end.
 bench: setup peers
 	mkdir -p runs
-	for name in $(BENCHMARKS); do \
-		echo "== $$name"; $(BIN)/python benchmarks/$$name.py --json > runs/bench-$$name.log 2>&1 || exit 1; \
-		tail -n 1 runs/bench-$$name.log | tee -a runs/bench.jsonl; \
-	done
+	failed=; for name in $(BENCHMARKS); do \
+		echo "== $$name"; options=--json; test $$name != checkpoint || options="--json --world 2"; \
+		if $(BIN)/python benchmarks/$$name.py $$options > runs/bench-$$name.out 2> runs/bench-$$name.log; then \
+			tail -n 1 runs/bench-$$name.out | tee -a runs/bench.jsonl; \
+		else \
+			echo "$$name failed: runs/bench-$$name.log" >&2; failed="$$failed $$name"; \
+		fi; \
+	done; test -z "$$failed"
 
 # Two at a time, each with the files of its own: what a file's tests share is made once.
 test: setup

@@ -9,10 +9,11 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain,
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine import commits
-from janus_dist.errors import ClusterError, JanusError
+from janus_dist.engine.find import is_complete
+from janus_dist.errors import ClusterError, JanusError, PreemptedError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
 from janus_dist.train.stop import forget_request, request_stop
@@ -132,32 +134,42 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
                 ) from error
 
 
-def train_all(recipes: Sequence[StageRecipe], show: Callable[[str], None]) -> None:
-    """Train runs of equal size beside each other, as many at once as the cluster has room for.
+def train_all(
+    recipes: Sequence[StageRecipe], show: Callable[[str], None], then: Callable[[StageRecipe], object] | None = None
+) -> None:
+    """Train runs of equal size beside each other, as many at once as the cluster has room for, those that are complete
+    not again; after each `then`, in a task with the cores or the GPU of one rank.
 
     Each has its own driver, in a Ray task that takes no core. The first error is raised when the others, asked to save
-    and stop, have ended.
+    and stop, have ended; PreemptedError when a signal came while none of them trained.
     """
     connect()
     waiting, running = deque(recipes), dict[ray.ObjectRef, StageRecipe]()
     lines = Lines.remote()  # pyright: ignore[reportAttributeAccessIssue]
-    with Follower(lines, show), StopOnSignal(running.values):
+    asked = threading.Event()
+
+    def asked_to_stop() -> Iterable[StageRecipe]:
+        asked.set()
+        return running.values()
+
+    with Follower(lines, show), StopOnSignal(asked_to_stop):
         try:
-            while waiting or running:
-                if waiting and len(running) < _runs_at_once(waiting[0]):
+            while running or (waiting and not asked.is_set()):
+                if waiting and not asked.is_set() and len(running) < _runs_at_once(waiting[0]):
                     recipe = waiting.popleft()
-                    running[_driver.remote(recipe.with_absolute_paths().model_dump(mode="json"), lines)] = recipe
+                    running[_driver.remote(recipe.with_absolute_paths().model_dump(mode="json"), lines, then)] = recipe
                     continue
                 for done in ray.wait(list(running), timeout=POLL_S)[0]:
                     del running[done]
-                    ray.get(done)
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, JanusError) else error from error
+                    _get(done)
         finally:
             for recipe in running.values():
                 request_stop(recipe.run.dir)
             if running:
                 ray.wait(list(running), num_returns=len(running))
+    if waiting:
+        names = ", ".join(recipe.run.name for recipe in waiting)
+        raise PreemptedError(f"asked to stop before {names} began", "the same command goes on")
 
 
 def _runs_at_once(recipe: StageRecipe) -> int:
@@ -168,10 +180,29 @@ def _runs_at_once(recipe: StageRecipe) -> int:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _driver(settings: dict[str, Any], lines: Any) -> None:
+def _driver(settings: dict[str, Any], lines: Any, then: Callable[[StageRecipe], object] | None) -> None:
     """The driver of one of several runs."""
     recipe = StageRecipe.model_validate(settings)
-    train(recipe, show=lambda line: lines.put.remote(f"{recipe.run.name}: {line}"))
+    if not is_complete(recipe):
+        train(recipe, show=lambda line: lines.put.remote(f"{recipe.run.name}: {line}"))
+    if then is not None:
+        cluster = recipe.cluster
+        _get(_do.options(num_cpus=cluster.cpus_per_worker, num_gpus=int(cluster.gpu)).remote(settings, then))
+
+
+@ray.remote
+def _do(settings: dict[str, Any], what: Callable[[StageRecipe], object]) -> None:
+    """What is done with a run that was trained."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    what(StageRecipe.model_validate(settings))
+
+
+def _get(task: ray.ObjectRef) -> None:
+    """Wait for a task; raises its JanusError as such."""
+    try:
+        ray.get(task)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, JanusError) else error from error
 
 
 def _steps(checkpoint: str | None) -> int:

@@ -1,12 +1,14 @@
 """The arms of an ablation: a single encoder, Janus, understanding only and generation only, on the same budget
 (Janus, table 5: A, D, E and F).
 
-Invariant: an arm's row is made of the evaluations of all its runs; what is there is not done again.
+Invariant: an arm's row is made of evaluations of the last checkpoints of all its runs, by their present recipes; what
+is there is not done again.
 """
 
 import json
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from data_pipelines.prepare import prepare_data
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.evaluation.run import evaluate
+from janus_dist.engine.find import is_complete, trained_otherwise
+from janus_dist.errors import ConfigError
+from janus_dist.evaluation.run import evaluate, found_before
 from janus_dist.launch import train_all
-from jobs.stage import TINY, is_complete
+from janus_dist.report.results import CHANCES
+from jobs.stage import TINY
 
 PROOF = TINY.parent / "proof"
 FILES = (TINY / "base.yaml", TINY / "stage2.yaml")
@@ -31,22 +36,40 @@ SEEDS = (0, 1, 2)
 MEASURES: tuple[Stream, ...] = ("understanding", "generation")
 
 
-def ablation(overrides: list[str], files: Sequence[Path] = FILES) -> list[dict[str, Any]]:
-    """Train and evaluate what is missing; a row for each arm, also in ROOT/summary.json. Arms are laid over `files`."""
+def ablation(
+    overrides: list[str], files: Sequence[Path] = FILES, around: AbstractContextManager[object] | None = None
+) -> list[dict[str, Any]]:
+    """Train and evaluate what is missing; a row for each arm, also in ROOT/summary.json. Arms are laid over `files`.
+
+    Work is done within `around`, which is not entered when there is none. ConfigError when a run that is there was
+    trained otherwise.
+    """
     runs = {arm: [recipe_of(arm, seed, overrides, files) for seed in SEEDS] for arm in ARMS}
     every = [loaded for found in runs.values() for loaded in found]
-    prepare_data(every[0].recipe)
-    for loaded in every:
-        save(loaded, loaded.recipe.run.dir)
-    missing = [loaded.recipe for loaded in every if not evaluation_of(loaded.recipe).exists()]
-    train_all([recipe for recipe in missing if not is_complete(recipe)], show=print)
-    for recipe in missing:
-        streams: list[Stream] = [name for name in MEASURES if getattr(recipe.mix, name)]
-        evaluate(recipe, recipe.run.dir, evaluation_of(recipe).parent, streams)
-    rows = [row(arm, [json.loads(evaluation_of(one.recipe).read_text()) for one in runs[arm]]) for arm in ARMS]
+    _refuse_others([loaded.recipe for loaded in every])
+    missing = [loaded for loaded in every if evaluation_of(loaded.recipe) is None]
+    if missing:
+        with around or nullcontext():
+            prepare_data(every[0].recipe)
+            for loaded in missing:
+                if not is_complete(loaded.recipe):
+                    save(loaded, loaded.recipe.run.dir)
+            train_all([loaded.recipe for loaded in missing], show=print, then=evaluate_arm)
+    found = {arm: [evaluation_of(loaded.recipe) for loaded in of] for arm, of in runs.items()}
+    rows = [row(arm, [one for one in each if one is not None]) for arm, each in found.items()]
     root = Path(every[0].recipe.run.root)
     (root / "summary.json").write_text(json.dumps({"ablation": rows}, indent=1) + "\n")
     return rows
+
+
+def _refuse_others(recipes: Sequence[StageRecipe]) -> None:
+    """Arms of different budgets would be compared, as if they were of one."""
+    faults = [f"{one.run.dir}: {said}" for one in recipes for said in trained_otherwise(one)]
+    if faults:
+        raise ConfigError(
+            "runs are there that were trained with other settings:\n  " + "\n  ".join(faults),
+            "take another folder (run.root=...), or remove these runs",
+        )
 
 
 def recipe_of(arm: str, seed: int, overrides: list[str], files: Sequence[Path] = FILES) -> Loaded[StageRecipe]:
@@ -56,17 +79,31 @@ def recipe_of(arm: str, seed: int, overrides: list[str], files: Sequence[Path] =
     return load(StageRecipe, files, [*given, f"run.name={arm.lower()}-{seed}", f"run.seed={seed}"])
 
 
-def evaluation_of(recipe: StageRecipe) -> Path:
-    """What was found of a run."""
-    return recipe.run.dir / "evaluation" / "evaluation.json"
+def evaluate_arm(recipe: StageRecipe) -> None:
+    """What the arm learned; without reconstructions, which are the same for all."""
+    evaluate(recipe, recipe.run.dir, recipe.run.dir / "evaluation", measures_of(recipe), with_images=False)
+
+
+def evaluation_of(recipe: StageRecipe) -> dict[str, Any] | None:
+    """What was found of a run, if it is complete and this was found of its last checkpoint with these settings."""
+    if not is_complete(recipe):
+        return None
+    return found_before(recipe, recipe.run.dir / "evaluation", measures_of(recipe), with_images=False)
+
+
+def measures_of(recipe: StageRecipe) -> list[Stream]:
+    """What an arm learns, of what is measured."""
+    return [name for name in MEASURES if getattr(recipe.mix, name)]
 
 
 def row(arm: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """An arm's figures: mean and standard deviation over seeds, None for what it does not learn."""
+    """An arm's figures: mean and standard deviation over seeds and chance, None for what it does not learn."""
     values: dict[str, Any] = {"name": arm, "meaning": ARMS[arm], "seeds": len(found)}
     for name in MEASURES:
         each = [one[f"{name}_accuracy"] for one in found if f"{name}_accuracy" in one]
         values[f"{name}_mean"] = statistics.mean(each) if each else None
         values[f"{name}_spread"] = statistics.stdev(each) if len(each) > 1 else None
         values[f"{name}_each"] = each
+        chances = [one[CHANCES[name]] for one in found if CHANCES[name] in one]
+        values[CHANCES[name]] = statistics.mean(chances) if chances else None
     return values

@@ -17,10 +17,11 @@ from typing import Any
 from janus_dist.cli import recipe_from_args, run_job
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.engine.find import is_complete
 from janus_dist.evaluation.run import evaluate
 from janus_dist.monitor.sinks import read_lines
 from janus_dist.report.run import write_report
-from jobs.stage import TINY, is_complete, run_stage
+from jobs.stage import TINY, run_stage
 
 ROOT = "runs/demo"
 STAGES = ("stage1", "stage2", "stage3")

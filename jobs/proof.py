@@ -19,13 +19,14 @@ from janus_dist.config.load import Loaded
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.evaluation.run import evaluate
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.report.results import write_results
+from janus_dist.report.results import read_notes, write_results
 from janus_dist.report.run import write_report
 from jobs.arms import PROOF, ablation
 from jobs.demo import HEADLINES, STAGES, final_losses
 from jobs.stage import TINY, is_complete, run_stage
 
 ROOT = "runs/proof"
+NOTES = PROOF / "notes.yaml"
 SCENES = [
     f"data.vq_weights={PROOF / 'scenes_vq.safetensors'}",
     "pipeline.inputs.understanding.format=scenes",
@@ -53,7 +54,7 @@ def main() -> None:
 def write(summary: dict[str, Any], root: Path) -> None:
     """What was found so far."""
     (root / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"results: {write_results(summary, root / 'results')}")
+    print(f"results: {write_results(summary, root / 'results', read_notes(NOTES))}")
 
 
 def learned(overrides: list[str], of_stage1: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:

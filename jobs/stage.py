@@ -9,7 +9,7 @@ from data_pipelines.prepare import prepare_data
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
-from janus_dist.engine.find import start_is_complete
+from janus_dist.engine.find import is_complete, start_is_complete
 from janus_dist.errors import ConfigError
 from janus_dist.launch import train
 from janus_dist.report.run import write_report
@@ -36,12 +36,6 @@ def train_with_start(loaded: Loaded[StageRecipe]) -> None:
     prepare_start(loaded)
     save(loaded, loaded.recipe.run.dir)
     train(loaded.recipe, show=print)
-
-
-def is_complete(recipe: StageRecipe) -> bool:
-    """Whether the run's newest checkpoint is of its last step."""
-    newest = commits.latest(recipe.run.saved_in)
-    return newest is not None and commits.read(newest).step == recipe.train.steps
 
 
 def prepare_start(loaded: Loaded[StageRecipe]) -> None:

@@ -20,6 +20,18 @@ def folder_of(run_dir: Path, step: int) -> Path:
     return Path(commits.folder(saved_in(run_dir), step))
 
 
+def mark(saved_in: str, step: int, **identity: Any) -> str:
+    """A checkpoint of nothing but its marker; its folder."""
+    path = commits.folder(saved_in, step)
+    Path(path).mkdir(parents=True)
+    said = IDENTITY | identity
+    commits.write_marker(
+        path,
+        commits.Commit(commits.VERSION, step, world=1, optimizer_steps=step, shapes={}, trainable=[], files={}, **said),
+    )
+    return path
+
+
 def save(engine: ZeroEngine, run_dir: Path, step: int, **identity: Any) -> None:
     """Save and commit the state of all ranks."""
     taken = checkpoint.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, checkpoint.Hosts())

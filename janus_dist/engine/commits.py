@@ -109,6 +109,11 @@ def is_committed(path: str) -> bool:
         return False
 
 
+def identity(path: str) -> str:
+    """sha256 of the marker of a checkpoint, which has the sums of all its files."""
+    return hashlib.sha256(storage.read(f"{path}/{MARKER}")).hexdigest()
+
+
 def read(path: str) -> Commit:
     """The marker of a checkpoint; DamagedError when it is not as it was written, CheckpointError when there is none or
     it is of another version."""

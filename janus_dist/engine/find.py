@@ -9,10 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from janus_dist.config.load import load
+from janus_dist.config.load import flatten, load
 from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.engine import commits
 from janus_dist.errors import CheckpointError
+
+DECISIVE = (
+    "stage", "run.seed", "model.", "mix.", "batch.", "optim.", "train.steps", "train.trainable", "train.answers_only",
+    "train.loss_mean",
+)  # fmt: skip
+"""Settings that decide what a run learns, beside its data."""
 
 
 def find(source: str, overrides: Sequence[str] = ()) -> tuple[StageRecipe, str]:
@@ -40,6 +46,23 @@ def recipe_of(run_dir: Path, overrides: Sequence[str] = ()) -> StageRecipe:
             "give the folder of a run (RUN_ROOT/NAME), or of one of its checkpoints",
         )
     return load(StageRecipe, [path], overrides).recipe
+
+
+def is_complete(recipe: StageRecipe) -> bool:
+    """Whether the run's newest checkpoint is of its last step."""
+    newest = commits.latest(recipe.run.saved_in)
+    return newest is not None and commits.read(newest).step == recipe.train.steps
+
+
+def trained_otherwise(recipe: StageRecipe) -> list[str]:
+    """`key: what the run's newest checkpoint was trained with, what the recipe says` of settings that decide what a run
+    learns; none without a checkpoint."""
+    path = commits.latest(recipe.run.saved_in)
+    if path is None:
+        return []
+    then, now = (dict(flatten(one)) for one in (commits.read(path).recipe, recipe.model_dump(mode="json")))
+    differing = [key for key in now if key.startswith(DECISIVE) and key in then and then[key] != now[key]]
+    return [f"{key}: {then[key]} there, {now[key]} now" for key in differing]
 
 
 def start_is_complete(run: RunConfig) -> bool:

@@ -14,44 +14,81 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.engine import commits
 from janus_dist.engine.find import newest
 from janus_dist.evaluation import easy_vqa, held_out, scenes
 from janus_dist.evaluation.held_out import Verdict
 from janus_dist.evaluation.interval import measured
-from janus_dist.evaluation.sampler import Sampler
+from janus_dist.evaluation.sampler import Sampler, load_tokenizer
 from janus_dist.model import vq as vq_model
 from janus_dist.model.sample import Choice
+from janus_dist.model.vq_weights import digest, load_vq
 
+BOTH: tuple[Stream, ...] = ("understanding", "generation")
 MAX_ANSWER_TOKENS = 4
 SHOWN_QUESTIONS = 24
 SHOWN_PAIRS = 16
 
 
 def evaluate(
-    recipe: BaseRecipe, run_dir: Path, out: Path, streams: Collection[Stream] = ("understanding", "generation")
+    recipe: BaseRecipe, run_dir: Path, out: Path, streams: Collection[Stream] = BOTH, with_images: bool = True
 ) -> dict[str, Any]:
     """Evaluate what the newest checkpoint of a run has learned of `streams`, write what was found into `out`.
 
-    CheckpointError when there is none or it does not fit the recipe, DataError when the tokenizer does not.
+    `with_images` also puts the held-out images through the VQ tokenizer and the judge, which no training changes.
+    CheckpointError when there is no checkpoint or it does not fit the recipe, DataError when the tokenizer does not.
     """
     began = time.perf_counter()
     (out / "images").mkdir(parents=True, exist_ok=True)
-    sampler = Sampler.load(recipe, newest(recipe.run.saved_in))
+    checkpoint = newest(recipe.run.saved_in)
+    sampler = Sampler.load(recipe, checkpoint, "cuda" if recipe.cluster.gpu else "cpu")
     found = {
         "run": str(run_dir),
+        "of": what_decides(recipe, checkpoint, sampler.vq, streams, with_images),
         **(understanding(sampler, out) if "understanding" in streams else {}),
         **(generation(sampler, out) if "generation" in streams else {}),
-        **reconstruction(sampler, out),
-        "detector_accuracy_on_real": data_set(recipe).detector_accuracy(),
     }
+    if with_images:
+        found |= reconstruction(sampler, out)
+        found["detector_accuracy_on_real"] = data_set(recipe).detector_accuracy()
     found["seconds"] = round(time.perf_counter() - began, 1)
     temporary = out / "evaluation.json.tmp"
     temporary.write_text(json.dumps(found, indent=1) + "\n")
     temporary.replace(out / "evaluation.json")  # pictures first, then the file that names them, whole or not at all
     return found
+
+
+def found_before(
+    recipe: BaseRecipe, out: Path, streams: Collection[Stream] = BOTH, with_images: bool = True
+) -> dict[str, Any] | None:
+    """What an earlier `evaluate` left in `out`, if it is of the run's newest checkpoint and of the same settings."""
+    checkpoint, path = commits.latest(recipe.run.saved_in), out / "evaluation.json"
+    if checkpoint is None or not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    vq = load_vq(recipe.model, recipe.data.vq_weights)
+    return found if found.get("of") == what_decides(recipe, checkpoint, vq, streams, with_images) else None
+
+
+def what_decides(
+    recipe: BaseRecipe, checkpoint: str, vq: JanusVQVAE, streams: Collection[Stream], with_images: bool
+) -> dict[str, Any]:
+    """All that decides what an evaluation finds, in terms of JSON; no path, so that runs may be moved."""
+    return {
+        "checkpoint": commits.identity(checkpoint),
+        "vq": digest(vq),
+        "tokenizer": load_tokenizer(recipe).sha256,
+        "chat": recipe.data.chat.model_dump(mode="json"),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"benchmarks"}),
+        "seed": recipe.run.seed,
+        "data_set": data_set(recipe).__name__.rpartition(".")[2],
+        "streams": sorted(streams),
+        "with_images": with_images,
+    }
 
 
 def data_set(recipe: BaseRecipe) -> ModuleType:
@@ -132,7 +169,7 @@ def reconstruction(sampler: Sampler, out: Path) -> dict[str, Any]:
     """Held-out images through the VQ tokenizer and back."""
     of = data_set(sampler.recipe)
     images = of.held_out_images(sampler.recipe.model.image_size, "cropped")
-    chunks = images.split(sampler.recipe.evaluate.batch)
+    chunks = (chunk.to(sampler.vq.device) for chunk in images.split(sampler.recipe.evaluate.batch))
     ids = torch.cat([vq_model.encode(sampler.vq, vq_model.to_float(chunk)) for chunk in chunks])
     decoded = sampler.decode(ids)
     back = torch.from_numpy(decoded).permute(0, 3, 1, 2)

@@ -5,6 +5,7 @@ the same kind of machine, with the same packages, the first steps are equal bit 
 """
 
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -75,12 +76,13 @@ class Followed:
     equal_steps: int
     """First steps whose losses are equal bit for bit."""
     worst: dict[str, float]
-    """Of each stream the largest relative difference of a loss averaged over `SPAN_STEPS` steps."""
+    """Of each stream with a loss in these steps the largest relative difference of one averaged over `SPAN_STEPS`
+    steps; infinite where only one of the two has losses."""
 
     @property
     def is_within(self) -> bool:
         equal = self.equal_steps >= min(EQUAL_STEPS, self.steps) or not self.is_same_kind
-        return equal and max(self.worst.values()) <= BAND
+        return equal and max(self.worst.values(), default=0.0) <= BAND
 
 
 def machine() -> str:
@@ -102,19 +104,21 @@ def follow(found: Curve, reference: Curve) -> Followed:
     equal = 0
     while equal < steps and _at(found.losses, equal) == _at(reference.losses, equal):
         equal += 1
-    worst = {
-        name: max(
-            abs(mine - theirs) / theirs
-            for mine, theirs in zip(_means(found.losses[name][:steps]), _means(losses[:steps]), strict=True)
-        )
-        for name, losses in reference.losses.items()
-    }
+    mine, theirs = ({name: _means(values[:steps]) for name, values in one.losses.items()} for one in (found, reference))
+    worst = {name: _worst(mine[name], theirs[name]) for name in theirs if mine[name] or theirs[name]}
     same = (found.machine, found.packages) == (reference.machine, reference.packages)
     return Followed(steps, same, equal, worst)
 
 
 def _at(losses: Mapping[str, Sequence[float | None]], step: int) -> list[Any]:
     return [values[step] for values in losses.values()]
+
+
+def _worst(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest relative difference; infinite when one has a value where the other has none."""
+    if len(mine) != len(theirs):
+        return math.inf
+    return max(abs(one - other) / other for one, other in zip(mine, theirs, strict=True))
 
 
 def _means(values: Sequence[float | None]) -> list[float]:

@@ -1,16 +1,21 @@
 """docs/results.md: the tables and plots of the proof, and the figures that they are made of.
 
-    python -m janus_dist.report.results runs/proof/summary.json docs
+    python -m janus_dist.report.results runs/proof/summary.json docs [jobs/recipes/proof/notes.yaml]
 
-Invariant: every figure is one of summary.json, and what is said of aims and arms follows from the figures.
+Invariant: every figure is one of summary.json, and what is said of aims and arms follows from the figures; why one
+failed is written by hand and shown only where it did.
 """
 
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import yaml
+
+from janus_dist.errors import DataError
 from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS
 from janus_dist.report import plot
 
@@ -22,6 +27,26 @@ DIRECTIONS = (
     ("generation", "D", "F", "Janus draws as well as training for generation alone"),
 )
 """(measure, Janus, the arm beside it, what the paper's table 5 says of them)."""
+CHANCES = {"understanding": "understanding_blind", "generation": "generation_chance"}
+"""What an arm gets that has not learned to see, or to draw what is asked."""
+ABOVE_CHANCE = 0.05
+"""Each seed of both arms must be so far above chance, or their order says nothing of what they learned."""
+TOLERANCE = 0.05
+"""Largest spread of seeds at which two arms can be compared."""
+REPRODUCED = "reproduced"
+NOT_KNOWN = "The reason is not known."
+ABOUT_ARMS = f"""\
+Arms of Janus's table 5, on the same shards and the same number of steps and tokens. A spread is a standard deviation
+over seeds. The language model starts from random weights; the vision tower and the VQ tokenizer are frozen, as the
+embedded default ships them.
+
+Arms are compared where every seed of both is at least {ABOVE_CHANCE} above chance (for understanding: what the words of
+a question give away) and seeds spread by at most {TOLERANCE}.
+
+Two things weigh in before any arm learns. The vision tower of D and E was trained on the captions of these very images,
+while the VQ tokenizer, by which A reads, knows their pixels only: the direction D over A is partly built in.
+And E and F give their one task twice the tokens that D gives it.
+"""
 CURVES = (
     "## Reference curves",
     "",
@@ -35,21 +60,35 @@ CURVES = (
 )
 
 
-def write_results(summary: Mapping[str, Any], folder: Path) -> Path:
-    """FOLDER/results.md, the plots that it shows and results.json, of the parts of the proof that are there."""
+def read_notes(path: Path) -> dict[str, str]:
+    """Why aims and directions failed, by `aim-MEASURE` and `MEASURE-JANUS-OTHER`; DataError at any other key."""
+    notes = yaml.safe_load(path.read_text()) or {}
+    known = [f"aim-{name}" for name in AIMS] + [f"{name}-{mine}-{theirs}" for name, mine, theirs, _ in DIRECTIONS]
+    if other := sorted(set(notes) - set(known)):
+        raise DataError(f"{path}: no aim or direction is {', '.join(other)}", f"there are {', '.join(known)}")
+    return notes
+
+
+def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """FOLDER/results.md, the plots that it shows and results.json, of the parts of the proof that are there.
+
+    `notes` say why what failed did, see `read_notes`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
     lines = [
         "# What the proof found",
         "",
-        "`make proof` on two cores, tables and plots by `python -m janus_dist.report.results`.",
+        "By `make proof`; this page, with its tables and plots, by `make results` from the figures in `results.json`.",
         "",
         "## Janus `tiny` on easy-vqa",
         "",
-        *_learned(summary, AIMS),
+        _made(summary, "easy-vqa"),
         "",
-        *(_arms(summary["ablation"], folder) if "ablation" in summary else ()),
-        *(_scenes(summary["scenes"]) if "scenes" in summary else ()),
+        *_learned(summary, AIMS, notes),
+        "",
+        *(_arms(summary, folder, notes) if "ablation" in summary else ()),
+        *(_scenes(summary) if "scenes" in summary else ()),
         *CURVES,
     ]
     path = folder / "results.md"
@@ -57,20 +96,44 @@ def write_results(summary: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def directions(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Of each of the paper's directions whether the arms show it."""
+def directions(arms: Sequence[Mapping[str, Any]], notes: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """Of each of the paper's directions whether the arms show it, and why if they do not."""
     rows = {row["name"]: row for row in arms}
     for measure, janus, other, claim in DIRECTIONS:
-        mine, theirs = (rows[name] for name in (janus, other))
-        difference = mine[f"{measure}_mean"] - theirs[f"{measure}_mean"]
-        spread = max(mine[f"{measure}_spread"] or 0.0, theirs[f"{measure}_spread"] or 0.0)
-        seen = "within the spread of seeds" if abs(difference) <= spread else "more than the spread of seeds"
-        wanted = difference > spread if other == "A" else difference >= -spread
-        verdict = "reproduced" if wanted else "NOT reproduced"
-        yield f"{claim} ({janus} beside {other}): {verdict}; {difference:+.3f}, {seen} ({spread:.3f})"
+        verdict = _verdict(rows[janus], rows[other], measure, must_be_better=other == "A")
+        failed = not verdict.startswith(REPRODUCED)
+        why = f". {notes.get(f'{measure}-{janus}-{other}', NOT_KNOWN).strip()}" if failed else ""
+        yield f"{claim} ({janus} beside {other}): {verdict}{why}"
 
 
-def _learned(summary: Mapping[str, Any], aims: Mapping[str, float]) -> Iterator[str]:
+def _verdict(mine: Mapping[str, Any], theirs: Mapping[str, Any], measure: str, must_be_better: bool) -> str:
+    """What two arms say of a direction, with the figures that it follows from."""
+    chance, spreads = mine[CHANCES[measure]], (mine[f"{measure}_spread"], theirs[f"{measure}_spread"])
+    lowest = {row["name"]: min(row[f"{measure}_each"]) for row in (mine, theirs)}
+    if low := [f"{name} ({value:.3f})" for name, value in lowest.items() if value < chance + ABOVE_CHANCE]:
+        return f"not shown: at chance ({chance:.3f}) or less than {ABOVE_CHANCE} above it with a seed: {', '.join(low)}"
+    if None in spreads:
+        return "cannot tell: one seed has no spread"
+    spread = max(spreads)
+    if spread > TOLERANCE:
+        return f"cannot tell: seeds spread by {spread:.3f}, more than {TOLERANCE}"
+    difference = mine[f"{measure}_mean"] - theirs[f"{measure}_mean"]
+    seen = "within the spread of seeds" if abs(difference) <= spread else "more than the spread of seeds"
+    wanted = difference > spread if must_be_better else difference >= -spread
+    return f"{REPRODUCED if wanted else 'NOT reproduced'}; {difference:+.3f}, {seen} ({spread:.3f})"
+
+
+def _made(summary: Mapping[str, Any], part: str) -> str:
+    """On what a part of the proof was made, when, of what code and in what time."""
+    made = summary.get("parts", {}).get(part)
+    if made is None:
+        return "On what machine and when was not written down."
+    commit = f"commit `{made['commit']}`" if made["commit"] else "a commit that is not known"
+    minutes = f"{made['took_s'] / 60:.0f} minutes by the clock"
+    return f"Made on {made['machine']}, {made['cores']} cores, {made['date']}, of {commit}, in {minutes}."
+
+
+def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mapping[str, str]) -> Iterator[str]:
     """What one data set's runs learned, and what is lost before they begin."""
     yield "| what | accuracy | 95 % interval | of | aim |"
     yield "| --- | --- | --- | --- | --- |"
@@ -81,41 +144,39 @@ def _learned(summary: Mapping[str, Any], aims: Mapping[str, float]) -> Iterator[
                 f"| {measure}, {kind} | {found['share']:.3f} | {found['low']:.3f} to {found['high']:.3f} "
                 f"| {found['of']:,} | {aim} |"
             )
+    if (exact := summary.get("generation_exact_accuracy")) is not None:
+        yield f"| generation, and nothing else drawn | {exact:.3f} | | | |"
     yield f"| understanding, by the question's words alone | {summary['understanding_blind']:.3f} | | | |"
     yield f"| generation, by drawing another prompt | {summary['generation_chance']:.3f} | | | |"
     yield ""
-    yield f"Training and evaluation took {summary['seconds'] / 60:.0f} minutes. The VQ tokenizer gives held-out images"
+    yield "The VQ tokenizer gives held-out images"
     yield f"back at {summary['vq_psnr_db']:.1f} dB with {summary['vq_codes_used']} codes; the detector is right about"
     yield f"{summary['detector_accuracy_on_real']:.1%} of the images themselves and"
     yield f"{summary['detector_accuracy_on_reconstructions']:.1%} of what comes back, which shows what its ids can say."
     for measure, aim in aims.items():
         found, bound = summary[f"{measure}_accuracy"], summary["detector_accuracy_on_reconstructions"]
         if found < aim:
-            because = (
-                f": of real images, {bound:.3f} come through the VQ tokenizer rightly"
-                if measure == "generation" and bound < aim
-                else ""
-            )
-            yield f"**The aim of {aim:.2f} for {measure} is not reached**{because}."
+            seen = f" Of real images, {bound:.3f} come through the VQ tokenizer rightly."
+            known = seen if measure == "generation" and bound < aim else ""
+            why = notes.get(f"aim-{measure}") or ("" if known else NOT_KNOWN)
+            yield f"**The aim of {aim:.2f} for {measure} is not reached ({found:.3f}).**{known} {why.strip()}".rstrip()
 
 
-def _arms(arms: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[str]:
+def _arms(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str]) -> Iterator[str]:
     """The section of the ablation; its plots go into `folder`."""
+    arms = summary["ablation"]
     yield "## One encoder or two"
     yield ""
-    yield "Arms of Janus's table 5, on the same shards and the same number of steps and tokens: E and F give one task"
-    yield "all of them, twice what A and D give it. A spread is a standard deviation over seeds. The language model"
-    yield "starts from random weights. The vision tower and the VQ tokenizer are frozen, as the embedded default ships"
-    yield "them: the tower was trained on the captions of the images to train on and knows shapes and colors, as a"
-    yield "SigLIP does; the VQ tokenizer knows their pixels, as a VQ tokenizer does."
+    yield _made(summary, "ablation")
     yield ""
+    yield ABOUT_ARMS
     yield "| arm | what | seeds | understanding | generation |"
     yield "| --- | --- | --- | --- | --- |"
     for row in arms:
         cells = (_mean_and_spread(row, measure) for measure in MEASURES)
         yield f"| {row['name']} | {row['meaning']} | {row['seeds']} | {' | '.join(cells)} |"
     yield ""
-    yield from (f"- {line}" for line in directions(arms))
+    yield from (f"- {line}" for line in directions(arms, notes))
     yield ""
     for measure in MEASURES:
         each = {row["name"]: row[f"{measure}_each"] for row in arms if row[f"{measure}_each"]}
@@ -127,9 +188,12 @@ def _arms(arms: Sequence[Mapping[str, Any]], folder: Path) -> Iterator[str]:
 def _scenes(summary: Mapping[str, Any]) -> Iterator[str]:
     yield "## Janus `tiny` on scenes"
     yield ""
-    yield "The same three stages on the [harder data set](scenes.md): several shapes with places and numbers."
+    yield _made(summary, "scenes")
     yield ""
-    yield from _learned(summary, {})
+    # no link: the page stands in docs and beside the runs
+    yield "The same three stages on the harder data set of `docs/scenes.md`: several shapes with places and numbers."
+    yield ""
+    yield from _learned(summary["scenes"], {}, {})
     yield ""
 
 
@@ -141,4 +205,5 @@ def _mean_and_spread(row: Mapping[str, Any], measure: str) -> str:
 
 
 if __name__ == "__main__":
-    write_results(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    summary_file, target, *notes_file = map(Path, sys.argv[1:])
+    write_results(json.loads(summary_file.read_text()), target, read_notes(notes_file[0]) if notes_file else {})

@@ -58,6 +58,21 @@ def test_a_short_run_is_compared_as_far_as_it_goes(curve):
     assert follow(short, curve).steps == 5 and follow(short, curve).is_within
 
 
+def test_a_stream_without_losses_in_common_steps_is_left_out(curve):
+    late = replace(curve, losses=curve.losses | {"generation": [None] * 30 + [6.0] * (STEPS - 30)})
+    short = replace(late, losses={name: values[:25] for name, values in late.losses.items()})
+    found = follow(short, late)
+    assert found.worst == {"text": 0.0} and found.is_within
+    silent = replace(short, losses={"generation": short.losses["generation"]})
+    assert follow(silent, silent).worst == {} and follow(silent, silent).is_within
+
+
+def test_a_stream_that_only_one_of_the_two_trains_on_is_not_followed(curve):
+    without = replace(curve, losses=curve.losses | {"generation": [None] * STEPS})
+    for found in (follow(without, curve), follow(curve, without)):
+        assert found.worst == {"text": 0.0, "generation": float("inf")} and not found.is_within
+
+
 def test_what_is_no_curve_is_refused(curve, tmp_path):
     with pytest.raises(DataError, match="has no steps"):
         Curve.of(tmp_path / "none")

@@ -17,6 +17,7 @@ from janus_dist.evaluation.sampler import Sampler
 from janus_dist.model import janus, vq
 from janus_dist.model.weights import load_into
 from tests import prepared, tiny
+from tests.checkpoints import mark
 
 
 def test_kinds_of_questions():
@@ -66,11 +67,25 @@ def sampler_of(recipe: StageRecipe) -> Sampler:
     return Sampler(recipe, model.eval(), vq_tokenizer, sampler.load_tokenizer(recipe))
 
 
+def untrained(recipe: StageRecipe, monkeypatch) -> list[str]:
+    """A run whose checkpoint holds nothing; the devices that it is loaded to."""
+    mark(recipe.run.saved_in, recipe.train.steps, recipe=recipe.model_dump(mode="json"))
+    devices: list[str] = []
+
+    def load(recipe: StageRecipe, checkpoint: str, device: str) -> Sampler:
+        devices.append(device)
+        return sampler_of(recipe)
+
+    monkeypatch.setattr(run.Sampler, "load", load)
+    monkeypatch.setattr(run, "load_vq", lambda model, path: sampler_of(recipe).vq)
+    monkeypatch.setattr(run, "digest", lambda vq: "vq")  # of random weights
+    return devices
+
+
 def test_what_evaluation_leaves(tmp_path, monkeypatch):
     """An untrained model answers and draws badly, but every figure, picture and count is there."""
     recipe = small_recipe(tmp_path)
-    monkeypatch.setattr(run, "newest", lambda folder: folder)
-    monkeypatch.setattr(run.Sampler, "load", lambda recipe, checkpoint: sampler_of(recipe))
+    untrained(recipe, monkeypatch)
     found = run.evaluate(recipe, tmp_path / "run", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
     assert found["num_questions"] == 30
@@ -95,8 +110,7 @@ def few_scenes(monkeypatch):
 
 def test_what_evaluation_on_scenes_leaves(tmp_path, monkeypatch, few_scenes):
     recipe = small_recipe(tmp_path, pipeline={"inputs": {"generation": {"format": "scenes"}}})
-    monkeypatch.setattr(run, "newest", lambda folder: folder)
-    monkeypatch.setattr(run.Sampler, "load", lambda recipe, checkpoint: sampler_of(recipe))
+    untrained(recipe, monkeypatch)
     found = run.evaluate(recipe, tmp_path / "run", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
     assert found["num_questions"] == 30 and found["num_images"] == len(scenes.prompts()) == len(found["drawings"])
@@ -108,6 +122,46 @@ def test_what_evaluation_on_scenes_leaves(tmp_path, monkeypatch, few_scenes):
         # of floating-point numbers: the interval of 0 may begin a hair above it
         assert all(0 <= one["low"] <= one["share"] + 1e-9 <= one["high"] + 2e-9 <= 1 + 2e-9 for one in shares.values())
     assert found["detector_accuracy_on_real"] == 1.0 > found["detector_accuracy_on_reconstructions"]
+
+
+def test_an_evaluation_of_the_same_is_found_again_and_of_anything_else_not(tmp_path, monkeypatch):
+    recipe, out = small_recipe(tmp_path), tmp_path / "out"
+    untrained(recipe, monkeypatch)
+    assert run.found_before(recipe, out) is None
+    found = run.evaluate(recipe, tmp_path / "run", out, ["understanding"], with_images=False)
+    assert not {"generation_accuracy", "vq_psnr_db", "detector_accuracy_on_real"} & set(found)
+    assert run.found_before(recipe, out, ["understanding"], with_images=False) == found
+    assert run.found_before(recipe, out, ["understanding"]) is None
+    assert run.found_before(recipe, out, with_images=False) is None
+    fewer = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"max_questions": 29})})
+    assert run.found_before(fewer, out, ["understanding"], with_images=False) is None
+    mark(recipe.run.saved_in, recipe.train.steps + 1)
+    assert run.found_before(recipe, out, ["understanding"], with_images=False) is None
+
+
+@pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_with_a_gpu_it_is_evaluated_there(tmp_path, monkeypatch, gpu, device):
+    recipe = small_recipe(tmp_path, cluster={"workers": 1, "gpu": gpu})
+    devices = untrained(recipe, monkeypatch)
+    run.evaluate(recipe, tmp_path / "run", tmp_path / "out", [], with_images=False)
+    assert devices == [device]
+
+
+def test_images_are_encoded_where_the_vq_tokenizer_is(tmp_path, monkeypatch, few_scenes):
+    recipe = small_recipe(tmp_path, pipeline={"inputs": {"generation": {"format": "scenes"}}})
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    asked = sampler_of(recipe)
+    asked.vq.to("meta")
+    seen: set[str] = set()
+
+    def encode(vq, pixels: torch.Tensor) -> torch.Tensor:
+        seen.add(pixels.device.type)
+        return torch.zeros(len(pixels), recipe.model.image_ids, dtype=torch.long)
+
+    monkeypatch.setattr(run.vq_model, "encode", encode)
+    monkeypatch.setattr(Sampler, "decode", lambda self, ids: np.zeros((len(ids), 16, 16, 3), np.uint8))
+    run.reconstruction(asked, tmp_path / "out")
+    assert seen == {"meta"}
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):

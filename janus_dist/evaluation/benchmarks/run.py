@@ -85,7 +85,7 @@ def _checkpoint(recipe: StageRecipe) -> str | None:
 def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
     """sha256 of the checkpoint's marker, or of what the folder of weights lists."""
     if checkpoint is not None:
-        return hashlib.sha256(storage.read(f"{checkpoint}/{commits.MARKER}")).hexdigest()
+        return commits.identity(checkpoint)
     open_weights(recipe.model, recipe.run.start_weights)  # here, where an error is the user's to read
     path = Path(recipe.run.start_weights["janus"])
     files = sorted(path.iterdir()) if path.is_dir() else [path]
