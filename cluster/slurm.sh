@@ -16,8 +16,9 @@
 #   sbatch [--nodes=N ...] cluster/slurm.sh jobs/stage2.py RECIPE.yaml ... [key.path=value ...]
 #
 # Ten minutes before the time is up (USR1, above) the run is asked to save and stop. It is requeued when it ends with 75
-# (stopped and saved) or 6 (the cluster failed), and with nothing else (docs/errors.md); 6 counts JANUS_REQUEUES times
-# (10) in a job's life. `scancel --signal=TERM --batch JOB` saves and ends the job for good.
+# (stopped and saved), with 143 where it was asked so while it tokenized (what is whole stays), or with 6 (the cluster
+# failed), and with nothing else (docs/errors.md); 6 at most JANUS_REQUEUES times (10) in a job's life, which are counted
+# in janus-JOB.failures. `scancel --signal=TERM --batch JOB` saves and ends the job for good.
 #
 # The first node takes ranks too. JANUS_VENV is the virtual environment (.venv), on a disk that all nodes see. Ray's ports
 # are open on the nodes' network, hence the token.
@@ -72,9 +73,19 @@ elif [ -z "$ending" ]; then
     wait "$driver" && code=0 || code=$?
 fi
 
-restarts=${SLURM_RESTART_COUNT:-0}
-echo "$job ended with $code after $restarts restarts"
-if [ "$ending" != cancelled ] && { [ "$code" = 75 ] || { [ "$code" = 6 ] && ((restarts < ${JANUS_REQUEUES:-10})); }; }; then
+# Slurm's own count of restarts is also that of each time that was up.
+readonly failures=janus-$id.failures
+if [ "$code" = 6 ]; then echo "$(date -Is) $job ended with 6" >>"$failures"; fi
+failed=$(wc -l 2>/dev/null <"$failures" || echo 0)
+echo "$job ended with $code; the cluster has failed $failed times"
+case $code in
+    75) again=yes ;;
+    143) again=${ending:+yes} ;;
+    6) ((failed > ${JANUS_REQUEUES:-10})) || again=yes ;;
+esac
+if [ "$ending" != cancelled ] && [ "${again:-}" = yes ]; then
     scontrol requeue "$id"
+else
+    rm -f "$failures"
 fi
 exit "$code"

@@ -4,7 +4,8 @@
 
 A job by itself refuses a recipe that asks for more than the cluster has. This is for clusters whose nodes are still on
 their way: started by an autoscaler, or joining one after another. Invariant: the recipe is read before anything is
-waited for; what was asked of the autoscaler is given back when the job ends; the exit code is the job's own.
+waited for; what was asked of the autoscaler is given back however this ends, be it by a signal during the wait; the
+exit code is the job's own, as a shell would say it: 143 for a job that SIGTERM ended.
 """
 
 import logging
@@ -31,6 +32,7 @@ TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"
 LIMIT_S = float(os.environ.get("JANUS_WAIT_S", "1800"))
 """Longest wait; a machine with eight GPUs takes ten minutes to start, an image of 10 GB another five."""
 POLL_S = 2.0
+TERMINATED = 128 + signal.SIGTERM
 STAGES = ("stage1.py", "stage2.py", "stage3.py")
 
 
@@ -45,13 +47,16 @@ def main() -> int:
     files, overrides = split_arguments(arguments)
     defaults = [TINY / "base.yaml", TINY / f"{job.stem}.yaml"]
     cluster = load(StageRecipe, files or defaults, overrides).recipe.cluster
-    with _connected():
-        request_resources(bundles=_bundles(cluster))
-        _wait(cluster)
-    code = _run([sys.executable, str(job), *arguments])
-    with suppress(ClusterError), _connected():  # a cluster that is gone keeps no nodes
-        request_resources(bundles=[])
-    return code
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        with _connected():
+            request_resources(bundles=_bundles(cluster))
+            _wait(cluster)
+        return _run([sys.executable, str(job), *arguments])
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would leave the nodes
+        with suppress(ClusterError), _connected():  # a cluster that is gone keeps no nodes
+            request_resources(bundles=[])
 
 
 def room(nodes: list[dict], cluster: ClusterConfig) -> int:
@@ -105,7 +110,8 @@ def _run(command: list[str]) -> int:
     """Run the job; whoever asks this process to stop asks the job."""
     with subprocess.Popen(command) as job:
         signal.signal(signal.SIGTERM, lambda *_: job.terminate())
-        return job.wait()
+        code = job.wait()
+    return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from janus_dist.config.load import load_any
+from janus_dist.config.load import SUBMITTED_FROM, load_any
 from janus_dist.config.settings import OVERRIDE
 from janus_dist.errors import ClusterError, ConfigError, PreemptedError
 
@@ -32,17 +34,25 @@ RAYS_OWN = re.compile(
     r"^.*(job_manager\.py:\d+ -- Runtime env is setting up\.|Running entrypoint for job raysubmit_.*)\n", re.MULTILINE
 )
 """What Ray says at the beginning of each job's log."""
+SAVED = re.compile(r"was asked to stop \(.*\) and saved step \d+ of \d+")
+"""What a stage says last when it stopped with a checkpoint; Ray keeps no exit code of a job that was stopped."""
 DETACHED = 130
+TERMINATED = 143
+"""Stopped before anything was saved, or killed because that took too long."""
+LOST_S, AGAIN_S = 60.0, 2.0
+"""How long a cluster may not answer before it counts as lost, and how often it is asked."""
+LOCAL = "http://127.0.0.1:8265"
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Ray takes the first of these that the environment has, whatever address a program gives it."""
 
 Job = Annotated[Path, typer.Argument(metavar="jobs/JOB.py", help="The job, as `python` would run it.")]
-Arguments = Annotated[list[str] | None, typer.Argument(metavar="[RECIPE.yaml ...] [key.path=value ...]")]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE.yaml ...] [key.path=value ...] [-- OPTION ...]", help="Options of the job: last."),
+]
 Address = Annotated[
-    str,
-    typer.Option(
-        "--address",
-        envvar="RAY_ADDRESS",
-        help="Of the cluster's dashboard: http://HEAD:8265. RAY_API_SERVER_ADDRESS goes before RAY_ADDRESS.",
-    ),
+    str | None,
+    typer.Option(help=f"Of the dashboard, http://HEAD:8265. Without: ${', $'.join(ADDRESSES)}, else {LOCAL}."),
 ]
 Stop = Annotated[int, typer.Option("--stop-wait-s", min=3, help="Seconds that a stopped job gets to save.")]
 Env = Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for driver and ranks; no secrets.")]
@@ -54,7 +64,7 @@ Wait = Annotated[bool, typer.Option("--wait-for-nodes", help="By cluster/wait.py
 def submit_command(
     job: Job,
     arguments: Arguments = None,
-    address: Address = "http://127.0.0.1:8265",
+    address: Address = None,
     stop_wait_s: Stop = 600,
     env: Env = None,
     no_wait: NoWait = False,
@@ -62,13 +72,15 @@ def submit_command(
     wait_for_nodes: Wait = False,
 ) -> int:
     """Submit a job to a Ray cluster, follow its log, and end with its exit code."""
+    words = list(arguments or ())
     if not job.is_file():
         raise ConfigError(f"there is no job {job}", "run this in the repository's folder: janus submit jobs/stage2.py")
-    words = [*(arguments or ()), *paths(job, arguments or ())]
+    check_recipe(job, words)
     command = ["python", *(["cluster/wait.py"] if wait_for_nodes else []), job.as_posix(), *words]
     environment = variables(os.environ, env or ()) | {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)}
     runtime_env: dict[str, Any] = {"env_vars": environment}
     if not no_upload:
+        environment[SUBMITTED_FROM] = str(Path.cwd())
         runtime_env |= {"working_dir": str(Path.cwd()), "excludes": list(EXCLUDED)}
     code = _run(address, shlex.join(command), runtime_env, no_wait)
     if code:
@@ -76,28 +88,27 @@ def submit_command(
     return code
 
 
-def paths(job: Path, arguments: Sequence[str]) -> list[str]:
-    """Overrides that make the recipe's folders absolute: a job runs in a copy of the working directory, and what it
-    wrote there would be lost. ConfigError when the recipe is wrong."""
-    files = [Path(word) for word in arguments if not OVERRIDE.match(word)]
-    given = [word for word in arguments if OVERRIDE.match(word)]
+def check_recipe(job: Path, words: Sequence[str]) -> None:
+    """Raise ConfigError when the recipe of a job's command line is wrong."""
+    words = without_options(words)
+    files = [Path(word) for word in words if not OVERRIDE.match(word)]
+    given = [word for word in words if OVERRIDE.match(word)]
     tiny = job.parent / "recipes" / "tiny"  # what jobs take without a recipe
     defaults = [path for path in (tiny / "base.yaml", tiny / f"{job.stem}.yaml") if path.is_file()]
-    recipe = load_any(files or defaults, given).recipe
-    found = {"run.root": recipe.run.root, "data.root": recipe.data.root}
-    if recipe.run.checkpoints is not None:
-        found["run.checkpoints"] = recipe.run.checkpoints
-    return [
-        f"{name}={Path(value).absolute()}"
-        for name, value in found.items()
-        if "://" not in value and not Path(value).is_absolute()
-    ]
+    load_any(files or defaults, given)
+
+
+def without_options(words: Sequence[str]) -> list[str]:
+    """A job's command line without its own options: `--limit 200`, `--limit=200`."""
+    is_value = [False, *(word.startswith("-") and "=" not in word for word in words)]
+    return [word for word, skip in zip(words, is_value, strict=False) if not skip and not word.startswith("-")]
 
 
 def variables(shell: Any, given: Sequence[str]) -> dict[str, str]:
     """What the job gets of the shell's environment, and what `--env` names; ConfigError at secrets, which everyone who
     sees the dashboard would see."""
     found = {name: value for name, value in shell.items() if PASSED.fullmatch(name) and not SECRET.search(name)}
+    found.pop(SUBMITTED_FROM, None)  # of a job that submits another
     for one in given:
         name, equals, value = one.partition("=")
         if not equals or not name.isidentifier():
@@ -111,41 +122,95 @@ def variables(shell: Any, given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _run(address: str, command: str, runtime_env: dict[str, Any], no_wait: bool) -> int:
+def _run(address: str | None, command: str, runtime_env: dict[str, Any], no_wait: bool) -> int:
     # here: Ray takes a second to import, and no other command needs it
-    from ray.exceptions import AuthenticationError  # noqa: TID251
-    from ray.job_submission import JobStatus, JobSubmissionClient  # noqa: TID251
+    from ray.exceptions import RayError  # noqa: TID251
+    from ray.job_submission import JobSubmissionClient  # noqa: TID251
 
+    if address is not None:
+        for name in ADDRESSES:
+            os.environ.pop(name, None)
+    asked = address or next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), LOCAL)
     try:
-        client = JobSubmissionClient(address)  # which turns Ray's logs on: what is packed, when a connection closes
+        client = JobSubmissionClient(asked)  # which turns Ray's logs on: what is packed, when a connection closes
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray")]:
             logging.getLogger(name).setLevel(logging.ERROR)
         job_id = client.submit_job(entrypoint=command, runtime_env=runtime_env)
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+    except (OSError, RuntimeError, RayError) as error:
         raise ClusterError(
-            f"the cluster at {address} does not take jobs: {' '.join(str(error).split())[:300]}",
+            f"the cluster at {asked} does not take jobs: {_in_short(error)}",
             "see that it runs and its dashboard can be reached (ssh -L 8265:127.0.0.1:8265 HEAD), or give --address; "
             "RAY_ADDRESS, RAY_API_SERVER_ADDRESS and RAY_AUTH_TOKEN_PATH may be those of a cluster that is gone",
         ) from error
-    shown = shlex.quote(address)
-    print(f"{job_id}: {command}")
-    print(f"  ray job stop --address {shown} {job_id}    # the run saves first")
+    used = client.get_address()
+    ray_job = f"{ADDRESSES[0]}={shlex.quote(used)} ray job"  # an --address would be overruled by the shell's variables
+    print(f"{job_id} on {used}: {command}")
+    print(f"  {ray_job} stop {job_id}    # the run saves first")
     if no_wait:
-        print(f"  ray job logs --follow --address {shown} {job_id}")
+        print(f"  {ray_job} logs --follow {job_id}")
         return 0
     try:
-        asyncio.run(_follow(client, job_id))
+        return Followed(client, job_id, sys.stdout).exit_code()
     except KeyboardInterrupt:
-        print(f"the job goes on; stop it with: ray job stop --address {shown} {job_id}", file=sys.stderr)
+        print(f"the job goes on; stop it with: {ray_job} stop {job_id}", file=sys.stderr)
         return DETACHED
-    info = client.get_job_info(job_id)
-    if info.driver_exit_code is not None:
-        return info.driver_exit_code
-    if info.status == JobStatus.STOPPED:
-        return PreemptedError.exit_code
-    return 0 if info.status == JobStatus.SUCCEEDED else 1
+    except (OSError, RuntimeError, RayError) as error:
+        raise ClusterError(
+            f"the cluster at {used} has not answered for {LOST_S:g} s: {_in_short(error)}",
+            f"job {job_id} goes on if its head does: {ray_job} logs --follow {job_id}; the same command, once there is "
+            "a cluster again, goes on from the last checkpoint",
+        ) from error
 
 
-async def _follow(client: Any, job_id: str) -> None:
-    async for text in client.tail_job_logs(job_id):
-        print(RAYS_OWN.sub("", text), end="", flush=True)
+class Followed:
+    """A job whose log is shown until it ends, also over connections that break."""
+
+    def __init__(self, client: Any, job_id: str, out: TextIO):
+        self.client, self.job_id, self.out = client, job_id, out
+        self.shown, self.saved, self.end = 0, False, ""
+        """Characters of the log so far, whether they say that the run saved, and their last line."""
+
+    def exit_code(self) -> int:
+        """The job's exit code, once it has ended. What the client raises when the cluster does not answer for
+        LOST_S."""
+        from ray.job_submission import JobStatus  # noqa: TID251
+
+        info = self._ended()
+        if info.driver_exit_code is not None:
+            return info.driver_exit_code
+        if info.status == JobStatus.STOPPED:
+            return PreemptedError.exit_code if self.saved else TERMINATED
+        return 0 if info.status == JobStatus.SUCCEEDED else 1
+
+    def _ended(self) -> Any:
+        from aiohttp import ClientError  # here: it comes with Ray's client
+
+        answered = time.monotonic()
+        while True:
+            with suppress(OSError, RuntimeError, ClientError):  # a proxy that ended, a head that is away
+                asyncio.run(self._follow())
+            try:
+                info = self.client.get_job_info(self.job_id)
+            except (OSError, RuntimeError):
+                if time.monotonic() - answered > LOST_S:
+                    raise
+            else:
+                answered = time.monotonic()
+                if info.status.is_terminal():
+                    return info
+            time.sleep(AGAIN_S)
+
+    async def _follow(self) -> None:
+        place = 0  # Ray tells a log from its beginning each time
+        async for text in self.client.tail_job_logs(self.job_id):
+            new, place = text[max(0, self.shown - place) :], place + len(text)
+            if new:
+                self.shown = place
+                said = RAYS_OWN.sub("", new)
+                print(said, end="", flush=True, file=self.out)
+                lines = self.end + said
+                self.saved, self.end = self.saved or SAVED.search(lines) is not None, lines.rpartition("\n")[2]
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -23,6 +23,10 @@ from janus_dist.errors import ConfigError
 R = TypeVar("R", bound=BaseRecipe)
 R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)
 
+SUBMITTED_FROM = "JANUS_SUBMITTED_FROM"
+"""Of the environment: the folder of whoever submitted this job, which runs in a copy of it without data and weights. No
+override could say that: it would be one of the stages before as well, where other sources are mixed, and those have
+paths of their own."""
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
 DOTTED = re.compile(r"\b[a-z_]\w*(?:\.[a-z_]\w*)*")
@@ -52,7 +56,8 @@ class Loaded(Generic[R_co]):
 
 
 def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = ()) -> Loaded[R]:
-    """Merge `files` left to right, apply `key.path=value` overrides, check everything.
+    """Merge `files` left to right, apply `key.path=value` overrides, check everything. In a job that runs in a copy of
+    the folder that it was submitted from, paths that the copy lacks are those of that folder.
 
     Raises ConfigError with all faults when anything is wrong.
     """
@@ -70,7 +75,8 @@ def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = 
                 faults += _faults(kind, settings.root, detail)
     else:
         if not faults:
-            return Loaded(recipe, _origin(recipe, settings.root), paths, tuple(overrides))
+            placed = recipe.with_paths(_place_of_a_copy)
+            return Loaded(placed, _origin(recipe, settings.root), paths, tuple(overrides))
     raise ConfigError(_report(faults))
 
 
@@ -108,6 +114,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(cast(Mapping[str, Any], value), f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def _place_of_a_copy(path: str) -> str:
+    """The path in the folder that the job was submitted from, unless its copy here has it too."""
+    folder = os.environ.get(SUBMITTED_FROM)
+    return path if folder is None or Path(path).exists() else str(Path(folder) / path)
 
 
 def _origin(recipe: BaseRecipe, root: Setting) -> dict[str, str]:

@@ -3,8 +3,9 @@
 A recipe is YAML files merged left to right, then `key.path=value` (see load.py).
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar, cast
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -15,6 +16,8 @@ from janus_dist.config.mix import MixConfig, mix_faults
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.pipeline import PipelineConfig
 from janus_dist.config.train import ClusterConfig, EngineConfig, MonitorConfig, OptimConfig, TrainConfig
+
+C = TypeVar("C", bound=Config)
 
 
 class RunConfig(Config):
@@ -88,6 +91,28 @@ class BaseRecipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     vq_train: VqTrainConfig = VqTrainConfig()
 
+    def with_absolute_paths(self) -> Self:
+        """The same recipe for processes that run in another folder; URLs stay as they are."""
+        return self.with_paths(lambda path: str(Path(path).absolute()))
+
+    def with_paths(self, place: Callable[[str], str]) -> Self:
+        """The same recipe with `place(path)` for every path in it; URLs stay as they are."""
+        data = _placed(self.data, place, "root", "tokenizer", "vq_weights", "validation_root", "sources")
+        read = _placed(self.data.read, place, "cache_dir")
+        inputs = {
+            name: _placed(source, place, "path", "images", "class_names")
+            for name, source in self.pipeline.inputs.items()
+        }
+        return self.model_copy(
+            update={
+                "run": _placed(self.run, place, "root", "checkpoints", "start_weights"),
+                "data": data.model_copy(update={"read": read}),
+                "pipeline": self.pipeline.model_copy(update={"inputs": inputs}),
+                "monitor": _placed(self.monitor, place, "prompts"),
+                "evaluate": _placed(self.evaluate, place, "benchmarks"),
+            }
+        )
+
 
 class StageRecipe(BaseRecipe):
     """A training stage."""
@@ -98,35 +123,6 @@ class StageRecipe(BaseRecipe):
     batch: BatchConfig
     optim: OptimConfig
     train: TrainConfig
-
-    def with_absolute_paths(self) -> "StageRecipe":
-        """The same recipe for processes that run in another folder; URLs stay as they are."""
-        data: dict[str, Any] = {
-            name: _absolute(getattr(self.data, name)) for name in ("root", "tokenizer", "vq_weights")
-        }
-        if self.data.validation_root is not None:
-            data["validation_root"] = _absolute(self.data.validation_root)
-        if self.data.read.cache_dir is not None:
-            data["read"] = self.data.read.model_copy(update={"cache_dir": _absolute(self.data.read.cache_dir)})
-        data["sources"] = {
-            stream: {name: _absolute(folder) for name, folder in found.items()}
-            for stream, found in self.data.sources.items()
-        }
-        prompts = self.monitor.prompts
-        monitor = {} if prompts is None else {"prompts": _absolute(prompts)}
-        return self.model_copy(
-            update={
-                "monitor": self.monitor.model_copy(update=monitor),
-                "run": self.run.model_copy(
-                    update={
-                        "root": _absolute(self.run.root),
-                        "checkpoints": None if self.run.checkpoints is None else _absolute(self.run.checkpoints),
-                        "start_weights": {what: _absolute(path) for what, path in self.run.start_weights.items()},
-                    }
-                ),
-                "data": self.data.model_copy(update=data),
-            }
-        )
 
     @model_validator(mode="after")
     def _fits(self) -> "StageRecipe":
@@ -157,5 +153,17 @@ class StageRecipe(BaseRecipe):
         return self
 
 
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).absolute())
+def _placed(section: C, place: Callable[[str], str], *names: str) -> C:
+    """The section with `place` of each path that these settings hold."""
+    return section.model_copy(update={name: _each(getattr(section, name), place) for name in names})
+
+
+def _each(value: Any, place: Callable[[str], str]) -> Any:
+    """`place` of a path, of each of several, or of each in a mapping by name."""
+    if isinstance(value, str):
+        return value if "://" in value else place(value)
+    if isinstance(value, Mapping):
+        return {name: _each(inner, place) for name, inner in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, tuple):
+        return tuple(_each(inner, place) for inner in cast(tuple[Any, ...], value))
+    return value

@@ -12,8 +12,8 @@ from janus_dist.monitor.metrics import METRICS, Metric
 
 PREFIX = "ray_janus_dist_"
 """Ray puts `ray_` before names of applications."""
-UNITS = {"s": "s", "share": "percentunit", "1/s": "ops", "MiB": "decmbytes"}
-"""Grafana's words for ours."""
+UNITS = {"s": "s", "share": "percentunit", "1/s": "ops", "MiB": "mbytes"}
+"""Grafana's words for ours; its decmbytes are millions of bytes."""
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
 NOT_SHOWN = ("step", "time")
 

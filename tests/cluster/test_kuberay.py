@@ -166,6 +166,17 @@ def test_ray_wants_a_token_and_only_pods_of_the_run_reach_it(variant):
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     assert policy["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"] == labels
     assert all(labels.items() <= pod["metadata"]["labels"].items() for pod in pods(variant))
+    assert all("ports" in rule or rule is policy["spec"]["ingress"][0] for rule in policy["spec"]["ingress"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_prometheus_reaches_the_figures_and_no_other_port(variant):
+    (policy,) = (one for one in render(FOLDER / variant) if one["kind"] == "NetworkPolicy")
+    (rule,) = (rule for rule in policy["spec"]["ingress"] if rule.get("ports") == [{"port": 8080}])
+    (namespace,) = rule["from"][0]["namespaceSelector"]["matchLabels"].values()
+    assert f"lets the namespace `{namespace}` reach port 8080" in (ROOT / "docs" / "cluster.md").read_text()
+    for group in groups(variant):  # KubeRay's own port, unless the parameters of `ray start` say another
+        assert "metrics-export-port" not in group["rayStartParams"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from cluster import wait
 from cluster.wait import room
 from janus_dist.config.train import ClusterConfig
+from janus_dist.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "cluster").glob("*.sh"))
@@ -33,7 +36,7 @@ FAKES = {
         esac""",
     "python": """
         until [ "$(grep -c '^ray start' "$LOG")" = "$STARTS" ]; do /bin/sleep 0.02; done    # as cluster/wait.py does
-        trap 'echo asked >>"$LOG"; exit 75' TERM
+        trap 'echo asked >>"$LOG"; exit ${STOPPED:-75}' TERM
         echo "python $* address=$RAY_ADDRESS" >>"$LOG"
         [ -z "${STAY:-}" ] || for i in $(seq 600); do /bin/sleep 0.1; done
         exit "$CODE" """,
@@ -45,7 +48,7 @@ class Allocation:
     """What sbatch would give the script, with commands that stand in."""
 
     def __init__(self, folder: Path, nodes: str = "node1 node2 node3", **environment: str):
-        self.log = folder / "log"
+        self.log, self.folder = folder / "log", folder
         commands = folder / "venv" / "bin"
         commands.mkdir(parents=True)
         for name, body in FAKES.items():
@@ -57,9 +60,9 @@ class Allocation:
         self.environment = kept | slurm | {"SLURM_GPUS_ON_NODE": "8", "JANUS_VENV": str(folder / "venv")} | environment
 
     def start(self) -> subprocess.Popen[str]:
-        command = ["bash", "cluster/slurm.sh", "jobs/stage2.py", "base.yaml", "cluster.workers=24"]
+        command = ["bash", str(ROOT / "cluster" / "slurm.sh"), "jobs/stage2.py", "base.yaml", "cluster.workers=24"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes)
+        return subprocess.Popen(command, cwd=self.folder, env=self.environment, **pipes)
 
     def run(self) -> int:
         with self.start() as job:
@@ -117,10 +120,25 @@ def test_slurm_requeues_on_75_and_6_only(tmp_path, code):
     assert allocation.was_requeued == (code in (6, 75))
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(6, False), (75, True)])
-def test_slurm_gives_up_on_a_cluster_that_fails_again_and_again(tmp_path, code, requeued):
-    allocation = Allocation(tmp_path, CODE=str(code), SLURM_RESTART_COUNT="10")
-    assert allocation.run() == code
+def test_slurm_gives_up_on_a_cluster_that_fails_again_and_again(tmp_path):
+    """Of the failures of the cluster only: a run of weeks is requeued whenever its time is up."""
+    for turn, code in enumerate([75] * 3 + [6, 75, 6]):
+        allocation = Allocation(tmp_path / str(turn), CODE=str(code), SLURM_RESTART_COUNT="20", JANUS_REQUEUES="1")
+        allocation.folder = tmp_path
+        assert allocation.run() == code, allocation.said
+        assert allocation.was_requeued == (turn < 5), allocation.said
+    assert "the cluster has failed 2 times" in allocation.said
+    assert not (tmp_path / "janus-41234.failures").exists()  # a job that is queued again by hand counts anew
+
+
+@pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_slurm_requeues_what_was_stopped_while_it_tokenized(tmp_path, sent, requeued):
+    allocation = Allocation(tmp_path, STAY="1", STOPPED="143")
+    with allocation.start() as job:
+        allocation.wait_for("python")
+        job.send_signal(sent)
+        said, _ = job.communicate(timeout=LIMIT_S)
+    assert job.returncode == 143, said
     assert allocation.was_requeued == requeued
 
 
@@ -233,6 +251,45 @@ def test_room_counts_whole_ranks_on_nodes_that_live():
     assert room([node(80, 8), node(80, 8, alive=False)], gpus) == 8
     assert room([node(63, 8), node(64, 7.5)], gpus) == 7 + 7
     assert room([node(5), node(5)], ClusterConfig(workers=4, cpus_per_worker=3)) == 2  # not (5 + 5) // 3
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What cluster/wait.py asks of the autoscaler of a cluster that has no node."""
+    requests: list[list] = []
+    monkeypatch.setattr(wait, "_connected", nullcontext)
+    monkeypatch.setattr(wait, "request_resources", lambda bundles: requests.append(bundles))
+    monkeypatch.setattr(wait.ray, "nodes", list)
+    monkeypatch.setattr(sys, "argv", ["wait.py", "jobs/stage2.py"])
+    before = signal.getsignal(signal.SIGTERM)
+    yield requests
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_wait_that_is_over_keeps_no_nodes(asked, monkeypatch):
+    monkeypatch.setattr(wait, "LIMIT_S", 0.0)
+    monkeypatch.setattr(wait, "POLL_S", 0.01)
+    with pytest.raises(ClusterError, match="after 0 s the Ray cluster has room for 0"):
+        wait.main()
+    assert asked == [[{"CPU": 1}] * 2, []]
+
+
+@pytest.mark.parametrize(("sent", "ends_by"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_wait_that_is_stopped_keeps_no_nodes(asked, monkeypatch, sent, ends_by):
+    monkeypatch.setattr(wait.time, "sleep", lambda _s: signal.raise_signal(sent))
+    with pytest.raises(ends_by) as caught:
+        wait.main()
+    assert asked == [[{"CPU": 1}] * 2, []]
+    assert caught.value.args == ((143,) if sent == signal.SIGTERM else ())
+
+
+def test_a_job_that_sigterm_ended_ends_with_143(asked, monkeypatch, tmp_path):
+    """As tokenization does, which has nothing to save."""
+    (tmp_path / "stage2.py").write_text("import signal; signal.raise_signal(signal.SIGTERM)")
+    monkeypatch.setattr(wait.ray, "nodes", lambda: [node(2)])
+    monkeypatch.setattr(sys, "argv", ["wait.py", str(tmp_path / "stage2.py")])
+    assert wait.main() == 143
+    assert asked[-1] == []
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ def test_the_dashboard_shows_every_metric():
     assert len(set(places)) == len(places)
 
 
+def test_grafana_counts_mebibytes_in_1024():
+    panels = {panel["title"]: panel for panel in dashboard()["panels"]}
+    mebibytes = [metric.name for metric in METRICS if metric.unit == "MiB"]
+    assert mebibytes
+    assert {panels[name]["fieldConfig"]["defaults"]["unit"] for name in mebibytes} == {"mbytes"}
+
+
 def test_ray_has_a_gauge_for_every_metric():
     watcher = RayMetrics("stage2")
     watcher.record(VALUES | {"time": 1.0})

@@ -55,7 +55,7 @@ def test_commands_exist_with_their_options(page):
             if rest and not re.fullmatch(r"[a-z]+,?", rest[0]):
                 break
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        for word in rest:
+        for word in rest[: rest.index("--")] if "--" in rest else rest:  # behind it are options of a job
             option = word.strip("[]").split("=")[0]
             if option.startswith("--"):
                 assert option in options, f"{page.name}: {line!r}: no option {option}"
