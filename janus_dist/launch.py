@@ -32,9 +32,10 @@ from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain,
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine import commits
-from janus_dist.errors import ClusterError, JanusError
+from janus_dist.errors import ClusterError, JanusError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
+from janus_dist.train.failure import in_short, log_file, told
 from janus_dist.train.stop import forget_request, request_stop
 
 POLL_S = 0.5
@@ -206,17 +207,18 @@ class LostRankError(ClusterError):
 
 def _worker(settings: dict[str, Any]) -> None:
     """What each rank does."""
-    from janus_dist.train.trainer import Trainer  # here, so that the driver needs neither DeepSpeed nor a model
-
     warnings.filterwarnings("ignore", category=FutureWarning)
-    lines = settings["lines"]
+    lines, rank = settings["lines"], get_context().get_world_rank()
     lines.join.remote(ray.get_runtime_context().get_node_id())
     recipe = StageRecipe.model_validate(settings["recipe"])
-    log_to_own_file(recipe.run.dir, get_context().get_world_rank())
-    trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
-    if trainer.world.is_first:
-        trainer.watchers.append(RayMetrics(recipe.run.name))
-    trainer.fit()
+    log_to_own_file(log_file(recipe.run.dir, rank))
+    with told(rank, recipe.run.dir):
+        from janus_dist.train.trainer import Trainer  # here, so that the driver needs neither DeepSpeed nor a model
+
+        trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
+        if trainer.world.is_first:
+            trainer.watchers.append(RayMetrics(recipe.run.name))
+        trainer.fit()
 
 
 @ray.remote(num_cpus=0)
@@ -271,19 +273,23 @@ def _room(recipe: StageRecipe, has_lost: bool) -> int:
 def _cause(error: TrainingFailedError, run_dir: Path, saved_in: str) -> Exception:
     """The first thing that went wrong, as an error to show."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    for _, failure in sorted(failures.items()):
-        for found in _chain(failure):
-            if isinstance(found, JanusError):
-                return found
-    # a process that died says more than those that lost their connection to it
-    by_death = sorted(failures.items(), key=lambda item: (not isinstance(item[1], RayActorError), item[0]))
-    rank, failure = by_death[0] if by_death else (None, error)
+    by_rank = sorted(failures.items())
+    dead = [rank for rank, failure in by_rank if _is_dead(failure)]
+    said = [found for _, failure in by_rank for found in _chain(failure) if isinstance(found, JanusError)]
+    meant = [found for found in said if not isinstance(found, RankError)]
+    if meant or (said and not dead):  # what others say of one that died may be anything
+        return (meant or said)[0]
+    rank = next(iter([*dead, *sorted(failures)]), None)  # a process that died says more than those that lost it
     who = "" if rank is None else f"rank {rank}: "
-    log_file = run_dir / "logs" / ("" if rank is None else f"rank-{rank:04d}.log")
+    where = run_dir / "logs" if rank is None else log_file(run_dir, rank)
     return LostRankError(
-        f"a rank was lost: {who}{_in_short(failure)}",
-        f"what it printed is in {log_file}; the same command goes on from the last checkpoint under {saved_in}",
+        f"a rank was lost: {who}{_in_short(error if rank is None else failures[rank])}",
+        f"what it printed is in {where}; the same command goes on from the last checkpoint under {saved_in}",
     )
+
+
+def _is_dead(failure: BaseException) -> bool:
+    return any(isinstance(found, RayActorError) for found in _chain(failure))
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
@@ -291,14 +297,15 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
     found: BaseException | None = failure
     while found is not None:
         yield found
-        found = getattr(found, "_base_exc", None) or getattr(found, "cause", None) or found.__cause__
+        ways = ("_base_exc", "cause", "health_check_failure", "controller_failure", "__cause__")
+        found = next((why for way in ways if isinstance(why := getattr(found, way, None), BaseException)), None)
 
 
 def _in_short(failure: BaseException) -> str:
     """A failure in a line: Ray's own text of a process that died lists its arguments, and guesses why."""
-    if any(isinstance(found, RayActorError) for found in _chain(failure)):
+    if _is_dead(failure):
         return "its process died, or its node"
-    return " ".join(str(failure).split()).partition(" Worker info:")[0][:300]
+    return in_short(list(_chain(failure))[-1]).partition(" Worker info:")[0]
 
 
 def do_jobs(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Any]) -> None:
