@@ -12,7 +12,7 @@ import socket
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ ANSWER_S = 15.0
 NODES_BACK_S = 60.0
 """After a loss nodes are waited for so long before a run goes on with fewer."""
 LINES_NAMESPACE = "janus_dist"
+SETTINGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
+"""Of a driver."""
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 """Where Ray keeps a token of this user."""
 
@@ -56,13 +58,12 @@ def connect() -> None:
     if ray.is_initialized():
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
     named = os.environ.get("RAY_ADDRESS")
     try:
         try:
             if not (named or _answers()):
                 raise ConnectionError
-            ray.init(address="auto", **settings)
+            ray.init(address="auto", **SETTINGS)
         except (ConnectionError, AuthenticationError):  # there is none, or it is someone else's and wants their token
             if named:
                 raise
@@ -71,7 +72,7 @@ def connect() -> None:
             # Where there is that file, the token in it is the one that this process has tried by now.
             if not RAY_TOKEN.exists():
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            ray.init(address="local", **settings)
+            ray.init(address="local", **SETTINGS)
     except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError) as error:
         raise ClusterError(
             f"Ray cannot be reached or started: {error}",
@@ -89,6 +90,20 @@ def _answers() -> bool:
     except OSError:
         return False
     return True
+
+
+def resources() -> dict[str, float] | None:
+    """What the Ray cluster has that a job would join; None where none answers. Starts none."""
+    if not _answers():
+        return None
+    try:
+        ray.init(address="auto", **SETTINGS)
+    except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError):
+        return None
+    try:
+        return ray.cluster_resources()
+    finally:
+        ray.shutdown()
 
 
 def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
@@ -247,20 +262,32 @@ def _room(recipe: StageRecipe, has_lost: bool) -> int:
     ClusterError rather than a wait for ever for what the cluster can never place.
     """
     cluster, deadline = recipe.cluster, time.monotonic() + NODES_BACK_S
-    least = cluster.min_workers or cluster.workers
     is_resumed = commits.latest(recipe.run.saved_in) is not None
     while True:
         there = _resources_that_answer() if has_lost else ray.cluster_resources()
-        room = int(there.get("CPU", 0) // cluster.cpus_per_worker)
-        room = min(room, int(there.get("GPU", 0))) if cluster.gpu else room
-        room -= room % recipe.engine.hpz_ranks
+        room = room_in(there, recipe)
         if room >= cluster.workers:
             return cluster.workers
         if not is_resumed or time.monotonic() > deadline:
             break
         time.sleep(POLL_S)
-    if room >= least:
-        return room
+    check_room_in(there, recipe)
+    return room
+
+
+def room_in(there: Mapping[str, float], recipe: StageRecipe) -> int:
+    """Ranks that resources are enough for."""
+    cluster = recipe.cluster
+    room = int(there.get("CPU", 0) // cluster.cpus_per_worker)
+    room = min(room, int(there.get("GPU", 0))) if cluster.gpu else room
+    return room - room % recipe.engine.hpz_ranks
+
+
+def check_room_in(there: Mapping[str, float], recipe: StageRecipe) -> None:
+    """ClusterError when resources are too small for a run."""
+    cluster = recipe.cluster
+    if room_in(there, recipe) >= (cluster.min_workers or cluster.workers):
+        return
     kind, each = ("GPU", 1) if cluster.gpu else ("CPU", cluster.cpus_per_worker)
     raise ClusterError(
         f"cluster.workers={cluster.workers} need {cluster.workers * each} {kind}s, "
