@@ -18,7 +18,7 @@ from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
 from janus_dist.data.compare import leaves
-from janus_dist.data.manifest import NAME, Manifest
+from janus_dist.data.manifest import NAME, Manifest, is_there
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.launch import connect
@@ -36,9 +36,9 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None) -> None:
     if limit is not None:
         root = f"{recipe.data.root.rstrip('/')}-first-{limit}"
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
-    missing = [name for name in recipe.pipeline.inputs if storage.size(f"{recipe.data.root}/{name}/{NAME}") is None]
+    missing = [name for name in recipe.pipeline.inputs if not is_there(f"{recipe.data.root}/{name}")]
     for folder in recipe.data.lanes.values():
-        if storage.size(f"{folder}/{NAME}") is not None:
+        if is_there(folder):
             _show(folder, recipe)
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
     for name in recipe.pipeline.inputs:

@@ -78,10 +78,9 @@ class StopOnDrain:
                     return
 
 
-def log_to_own_file(run_dir: Path, rank: int) -> None:
-    """From now on what this process prints, and its libraries, goes to RUN/logs/rank-XXXX.log; the console has what
-    the first rank says."""
-    path = run_dir / "logs" / f"rank-{rank:04d}.log"
+def log_to_own_file(path: Path) -> None:
+    """From now on what this process prints, and its libraries, goes to a file; the console has what the first rank
+    says."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:

@@ -8,25 +8,26 @@ import json
 import netrc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from packaging.requirements import Requirement
 
+from janus_dist.config.load import RecipeError
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
-from janus_dist.data.manifest import NAME
+from janus_dist.data.manifest import is_there
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import commits
 from janus_dist.engine.find import start_is_complete
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError, JanusError
+from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.model.parts import part_of
 from janus_dist.model.start import open_weights
+from janus_dist.model.vq_weights import load_vq
 from janus_dist.train.budget import checkpoint_bytes
 from janus_dist.train.compatible import check_data, check_resume
 from janus_dist.train.memory import predict
@@ -35,17 +36,14 @@ from janus_dist.train.startup import check_room
 GIB = 2**30
 WANDB_HOST = "api.wandb.ai"
 
+Check = Callable[[StageRecipe], Iterable[str | JanusError]]
 
-def run_checks(recipe: StageRecipe, as_json: bool) -> None:
+
+def run_checks(load: Callable[[], StageRecipe], as_json: bool) -> None:
     """Print what was found, numbered; ends with the exit code of the first fault, if there is one."""
-    notes: list[str] = []
-    faults: list[JanusError] = []
-    for check in CHECKS:
-        try:
-            notes += check(recipe)
-        except JanusError as error:
-            if str(error) not in map(str, faults):
-                faults.append(error)
+    found = list(_looked(load))
+    notes = [one for one in found if isinstance(one, str)]
+    faults = list({str(one): one for one in found if isinstance(one, JanusError)}.values())
     if as_json:
         told = [{"message": one.message, "hint": one.hint, "exit_code": one.exit_code} for one in faults]
         print(json.dumps({"faults": told, "notes": notes}))
@@ -57,6 +55,24 @@ def run_checks(recipe: StageRecipe, as_json: bool) -> None:
         print(f"{len(faults)} faults" if faults else "nothing stands in the way")
     if faults:
         sys.exit(faults[0].exit_code)
+
+
+def _looked(load: Callable[[], StageRecipe]) -> Iterator[str | JanusError]:
+    """Notes and faults of all checks, whatever ends one of them."""
+    try:
+        recipe = load()
+    except RecipeError as error:
+        yield from (ConfigError(f"{fault.place.text}: {fault.message}") for fault in error.faults)
+        yield "only the settings were looked at: the rest depends on them"
+        return
+    except ConfigError as error:
+        yield error
+        return
+    for check in CHECKS:
+        try:
+            yield from check(recipe)
+        except JanusError as error:
+            yield error
 
 
 def _versions(_: StageRecipe) -> Iterator[str]:
@@ -79,20 +95,49 @@ def _versions(_: StageRecipe) -> Iterator[str]:
 def _data(recipe: StageRecipe) -> Iterator[str]:
     """Tokenizer and shards are there and of one making; what the recipe makes itself may be absent."""
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
-    inputs = recipe.pipeline.inputs
-    absent = [name for name in inputs if storage.size(f"{recipe.data.root}/{name}/{NAME}") is None]
-    if absent:
-        yield f"shards of {', '.join(absent)} are made first"
-        for name in absent:
-            given = inputs[name].path
-            for path in (given,) if isinstance(given, str) else given:
-                if "://" not in path and not any(sign in path for sign in "*?[{") and not Path(path).exists():
-                    raise DataError(f"pipeline.inputs.{name}.path={path} does not exist", "give where the data is")
+    if _made_first(recipe):
         return
     shards = open_shards(recipe.data, recipe.mix)
     check_data(recipe, tokenizer, shards)
     for lane, found in shards.items():
         yield f"{lane.source}: {found.manifest.samples:,} samples, {found.manifest.tokens:,} tokens"
+    if recipe.data.validation_root is not None:
+        from janus_dist.train.validation import held_out  # here: DeepSpeed takes seconds, and few runs validate
+
+        validating = held_out(recipe, shards)
+        check_data(recipe, tokenizer, validating)
+        yield f"{recipe.data.validation_root}: {', '.join(lane.stream for lane in validating)}, held out"
+
+
+def _inputs(recipe: StageRecipe) -> Iterator[str | JanusError]:
+    """What shards are to be made of is there."""
+    absent = _made_first(recipe)
+    if absent:
+        yield f"shards of {', '.join(absent)} are made first"
+    for name in absent:
+        given = recipe.pipeline.inputs[name].path
+        for path in (given,) if isinstance(given, str) else given:
+            if "://" not in path and not any(sign in path for sign in "*?[{") and not Path(path).exists():
+                yield DataError(f"pipeline.inputs.{name}.path={path} does not exist", "give where the data is")
+
+
+def _made_first(recipe: StageRecipe) -> list[str]:
+    """Inputs whose shards are absent, which the stage makes itself."""
+    return [name for name in recipe.pipeline.inputs if not is_there(f"{recipe.data.root}/{name}")]
+
+
+def _vq(recipe: StageRecipe) -> Iterator[str]:
+    """The VQ tokenizer's weights are there where it is used: to make shards, or to read by."""
+    makes = any(recipe.pipeline.streams[name] == "generation" for name in _made_first(recipe))
+    if makes or recipe.model.reads_by == "vq":
+        load_vq(recipe.model, recipe.data.vq_weights)
+        yield f"VQ tokenizer: {recipe.data.vq_weights}"
+
+
+def _prompts(recipe: StageRecipe) -> Iterator[str]:
+    """The prompts for checkpoints can be read."""
+    if recipe.monitor.prompts is not None:
+        yield f"{len(read_prompts(Path(recipe.monitor.prompts)))} prompts for each checkpoint"
 
 
 def _start(recipe: StageRecipe) -> Iterator[str]:
@@ -162,6 +207,18 @@ def missing_folders(*folders: Path) -> list[Path]:
     return sorted(every, key=lambda one: len(one.parts), reverse=True)
 
 
+def _cluster(recipe: StageRecipe) -> Iterator[str]:
+    """The Ray cluster has room for the ranks, where one is running."""
+    from janus_dist import launch  # here: Ray takes seconds, and settings are looked at before
+
+    there = launch.resources()
+    if there is None:
+        yield "no Ray cluster answers here: whether there is room for the ranks is not known"
+        return
+    yield f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+    launch.check_room_in(there, recipe)
+
+
 def _memory(recipe: StageRecipe) -> Iterator[str]:
     """A rank's share fits the GPUs, as far as this machine has one to ask."""
     wanted = predict(recipe, recipe.cluster.workers).device_bytes / GIB
@@ -194,4 +251,6 @@ def _wandb(recipe: StageRecipe) -> Iterator[str]:
     yield ""
 
 
-CHECKS: tuple[Callable[[StageRecipe], Iterator[Any]], ...] = (_versions, _data, _start, _room, _memory, _wandb)
+CHECKS: tuple[Check, ...] = (
+    _versions, _data, _inputs, _vq, _prompts, _start, _room, _cluster, _memory, _wandb,
+)  # fmt: skip

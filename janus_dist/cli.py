@@ -172,11 +172,10 @@ def check(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say all that would stop a stage here: versions, data, checkpoints, disk, memory, credentials."""
-    recipe = load(StageRecipe, *split_arguments(arguments)).recipe
+    """Say all that would stop a stage here: settings, versions, data, checkpoints, disk, cluster, memory, keys."""
     from janus_dist.check_cli import run_checks  # here: it takes PyTorch, and other commands start in a second
 
-    run_checks(recipe, as_json)
+    run_checks(lambda: load(StageRecipe, *split_arguments(arguments)).recipe, as_json)
 
 
 @app.command("report")

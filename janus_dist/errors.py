@@ -1,7 +1,8 @@
 """Errors that a user can cause, each with the exit code of its kind and a hint at the way out.
 
 Invariant: whatever is raised here is shown as `message` and `hint`, without a traceback, and ends the process with
-`exit_code`. Everything else is our own mistake and keeps its traceback (exit code 1). The codes are in docs/errors.md.
+`exit_code`. Everything else is our own mistake and keeps its traceback (exit code 1), that of a rank in the rank's log
+file. The codes are in docs/errors.md.
 """
 
 
@@ -17,6 +18,10 @@ class JanusError(Exception):
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\n  {self.hint}"
+
+
+class RankError(JanusError):
+    """A rank failed by an exception that is none of those below: a mistake of ours, a library's, or memory."""
 
 
 class ConfigError(JanusError):

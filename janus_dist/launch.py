@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine import commits
 from janus_dist.engine.find import is_complete
-from janus_dist.errors import ClusterError, JanusError, PreemptedError
+from janus_dist.errors import ClusterError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
+from janus_dist.train.failure import in_short, log_file, told
 from janus_dist.train.stop import forget_request, request_stop
 
 POLL_S = 0.5
@@ -46,6 +47,8 @@ ANSWER_S = 15.0
 NODES_BACK_S = 60.0
 """After a loss nodes are waited for so long before a run goes on with fewer."""
 LINES_NAMESPACE = "janus_dist"
+SETTINGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
+"""Of a driver."""
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 """Where Ray keeps a token of this user."""
 
@@ -57,13 +60,12 @@ def connect() -> None:
     if ray.is_initialized():
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
     named = os.environ.get("RAY_ADDRESS")
     try:
         try:
             if not (named or _answers()):
                 raise ConnectionError
-            ray.init(address="auto", **settings)
+            ray.init(address="auto", **SETTINGS)
         except (ConnectionError, AuthenticationError):  # there is none, or it is someone else's and wants their token
             if named:
                 raise
@@ -72,7 +74,7 @@ def connect() -> None:
             # Where there is that file, the token in it is the one that this process has tried by now.
             if not RAY_TOKEN.exists():
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            ray.init(address="local", **settings)
+            ray.init(address="local", **SETTINGS)
     except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError) as error:
         raise ClusterError(
             f"Ray cannot be reached or started: {error}",
@@ -90,6 +92,20 @@ def _answers() -> bool:
     except OSError:
         return False
     return True
+
+
+def resources() -> dict[str, float] | None:
+    """What the Ray cluster has that a job would join; None where none answers. Starts none."""
+    if not _answers():
+        return None
+    try:
+        ray.init(address="auto", **SETTINGS)
+    except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError):
+        return None
+    try:
+        return ray.cluster_resources()
+    finally:
+        ray.shutdown()
 
 
 def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
@@ -237,17 +253,18 @@ class LostRankError(ClusterError):
 
 def _worker(settings: dict[str, Any]) -> None:
     """What each rank does."""
-    from janus_dist.train.trainer import Trainer  # here, so that the driver needs neither DeepSpeed nor a model
-
     warnings.filterwarnings("ignore", category=FutureWarning)
-    lines = settings["lines"]
+    lines, rank = settings["lines"], get_context().get_world_rank()
     lines.join.remote(ray.get_runtime_context().get_node_id())
     recipe = StageRecipe.model_validate(settings["recipe"])
-    log_to_own_file(recipe.run.dir, get_context().get_world_rank())
-    trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
-    if trainer.world.is_first:
-        trainer.watchers.append(RayMetrics(recipe.run.name))
-    trainer.fit()
+    log_to_own_file(log_file(recipe.run.dir, rank))
+    with told(rank, recipe.run.dir):
+        from janus_dist.train.trainer import Trainer  # here, so that the driver needs neither DeepSpeed nor a model
+
+        trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
+        if trainer.world.is_first:
+            trainer.watchers.append(RayMetrics(recipe.run.name))
+        trainer.fit()
 
 
 @ray.remote(num_cpus=0)
@@ -276,20 +293,32 @@ def _room(recipe: StageRecipe, has_lost: bool) -> int:
     ClusterError rather than a wait for ever for what the cluster can never place.
     """
     cluster, deadline = recipe.cluster, time.monotonic() + NODES_BACK_S
-    least = cluster.min_workers or cluster.workers
     is_resumed = commits.latest(recipe.run.saved_in) is not None
     while True:
         there = _resources_that_answer() if has_lost else ray.cluster_resources()
-        room = int(there.get("CPU", 0) // cluster.cpus_per_worker)
-        room = min(room, int(there.get("GPU", 0))) if cluster.gpu else room
-        room -= room % recipe.engine.hpz_ranks
+        room = room_in(there, recipe)
         if room >= cluster.workers:
             return cluster.workers
         if not is_resumed or time.monotonic() > deadline:
             break
         time.sleep(POLL_S)
-    if room >= least:
-        return room
+    check_room_in(there, recipe)
+    return room
+
+
+def room_in(there: Mapping[str, float], recipe: StageRecipe) -> int:
+    """Ranks that resources are enough for."""
+    cluster = recipe.cluster
+    room = int(there.get("CPU", 0) // cluster.cpus_per_worker)
+    room = min(room, int(there.get("GPU", 0))) if cluster.gpu else room
+    return room - room % recipe.engine.hpz_ranks
+
+
+def check_room_in(there: Mapping[str, float], recipe: StageRecipe) -> None:
+    """ClusterError when resources are too small for a run."""
+    cluster = recipe.cluster
+    if room_in(there, recipe) >= (cluster.min_workers or cluster.workers):
+        return
     kind, each = ("GPU", 1) if cluster.gpu else ("CPU", cluster.cpus_per_worker)
     raise ClusterError(
         f"cluster.workers={cluster.workers} need {cluster.workers * each} {kind}s, "
@@ -302,19 +331,23 @@ def _room(recipe: StageRecipe, has_lost: bool) -> int:
 def _cause(error: TrainingFailedError, run_dir: Path, saved_in: str) -> Exception:
     """The first thing that went wrong, as an error to show."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    for _, failure in sorted(failures.items()):
-        for found in _chain(failure):
-            if isinstance(found, JanusError):
-                return found
-    # a process that died says more than those that lost their connection to it
-    by_death = sorted(failures.items(), key=lambda item: (not isinstance(item[1], RayActorError), item[0]))
-    rank, failure = by_death[0] if by_death else (None, error)
+    by_rank = sorted(failures.items())
+    dead = [rank for rank, failure in by_rank if _is_dead(failure)]
+    said = [found for _, failure in by_rank for found in _chain(failure) if isinstance(found, JanusError)]
+    meant = [found for found in said if not isinstance(found, RankError)]
+    if meant or (said and not dead):  # what others say of one that died may be anything
+        return (meant or said)[0]
+    rank = next(iter([*dead, *sorted(failures)]), None)  # a process that died says more than those that lost it
     who = "" if rank is None else f"rank {rank}: "
-    log_file = run_dir / "logs" / ("" if rank is None else f"rank-{rank:04d}.log")
+    where = run_dir / "logs" if rank is None else log_file(run_dir, rank)
     return LostRankError(
-        f"a rank was lost: {who}{_in_short(failure)}",
-        f"what it printed is in {log_file}; the same command goes on from the last checkpoint under {saved_in}",
+        f"a rank was lost: {who}{_in_short(error if rank is None else failures[rank])}",
+        f"what it printed is in {where}; the same command goes on from the last checkpoint under {saved_in}",
     )
+
+
+def _is_dead(failure: BaseException) -> bool:
+    return any(isinstance(found, RayActorError) for found in _chain(failure))
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
@@ -322,14 +355,15 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
     found: BaseException | None = failure
     while found is not None:
         yield found
-        found = getattr(found, "_base_exc", None) or getattr(found, "cause", None) or found.__cause__
+        ways = ("_base_exc", "cause", "health_check_failure", "controller_failure", "__cause__")
+        found = next((why for way in ways if isinstance(why := getattr(found, way, None), BaseException)), None)
 
 
 def _in_short(failure: BaseException) -> str:
     """A failure in a line: Ray's own text of a process that died lists its arguments, and guesses why."""
-    if any(isinstance(found, RayActorError) for found in _chain(failure)):
+    if _is_dead(failure):
         return "its process died, or its node"
-    return " ".join(str(failure).split()).partition(" Worker info:")[0][:300]
+    return in_short(list(_chain(failure))[-1]).partition(" Worker info:")[0]
 
 
 def do_jobs(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Any]) -> None:

@@ -32,6 +32,15 @@ LONGEST_SHOWN = 80
 DOTTED = re.compile(r"\b[a-z_]\w*(?:\.[a-z_]\w*)*")
 
 
+class RecipeError(ConfigError):
+    """What is wrong with a recipe."""
+
+    def __init__(self, message: str, hint: str | None = None, faults: Sequence[Fault] = ()):
+        super().__init__(message, hint)
+        self.faults = tuple(faults)
+        """One by one, in the message's order."""
+
+
 @dataclass(frozen=True)
 class Loaded(Generic[R_co]):
     """A recipe, what it was made of, and where each of its values came from."""
@@ -77,7 +86,7 @@ def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = 
         if not faults:
             placed = recipe.with_paths(_place_of_a_copy)
             return Loaded(placed, _origin(recipe, settings.root), paths, tuple(overrides))
-    raise ConfigError(_report(faults))
+    raise RecipeError(_report(faults), faults=sorted(faults))
 
 
 def load_any(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Loaded[BaseRecipe]:

@@ -25,7 +25,7 @@ from janus_dist.config.mix import Stream
 from janus_dist.data.order import Blocks
 from janus_dist.data.reader import Range, Reader
 from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
-from janus_dist.data.storage import read, write_whole
+from janus_dist.data.storage import reached, read, size, write_whole
 from janus_dist.errors import DataError
 
 VERSION = 2
@@ -153,7 +153,8 @@ class Manifest:
         """
         path = f"{folder}/{NAME}"
         try:
-            values = json.loads(read(path))
+            with reached(path):
+                values = json.loads(read(path))
         except FileNotFoundError as error:
             raise DataError(f"no {path}", "make shards with jobs/tokenize.py, or point data.root at them") from error
         except ValueError as error:
@@ -279,6 +280,12 @@ class ShardSet:
         )
 
 
+def is_there(folder: str | Path) -> bool:
+    """Whether a folder has a manifest; DataError when its disk or store does not say."""
+    with reached(f"{folder}/{NAME}"):
+        return size(f"{folder}/{NAME}") is not None
+
+
 def _numbers(column: pa.ChunkedArray, kind: np.dtype) -> NDArray[Any]:
     """A copy of whole numbers without nulls, lists one behind the other.
 
@@ -314,7 +321,8 @@ def table_name(digest: str) -> str:
 def _load_table(path: str, digest: str) -> ShardTable:
     hint = "manifest and table are of different runs; make the shards again with jobs/tokenize.py"
     try:
-        table = ShardTable.from_parquet(read(path))
+        with reached(path):
+            table = ShardTable.from_parquet(read(path))
     except FileNotFoundError as error:
         raise DataError(f"no {path}, which the manifest beside it names", hint) from error
     except (ValueError, pa.ArrowException) as error:

@@ -17,8 +17,25 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
+from janus_dist.errors import DataError
+
 FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
 """How a disk or a store says that it does not do what it is asked to."""
+
+
+@contextmanager
+def reached(where: str | Path) -> Iterator[None]:
+    """What a disk or a store answers other than with what is asked for, as DataError; that a file is not there is an
+    answer."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except FAILURES as error:
+        raise DataError(
+            f"{where} cannot be reached: {' '.join(f'{type(error).__name__}: {error}'.split())}",
+            "see that the disk or the store is there and lets this user in (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...)",
+        ) from error
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

@@ -1,19 +1,25 @@
 """Where metrics go: metrics.jsonl always, wandb when asked for.
 
-Invariant: metrics.jsonl holds every step once, in order, also after a run was killed and went on from an earlier step.
+Invariants: metrics.jsonl holds every step once, in order, also after a run was killed and went on from an earlier step;
+a service that fails costs its own figures, never the run.
 """
 
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.data import storage
 from janus_dist.monitor.metrics import NAMES
 
 LOOK_EVERY_STEPS = 50
 """How often wandb is given new samples."""
+WANDB_ID = "wandb_id"
+SHOWN = 300
 
 
 class Sink(Protocol):
@@ -45,6 +51,35 @@ class JsonlSink:
         self.file.close()
 
 
+class Spared:
+    """A sink that the run does without from its first failure on, which is told."""
+
+    def __init__(self, what: str, make: Callable[[], Sink], tell: Callable[[str], None]):
+        self.what, self.tell = what, tell
+        self.sink: Sink | None = None
+        with self._guarded():
+            self.sink = make()
+
+    def record(self, values: Mapping[str, float]) -> None:
+        if self.sink is not None:
+            with self._guarded():
+                self.sink.record(values)
+
+    def close(self) -> None:
+        if self.sink is not None:
+            with self._guarded():
+                self.sink.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # what a service and its client may raise is theirs
+            self.sink = None
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
+            self.tell(f"{self.what} is left out from here on: {why}")
+
+
 class WandbSink:
     """A Weights & Biases run; offline it only writes files under the run folder."""
 
@@ -57,7 +92,7 @@ class WandbSink:
             mode=mode,
             project=os.environ.get("WANDB_PROJECT", "janus-dist"),
             name=name,
-            id=name.replace("/", "-"),
+            id=wandb_id(folder),
             resume="allow",
             dir=folder,
             config=settings,
@@ -91,13 +126,21 @@ class WandbSink:
         self.run.finish()
 
 
-def make_sinks(recipe: StageRecipe, steps_done: int) -> list[Sink]:
-    """The sinks of the first rank."""
+def wandb_id(run_dir: Path) -> str:
+    """A run's own id, made at its first start: a name may be another's too, or that of a run that was deleted."""
+    path = run_dir / WANDB_ID
+    storage.create(path, secrets.token_hex(8).encode())
+    return path.read_text()
+
+
+def make_sinks(recipe: StageRecipe, steps_done: int, tell: Callable[[str], None]) -> list[Sink]:
+    """The sinks of the first rank; `tell` takes a line about one that fails."""
     run, monitor = recipe.run, recipe.monitor
     sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done)]
     if monitor.wandb != "disabled":
         settings = recipe.model_dump(mode="json")
-        sinks.append(WandbSink(monitor.wandb, f"{Path(run.root).name}-{run.name}", run.dir, settings))
+        name, mode = f"{Path(run.root).name}-{run.name}", monitor.wandb
+        sinks.append(Spared("wandb", lambda: WandbSink(mode, name, run.dir, settings), tell))
     return sinks
 
 

@@ -196,7 +196,7 @@ class Trainer:
         else:
             self.note("started", f"starting {run.name} from random weights")
         if self.world.is_first:
-            self.sinks = make_sinks(self.recipe, self.step)
+            self.sinks = make_sinks(self.recipe, self.step, partial(self.note, "note"))
 
     def resumed(self) -> str | None:
         """The checkpoint to go on from by `run.resume`; None to start."""
@@ -292,7 +292,7 @@ class Trainer:
         if self.world.is_first:
             for sink in self.sinks:
                 sink.close()
-            self.sinks = make_sinks(self.recipe, self.step)
+            self.sinks = make_sinks(self.recipe, self.step, partial(self.note, "note"))
             write_left_out(self.recipe.run.dir / "left_out.jsonl", self.plan, first, stop)
         self.note(
             "went back",

@@ -10,10 +10,9 @@ import torch
 
 from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader
-from janus_dist.data.manifest import ShardSet
+from janus_dist.data.manifest import NAME, ShardSet, is_there
 from janus_dist.data.plan import Plan
 from janus_dist.data.reader import Reader
 from janus_dist.data.tokenizer import Tokenizer
@@ -24,7 +23,6 @@ from janus_dist.train.compatible import check_data
 
 STEPS = 4
 """So many steps' worth of samples are read each time: with the shipped recipes some thousands."""
-MANIFEST = "manifest.json"
 
 
 class Validation:
@@ -60,10 +58,10 @@ def held_out(recipe: StageRecipe, trained: Mapping[Lane, ShardSet]) -> dict[Lane
     root = recipe.data.validation_root
     assert root is not None, "no validation was asked for"
     streams: list[Stream] = [name for name in STREAMS if any(lane.stream == name for lane in trained)]
-    folders = {Lane(name, name): f"{root}/{name}" for name in streams if storage.size(f"{root}/{name}/{MANIFEST}")}
+    folders = {Lane(name, name): f"{root}/{name}" for name in streams if is_there(f"{root}/{name}")}
     if not folders:
         raise ConfigError(
-            f"data.validation_root={root} has none of {', '.join(f'{name}/{MANIFEST}' for name in streams)}",
+            f"data.validation_root={root} has none of {', '.join(f'{name}/{NAME}' for name in streams)}",
             "make held-out shards with jobs/tokenize.py into it (data.root=...), or leave data.validation_root out",
         )
     # without the node's cache, which knows what training will read

@@ -1,13 +1,21 @@
-"""Which Ray a job joins: the one that answers, or a local one of its own."""
+"""Which Ray a job joins: the one that answers, or a local one of its own; what it makes of ranks that fail."""
 
+import pickle
+import platform
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray._private import services
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from janus_dist import launch
+from janus_dist.errors import DataError, JanusError, RankError
+from janus_dist.train.failure import told
 
 
 @pytest.fixture
@@ -61,3 +69,67 @@ def test_one_that_was_named_is_joined_or_the_job_ends(monkeypatch, joined):
     with pytest.raises(launch.ClusterError, match="Ray cannot be reached or started: refused"):
         launch.connect()
     assert joined == ["auto"]
+
+
+GONE = RuntimeError(
+    "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:60060. This is typically ..."
+)
+NCCL = torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited")
+DEVICE = RuntimeError("CUDA error: uncorrectable ECC error encountered")
+DEAD = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: many", ActorDiedError())
+
+
+def left_by(rank: int, error: Exception) -> Exception:
+    """What reaches the driver of what a rank raises."""
+    with pytest.raises(Exception) as caught, told(rank, Path("RUN")):
+        raise error
+    return pickle.loads(pickle.dumps(caught.value))
+
+
+def cause(**ranks: Exception) -> JanusError:
+    """The error that a run ends with, or is started again for, when ranks r0, r1 ... raise these."""
+    failures = {int(name[1:]): one if one is DEAD else left_by(int(name[1:]), one) for name, one in ranks.items()}
+    found = launch._cause(WorkerGroupError("all of it", failures), Path("RUN"), "SAVED")
+    assert isinstance(found, JanusError)
+    return found
+
+
+def test_a_ranks_own_exception_ends_the_run_and_is_said_with_rank_node_and_file(capfd):
+    mistake = TypeError("unsupported operand\n  for +")
+    found = cause(r0=GONE, r2=mistake, r3=mistake)
+    assert isinstance(found, RankError) and found.exit_code == 1
+    assert found.message == f"rank 2 on {platform.node()} failed: TypeError: unsupported operand for +"
+    assert found.hint == "its traceback is in RUN/logs/rank-0002.log"
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_too_little_memory_comes_with_what_to_lower():
+    found = cause(r0=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert found.exit_code == 1 and "torch.OutOfMemoryError: CUDA out of memory. Tried to" in found.message
+    assert found.hint is not None and found.hint.startswith("lower batch.micro_rows, take more ranks, or engine.")
+
+
+@pytest.mark.parametrize("error", [GONE, NCCL, DEVICE, ConnectionResetError("reset by peer")])
+def test_what_others_or_devices_cause_is_a_lost_rank(error):
+    found = cause(r0=error, r1=error)
+    assert isinstance(found, launch.LostRankError) and found.exit_code == 6
+    assert found.message.startswith("a rank was lost: rank 0: ") and str(error)[:40] in found.message
+    assert found.hint is not None and "RUN/logs/rank-0000.log" in found.hint and "under SAVED" in found.hint
+
+
+def test_a_death_explains_what_the_others_say():
+    for other in (GONE, ValueError("a message cut short")):
+        found = cause(r0=other, r1=DEAD)
+        assert isinstance(found, launch.LostRankError)
+        assert found.message == "a rank was lost: rank 1: its process died, or its node"
+
+
+def test_what_is_meant_for_the_user_comes_first():
+    found = cause(r0=TypeError("x"), r1=DataError("no shard", "make it"), r2=DEAD)
+    assert isinstance(found, DataError) and found.hint == "make it"
+
+
+def test_a_group_that_did_not_start_is_lost():
+    found = launch._cause(ControllerError(ActorDiedError()), Path("RUN"), "SAVED")
+    assert isinstance(found, launch.LostRankError)
+    assert found.message == "a rank was lost: its process died, or its node"

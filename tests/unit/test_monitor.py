@@ -1,6 +1,7 @@
 """What a person and a program see of a step."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from janus_dist.beside import RayMetrics
 from janus_dist.monitor.console import count, duration, step_line
 from janus_dist.monitor.grafana import dashboard, gauge_name
 from janus_dist.monitor.metrics import METRICS, NAMES, as_markdown
-from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, read_lines
+from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, make_sinks, read_lines
 from janus_dist.train.schedule import learning_rate
 from tests import prepared
 
@@ -124,6 +125,52 @@ def test_wandb_is_given_metrics_and_the_newest_samples_once(tmp_path, monkeypatc
     }
     loss = {"loss/all": 1.0}
     assert fake.logged == [(49, loss), (50, loss | grid), (100, loss), "finished"]
+
+
+def wandb_id_of(recipe, monkeypatch) -> str:
+    """What a start of a run gives wandb as its id."""
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for sink in make_sinks(recipe, 0, tell=pytest.fail):
+        sink.close()
+    return fake.given["id"]
+
+
+def test_a_run_is_the_same_in_wandb_when_it_goes_on_and_no_other_is(tmp_path, monkeypatch):
+    recipes = [
+        prepared.recipe(tmp_path, tmp_path / person / "runs", monitor={"wandb": "offline"}) for person in ("a", "b")
+    ]
+    first, again, other = (wandb_id_of(recipes[of], monkeypatch) for of in (0, 0, 1))
+    assert first == again != other
+    shutil.rmtree(recipes[0].run.dir)
+    assert wandb_id_of(recipes[0], monkeypatch) not in (first, other), "a run that begins anew"
+
+
+class RefusingWandb(FakeWandb):
+    """One that raises in one of its calls."""
+
+    def __init__(self, refused):
+        super().__init__()
+        self.refused = refused
+        setattr(self, refused, self.refuse)
+
+    def refuse(self, *_, **__):
+        raise RuntimeError("api_key not configured (no-tty).\nCall wandb.login()")
+
+
+@pytest.mark.parametrize("refused", ["init", "log", "finish"])
+def test_a_wandb_that_fails_costs_wandb_and_not_the_run(refused, tmp_path, monkeypatch):
+    told = []
+    recipe = prepared.recipe(tmp_path, tmp_path, monitor={"wandb": "online"})
+    monkeypatch.setitem(sys.modules, "wandb", RefusingWandb(refused))
+    sinks = make_sinks(recipe, 0, told.append)
+    for step in (1, 2):
+        for sink in sinks:
+            sink.record({"step": step, "loss/all": 1.0})
+    for sink in sinks:
+        sink.close()
+    assert told == ["wandb is left out from here on: RuntimeError: api_key not configured (no-tty). Call wandb.login()"]
+    assert len(read_lines(recipe.run.dir / "metrics.jsonl")) == 2
 
 
 def test_an_undeclared_metric_is_our_own_mistake(tmp_path):

@@ -2,14 +2,19 @@
 
 import json
 
+import fsspec
 import pytest
 import yaml
+from ray._private import services
 
+from data_pipelines.prepare import prepare_data
+from janus_dist import launch
 from janus_dist.cli import app
-from janus_dist.config.load import Loaded, save
+from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit
+from janus_dist.errors import DataError
 from tests import prepared
 
 
@@ -19,6 +24,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(launch, "resources", lambda: None)  # of whatever else runs on this machine
     prepared.prepare(tmp_path)
     recipe = prepared.recipe(tmp_path, tmp_path / "runs", 2)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
@@ -123,3 +129,56 @@ def test_data_that_is_to_be_made_must_be_there(folder, check):
     code, out = check(given, "data.root=other")
     assert code == 3 and "1. pipeline.inputs.pages.path=/nowhere/pages.jsonl does not exist" in out
     assert "shards of pages are made first" in out
+
+
+def test_a_store_without_credentials_is_one_fault_among_others(folder, check, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(key, raising=False)
+    fsspec.filesystem("s3").clear_instance_cache()
+    given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: /nowhere}}"
+    code, out = check(given, "data.root=s3://bucket/data", "monitor.wandb=online")
+    assert code == 3
+    assert "1. s3://bucket/data/pages/manifest.json cannot be reached: NoCredentialsError: " in out
+    assert "2. monitor.wandb=online" in out and "2 faults" in out
+    loaded = load(StageRecipe, ["recipe.yaml"], [given, "data.root=s3://bucket/data"])
+    with pytest.raises(DataError, match="cannot be reached: NoCredentialsError"):
+        prepare_data(loaded.recipe)  # as the job itself ends
+
+
+def test_faults_of_the_settings_are_numbered_and_json_too(folder, check):
+    code, out = check("optim.beta=1", "stage=0")
+    assert code == 2 and "2 faults" in out
+    assert "1. override 'optim.beta=1': optim.beta: no such key; did you mean 'betas'?" in out
+    assert "2. override 'stage=0': stage: should be greater than 0; got 0" in out
+    code, out = check("--json", "optim.beta=1", "stage=0")
+    assert code == 2 and [fault["exit_code"] for fault in json.loads(out)["faults"]] == [2, 2]
+    code, out = check("--json", "nowhere.yaml")
+    assert code == 2 and "nowhere.yaml: no such file" in json.loads(out)["faults"][0]["message"]
+
+
+def test_what_is_read_during_a_run_is_looked_at_before(folder, check):
+    inputs = "pipeline.inputs={a: {stream: generation, format: jsonl, path: [/no/a, /no/b], images: /}}"
+    code, out = check(inputs, "data.root=other", "monitor.prompts=none.jsonl", "data.vq_weights=none.safetensors")
+    assert code == 3
+    for said in ("pipeline.inputs.a.path=/no/a does", "path=/no/b does", "data.vq_weights=none", "none.jsonl cannot"):
+        assert said in out
+    assert "4 faults" in out
+    code, out = check("data.validation_root=none")
+    assert code == 2 and "1. data.validation_root=none has none of understanding/manifest.json" in out
+
+
+def test_a_cluster_that_is_too_small_is_found(folder, check, monkeypatch):
+    monkeypatch.setattr(launch, "resources", lambda: {"CPU": 3.0})
+    assert "  the Ray cluster has 3 CPUs and 0 GPUs" in check()[1]
+    code, out = check("cluster.workers=4")
+    assert code == 6 and "1. cluster.workers=4 need 4 CPUs, the Ray cluster has 3" in out
+    assert check("cluster.workers=4", "cluster.min_workers=2")[0] == 0
+
+
+def test_no_cluster_is_started_to_look_at(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
+    monkeypatch.setattr(launch.ray, "init", lambda **_: pytest.fail("Ray was started"))
+    assert launch.resources() is None
