@@ -23,4 +23,4 @@ def folder_of(run_dir: Path, step: int) -> Path:
 def save(engine: ZeroEngine, run_dir: Path, step: int, **identity: Any) -> None:
     """Save and commit the state of all ranks."""
     taken = checkpoint.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, checkpoint.Hosts())
-    checkpoint.write(taken, Background.of(engine.world, timeout_s=60))
+    checkpoint.write(taken, Background.of(engine.world))

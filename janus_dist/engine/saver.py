@@ -33,9 +33,9 @@ class Saved:
 class Saver:
     """The saves of one run; every rank has one, and calls it at the same steps."""
 
-    def __init__(self, engine: ZeroEngine, saved_in: str, timeout_s: int):
+    def __init__(self, engine: ZeroEngine, saved_in: str):
         self.engine, self.saved_in = engine, saved_in
-        self._ranks = Background.of(engine.world, timeout_s)
+        self._ranks = Background.of(engine.world)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._hosts = Hosts()
         self._running: Future[Saved] | None = None

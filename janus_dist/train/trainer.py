@@ -62,7 +62,7 @@ class Trainer:
         self.watchers: list[Sink] = []
         """Sinks that take every step as it comes, also one that is trained again."""
         self.validation: Validation | None = None
-        self.saver = Saver(engine, recipe.run.saved_in, recipe.engine.timeout_s)
+        self.saver = Saver(engine, recipe.run.saved_in)
         self.is_save_late = False
         self.newest: str | None = None
         """The newest checkpoint that this process wrote."""

@@ -17,7 +17,7 @@ from tests.resume.test_checkpoint import make_engine, train_steps
 def overtaken(saved: str) -> list[float]:
     """A slow save of step 1, steps and another save meanwhile; the losses."""
     engine = make_engine()
-    saver = Saver(engine, saved, timeout_s=60)
+    saver = Saver(engine, saved)
     losses = train_steps(engine, 0, 1)
     go_on, real = threading.Event(), checkpoint.write
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -51,7 +51,7 @@ def test_what_is_saved_is_the_state_of_its_step_however_late_it_is_written(tmp_p
 def saves_with_faults(saved: str) -> list[tuple[str | None, str | None]]:
     """What went wrong in a save whose writing fails, in one whose pruning does, and in one after them."""
     engine = make_engine()
-    saver = Saver(engine, saved, timeout_s=60)
+    saver = Saver(engine, saved)
     train_steps(engine, 0, 1)
     told = []
     for step, (owner, name) in enumerate([(checkpoint, "write"), (commits, "prune"), (commits, "absent")], start=1):

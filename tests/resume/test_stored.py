@@ -30,7 +30,7 @@ ALONE: Any = SimpleNamespace(world=World(0, 1, torch.device("cpu")))
 def save_two(saved: str) -> list[float]:
     """Checkpoints of steps 1 and 2 by the thread that training has for it; the loss after."""
     engine = make_engine()
-    saver = Saver(engine, saved, timeout_s=60)
+    saver = Saver(engine, saved)
     for step in (1, 2):
         train_steps(engine, step - 1, step)
         assert saver.start(step, IDENTITY, Keep(last=2))
@@ -80,7 +80,7 @@ def make_names() -> list[tuple[str, Any]]:
 
 def refused(saved: str) -> tuple[str | None, list[float]]:
     engine = make_engine()
-    saver = Saver(engine, saved, timeout_s=60)
+    saver = Saver(engine, saved)
     saver.start(0, IDENTITY, Keep(last=2))
     done = saver.wait()
     assert done is not None
