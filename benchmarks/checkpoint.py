@@ -121,7 +121,7 @@ class Ours:
 
     def __init__(self, training: Training):
         self.training, self.folder = training, training.folder / "ours"
-        self.saver = Saver(training.engine, str(self.folder), timeout_s=600)
+        self.saver = Saver(training.engine, str(self.folder))
         self.is_done = True
 
     def begin(self) -> None:

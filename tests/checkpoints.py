@@ -35,4 +35,4 @@ def mark(saved_in: str, step: int, **identity: Any) -> str:
 def save(engine: ZeroEngine, run_dir: Path, step: int, **identity: Any) -> None:
     """Save and commit the state of all ranks."""
     taken = checkpoint.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, checkpoint.Hosts())
-    checkpoint.write(taken, Background.of(engine.world, timeout_s=60))
+    checkpoint.write(taken, Background.of(engine.world))

@@ -142,6 +142,16 @@ def newest(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str
     return None
 
 
+def newest_to_go_on(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
+    """`newest` of the engine's own run: what it passes over is set aside and said. Left as they are, damaged ones would
+    still be the newest by their markers, and pruning would keep them rather than what is saved from here on."""
+    path = newest(engine, saved_in, say)
+    if path is not None:
+        for newer in engine.world.on_first(lambda: commits.set_aside_after(path)):
+            say(f"set aside {newer}: the run goes on from {path}")
+    return path
+
+
 def verify(engine: ZeroEngine, path: str) -> None:
     """Read all files of a checkpoint, each rank its share; DamagedError on every rank when one is damaged."""
     world = engine.world

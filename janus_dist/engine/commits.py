@@ -9,8 +9,9 @@ checkpoints in a moment; a look takes two requests a checkpoint, however many fi
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,11 +22,17 @@ VERSION = 2
 MARKER = "COMMIT.json"
 ASIDE = MARKER + ".aside"
 """The marker of a checkpoint that does not count any more."""
+NAME = re.compile(r"step-\d{8,}")
+"""Of a checkpoint's folder; a copy beside it that a user made is none."""
 READ_BYTES = 16 << 20
 
 
 class DamagedError(CheckpointError):
     """A file of a checkpoint is not what was written."""
+
+
+class NoMarkerError(CheckpointError):
+    """A folder is no checkpoint, or not any more."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ def name_of(path: str) -> str:
 def folders(saved_in: str) -> list[str]:
     """Folders of checkpoints, whole or not, oldest first."""
     with _reached(saved_in):
-        return [f"{saved_in}/{name}" for name in storage.names(saved_in) if name.startswith("step-")]
+        found = [f"{saved_in}/{name}" for name in storage.names(saved_in) if NAME.fullmatch(name)]
+    return sorted(found, key=step_of)
 
 
 def marked(saved_in: str) -> list[str]:
@@ -105,7 +113,7 @@ def is_committed(path: str) -> bool:
         there = storage.sizes(path)
     try:
         return MARKER in there and all(there.get(name) == said["bytes"] for name, said in read(path).files.items())
-    except DamagedError:
+    except (DamagedError, NoMarkerError):  # the marker may go while this looks: `janus ckpt prune`
         return False
 
 
@@ -115,14 +123,14 @@ def identity(path: str) -> str:
 
 
 def read(path: str) -> Commit:
-    """The marker of a checkpoint; DamagedError when it is not as it was written, CheckpointError when there is none or
-    it is of another version."""
+    """The marker of a checkpoint; DamagedError when it is not as it was written, NoMarkerError when there is none,
+    CheckpointError when it is of another version."""
     marker = f"{path}/{MARKER}"
     try:
         with _reached(marker):
             content = storage.read(marker)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is no checkpoint: it has no {MARKER}", "name one that has") from error
+        raise NoMarkerError(f"{path} is no checkpoint: it has no {MARKER}", "name one that has") from error
     try:
         values: dict[str, Any] = json.loads(content)
         version, digest = values["version"], values.pop("sha256")
@@ -181,13 +189,13 @@ def dispensable(saved_in: str, keep: Keep) -> list[str]:
     """The whole checkpoints that need not stay, and whatever is older than the newest and not whole."""
     whole = committed(saved_in)
     chosen = keep.chosen(whole)
-    return [path for path in folders(saved_in) if whole and path not in chosen and path < whole[-1]]
+    return [path for path in folders(saved_in) if whole and path not in chosen and step_of(path) < step_of(whole[-1])]
 
 
 def delete(path: str) -> None:
     """Delete a checkpoint; one that is half deleted does not count."""
     with _reached(path):
-        if MARKER in storage.names(path):
+        with suppress(FileNotFoundError):  # who prunes at the same time was first
             storage.remove(f"{path}/{MARKER}")
         storage.remove_folder(path)
 
@@ -210,7 +218,7 @@ def write_marker(path: str, commit: Commit) -> None:
 def set_aside_after(path: str) -> list[str]:
     """Make the checkpoints beside `path` that are newer than it not count any more; their files stay until the run
     comes to their steps."""
-    newer = [other for other in marked(path.rsplit("/", 1)[0]) if other > path]
+    newer = [other for other in marked(path.rsplit("/", 1)[0]) if step_of(other) > step_of(path)]
     for other in newer:
         with _reached(other):
             storage.rename(f"{other}/{MARKER}", f"{other}/{ASIDE}")

@@ -13,7 +13,7 @@ from janus_dist.engine import checkpoint, commits
 from janus_dist.engine.checkpoint import Hosts, Snapshot
 from janus_dist.engine.world import Background
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.errors import CheckpointError
+from janus_dist.errors import JanusError
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Saved:
 class Saver:
     """The saves of one run; every rank has one, and calls it at the same steps."""
 
-    def __init__(self, engine: ZeroEngine, saved_in: str, timeout_s: int):
+    def __init__(self, engine: ZeroEngine, saved_in: str):
         self.engine, self.saved_in = engine, saved_in
-        self._ranks = Background.of(engine.world, timeout_s)
+        self._ranks = Background.of(engine.world)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._hosts = Hosts()
         self._running: Future[Saved] | None = None
@@ -65,11 +65,17 @@ class Saver:
         began, failure, not_pruned = time.perf_counter(), None, None
         try:
             checkpoint.write(taken, self._ranks)
-        except (OSError, RuntimeError) as error:  # RuntimeError: gloo's, when another rank is gone
-            failure = " ".join(str(error).split())
+        except Exception as error:  # also RuntimeError, gloo's when another rank is gone
+            failure = _in_a_line(error)
         if failure is None and self.engine.world.is_first:
             try:
                 commits.prune(self.saved_in, keep)
-            except CheckpointError as error:
-                not_pruned = error.message
+            except Exception as error:
+                not_pruned = _in_a_line(error)
         return Saved(taken.path, taken.commit.step, time.perf_counter() - began, failure, not_pruned)
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says, with its kind where that says more."""
+    said = error.message if isinstance(error, JanusError) else str(error)
+    return " ".join((said if isinstance(error, OSError | JanusError) else f"{type(error).__name__}: {said}").split())

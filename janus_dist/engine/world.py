@@ -20,6 +20,9 @@ from janus_dist.errors import JanusError
 T = TypeVar("T")
 BANDWIDTH_BYTES = {"cuda": 2**30, "cpu": 2**22}
 """Summed to measure the network."""
+BACKGROUND_TIMEOUT_S = 86400
+"""A group of gloo's that timed out once is of no use any more, and nothing but the next save waits for a slow one; that
+a rank is gone is seen by its connection, at once."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,9 @@ class Background:
     group: Any
 
     @classmethod
-    def of(cls, world: World, timeout_s: int) -> "Background":
+    def of(cls, world: World) -> "Background":
         """All ranks call it, from their main threads."""
-        return cls(world, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
+        return cls(world, dist.new_group(backend="gloo", timeout=timedelta(seconds=BACKGROUND_TIMEOUT_S)))
 
     def gather(self, value: object) -> list[Any]:
         """The values of all ranks, by rank, on the first rank; nothing on others."""

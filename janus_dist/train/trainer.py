@@ -62,7 +62,7 @@ class Trainer:
         self.watchers: list[Sink] = []
         """Sinks that take every step as it comes, also one that is trained again."""
         self.validation: Validation | None = None
-        self.saver = Saver(engine, recipe.run.saved_in, recipe.engine.timeout_s)
+        self.saver = Saver(engine, recipe.run.saved_in)
         self.is_save_late = False
         self.newest: str | None = None
         """The newest checkpoint that this process wrote."""
@@ -209,7 +209,7 @@ class Trainer:
                 )
             return None
         if run.resume == "auto":
-            return checkpoint.newest(self.engine, run.saved_in, self.say)
+            return checkpoint.newest_to_go_on(self.engine, run.saved_in, self.say)
         path = run.resume.rstrip("/")
         checkpoint.verify(self.engine, path)
         if path == commits.folder(run.saved_in, commits.step_of(path)):
@@ -274,7 +274,7 @@ class Trainer:
         """Restore the newest checkpoint and leave out the plan's steps since; DivergedError when that is in vain."""
         self.watch.pause()
         self.tell(self.saver.wait())
-        path = checkpoint.newest(self.engine, self.recipe.run.saved_in, self.say)
+        path = checkpoint.newest_to_go_on(self.engine, self.recipe.run.saved_in, self.say)
         lost_at, stop = self.step, self.plan_step
         self.returns += 1
         if path is None or self.returns > MAX_RETURNS:

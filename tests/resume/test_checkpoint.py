@@ -303,3 +303,36 @@ def test_prune_keeps_the_newest_whole_ones(tmp_path):
     assert not folder_of(tmp_path / "run", 1).exists()
     commits.prune(saved_in(tmp_path / "run"), Keep(last=1))
     assert steps(tmp_path / "run") == [3]
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def go_on_from_one_of_three(run_dir: Path, damaged: tuple[int, ...]) -> list[str]:
+    """Checkpoints of steps 1 to 9 of which some are damaged; go on, save the next step, prune. What was said."""
+    engine, said = make_engine(), list[str]()
+    for step in (1, 5, 9):
+        save(engine, run_dir, step)
+    for step in damaged if engine.world.is_first else ():
+        flip(folder_of(run_dir, step) / "__0_0.distcp")
+    engine.world.barrier()
+    path = checkpoint.newest_to_go_on(engine, saved_in(run_dir), said.append)
+    assert path == str(folder_of(run_dir, 1))
+    save(engine, run_dir, 2)
+    commits.prune(saved_in(run_dir), Keep(last=2))
+    return said
+
+
+def test_what_was_passed_over_does_not_push_out_what_is_saved_after(tmp_path):
+    run = tmp_path / "run"
+    _, said = run_ranks(go_on_from_one_of_three, 2, tmp_path / "a", run, (5, 9))
+    assert steps(run) == [1, 2]
+    assert [line.partition(":")[0] for line in said] == [
+        f"passed over {folder_of(run, 9)}", f"passed over {folder_of(run, 5)}",
+        f"set aside {folder_of(run, 5)}", f"set aside {folder_of(run, 9)}",
+    ]  # fmt: skip
+    assert (folder_of(run, 9) / commits.ASIDE).exists(), "its files are there to be looked at"

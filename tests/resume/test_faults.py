@@ -6,14 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from janus_dist.config.recipe import RunConfig
 from janus_dist.data import storage
-from janus_dist.engine import commits
+from janus_dist.engine import checkpoint, commits
 from janus_dist.errors import ClusterError, JanusError
 from janus_dist.monitor.sinks import read_lines
 from janus_dist.train import guard, startup
@@ -63,9 +65,16 @@ def signal_within(trainer: Trainer, phase: str | None, rank: int | None) -> None
 
 
 def inject(trainer: Trainer, fault: dict[str, Any]) -> None:
+    if fault.get("no_watch"):
+        trainer.watch.end()
+        trainer.watch = Mock()
     guard.MAX_SKIPPED = fault.get("most_skipped", guard.MAX_SKIPPED)
     signal_within(trainer, fault.get("signal_in"), fault.get("rank"))
     bad, signalled = fault.get("bad_plan_steps", ()), fault.get("signal_at")
+    pause_s = fault.get("slow_save_s", 0) if trainer.world.rank == fault.get("rank") else 0
+    if pause_s:  # it comes so much later to what the ranks agree on in their first save
+        write, pauses = checkpoint.write, [pause_s]
+        checkpoint.write = lambda *given: (time.sleep(pauses.pop() if pauses else 0), write(*given))[1]
     take = trainer.judge
 
     def judge(outcome) -> None:
@@ -171,6 +180,13 @@ def test_what_was_left_out_stays_so_after_a_resume(folder, tmp_path):
     assert any(f"resuming run at step {commits.step_of(newest)} " in line for line in lines), lines
     assert not any("skipped" in line for line in lines)
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_save_that_takes_longer_than_a_collective_may_is_not_the_last(folder, tmp_path):
+    fault = {"slow_save_s": 15, "rank": 1, "no_watch": True}
+    lines = train(folder, tmp_path, fault=fault, engine={"timeout_s": 5})
+    assert not [line for line in lines if "could not be written" in line]
+    assert lines[-1].startswith(f"saved {folder_of(tmp_path / 'run', STEPS)}")
 
 
 def differing(folder: Path, root: Path, sections: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.resume.test_checkpoint import make_engine, train_steps
 def overtaken(saved: str) -> list[float]:
     """A slow save of step 1, steps and another save meanwhile; the losses."""
     engine = make_engine()
-    saver = Saver(engine, saved, timeout_s=60)
+    saver = Saver(engine, saved)
     losses = train_steps(engine, 0, 1)
     go_on, real = threading.Event(), checkpoint.write
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -45,6 +46,28 @@ def test_what_is_saved_is_the_state_of_its_step_however_late_it_is_written(tmp_p
     losses = run_ranks(overtaken, 2, tmp_path / "w", saved)[0]
     assert [commits.step_of(path) for path in commits.committed(saved)] == [1, 3]
     assert run_ranks(resumed, 2, tmp_path / "r", saved)[0] == losses[1:]
+
+
+def saves_with_faults(saved: str) -> list[tuple[str | None, str | None]]:
+    """What went wrong in a save whose writing fails, in one whose pruning does, and in one after them."""
+    engine = make_engine()
+    saver = Saver(engine, saved)
+    train_steps(engine, 0, 1)
+    told = []
+    for step, (owner, name) in enumerate([(checkpoint, "write"), (commits, "prune"), (commits, "absent")], start=1):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(owner, name, Mock(side_effect=KeyError("why")), raising=False)
+            assert saver.start(step, IDENTITY, Keep(last=2))
+            done = saver.wait()
+        assert done is not None
+        told.append((done.failure, done.not_pruned))
+    return told
+
+
+def test_whatever_goes_wrong_in_a_save_costs_that_save(tmp_path):
+    first, other = run_ranks(saves_with_faults, 2, tmp_path, str(tmp_path / "run"))
+    assert first == [("KeyError: 'why'", None), (None, "KeyError: 'why'"), (None, None)]
+    assert other == [("KeyError: 'why'", None), (None, None), (None, None)]
 
 
 def host_memory(folder: Path) -> tuple[int, int, list[set[int]]]:

@@ -30,7 +30,7 @@ ALONE: Any = SimpleNamespace(world=World(0, 1, torch.device("cpu")))
 def save_two(saved: str) -> list[float]:
     """Checkpoints of steps 1 and 2 by the thread that training has for it; the loss after."""
     engine = make_engine()
-    saver = Saver(engine, saved, timeout_s=60)
+    saver = Saver(engine, saved)
     for step in (1, 2):
         train_steps(engine, step - 1, step)
         assert saver.start(step, IDENTITY, Keep(last=2))
@@ -63,9 +63,10 @@ def test_a_store_keeps_what_a_disk_does(tmp_path, monkeypatch):
         assert [commits.step_of(path) for path in commits.committed(saved)] == [1], "a cut object"
         store.pipe_file(name, content[:-1] + bytes([content[-1] ^ 1]))
         said: list[str] = []
-        assert checkpoint.newest(ALONE, saved, said.append) == f"{saved}/step-00000001"
+        assert checkpoint.newest_to_go_on(ALONE, saved, said.append) == f"{saved}/step-00000001"
         assert said[0].startswith(f"passed over {path}: {path}/__0_0.distcp is damaged: ")
-        assert commits.set_aside_after(f"{saved}/step-00000001") == [path]
+        assert said[1:] == [f"set aside {path}: the run goes on from {saved}/step-00000001"]
+        assert commits.marked(saved) == [f"{saved}/step-00000001"]
         commits.delete(path)
         assert commits.folders(saved) == [f"{saved}/step-00000001"]
 
@@ -79,7 +80,7 @@ def make_names() -> list[tuple[str, Any]]:
 
 def refused(saved: str) -> tuple[str | None, list[float]]:
     engine = make_engine()
-    saver = Saver(engine, saved, timeout_s=60)
+    saver = Saver(engine, saved)
     saver.start(0, IDENTITY, Keep(last=2))
     done = saver.wait()
     assert done is not None

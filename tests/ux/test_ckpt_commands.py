@@ -96,6 +96,29 @@ def test_list(folder, janus):
     assert found["checkpoints"][0]["path"] == commits.folder(folder, 10)
 
 
+def test_list_leaves_out_what_a_user_copied(folder, janus):
+    """A copy of a checkpoint under a name of its own is no checkpoint of the run, and nothing that prune may delete."""
+    storage.write_whole(f"{folder}/step-00000010-good/{commits.MARKER}", b"{}")
+    assert [line.split()[1] for line in janus("list", folder)[1].splitlines()[1:]] == ["10", "20", "30", "40", "50"]
+    janus("prune", folder, "--keep", "1")
+    assert storage.names(f"{folder}/step-00000010-good") == [commits.MARKER]
+
+
+def test_prune_bears_another_one_beside_it(folder, janus, monkeypatch):
+    """Two commands delete the same: what is gone already is no fault."""
+    listed = storage.sizes
+
+    def gone_meanwhile(path):
+        found = listed(path)
+        if str(path) == commits.folder(folder, 10) and commits.MARKER in found:
+            storage.remove_folder(path)
+        return found
+
+    monkeypatch.setattr(storage, "sizes", gone_meanwhile)
+    assert janus("prune", folder, "--keep", "1")[0] == 0
+    assert [commits.step_of(path) for path in commits.folders(folder)] == [30, 40, 50]
+
+
 def test_verify(folder, janus):
     code, out, message = janus("verify", folder)
     assert (code, message) == (4, "1 of 3 checkpoints are damaged")
