@@ -93,7 +93,7 @@ def test_the_summary(words, tmp_path):
     }  # fmt: skip
     assert inspect.stats(f"{tmp_path}/data/generation") == {"records": 8, "dropped": {}, "histograms": {}}
     assert inspect.stats(f"{tmp_path}/data/text") is None and inspect.examples(f"{tmp_path}/data/text") == []
-    assert inspect.quarantine(f"{tmp_path}/data/text") is None
+    assert list(inspect.quarantine(f"{tmp_path}/data/text")) == []
 
 
 def test_an_empty_shard_set(tmp_path):
@@ -106,7 +106,31 @@ def test_an_empty_shard_set(tmp_path):
 
 def test_drawn_samples_depend_on_the_seed_alone():
     assert inspect.chosen(100, 5, 1) == inspect.chosen(100, 5, 1) != inspect.chosen(100, 5, 2)
-    assert inspect.chosen(3, 5, 0) == [0, 1, 2]
+    assert inspect.chosen(3, 5, 0) == [0, 1, 2] and inspect.chosen(0, 5, 0) == []
+    assert len(set(inspect.chosen(10**12, 5, 0))) == 5, "no list of all samples is made"
+
+
+def test_each_index_is_read_once_for_all_columns(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect, "BLOCKS_AT_ONCE", 3)
+    shards = [shard_sets.several("text", words, 2 + number, 10 * number) for number in range(5)]
+    shard_sets.write_set(tmp_path / "text", "text", words, *shards)
+    found = ShardSet.open(tmp_path / "text")
+    values = inspect.columns(found, "tokens", "crc32")
+    assert found.reader.counters().requests == 5
+    records = found.all_records()
+    assert all(np.array_equal(values[name], records[name]) for name in ("tokens", "crc32")) and len(records) == 20
+
+
+def test_refused_records_are_those_of_the_statistics(tmp_path):
+    rejects = [("there", f"k{number}", f"{kind}: {number}", b"") for number in range(9) for kind in ("a", "b")]
+    shard_sets.write_quarantine(tmp_path, *rejects)
+    counts, first = inspect.refused(str(tmp_path), 2)
+    assert counts == {"a": 9, "b": 9} and [reject.key for reject in first] == ["k0", "k0", "k1", "k1"]
+    shard_sets.write_stats(tmp_path, 1_000, bad={"a": 4, "b": 500})
+    counts, again = inspect.refused(str(tmp_path), 2)
+    assert list(counts.items()) == [("b", 500), ("a", 4)] and again == first
+    (tmp_path / "quarantine.parquet").write_bytes(b"no table")
+    assert inspect.refused(str(tmp_path), 0) == (counts, []), "numbers alone need no table"
 
 
 def test_a_conversation_as_text(tmp_path):
