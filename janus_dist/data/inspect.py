@@ -10,7 +10,7 @@ import json
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest, ShardSet
+from janus_dist.data.reader import Range
 from janus_dist.data.sample import Sample, decode
-from janus_dist.data.shard import INDEX_DTYPE
+from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE
 from janus_dist.errors import DataError
 
 QUARANTINE = "quarantine.parquet"
@@ -199,17 +200,43 @@ def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
             raise DataError(f"{path} cannot be read: {error}", _see_lint(shards.folder)) from error
 
 
+def decoded(shards: ShardSet, numbers: Sequence[int]) -> list[Sample]:
+    """Samples by their numbers, which ascend, without keys: indexes and bytes are asked for many at a time.
+
+    DataError when one cannot be read.
+    """
+    table, wanted = shards.manifest.shards, np.array(numbers, dtype=np.int64)
+    inside = shards.shard_of(wanted)
+    blocks = table.first_blocks[inside] + (wanted - table.first_samples[inside]) // BLOCK_SAMPLES
+    known, records = shards.records(np.unique(blocks))
+    records = records[np.searchsorted(known, wanted)]
+    ranges = [
+        Range(shards.path(shard), int(record["offset"]), int(record["bytes"]))
+        for shard, record in zip(inside.tolist(), records, strict=True)
+    ]
+    try:
+        read = zip(numbers, records, shards.reader.read(ranges), strict=True)
+        return [_decoded(shards.manifest.stream, *one) for one in read]
+    except ValueError as error:
+        raise DataError(f"{shards.folder} cannot be read: {error}", _see_lint(shards.folder)) from error
+
+
 def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.void, key: str | None) -> Found:
     """The sample that an index record points at; a conversation's key is in its own bytes."""
     file.seek(int(record["offset"]))
     payload = file.read(int(record["bytes"]))
+    sample = _decoded(stream, number, record, payload)
+    return Found(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
+
+
+def _decoded(stream: Stream, number: int, record: np.void, payload: bytes) -> Sample:
+    """A sample from its bytes; ValueError when they are not those that its index record describes."""
     if zlib.crc32(payload) != int(record["crc32"]):
         raise ValueError(f"sample {number} is damaged, its checksum is not the one in the index")
     try:
-        sample = decode(stream, payload)
+        return decode(stream, payload)
     except DataError as error:
         raise ValueError(f"sample {number}: {error.message}") from error
-    return Found(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
 
 
 def chosen(samples: int, number: int, seed: int) -> list[int]:

@@ -25,6 +25,7 @@ from janus_dist.data.inspect import (
     Reject,
     chosen,
     columns,
+    decoded,
     examples,
     read_samples,
     refused,
@@ -255,8 +256,8 @@ def _plots(
 
 def _code_use(shards: ShardSet, seed: int) -> tuple[NDArray[np.int64], int]:
     """(how often each id occurs that occurs at all, images counted)."""
-    found = read_samples(shards, chosen(shards.manifest.samples, DRAWN_IMAGES, seed))
-    drawn = [one.sample.vq_ids for one in found if isinstance(one.sample, GenerationSample)]
+    found = decoded(shards, chosen(shards.manifest.samples, DRAWN_IMAGES, seed))
+    drawn = [one.vq_ids for one in found if isinstance(one, GenerationSample)]
     return np.unique(np.concatenate(drawn), return_counts=True)[1], len(drawn)
 
 

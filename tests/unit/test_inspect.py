@@ -13,9 +13,10 @@ from janus_dist.data.legible import head, marked, pieces, visible
 from janus_dist.data.makers import find_codes, find_tokenizer, need_tokenizer
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.data.sample import TextSample, learned
+from janus_dist.data.shard import BLOCK_SAMPLES
 from janus_dist.errors import DataError
 from tests import shard_sets, tiny
-from tests.unit.test_shard import MAKERS, SPECIAL
+from tests.unit.test_shard import MAKERS, SPECIAL, as_stored
 
 
 @pytest.fixture
@@ -119,6 +120,22 @@ def test_each_index_is_read_once_for_all_columns(words, tmp_path, monkeypatch):
     assert found.reader.counters().requests == 5
     records = found.all_records()
     assert all(np.array_equal(values[name], records[name]) for name in ("tokens", "crc32")) and len(records) == 20
+
+
+@pytest.mark.parametrize("stream", list(MAKERS))
+def test_samples_without_keys_are_read_beside_each_other(words, tmp_path, stream):
+    first = {"text": 30, "generation": BLOCK_SAMPLES + 5, "understanding": 5}[stream]  # one has two blocks
+    shards = [shard_sets.several(stream, words, first), shard_sets.several(stream, words, 3, first)]
+    shard_sets.write_set(tmp_path / "set", stream, words, *shards)
+    found, numbers = ShardSet.open(tmp_path / "set"), [0, 3, first - 1, first, first + 2]
+    expected = [one.sample for one in inspect.read_samples(found, numbers)]
+    asked = found.reader.counters().requests
+    samples = inspect.decoded(found, numbers)
+    assert list(map(as_stored, samples)) == list(map(as_stored, expected))
+    assert found.reader.counters().requests - asked == 4, "each index and each tar once"
+    shard_sets.flip(tmp_path / "set/shard-00000.tar", int(found.all_records()[3]["offset"]))
+    with pytest.raises(DataError, match="sample 3 is damaged"):
+        inspect.decoded(found, numbers)
 
 
 def test_refused_records_are_those_of_the_statistics(tmp_path):
