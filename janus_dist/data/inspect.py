@@ -1,7 +1,7 @@
 """Shard sets as people look at them: what one is and holds, where a sample is, its key, what was refused.
 
-Invariant: nothing here changes a shard set, and no more of it is in memory than one sample and a few columns of the
-index.
+Invariant: nothing here changes a shard set, and no more of it is in memory than one sample, a few columns of the index
+and the index records of a thousand shards.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest, ShardSet
+from janus_dist.data.reader import Range
 from janus_dist.data.sample import Sample, decode
+from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE
 from janus_dist.errors import DataError
 
 QUARANTINE = "quarantine.parquet"
@@ -32,6 +34,11 @@ EXAMPLES = "examples.parquet"
 STATS = "stats.json"
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 TOKENS = ".tokens"
+COUNTED = ("tokens", "text_labels", "answer_labels", "images", "image_ids")
+"""Columns of an index that people look at."""
+BLOCKS_AT_ONCE = 4_096
+"""Of index records, 38 MB: those of a thousand shards, which the reader asks for beside each other."""
+ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,20 @@ def index_records(shards: ShardSet, shard: int) -> NDArray[np.void]:
     return shards.shard_records(shard)
 
 
+def columns(shards: ShardSet, *names: str) -> dict[str, NDArray[Any]]:
+    """[sample] columns of the index of all shards, as they are stored; each index is read once, many at a time."""
+    blocks = np.arange(len(shards.manifest.shards.block_tokens))
+    parts: dict[str, list[NDArray[Any]]] = {name: [np.empty(0, INDEX_DTYPE[name])] for name in names}
+    for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+        records = shards.records(blocks[start : start + BLOCKS_AT_ONCE])[1]
+        for name in names:
+            parts[name].append(records[name].copy())  # a view would keep all columns in memory
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+
 def column(shards: ShardSet, name: str) -> NDArray[np.int64]:
     """[sample] one column of the index of all shards."""
-    parts = [index_records(shards, shard)[name].astype(np.int64) for shard in range(len(shards.manifest.shards))]
-    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    return columns(shards, name)[name].astype(np.int64)
 
 
 def locate(manifest: Manifest, sample: int) -> tuple[int, int]:
@@ -183,38 +200,81 @@ def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
             raise DataError(f"{path} cannot be read: {error}", _see_lint(shards.folder)) from error
 
 
+def decoded(shards: ShardSet, numbers: Sequence[int]) -> list[Sample]:
+    """Samples by their numbers, which ascend, without keys: indexes and bytes are asked for many at a time.
+
+    DataError when one cannot be read.
+    """
+    table, wanted = shards.manifest.shards, np.array(numbers, dtype=np.int64)
+    inside = shards.shard_of(wanted)
+    blocks = table.first_blocks[inside] + (wanted - table.first_samples[inside]) // BLOCK_SAMPLES
+    known, records = shards.records(np.unique(blocks))
+    records = records[np.searchsorted(known, wanted)]
+    ranges = [
+        Range(shards.path(shard), int(record["offset"]), int(record["bytes"]))
+        for shard, record in zip(inside.tolist(), records, strict=True)
+    ]
+    try:
+        read = zip(numbers, records, shards.reader.read(ranges), strict=True)
+        return [_decoded(shards.manifest.stream, *one) for one in read]
+    except ValueError as error:
+        raise DataError(f"{shards.folder} cannot be read: {error}", _see_lint(shards.folder)) from error
+
+
 def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.void, key: str | None) -> Found:
     """The sample that an index record points at; a conversation's key is in its own bytes."""
     file.seek(int(record["offset"]))
     payload = file.read(int(record["bytes"]))
+    sample = _decoded(stream, number, record, payload)
+    return Found(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
+
+
+def _decoded(stream: Stream, number: int, record: np.void, payload: bytes) -> Sample:
+    """A sample from its bytes; ValueError when they are not those that its index record describes."""
     if zlib.crc32(payload) != int(record["crc32"]):
         raise ValueError(f"sample {number} is damaged, its checksum is not the one in the index")
     try:
-        sample = decode(stream, payload)
+        return decode(stream, payload)
     except DataError as error:
         raise ValueError(f"sample {number}: {error.message}") from error
-    return Found(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
 
 
 def chosen(samples: int, number: int, seed: int) -> list[int]:
     """At most `number` of `samples` sample numbers, drawn by a seed, in ascending order."""
-    drawn = np.random.default_rng(seed).permutation(samples)[:number]
+    drawn = np.random.default_rng(seed).choice(samples, min(number, samples), replace=False, shuffle=False)
     return sorted(drawn.tolist())
 
 
-def quarantine(folder: str) -> list[Reject] | None:
-    """The quarantine table; None when there is none, DataError when it cannot be read."""
+def quarantine(folder: str) -> Iterator[Reject]:
+    """The rows of the quarantine table; none when there is no table, DataError when it cannot be read."""
     path = f"{folder}/{QUARANTINE}"
     try:
-        rows = pq.read_table(io.BytesIO(storage.read(path))).to_pylist()
-        return [
-            Reject(row["source"] or "", row["key"] or "", row["reason"], row["head"] or b"", row.get("records") or 1)
-            for row in rows
-        ]
+        for batch in pq.ParquetFile(io.BytesIO(storage.read(path))).iter_batches(ROWS):
+            for row in batch.to_pylist():
+                source, key, head = row["source"] or "", row["key"] or "", row["head"] or b""
+                yield Reject(source, key, row["reason"], head, row.get("records") or 1)
     except FileNotFoundError:
-        return None
+        return
     except (pa.ArrowException, KeyError) as error:
         raise DataError(f"{path} is not a quarantine table: {error}") from error
+
+
+def refused(folder: str, shown: int) -> tuple[dict[str, int], list[Reject]]:
+    """(records refused by kind of reason, the most frequent first; the first `shown` rejects of each kind).
+
+    Numbers are those of the pipeline's statistics where it left any: the table is then read only as far as needed.
+    """
+    counted: dict[str, int] | None = (stats(folder) or {}).get("bad")
+    found, rows, first = Counter[str](), Counter[str](), list[Reject]()
+    if counted is None or (counted and shown):
+        for reject in quarantine(folder):
+            found[reject.kind] += reject.records
+            if rows[reject.kind] < shown:
+                rows[reject.kind] += 1
+                first.append(reject)
+            if counted is not None and all(rows[kind] >= shown for kind in counted):
+                break
+    return _most_first(found if counted is None else counted), first
 
 
 def examples(folder: str) -> list[Example]:
@@ -226,12 +286,16 @@ def examples(folder: str) -> list[Example]:
         return []
 
 
-def kinds(rejects: Sequence[Reject]) -> dict[str, int]:
-    """How many records were refused for each kind of reason, the most frequent first."""
+def kinds(rejects: Iterable[Reject]) -> dict[str, int]:
+    """How many records were refused for each kind of reason."""
     found = Counter[str]()
     for reject in rejects:
         found[reject.kind] += reject.records
-    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+    return found
+
+
+def _most_first(numbers: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def stats(folder: str) -> dict[str, Any] | None:
@@ -242,11 +306,11 @@ def stats(folder: str) -> dict[str, Any] | None:
         return None
 
 
-def summary(shards: ShardSet) -> dict[str, Any]:
-    """What a shard set is and holds, as plain values."""
+def summary(shards: ShardSet, found: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Any]:
+    """What a shard set is and holds, as plain values; `found`: its columns of COUNTED, where they were read before."""
     manifest = shards.manifest
-    tokens = column(shards, "tokens")
-    rejects = quarantine(shards.folder) or []
+    found = columns(shards, *COUNTED) if found is None else found
+    tokens, sums = found["tokens"], {name: int(values.sum(dtype=np.int64)) for name, values in found.items()}
     quantiles = np.quantile(tokens, QUANTILES, method="nearest").tolist() if len(tokens) else []
     return {
         "folder": shards.folder,
@@ -255,9 +319,9 @@ def summary(shards: ShardSet) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "shards": len(manifest.shards),
         "bytes": sum(entry.bytes for entry in manifest.shards),
-        "images": int(column(shards, "images").sum()),
-        "vq_ids": int(column(shards, "image_ids").sum()),
-        "labels": {name: int(column(shards, f"{name}_labels").sum()) for name in ("text", "answer")},
+        "images": sums["images"],
+        "vq_ids": sums["image_ids"],
+        "labels": {name: sums[f"{name}_labels"] for name in ("text", "answer")},
         "token_quantiles": dict(zip((f"{share:g}" for share in QUANTILES), quantiles, strict=False)),
         "digest": manifest.digest,
         "tokenizer_sha256": manifest.tokenizer_sha256,
@@ -265,7 +329,7 @@ def summary(shards: ShardSet) -> dict[str, Any]:
         "image_size": manifest.image_size,
         "image_tokens": manifest.image_tokens,
         "image_ids": manifest.image_ids,
-        "quarantined": {"count": manifest.quarantined, "reasons": kinds(rejects)},
+        "quarantined": {"count": manifest.quarantined, "reasons": refused(shards.folder, 0)[0]},
         "settings": manifest.settings,
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_dist.data import storage
-from janus_dist.data.inspect import chosen, key_digest, keys_in_tar, quarantine, shard_keys
+from janus_dist.data.inspect import QUARANTINE, chosen, key_digest, keys_in_tar, quarantine, shard_keys
 from janus_dist.data.lint_sample import AGAIN, Issue, Rules, check_sample
 from janus_dist.data.manifest import Manifest
 from janus_dist.data.shard import ShardEntry, read_index
@@ -142,16 +142,17 @@ def _check_set(folder: str, manifest: Manifest) -> Iterator[Fault]:
     listed = Counter(entry.name for entry in manifest.shards)
     for name in (name for name, times in listed.items() if times > 1):
         yield Fault(name, None, None, "the manifest lists it more than once", WHOLE_SET)
-    for name in storage.names(folder):
+    names = storage.names(folder)
+    for name in names:
         if name.endswith(".tar") and name.removesuffix(".tar") not in listed:
             yield Fault(name.removesuffix(".tar"), None, None, "the manifest does not list it", STRAY)
     try:
-        rejects = quarantine(folder)
+        refused = sum(reject.records for reject in quarantine(folder))
     except DataError as error:
         yield Fault(None, None, None, error.message, WHOLE_SET)
         return
-    if rejects is not None and len(rejects) != manifest.quarantined:
-        what = f"the manifest says {manifest.quarantined:,} quarantined, the quarantine table has {len(rejects):,}"
+    if QUARANTINE in names and refused != manifest.quarantined:
+        what = f"the manifest says {manifest.quarantined:,} quarantined, the quarantine table has {refused:,}"
         yield Fault(None, None, None, what, WHOLE_SET)
 
 

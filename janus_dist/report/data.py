@@ -19,15 +19,16 @@ from PIL import Image
 
 from janus_dist.data import storage
 from janus_dist.data.inspect import (
+    COUNTED,
     Example,
     Found,
     Reject,
     chosen,
-    column,
+    columns,
+    decoded,
     examples,
-    kinds,
-    quarantine,
     read_samples,
+    refused,
     stats,
     summary,
 )
@@ -133,15 +134,16 @@ def write_data_report(
 def view(shards: ShardSet, tokenizer: Tokenizer, cards: int, seed: int, paint: Paint | None) -> SetView:
     """Figures, plots and samples of one shard set."""
     manifest = shards.manifest
-    rejects = quarantine(shards.folder)
+    numbers, rejects = refused(shards.folder, SHOWN_REJECTS)
+    found = columns(shards, *COUNTED)
     counted, kept = stats(shards.folder) or {}, examples(shards.folder)
-    plots, notes = _plots(shards, seed)
+    plots, notes = _plots(shards, found, seed)
     plots += _measured(counted, manifest.stream)
     drawn = list(read_samples(shards, chosen(manifest.samples, cards, seed)))
     return SetView(
-        summary(shards),
-        list(_funnel(shards, rejects, counted)),
-        list(_refused(rejects or [])),
+        summary(shards, found),
+        list(_funnel(shards, numbers, counted)),
+        list(_refused(numbers, rejects)),
         list(_dropped(counted, kept)),
         [] if paint is None else _reconstructions(kept, paint),
         plots,
@@ -150,11 +152,10 @@ def view(shards: ShardSet, tokenizer: Tokenizer, cards: int, seed: int, paint: P
     )
 
 
-def _funnel(shards: ShardSet, rejects: list[Reject] | None, counted: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+def _funnel(shards: ShardSet, by_kind: dict[str, int], counted: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
     manifest, records = shards.manifest, counted.get("records")
     if records is not None:
         yield "records read", records, "all"
-    by_kind = kinds(rejects or [])
     for kind, number in by_kind.items():
         yield f"quarantined: {kind}", number, "bad"
     untold = manifest.quarantined - sum(by_kind.values())
@@ -209,30 +210,32 @@ def health(shards: ShardSet) -> Iterator[tuple[str, str]]:
     yield "samples in a shard", f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _refused(rejects: list[Reject]) -> Iterator[Refused]:
-    for kind, number in kinds(rejects).items():
-        shown = [reject for reject in rejects if reject.kind == kind][:SHOWN_REJECTS]
+def _refused(by_kind: dict[str, int], rejects: list[Reject]) -> Iterator[Refused]:
+    for kind, number in by_kind.items():
+        shown = [reject for reject in rejects if reject.kind == kind]
         yield Refused(kind, number, [(reject, head(reject.head)) for reject in shown])
 
 
-def _plots(shards: ShardSet, seed: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _plots(
+    shards: ShardSet, found: dict[str, NDArray[Any]], seed: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Histograms, and (figure, value) of those that are the same in every sample."""
     plots: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
-    stream, tokens = shards.manifest.stream, column(shards, "tokens")
+    stream, tokens = shards.manifest.stream, found["tokens"]
     if not len(tokens):
         return plots, notes
     for name, values in (
         ("tokens", tokens),
-        ("images", column(shards, "images")),
-        ("VQ ids", column(shards, "image_ids")),
+        ("images", found["images"]),
+        ("VQ ids", found["image_ids"]),
     ):
         if values.min() == values.max():
             notes += [(f"{name} in each sample", f"{int(values[0]):,}")] if values[0] else []
         else:
             plots.append((f"{name} in a sample", plot.histogram(values, name, stream)))
     if stream == "understanding":
-        share = column(shards, "answer_labels") / tokens
+        share = found["answer_labels"] / tokens
         plots.append(
             ("answers: share of a sample's tokens", plot.histogram(share, "share of tokens", stream, percent=True))
         )
@@ -253,8 +256,8 @@ def _plots(shards: ShardSet, seed: int) -> tuple[list[tuple[str, str]], list[tup
 
 def _code_use(shards: ShardSet, seed: int) -> tuple[NDArray[np.int64], int]:
     """(how often each id occurs that occurs at all, images counted)."""
-    found = read_samples(shards, chosen(shards.manifest.samples, DRAWN_IMAGES, seed))
-    drawn = [one.sample.vq_ids for one in found if isinstance(one.sample, GenerationSample)]
+    found = decoded(shards, chosen(shards.manifest.samples, DRAWN_IMAGES, seed))
+    drawn = [one.vq_ids for one in found if isinstance(one, GenerationSample)]
     return np.unique(np.concatenate(drawn), return_counts=True)[1], len(drawn)
 
 

@@ -54,6 +54,12 @@ def test_the_page_of_three_streams(words, tmp_path):
     assert not page.open
 
 
+def test_the_page_reads_each_index_once(words, tmp_path):
+    shards = ShardSet.open(tmp_path / "data/text")
+    write_data_report("t", [(shards, words)], str(tmp_path / "page.html"), 0, 0)
+    assert shards.reader.counters().requests == len(shards.manifest.shards)
+
+
 def test_the_page_needs_no_network(words, tmp_path):
     html = write(tmp_path, words, "understanding", "generation")
     page = Page(html)

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipelines import stream
 from janus_dist.data.inspect import quarantine
+from janus_dist.data.lint import Scope, lint
 from janus_dist.errors import DataError
 from tests.alone import without_ray, work_on
 from tests.inputs import ENDS, member, read, source
@@ -103,5 +104,6 @@ def test_a_run_is_judged_by_the_records_that_are_lost(tmp_path, monkeypatch):
     of = work_on("text", path, tmp_path / "data", "pipeline.max_bad_share=0.25", form="parquet")
     manifest = stream.run(of)
     assert manifest.quarantined == 25
-    (reject,) = quarantine(of.folder) or []
+    (reject,) = quarantine(of.folder)
     assert reject.records == 25 and reject.kind == "damaged"
+    assert lint(of.folder, manifest, of.tokenizer, None, Scope()).faults == []

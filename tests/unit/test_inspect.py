@@ -13,9 +13,10 @@ from janus_dist.data.legible import head, marked, pieces, visible
 from janus_dist.data.makers import find_codes, find_tokenizer, need_tokenizer
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.data.sample import TextSample, learned
+from janus_dist.data.shard import BLOCK_SAMPLES
 from janus_dist.errors import DataError
 from tests import shard_sets, tiny
-from tests.unit.test_shard import MAKERS, SPECIAL
+from tests.unit.test_shard import MAKERS, SPECIAL, as_stored
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_the_summary(words, tmp_path):
     }  # fmt: skip
     assert inspect.stats(f"{tmp_path}/data/generation") == {"records": 8, "dropped": {}, "histograms": {}}
     assert inspect.stats(f"{tmp_path}/data/text") is None and inspect.examples(f"{tmp_path}/data/text") == []
-    assert inspect.quarantine(f"{tmp_path}/data/text") is None
+    assert list(inspect.quarantine(f"{tmp_path}/data/text")) == []
 
 
 def test_an_empty_shard_set(tmp_path):
@@ -106,7 +107,47 @@ def test_an_empty_shard_set(tmp_path):
 
 def test_drawn_samples_depend_on_the_seed_alone():
     assert inspect.chosen(100, 5, 1) == inspect.chosen(100, 5, 1) != inspect.chosen(100, 5, 2)
-    assert inspect.chosen(3, 5, 0) == [0, 1, 2]
+    assert inspect.chosen(3, 5, 0) == [0, 1, 2] and inspect.chosen(0, 5, 0) == []
+    assert len(set(inspect.chosen(10**12, 5, 0))) == 5, "no list of all samples is made"
+
+
+def test_each_index_is_read_once_for_all_columns(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect, "BLOCKS_AT_ONCE", 3)
+    shards = [shard_sets.several("text", words, 2 + number, 10 * number) for number in range(5)]
+    shard_sets.write_set(tmp_path / "text", "text", words, *shards)
+    found = ShardSet.open(tmp_path / "text")
+    values = inspect.columns(found, "tokens", "crc32")
+    assert found.reader.counters().requests == 5
+    records = found.all_records()
+    assert all(np.array_equal(values[name], records[name]) for name in ("tokens", "crc32")) and len(records) == 20
+
+
+@pytest.mark.parametrize("stream", list(MAKERS))
+def test_samples_without_keys_are_read_beside_each_other(words, tmp_path, stream):
+    first = {"text": 30, "generation": BLOCK_SAMPLES + 5, "understanding": 5}[stream]  # one has two blocks
+    shards = [shard_sets.several(stream, words, first), shard_sets.several(stream, words, 3, first)]
+    shard_sets.write_set(tmp_path / "set", stream, words, *shards)
+    found, numbers = ShardSet.open(tmp_path / "set"), [0, 3, first - 1, first, first + 2]
+    expected = [one.sample for one in inspect.read_samples(found, numbers)]
+    asked = found.reader.counters().requests
+    samples = inspect.decoded(found, numbers)
+    assert list(map(as_stored, samples)) == list(map(as_stored, expected))
+    assert found.reader.counters().requests - asked == 4, "each index and each tar once"
+    shard_sets.flip(tmp_path / "set/shard-00000.tar", int(found.all_records()[3]["offset"]))
+    with pytest.raises(DataError, match="sample 3 is damaged"):
+        inspect.decoded(found, numbers)
+
+
+def test_refused_records_are_those_of_the_statistics(tmp_path):
+    rejects = [("there", f"k{number}", f"{kind}: {number}", b"") for number in range(9) for kind in ("a", "b")]
+    shard_sets.write_quarantine(tmp_path, *rejects)
+    counts, first = inspect.refused(str(tmp_path), 2)
+    assert counts == {"a": 9, "b": 9} and [reject.key for reject in first] == ["k0", "k0", "k1", "k1"]
+    shard_sets.write_stats(tmp_path, 1_000, bad={"a": 4, "b": 500})
+    counts, again = inspect.refused(str(tmp_path), 2)
+    assert list(counts.items()) == [("b", 500), ("a", 4)] and again == first
+    (tmp_path / "quarantine.parquet").write_bytes(b"no table")
+    assert inspect.refused(str(tmp_path), 0) == (counts, []), "numbers alone need no table"
 
 
 def test_a_conversation_as_text(tmp_path):

@@ -59,7 +59,7 @@ def held(of):
     keys = [key for number in range(len(found.shards)) for key in shard_keys(of.folder, found, number)]
     tars = {path.stem for path in Path(of.folder).glob("*.tar")}
     assert tars == {entry.name for entry in found.shards} and len(set(keys)) == len(keys)
-    return found.digest, keys, quarantine(of.folder), (stats(of.folder) or {})["records"]
+    return found.digest, keys, list(quarantine(of.folder)), (stats(of.folder) or {})["records"]
 
 
 @pytest.fixture
