@@ -1,6 +1,9 @@
 """Which Ray a job joins: the one that answers, or a local one of its own."""
 
+import os
+import signal
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,8 @@ import pytest
 from ray._private import services
 
 from janus_dist import launch
+from janus_dist.errors import PreemptedError
+from tests import prepared
 
 
 @pytest.fixture
@@ -61,3 +66,34 @@ def test_one_that_was_named_is_joined_or_the_job_ends(monkeypatch, joined):
     with pytest.raises(launch.ClusterError, match="Ray cannot be reached or started: refused"):
         launch.connect()
     assert joined == ["auto"]
+
+
+def test_asked_to_stop_between_trainings_no_other_run_begins(monkeypatch, tmp_path):
+    """A run that is being evaluated hears of no stop: the next ones must not begin."""
+    started: list[str] = []
+
+    class Driver:
+        @staticmethod
+        def remote(settings: dict[str, Any], lines: Any, then: Any) -> str:
+            started.append(settings["run"]["name"])
+            return settings["run"]["name"]
+
+    def wait(tasks: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return tasks, []
+
+    class Nothing:
+        remote = staticmethod(lambda: None)
+
+    monkeypatch.setattr(launch, "connect", lambda: None)
+    monkeypatch.setattr(launch, "Lines", Nothing)
+    monkeypatch.setattr(launch, "Follower", lambda lines, show: nullcontext())
+    monkeypatch.setattr(launch, "_driver", Driver)
+    monkeypatch.setattr(launch, "_runs_at_once", lambda recipe: 1)
+    monkeypatch.setattr(launch, "_get", lambda task: None)
+    monkeypatch.setattr(launch.ray, "wait", wait)
+    recipes = [prepared.recipe(tmp_path, tmp_path, 1, run={"name": name}) for name in "abc"]
+    (tmp_path / "a").mkdir()
+    with pytest.raises(PreemptedError, match="asked to stop before b, c began"):
+        launch.train_all(recipes, show=print)
+    assert started == ["a"]
