@@ -1,6 +1,6 @@
 """What two encoders are worth: a single encoder, Janus, understanding only and generation only, on the same budget.
 
-    python jobs/ablation.py [key.path=value ...]      # about 80 minutes on two CPU cores
+    python jobs/ablation.py [key.path=value ...]      # about 80 minutes on two CPU cores, by estimate
 
 Twelve runs (Janus, table 5: A, D, E, F; three seeds each) share the Ray cluster, each on one rank. Leaves
 runs/ablation/summary.json. Run again after an interruption, it goes on.

@@ -55,8 +55,7 @@ def ablation(
                 if not is_complete(loaded.recipe):
                     save(loaded, loaded.recipe.run.dir)
             train_all([loaded.recipe for loaded in missing], show=print, then=evaluate_arm)
-    found = {arm: [evaluation_of(loaded.recipe) for loaded in of] for arm, of in runs.items()}
-    rows = [row(arm, [one for one in each if one is not None]) for arm, each in found.items()]
+    rows = [row(arm, [_done(loaded.recipe) for loaded in of]) for arm, of in runs.items()]
     root = Path(every[0].recipe.run.root)
     (root / "summary.json").write_text(json.dumps({"ablation": rows}, indent=1) + "\n")
     return rows
@@ -89,6 +88,12 @@ def evaluation_of(recipe: StageRecipe) -> dict[str, Any] | None:
     if not is_complete(recipe):
         return None
     return found_before(recipe, recipe.run.dir / "evaluation", measures_of(recipe), with_images=False)
+
+
+def _done(recipe: StageRecipe) -> dict[str, Any]:
+    found = evaluation_of(recipe)
+    assert found is not None, f"{recipe.run.dir} was trained and evaluated, but not by its present recipe"
+    return found
 
 
 def measures_of(recipe: StageRecipe) -> list[Stream]:

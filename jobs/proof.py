@@ -1,29 +1,30 @@
 """The proof: `tiny` trained for as long as it learns, what its two encoders are worth, and the same on scenes.
 
-    python jobs/proof.py [key.path=value ...]      # about four hours on two CPU cores
+    python jobs/proof.py [key.path=value ...]      # about three hours on two CPU cores, by estimate
 
 Leaves runs/proof/report.html to look at, runs/proof/summary.json to compare and the tables and plots of
-docs/results.md beside it. Run again after an interruption, it goes on.
+docs/results.md beside it. Run again after an interruption, it goes on; what is done is not done again.
 """
 
 import _start  # noqa: F401, I001
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_dist.cli import recipe_from_args, run_job
-from janus_dist.config.load import Loaded
+from janus_dist.cli import recipe_from_args, run_job, split_arguments
+from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.evaluation.run import evaluate
-from janus_dist.monitor.sinks import read_lines
+from janus_dist.engine.find import is_complete
+from janus_dist.errors import ConfigError
+from janus_dist.evaluation.run import evaluate, found_before
 from janus_dist.report.results import read_notes, write_results
 from janus_dist.report.run import write_report
+from janus_dist.report.summary import Summary
 from jobs.arms import PROOF, ablation
 from jobs.demo import HEADLINES, STAGES, final_losses
-from jobs.stage import TINY, is_complete, run_stage
+from jobs.stage import TINY, run_stage
 
 ROOT = "runs/proof"
 NOTES = PROOF / "notes.yaml"
@@ -35,53 +36,76 @@ SCENES = [
 SCENES_TOWER = [f"run.start_weights.vision_tower={PROOF / 'scenes_siglip'}"]
 """Of stage 1, from which the others start."""
 MORE = (
-    "understanding_intervals", "generation_intervals", "understanding_blind", "detector_accuracy_on_real",
-    "detector_accuracy_on_reconstructions", "vq_psnr_db", "vq_codes_used",
+    "generation_exact_accuracy", "understanding_intervals", "generation_intervals", "understanding_blind",
+    "detector_accuracy_on_real", "detector_accuracy_on_reconstructions", "vq_psnr_db", "vq_codes_used",
 )  # fmt: skip
+"""Further figures, of those that an evaluation has."""
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    root, summary = learned([f"run.root={ROOT}", f"data.root={ROOT}/data", *given])
-    write(summary, root)
-    summary["ablation"] = ablation([f"data.root={root}/data", *given, f"run.root={root}/ablation"])
-    write(summary, root)
-    scenes = [*given, *SCENES, f"run.root={root}/scenes", f"data.root={root}/scenes/data"]
-    _, summary["scenes"] = learned(scenes, SCENES_TOWER)
-    write(summary, root)
+    files, given = split_arguments([argument for argument in sys.argv[1:] if argument not in ("--help", "-h")])
+    if files:
+        raise ConfigError(
+            f"the proof has its own recipes, {', '.join(map(str, files))} has no place among them",
+            "give settings as key.path=value",
+        )
+    asked = recipe_from_args(StageRecipe, recipes_of("stage3"), [f"run.root={ROOT}", *sys.argv[1:]]).recipe
+    root = Path(asked.run.root)
+    data = f"data.root={root}/data"
+    summary = Summary(root / "summary.json", given)
+
+    summary.found |= learned([data, *given, f"run.root={root}"], summary, "easy-vqa")
+    show(summary)
+    ablated = [data, *given, *apart(asked, "ablation")]
+    summary.found["ablation"] = ablation(ablated, around=summary.working("ablation"))
+    show(summary)
+    scenes = [*given, *SCENES, *apart(asked, "scenes"), f"data.root={root}/scenes/data"]
+    summary.found["scenes"] = learned(scenes, summary, "scenes", SCENES_TOWER)
+    show(summary)
 
 
-def write(summary: dict[str, Any], root: Path) -> None:
+def apart(asked: StageRecipe, part: str) -> list[str]:
+    """Folders of a part's own for runs that have the names of others."""
+    saved = asked.run.checkpoints
+    return [f"run.root={asked.run.root}/{part}", *([f"run.checkpoints={saved.rstrip('/')}/{part}"] if saved else [])]
+
+
+def show(summary: Summary) -> None:
     """What was found so far."""
-    (root / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"results: {write_results(summary, root / 'results', read_notes(NOTES))}")
+    summary.write()
+    print(f"results: {write_results(summary.found, summary.path.parent / 'results', read_notes(NOTES))}")
 
 
-def learned(overrides: list[str], of_stage1: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
-    """Train and evaluate what is missing; the folder of the runs, and what they learned."""
-    first, last = recipe_of("stage1", [*overrides, *of_stage1]), recipe_of("stage3", overrides)
-    for loaded in (first, last):  # the last has its start trained, the stage between them
+def learned(overrides: list[str], summary: Summary, part: str, of_stage1: Sequence[str] = ()) -> dict[str, Any]:
+    """Train and evaluate what is missing; what the runs learned."""
+    stages = [recipe_of(name, [*overrides, *(of_stage1 if name == "stage1" else ())]) for name in STAGES]
+    for loaded in stages:
         if not is_complete(loaded.recipe):
-            run_stage(loaded)
-    root = Path(last.recipe.run.root)
-    found = evaluate(last.recipe, last.recipe.run.dir, root / "evaluation")
-    print(f"report: {write_report(root)}")
-    return root, {
+            with summary.working(part):
+                run_stage(loaded)
+    last = stages[-1].recipe
+    root = Path(last.run.root)
+    found = found_before(last, root / "evaluation")
+    if found is None:
+        with summary.working(part):
+            found = evaluate(last, last.run.dir, root / "evaluation")
+            print(f"report: {write_report(root)}")
+    return {
         **{name: found[name] for name in HEADLINES},
-        "seconds": round(sum(training_s(root / stage / "metrics.jsonl") for stage in STAGES) + found["seconds"], 1),
+        "seconds": summary.took_s(part),
         "final_losses": {stage: final_losses(root / stage / "metrics.jsonl") for stage in STAGES},
-        **{name: found[name] for name in MORE},
+        **{name: found[name] for name in MORE if name in found},
     }
 
 
 def recipe_of(name: str, overrides: list[str]) -> Loaded[StageRecipe]:
     """The recipe of a stage."""
-    return recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / f"{name}.yaml", PROOF / f"{name}.yaml"], overrides)
+    return load(StageRecipe, recipes_of(name), overrides)
 
 
-def training_s(path: Path) -> float:
-    """Seconds that the steps of a run took."""
-    return sum(line["perf/step_s"] for line in read_lines(path))
+def recipes_of(name: str) -> list[Path]:
+    """The files of a stage's recipe."""
+    return [TINY / "base.yaml", TINY / f"{name}.yaml", PROOF / f"{name}.yaml"]
 
 
 if __name__ == "__main__":

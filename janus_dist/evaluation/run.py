@@ -102,7 +102,7 @@ def understanding(sampler: Sampler, out: Path) -> dict[str, Any]:
     recipe = sampler.recipe
     of = data_set(recipe)
     asked = of.questions(recipe.evaluate.max_questions)
-    images = of.held_out_images(recipe.model.image_size, "padded")
+    images = of.held_out_images(recipe.model.image_size, "padded")[: 1 + max(question.image for question in asked)]
     given = sampler.answer(
         [question.question for question in asked],
         sampler.image_features(images),

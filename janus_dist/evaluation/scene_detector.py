@@ -90,9 +90,10 @@ def _named(pixels: NDArray[np.float64], contrast: NDArray[np.float64]) -> NDArra
 
 
 def _share(pixels: NDArray[np.float64], background: NDArray[np.float64], color: NDArray[np.float64]) -> NDArray:
-    """[y, x] from 0, background, to 1, the color: how far a pixel is on the way."""
+    """[y, x] from 0, background, to 1, the color: how far a pixel is on the way; 0 where there is none."""
     way = color - background
-    return np.clip((pixels - background) @ way / (way @ way), 0, 1)
+    length = way @ way
+    return np.clip((pixels - background) @ way / length, 0, 1) if length else np.zeros(pixels.shape[:2])
 
 
 def _grown(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:

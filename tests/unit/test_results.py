@@ -195,6 +195,7 @@ def test_only_what_is_missing_is_done_and_says_its_recipe(evaluated, tmp_path, m
     monkeypatch.setattr(
         arms_of_job, "train_all", lambda recipes, show, then: asked.extend(one.run.name for one in recipes)
     )
-    ablation([f"run.root={tmp_path}"])
+    with pytest.raises(AssertionError, match="a-0 was trained and evaluated, but not"):
+        ablation([f"run.root={tmp_path}"])
     assert asked == ["a-0", "d-0", "f-0"]
     assert {path.parent.name for path in tmp_path.rglob("config.json")} == set(asked)

@@ -128,3 +128,9 @@ def test_half_an_image_is_no_shape():
     image = canvas()
     image[:32] = COLORS["blue"]
     assert not [one for one in detect(image) if one.shape]
+
+
+def test_on_a_background_of_a_named_color_nothing_has_that_color():
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[20:40, 20:40] = 90  # nearest to gray, which the background is
+    assert detect(image) == []

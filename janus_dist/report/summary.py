@@ -1,0 +1,70 @@
+"""summary.json of a proof: what was found, part by part, on what, and how long each part took.
+
+Invariant: the file is whole at any time; what was found with other settings is not in it, and the time that a part took
+is that of all its attempts.
+"""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from janus_dist.monitor.curves import machine
+
+CODE = Path(__file__).parent
+
+
+class Summary:
+    """What was found so far, as `found`; `settings` are those that all of it was found with."""
+
+    def __init__(self, path: Path, settings: Sequence[str]):
+        self.path = path
+        before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        if before.get("settings") != list(settings):
+            before = {"settings": list(settings), "parts": before.get("parts", {})}
+        self.found = before
+
+    def write(self) -> None:
+        """Write the file, whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.found, indent=1) + "\n")
+        temporary.replace(self.path)
+
+    @contextmanager
+    def working(self, part: str) -> Iterator[None]:
+        """While a `with` block runs, work on a part is done: its time is added to that of the part, also when it ends
+        by an error, and where it was done is written down."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took_s = self.took_s(part) + time.perf_counter() - began
+            self.found["parts"][part] = {
+                "took_s": round(took_s, 1),
+                "machine": machine(),
+                "cores": len(os.sched_getaffinity(0)),
+                "date": datetime.now(UTC).date().isoformat(),
+                "commit": commit(),
+            }
+            self.write()
+
+    def took_s(self, part: str) -> float:
+        """Seconds that were spent on a part so far."""
+        return self.found["parts"].get(part, {}).get("took_s", 0.0)
+
+
+def commit() -> str | None:
+    """The commit of this code, `-dirty` where it differs from it; None outside of a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=CODE, capture_output=True, text=True
+        )
+    except OSError:  # no git
+        return None
+    return done.stdout.strip() or None
