@@ -80,6 +80,7 @@ def submit_command(
     environment = variables(os.environ, env or ()) | {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)}
     runtime_env: dict[str, Any] = {"env_vars": environment}
     if not no_upload:
+        command = _with_absolute_out(command)
         environment[SUBMITTED_FROM] = str(Path.cwd())
         runtime_env |= {"working_dir": str(Path.cwd()), "excludes": list(EXCLUDED)}
     code = _run(address, shlex.join(command), runtime_env, no_wait)
@@ -102,6 +103,13 @@ def without_options(words: Sequence[str]) -> list[str]:
     """A job's command line without its own options: `--limit 200`, `--limit=200`."""
     is_value = [False, *(word.startswith("-") and "=" not in word for word in words)]
     return [word for word, skip in zip(words, is_value, strict=False) if not skip and not word.startswith("-")]
+
+
+def _with_absolute_out(command: Sequence[str]) -> list[str]:
+    """The command with the folder behind `--out`, which no recipe names, outside of the job's copy, where it would be
+    lost."""
+    before = ["", *command]
+    return [str(Path(word).absolute()) if at == "--out" else word for at, word in zip(before, command, strict=False)]
 
 
 def variables(shell: Any, given: Sequence[str]) -> dict[str, str]:

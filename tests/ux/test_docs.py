@@ -61,6 +61,32 @@ def test_commands_exist_with_their_options(page):
                 assert option in options, f"{page.name}: {line!r}: no option {option}"
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/cluster.md"])
+def test_whoever_begins_here_is_told_where_the_commands_are(name):
+    """`ray` and `janus` are in the virtual environment, not on the PATH of a new shell."""
+    text = (ROOT / name).read_text()
+    first = re.search(r"^    (?:ray|janus|python) ", text, re.M)
+    assert first and ". .venv/bin/activate" in text[: first.start()]
+
+
+def test_the_walk_stops_a_job_that_runs():
+    """Behind a command that follows its job to the end, `touch RUN/STOP` would stop the next one."""
+    before, _, _ = (ROOT / "docs" / "cluster.md").read_text().partition("\n    touch runs/tiny/stage2/STOP\n")
+    submitted = re.findall(r"^    (janus submit .*)$", before, re.M)[-1]
+    assert "--no-wait" in submitted
+
+
+def test_what_is_said_of_others_has_a_source():
+    text = (ROOT / "docs" / "comparison.md").read_text()
+    sources = set(re.findall(r"^(\d+)\. ", text, re.M))
+    table = text.partition("## Recipes, errors")[2].partition("\n## ")[0]
+    rows = [row.strip("| ").split(" | ")[2:] for row in re.findall(r"^\| (?!---|\|).*", table, re.M)]
+    assert len(rows) >= 15 and {len(row) for row in rows} == {7}
+    for cell in (cell for row in rows for cell in row):
+        number = cell.rpartition(" ")[2]
+        assert cell in ("-", "not looked at") or number in sources, cell
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_jobs_recipes_and_settings_exist(page):
     for line in lines_of_code(page):

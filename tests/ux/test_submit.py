@@ -193,6 +193,14 @@ def test_options_of_the_job_go_through(monkeypatch, option):
         submit(monkeypatch, cluster, "jobs/tokenize.py", "--", *option, "nowhere.yaml")
 
 
+def test_what_a_job_writes_is_not_lost_with_its_copy(monkeypatch):
+    cluster, command = Cluster(), ["jobs/train_siglip.py", "--no-wait", "--", "--out", "runs/siglip"]
+    submit(monkeypatch, cluster, *command)
+    assert cluster.sent["entrypoint"] == f"python jobs/train_siglip.py --out {ROOT}/runs/siglip"
+    submit(monkeypatch, cluster, "--no-upload", *command)
+    assert cluster.sent["entrypoint"] == "python jobs/train_siglip.py --out runs/siglip"
+
+
 @pytest.mark.parametrize("name", submit_cli.ADDRESSES)
 def test_an_address_that_is_given_is_the_one_that_is_used(monkeypatch, capsys, name):
     monkeypatch.setenv(name, "http://elsewhere:1")
