@@ -28,8 +28,7 @@ from janus_dist.data_cli import data_app
 from janus_dist.errors import ConfigError, JanusError, PreemptedError
 from janus_dist.export_cli import export_command
 from janus_dist.plan_cli import show_plan
-from janus_dist.report.run import write_report
-from janus_dist.runs_cli import runs_app
+from janus_dist.runs_cli import report_command, runs_app
 from janus_dist.sample_cli import sample_command
 from janus_dist.submit_cli import submit_command
 
@@ -47,6 +46,7 @@ app.add_typer(runs_app, name="runs")
 app.command("export")(export_command)
 app.command("sample")(sample_command)
 app.command("submit")(submit_command)
+app.command("report")(report_command)  # also `janus runs report`
 
 
 def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str] | None = None) -> Loaded[R]:
@@ -216,14 +216,6 @@ def check(
     from janus_dist.check_cli import run_checks  # here: it takes PyTorch, and other commands start in a second
 
     run_checks(lambda: load(StageRecipe, *split_arguments(arguments)).recipe, as_json)
-
-
-@app.command("report")
-def report(
-    run_root: Annotated[Path, typer.Argument(metavar="RUN_ROOT", help="The folder that holds the runs.")],
-) -> None:
-    """Write the report of all runs in a folder and print its path."""
-    print(write_report(run_root))
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:

@@ -286,6 +286,7 @@ def test_janus_config_schema():
 
 
 def test_janus_report_of_a_folder_without_runs():
-    done = run(*JANUS, "report", "nowhere")
-    assert done.returncode == 3
-    assert "nowhere" in done.stderr and "Traceback" not in done.stderr
+    for command in (("report",), ("runs", "report")):
+        done = run(*JANUS, *command, "nowhere")
+        assert done.returncode == 3
+        assert "nowhere" in done.stderr and "Traceback" not in done.stderr
