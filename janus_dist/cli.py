@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,10 @@ from janus_dist.config.load import Loaded, flatten, load, load_any
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE
 from janus_dist.data_cli import data_app
-from janus_dist.errors import ConfigError, JanusError
+from janus_dist.errors import ConfigError, JanusError, PreemptedError
 from janus_dist.export_cli import export_command
 from janus_dist.plan_cli import show_plan
-from janus_dist.report.run import write_report
-from janus_dist.runs_cli import runs_app
+from janus_dist.runs_cli import report_command, runs_app
 from janus_dist.sample_cli import sample_command
 from janus_dist.submit_cli import submit_command
 
@@ -46,6 +46,7 @@ app.add_typer(runs_app, name="runs")
 app.command("export")(export_command)
 app.command("sample")(sample_command)
 app.command("submit")(submit_command)
+app.command("report")(report_command)  # also `janus runs report`
 
 
 def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str] | None = None) -> Loaded[R]:
@@ -88,29 +89,68 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     return [Path(argument) for argument in arguments if not OVERRIDE.match(argument)], overrides
 
 
+class Asked:
+    """SIGTERM while nothing is trained (launch.train takes it over): ends a job as Ctrl-C does, which Ray understands,
+    and is remembered."""
+
+    def __init__(self) -> None:
+        self.to_stop = False
+        signal.signal(signal.SIGTERM, self)
+
+    def __call__(self, *_: Any) -> None:
+        self.to_stop = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is under way is ended in peace
+        raise KeyboardInterrupt
+
+
 def run_job(main: Callable[[], int | None]) -> NoReturn:
-    """Run a job and end the process with its exit code: what `main` returns, or that of the error it raised."""
+    """Run a job and end the process with its exit code: what `main` returns, or that of the error it raised; that of
+    PreemptedError when SIGTERM ended it."""
+    asked = Asked()
+    try:
+        code = _run(main)
+    except KeyboardInterrupt:
+        code = _interrupted(asked.to_stop)
+    except SystemExit as ended:
+        if ended.code != signal.SIGTERM:
+            raise
+        code = _interrupted(True)  # SIGTERM while Ray was joined: Ray's own way
+    sys.exit(code)
+
+
+def _interrupted(by_request: bool) -> int:
+    """Say what ended a job; its exit code."""
+    if not by_request:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    error = PreemptedError("the job was asked to stop by SIGTERM", "what was done stays: the same command goes on")
+    _show(error)
+    return error.exit_code
+
+
+def _run(main: Callable[[], int | None]) -> int:
+    """The exit code of what `main` returns or of the error it raised, which is shown."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file or `ray job logs` shows each line when it is said
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("janus_dist").setLevel(logging.INFO)
     try:
-        code = main() or 0
+        return main() or 0
     except JanusError as error:
         _show(error)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        return error.exit_code
     except Exception:
         traceback.print_exc()
-        code = 1
-    sys.exit(code)
+        return 1
 
 
 def janus() -> NoReturn:
     """The `janus` command."""
-    run_job(app)
+    try:
+        code = _run(app)
+    except KeyboardInterrupt:
+        code = _interrupted(False)
+    sys.exit(code)
 
 
 @config_app.command("show")
@@ -176,14 +216,6 @@ def check(
     from janus_dist.check_cli import run_checks  # here: it takes PyTorch, and other commands start in a second
 
     run_checks(lambda: load(StageRecipe, *split_arguments(arguments)).recipe, as_json)
-
-
-@app.command("report")
-def report(
-    run_root: Annotated[Path, typer.Argument(metavar="RUN_ROOT", help="The folder that holds the runs.")],
-) -> None:
-    """Write the report of all runs in a folder and print its path."""
-    print(write_report(run_root))
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:

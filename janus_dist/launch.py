@@ -8,13 +8,14 @@ prints what the first rank says and turns what happened into one message and one
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def connect() -> None:
         try:
             if not (named or _answers()):
                 raise ConnectionError
-            ray.init(address="auto", **SETTINGS)
+            with _sigterm_kept():
+                ray.init(address="auto", **SETTINGS)
         except (ConnectionError, AuthenticationError):  # there is none, or it is someone else's and wants their token
             if named:
                 raise
@@ -74,13 +76,23 @@ def connect() -> None:
             # Where there is that file, the token in it is the one that this process has tried by now.
             if not RAY_TOKEN.exists():
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            ray.init(address="local", **SETTINGS)
+            with _sigterm_kept():
+                ray.init(address="local", **SETTINGS)
     except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError) as error:
         raise ClusterError(
             f"Ray cannot be reached or started: {error}",
             "see `ray status`; unset RAY_ADDRESS to start a local Ray; a cluster that wants a token takes it from "
             "RAY_AUTH_TOKEN with RAY_AUTH_MODE=token",
         ) from error
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the job's own way to end by SIGTERM, which Ray replaces when it is joined."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _answers() -> bool:

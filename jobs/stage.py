@@ -12,7 +12,7 @@ from janus_dist.engine import commits
 from janus_dist.engine.find import is_complete, start_is_complete
 from janus_dist.errors import ConfigError
 from janus_dist.launch import train
-from janus_dist.report.run import write_report
+from janus_dist.report.live import Reported
 
 TINY = Path(__file__).parent / "recipes" / "tiny"
 SHARED_SECTIONS = ("run.root", "run.seed", "model.", "data.", "pipeline.", "cluster.", "engine.", "monitor.")
@@ -28,14 +28,14 @@ def run_stage(loaded: Loaded[StageRecipe]) -> None:
         )
     prepare_data(recipe)
     train_with_start(loaded)
-    print(f"report: {write_report(recipe.run.dir)}")
 
 
 def train_with_start(loaded: Loaded[StageRecipe]) -> None:
     """Train a stage whose shards are there, and before it the runs that it starts from."""
     prepare_start(loaded)
     save(loaded, loaded.recipe.run.dir)
-    train(loaded.recipe, show=print)
+    with Reported(loaded.recipe.run.dir, print) as reported:
+        train(loaded.recipe, show=reported.show)
 
 
 def prepare_start(loaded: Loaded[StageRecipe]) -> None:

@@ -18,7 +18,9 @@ def step_line(values: Mapping[str, float], steps: int, eta_s: float) -> str:
         f"|g| {values['optim/grad_norm']:.2f}",
         f"lr {values['optim/lr']:.1e}",
         f"{count(values['perf/tokens_per_s'])} tok/s",
+        *([f"{values['perf/mfu']:.0%} mfu"] if "perf/mfu" in values else []),  # where the device's peak is known
         f"wait {values['perf/data_wait']:.0%}",
+        f"{values['mem/peak_gib']:.1f}GiB",
         f"eta {duration(eta_s)}",
     ]
     return "  ".join(parts)

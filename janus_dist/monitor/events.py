@@ -5,6 +5,7 @@ Invariant: lines are only added, each in one write, so that a killed run damages
 """
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Literal
 Kind = Literal["started", "resumed", "saved", "not saved", "skipped", "went back", "slow", "lost", "stopped", "note"]
 WARNINGS: tuple[Kind, ...] = ("not saved", "skipped", "went back", "slow", "lost")
 FILE = "events.jsonl"
+VARIES = re.compile(r"(?<!rank )(?<![\w.-])\d+(\.\d+)?(e[+-]?\d+)?(?![\w-]|\.\d)|(?<=step-)\d+")
+"""Numbers of one occurrence: steps, seconds, losses. Not those of ranks, nor those in names and addresses of nodes."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Event:
     step: int
     kind: Kind
     text: str
+
+    @property
+    def what(self) -> tuple[Kind, str]:
+        """The same for events that differ in when they happened and how much of it there was, not in what or where."""
+        return self.kind, VARIES.sub("N", self.text)
 
 
 def record(run_dir: Path, kind: Kind, step: int, text: str) -> None:

@@ -12,7 +12,7 @@ from janus_dist.monitor.metrics import METRICS, Metric
 
 PREFIX = "ray_janus_dist_"
 """Ray puts `ray_` before names of applications."""
-UNITS = {"s": "s", "share": "percentunit", "1/s": "ops", "MiB": "mbytes"}
+UNITS = {"s": "s", "share": "percentunit", "1/s": "ops", "MiB": "mbytes", "GiB": "gbytes"}
 """Grafana's words for ours; its decmbytes are millions of bytes."""
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
 NOT_SHOWN = ("step", "time")

@@ -27,13 +27,22 @@ METRICS = (
     Metric("validation/generation", "nats", "likewise"),
     Metric("optim/grad_norm", "", "norm of the gradient over all parameters, before clipping"),
     Metric("optim/lr", "", "learning rate of the step"),
-    Metric("optim/skipped_steps", "", "steps so far whose gradient was not finite and which changed nothing"),
+    Metric(
+        "optim/skipped_steps",
+        "",
+        "steps so far that changed nothing: a gradient not finite, a loss that is no number, a spike",
+    ),
     Metric("perf/tokens_per_s", "1/s", "tokens of all ranks over the time of the step"),
     Metric("perf/tflops_per_rank", "TFLOP/s", "model FLOPs of the step over its time and the ranks"),
     Metric("perf/mfu", "share", "of the device's dense bfloat16 peak that this is; absent where none is known"),
     Metric("perf/step_s", "s", "time of the step, waiting for data included"),
     Metric("perf/data_wait", "share", "part of the step's time that the first rank waited for data"),
     Metric("perf/slowest_rank", "", "time of the slowest rank over the median of all for the same small work"),
+    Metric(
+        "mem/peak_gib",
+        "GiB",
+        "most memory that the first rank had since it started: on its GPU, or of its process where it has none",
+    ),
     Metric(
         "mix/understanding", "share", "share of the stream in all tokens (or samples, mix.unit) since the first step"
     ),

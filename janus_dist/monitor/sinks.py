@@ -149,6 +149,11 @@ def sample_folders(run_dir: Path) -> list[Path]:
     return sorted(path.parent for path in run_dir.glob("samples/step-*/samples.json"))
 
 
+def last_line(path: Path) -> dict[str, float]:
+    """The last step recorded in a metrics.jsonl; empty when there is none."""
+    return next(reversed(read_lines(path)), {})
+
+
 def read_lines(path: Path) -> list[dict[str, float]]:
     """The steps recorded in a metrics.jsonl; a last line cut short by a kill is left out."""
     if not path.exists():

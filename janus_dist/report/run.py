@@ -8,6 +8,7 @@ files.
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class RunView:
     """None where nothing was validated."""
     samples: list["Samples"]
     happened: list[tuple[events.Event, int]]
-    """In order, without saves; of each kind of warning the first, and how many there were."""
+    """In order, without saves; of warnings that say the same the first, and how many there were."""
     mixture: str
     speed: str
     waiting: str
@@ -140,14 +141,13 @@ def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:
 
 
 def _once(happened: list[events.Event]) -> Iterator[tuple[events.Event, int]]:
-    told: set[str] = set()
+    number = Counter(event.what for event in happened)
     for event in happened:
         if event.kind not in events.WARNINGS:
             if event.kind != "saved":
                 yield event, 1
-        elif event.kind not in told:
-            told.add(event.kind)
-            yield event, sum(other.kind == event.kind for other in happened)
+        elif number[event.what]:
+            yield event, number.pop(event.what)
 
 
 def _samples(folder: Path) -> Iterator[Samples]:

@@ -1,5 +1,7 @@
-"""How fast a step was, in model FLOPs. Invariant: what is counted is the plan's, so that the same step counts the same
-on any number of ranks, whatever they computed beside it."""
+"""How fast a step was, in model FLOPs, and what memory it took. Invariant: the FLOPs counted are the plan's, so that
+the same step counts the same on any number of ranks, whatever they computed beside it."""
+
+import resource
 
 import torch
 
@@ -17,6 +19,13 @@ def speed(recipe: StageRecipe, world: World, plan: StepPlan, step_s: float) -> d
         peak = peak_flops(torch.cuda.get_device_name(world.device))
         found |= {"perf/mfu": flops / peak} if peak else {}
     return found
+
+
+def peak_gib(device: torch.device) -> float:
+    """Most memory that this process had so far: allocated on its GPU, or resident where it has none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
 
 
 def counts(plan: StepPlan) -> Counts:

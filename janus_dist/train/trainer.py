@@ -20,17 +20,18 @@ from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError, ConfigError, DivergedError, PreemptedError
 from janus_dist.model import janus, single
-from janus_dist.model.parts import count_parameters, set_trainable
+from janus_dist.model.parts import set_trainable
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import load_vq
 from janus_dist.monitor import events
 from janus_dist.monitor.console import step_line
-from janus_dist.monitor.sinks import Sink, make_sinks
+from janus_dist.monitor.sinks import Sink, last_line, make_sinks
+from janus_dist.train.budget import checkpoint_bytes
 from janus_dist.train.compatible import changed_settings, check_data, check_rebase, check_resume
 from janus_dist.train.guard import MAX_RETURNS, Guard
 from janus_dist.train.left_out import write_left_out
 from janus_dist.train.schedule import learning_rate
-from janus_dist.train.speed import speed
+from janus_dist.train.speed import peak_gib, speed
 from janus_dist.train.startup import check_world
 from janus_dist.train.step import StepOutcome, train_step
 from janus_dist.train.stop import StopRequest, forget_request
@@ -48,7 +49,7 @@ class Trainer:
         self.say = say if self.world.is_first else lambda line: None
         self.step = 0
         self.tokens = 0
-        self.skipped = 0
+        self.skipped = 0  # of the whole run; the first rank counts on from what it recorded
         self.returns = 0
         self.left_out: list[tuple[int, int]] = []
         self.guard = Guard(recipe.train.spike_sigmas)
@@ -169,7 +170,7 @@ class Trainer:
         ones."""
         run = self.recipe.run
         mine = self.resumed()
-        for line in check_world(self.recipe, self.world, self.plan.digest, self.checkpoint_bytes()):
+        for line in check_world(self.recipe, self.world, self.plan.digest, checkpoint_bytes(self.recipe)):
             self.say(line)
         if mine is not None:
             self.go_on(mine)
@@ -197,6 +198,7 @@ class Trainer:
             self.note("started", f"starting {run.name} from random weights")
         if self.world.is_first:
             self.sinks = make_sinks(self.recipe, self.step, partial(self.note, "note"))
+            self.skipped = int(last_line(run.dir / "metrics.jsonl").get("optim/skipped_steps", 0))
 
     def resumed(self) -> str | None:
         """The checkpoint to go on from by `run.resume`; None to start."""
@@ -254,12 +256,6 @@ class Trainer:
             found += stop - first if first <= found else 0
         return found
 
-    def checkpoint_bytes(self) -> int:
-        """Of a whole checkpoint, about."""
-        counts = count_parameters(self.engine.module)
-        learned = sum(counts[part] for part in self.recipe.train.trainable)
-        return 12 * learned + 4 * (sum(counts.values()) - learned)
-
     def judge(self, outcome: StepOutcome) -> None:
         """Note whether the step was taken, or skipped by its loss or because a gradient was not finite."""
         if outcome.grad_norm < float("inf"):
@@ -315,6 +311,7 @@ class Trainer:
             "perf/step_s": step_s,
             "perf/data_wait": waited_s / step_s,
             "perf/slowest_rank": self.slowest_rank,
+            "mem/peak_gib": peak_gib(self.world.device),
             "batch/tokens": plan.num_tokens,
             "batch/rows": plan.rows.num_rows,
             "batch/fill": plan.num_tokens / (plan.rows.num_rows * self.recipe.batch.row_tokens),

@@ -150,6 +150,14 @@ def test_a_step_whose_loss_is_refused_costs_that_step(folder, unbroken, tmp_path
     assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["optim/skipped_steps"] == 1
 
 
+def test_skipped_steps_are_counted_on_after_a_resume(folder, tmp_path):
+    *_, last = train(folder, tmp_path, 1, fault={"bad_plan_steps": (1,), "signal_at": 3, "rank": 0})
+    assert last.startswith("exit 75: ")
+    train(folder, tmp_path, 1, fault={"bad_plan_steps": (4,)})
+    counted = [line["optim/skipped_steps"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert counted == [0, 1, 1, 1, 2, 2, 2, 2]
+
+
 def test_after_many_the_run_goes_back_and_leaves_them_out(folder, unbroken, tmp_path):
     fault = {"bad_plan_steps": (5, 6), "most_skipped": 2}
     lines = train(folder, tmp_path, fault=fault)

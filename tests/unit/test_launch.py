@@ -5,6 +5,7 @@ import pickle
 import platform
 import signal
 import socket
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,20 @@ from tests import prepared
 
 
 @pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Addresses that Ray was started with, on a machine where none runs."""
     found: list[str] = []
 
     def init(address: str, **settings: Any) -> None:
         found.append(address)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does
 
     monkeypatch.setattr(launch.ray, "init", init)
     monkeypatch.setattr(launch.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
-    return found
+    before = signal.getsignal(signal.SIGTERM)
+    yield found
+    signal.signal(signal.SIGTERM, before)
 
 
 def record(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str) -> None:
@@ -47,6 +51,13 @@ def test_without_any_a_local_one_is_started(monkeypatch, joined, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     launch.connect()
     assert joined == ["local"]
+
+
+def test_a_jobs_own_way_to_end_is_kept(monkeypatch, joined, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    signal.signal(signal.SIGTERM, mine := lambda *_: None)
+    launch.connect()
+    assert joined and signal.getsignal(signal.SIGTERM) is mine
 
 
 def test_the_address_of_one_that_was_killed_is_not_waited_for(monkeypatch, joined, tmp_path):

@@ -18,14 +18,17 @@ from tests import prepared
 VALUES = {
     "step": 1200, "loss/all": 2.914, "loss/text": 2.71, "loss/understanding": 1.98, "loss/generation": 5.93,
     "optim/grad_norm": 0.84, "optim/lr": 9.7e-5, "perf/tokens_per_s": 322_000.0, "perf/data_wait": 0.012,
+    "perf/mfu": 0.412, "mem/peak_gib": 38.06,
 }  # fmt: skip
 
 
 def test_the_step_line():
     assert step_line(VALUES, 100_000, 158_400) == (
         "step   1200/100000    1.2%  loss 2.914  text 2.710  und 1.980  gen 5.930  |g| 0.84  lr 9.7e-05  "
-        "322k tok/s  wait 1%  eta 1d20h"
+        "322k tok/s  41% mfu  wait 1%  38.1GiB  eta 1d20h"
     )
+    unknown = {name: value for name, value in VALUES.items() if name != "perf/mfu"}
+    assert "322k tok/s  wait 1%  38.1GiB" in step_line(unknown, 100_000, 0), "a device whose peak is not known"
     without = {name: value for name, value in VALUES.items() if name != "loss/text"}
     assert "text" not in step_line(without, 100_000, 0), "a run without text"
     assert "  text -      und 1.980" in step_line(without | {"mix/text": 0.1}, 100_000, 0), "a step without text"

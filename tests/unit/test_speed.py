@@ -42,6 +42,14 @@ def test_the_plan_counts_what_ranks_get(folder, answers_only, world):
         assert getattr(found, name) == sum(getattr(one, name) for one in held) > 0
 
 
+def test_memory_is_the_most_that_there_was(monkeypatch):
+    before = speed.peak_gib(torch.device("cpu"))
+    held = np.ones(int(before * 2**30) // 8 + 2**24)  # on top of what is resident now
+    assert before + 0.1 < speed.peak_gib(torch.device("cpu")) < before + held.nbytes / 2**30 + 0.1
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30 * (device.index == 1))
+    assert speed.peak_gib(torch.device("cuda", 1)) == 3.0
+
+
 def test_metrics_on_a_cpu_have_no_utilisation(folder):
     recipe, plan = planned(folder)
     step = plan.step(0)

@@ -183,6 +183,25 @@ def test_exit_codes(body: str, code: int):
         assert done.stderr == "what\n  hint\n"
 
 
+WAITS = """import os, signal, time
+    try:
+        {}os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+    finally:
+        print("cleaned up")"""
+
+
+def test_asked_to_stop_a_job_ends_as_one_that_goes_on():
+    done = job(WAITS.format(""))
+    assert (done.returncode, done.stdout) == (75, "cleaned up\n")
+    assert done.stderr == "the job was asked to stop by SIGTERM\n  what was done stays: the same command goes on\n"
+
+
+def test_also_while_ray_has_its_own_way_to_end():
+    done = job(WAITS.format("signal.signal(signal.SIGTERM, lambda number, _: __import__('sys').exit(number)); "))
+    assert (done.returncode, done.stdout) == (75, "cleaned up\n"), done.stderr
+
+
 def test_our_own_mistakes_keep_their_traceback():
     done = job("raise ValueError('oh')")
     assert done.returncode == 1
@@ -267,6 +286,7 @@ def test_janus_config_schema():
 
 
 def test_janus_report_of_a_folder_without_runs():
-    done = run(*JANUS, "report", "nowhere")
-    assert done.returncode == 3
-    assert "nowhere" in done.stderr and "Traceback" not in done.stderr
+    for command in (("report",), ("runs", "report")):
+        done = run(*JANUS, *command, "nowhere")
+        assert done.returncode == 3
+        assert "nowhere" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,52 @@
+"""The report of a run that trains: written behind saves, and however the run ends."""
+
+import logging
+import threading
+
+import pytest
+
+from janus_dist.errors import PreemptedError
+from janus_dist.report import live
+from janus_dist.report.live import Reported
+from tests.unit.test_report import write_run
+
+
+def test_a_run_that_is_stopped_has_a_report(tmp_path):
+    write_run(tmp_path / "run", steps=3)
+    lines = []
+    with pytest.raises(PreemptedError, match="asked"), Reported(tmp_path / "run", lines.append) as reported:
+        reported.show("step 1")
+        assert reported.thread is None, "nothing was saved"
+        raise PreemptedError("asked to stop")
+    assert lines == ["step 1", f"report: {tmp_path / 'run' / 'report.html'}"]
+    assert "3 of 40" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_it_is_written_behind_a_save_and_at_most_once_a_minute(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", steps=3)
+    writers = []
+    monkeypatch.setattr(live, "write_report", lambda run_dir: writers.append(threading.current_thread().name))
+    with Reported(tmp_path / "run", lambda line: None) as reported:
+        for _ in range(3):
+            reported.show("saved runs/run/checkpoints/step-00000003 (1.0 s)")
+            assert reported.thread is not None
+            reported.thread.join()
+        assert writers == ["report"]
+        reported.due -= live.EVERY_S
+        reported.show("saved runs/run/checkpoints/step-00000006 (1.0 s)")
+    assert writers == ["report", "report", "MainThread"]
+
+
+def test_a_report_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, caplog):
+    write_run(tmp_path / "run", steps=3)
+    monkeypatch.setattr(live, "write_report", lambda run_dir: 1 / 0)
+    lines = []
+    with caplog.at_level(logging.WARNING), pytest.raises(PreemptedError), Reported(tmp_path / "run", lines.append):
+        raise PreemptedError("asked to stop")
+    assert "could not be written: ZeroDivisionError" in caplog.text and not lines
+
+
+def test_a_run_that_fails_before_its_first_step_has_none(tmp_path, caplog):
+    with pytest.raises(ValueError, match="early"), Reported(tmp_path / "run", pytest.fail):
+        raise ValueError("early")
+    assert not caplog.text and not (tmp_path / "run").exists()
