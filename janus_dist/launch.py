@@ -32,6 +32,7 @@ from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain,
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine import commits
+from janus_dist.engine.find import refuse_if_never
 from janus_dist.errors import ClusterError, JanusError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
@@ -98,6 +99,7 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     `cluster.restarts` times without a new checkpoint.
     """
     connect()
+    recipe = _if_never(recipe)
     forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
     here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
     lines = Lines.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
@@ -172,6 +174,14 @@ def _driver(settings: dict[str, Any], lines: Any) -> None:
     """The driver of one of several runs."""
     recipe = StageRecipe.model_validate(settings)
     train(recipe, show=lambda line: lines.put.remote(f"{recipe.run.name}: {line}"))
+
+
+def _if_never(recipe: StageRecipe) -> StageRecipe:
+    """`run.resume=never` is of a job's start: when a rank is lost the job goes on from what it has saved itself."""
+    refuse_if_never(recipe.run)
+    if recipe.run.resume != "never":
+        return recipe
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
 
 
 def _steps(checkpoint: str | None) -> int:

@@ -31,7 +31,7 @@ class RunConfig(Config):
     was. Without this such a resume is refused."""
     resume: str = "auto"
     """`auto`: from this run's newest checkpoint that is whole. `never`: refuse when there is one. Else the folder of
-    the checkpoint to go on from; newer ones of this run are set aside."""
+    the checkpoint to go on from, once; newer ones of this run are set aside (docs/resume.md)."""
     checkpoints: str | None = None
     """Folder or `s3://` URL for the checkpoints of all runs of this root: a run's are in `CHECKPOINTS/NAME`. Else each
     run has them in its own folder."""
@@ -112,7 +112,7 @@ class StageRecipe(BaseRecipe):
             stream: {name: _absolute(folder) for name, folder in found.items()}
             for stream, found in self.data.sources.items()
         }
-        prompts = self.monitor.prompts
+        prompts, resume = self.monitor.prompts, self.run.resume
         monitor = {} if prompts is None else {"prompts": _absolute(prompts)}
         return self.model_copy(
             update={
@@ -120,6 +120,7 @@ class StageRecipe(BaseRecipe):
                 "run": self.run.model_copy(
                     update={
                         "root": _absolute(self.run.root),
+                        "resume": resume if resume in ("auto", "never") else _absolute(resume),
                         "checkpoints": None if self.run.checkpoints is None else _absolute(self.run.checkpoints),
                         "start_weights": {what: _absolute(path) for what, path in self.run.start_weights.items()},
                     }

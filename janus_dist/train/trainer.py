@@ -12,13 +12,13 @@ from typing import Any
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader, RankStep
-from janus_dist.data.plan import Base, Plan, open_shards
+from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import checkpoint, commits
 from janus_dist.engine.saver import Saved, Saver
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.errors import CheckpointError, ConfigError, DivergedError, PreemptedError
+from janus_dist.errors import CheckpointError, DivergedError, PreemptedError
 from janus_dist.model import janus, single
 from janus_dist.model.parts import count_parameters, set_trainable
 from janus_dist.model.start import open_weights
@@ -26,9 +26,10 @@ from janus_dist.model.vq_weights import load_vq
 from janus_dist.monitor import events
 from janus_dist.monitor.console import step_line
 from janus_dist.monitor.sinks import Sink, make_sinks
-from janus_dist.train.compatible import changed_settings, check_data, check_rebase, check_resume
+from janus_dist.train import resume
+from janus_dist.train.compatible import changed_settings, check_data
 from janus_dist.train.guard import MAX_RETURNS, Guard
-from janus_dist.train.left_out import write_left_out
+from janus_dist.train.left_out import plan_step, write_left_out
 from janus_dist.train.schedule import learning_rate
 from janus_dist.train.speed import speed
 from janus_dist.train.startup import check_world
@@ -65,7 +66,7 @@ class Trainer:
         self.saver = Saver(engine, recipe.run.saved_in)
         self.is_save_late = False
         self.newest: str | None = None
-        """The newest checkpoint that this process wrote."""
+        """The newest checkpoint of this run that this process wrote or went on from."""
 
     @classmethod
     def build(cls, recipe: StageRecipe, say: Callable[[str], None]) -> "Trainer":
@@ -168,14 +169,18 @@ class Trainer:
         """Resume from this run's newest checkpoint, else start from the weights of another run, of others, or random
         ones."""
         run = self.recipe.run
-        mine = self.resumed()
+        mine = resume.chosen(self.engine, run, self.say)
         for line in check_world(self.recipe, self.world, self.plan.digest, self.checkpoint_bytes()):
             self.say(line)
         if mine is not None:
-            self.go_on(mine)
+            before = self.world.on_first(lambda: commits.read(mine))
+            plan, said = resume.plan_from(self.plan, self.recipe, self.engine.trainable, mine, before)
+            self.use(plan)
+            if said:
+                self.note("note", said)
             commit = checkpoint.restore(self.engine, mine)
             self.take(commit)
-            self.newest = mine
+            self.newest = mine if mine == commits.folder(run.saved_in, commit.step) else None
             self.note("resumed", f"resuming {run.name} at step {self.step} from {mine}")
             if changed := changed_settings(self.recipe, commit):
                 self.note("note", f"settings that are not the checkpoint's: {changed}")
@@ -198,43 +203,6 @@ class Trainer:
         if self.world.is_first:
             self.sinks = make_sinks(self.recipe, self.step)
 
-    def resumed(self) -> str | None:
-        """The checkpoint to go on from by `run.resume`; None to start."""
-        run = self.recipe.run
-        if run.resume == "never":
-            if there := self.world.on_first(lambda: commits.latest(run.saved_in)):
-                raise ConfigError(
-                    f"run.resume=never, but run {run.dir} has a checkpoint: {there}",
-                    "give the run another name (run.name=...), or let it go on (run.resume=auto)",
-                )
-            return None
-        if run.resume == "auto":
-            return checkpoint.newest_to_go_on(self.engine, run.saved_in, self.say)
-        path = run.resume.rstrip("/")
-        checkpoint.verify(self.engine, path)
-        if path == commits.folder(run.saved_in, commits.step_of(path)):
-            for newer in self.world.on_first(lambda: commits.set_aside_after(path)):
-                self.say(f"set aside {newer}, which is newer than run.resume={path}")
-        return path
-
-    def go_on(self, path: str) -> None:
-        """Take the plan of a checkpoint; CheckpointError when it is another than the recipe's and no one asked."""
-        commit = self.world.on_first(lambda: commits.read(path))
-        before = commit.plan["base"]
-        self.use(self.plan.rebased(Base(**before) if before else None))
-        if self.recipe.run.rebase and self.plan.digest != commit.plan_digest:
-            check_rebase(self.plan, path, commit)
-            self.use(self.plan.rebased(Base(commit.step, commit.cursors)))
-            kept = [
-                lane.source
-                for lane, shards in zip(self.plan.lanes, self.plan.shards, strict=True)
-                if commit.cursors.get(lane.source, {}).get("manifest") == shards.manifest.digest
-            ]
-            self.note("note", f"re-based at step {commit.step}: {', '.join(kept) or 'no source'} went on where it was")
-            check_resume(self.recipe, None, self.engine.trainable, path, commit)
-        else:
-            check_resume(self.recipe, self.plan, self.engine.trainable, path, commit)
-
     def use(self, plan: Plan) -> None:
         """Train on this plan."""
         self.plan = plan
@@ -248,11 +216,8 @@ class Trainer:
 
     @property
     def plan_step(self) -> int:
-        """The step of the plan that is trained next: the run's own, and as many more as were left out before it."""
-        found = self.step
-        for first, stop in self.left_out:
-            found += stop - first if first <= found else 0
-        return found
+        """The step of the plan that is trained next."""
+        return plan_step(self.step, self.left_out)
 
     def checkpoint_bytes(self) -> int:
         """Of a whole checkpoint, about."""

@@ -8,6 +8,9 @@ import pytest
 from ray._private import services
 
 from janus_dist import launch
+from janus_dist.engine import commits
+from janus_dist.errors import ConfigError
+from tests import prepared
 
 
 @pytest.fixture
@@ -22,6 +25,29 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(launch.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
     return found
+
+
+def test_never_is_of_the_start_of_a_job(monkeypatch, tmp_path):
+    """Ranks that are started again must be able to go on from what the job has saved."""
+    recipe = prepared.recipe(tmp_path, tmp_path, run={"resume": "never"})
+    assert launch._if_never(recipe).run.resume == "auto"
+    monkeypatch.setattr(commits, "latest", lambda saved_in: f"{saved_in}/step-00000003")
+    with pytest.raises(ConfigError, match=r"run\.resume=never, but run .*/run has a checkpoint: .*/step-00000003"):
+        launch._if_never(recipe)
+    other = prepared.recipe(tmp_path, tmp_path)
+    assert launch._if_never(other) is other
+
+
+def test_ranks_are_told_whole_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for given, expected in (
+        ("runs/run/checkpoints/step-00000003/", f"{tmp_path}/runs/run/checkpoints/step-00000003"),
+        ("s3://bucket/run/step-00000003", "s3://bucket/run/step-00000003"),
+        ("auto", "auto"),
+        ("never", "never"),
+    ):
+        recipe = prepared.recipe(tmp_path, tmp_path, run={"resume": given})
+        assert recipe.with_absolute_paths().run.resume == expected
 
 
 def record(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str) -> None:
