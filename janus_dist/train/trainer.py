@@ -50,7 +50,6 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.skipped = 0
-        self.returns = 0
         self.left_out: list[tuple[int, int]] = []
         self.guard = Guard(recipe.train.spike_sigmas)
         run = recipe.run
@@ -124,6 +123,8 @@ class Trainer:
             waited = time.perf_counter() - step_began
             self.stragglers.waited(waited)
             lr = learning_rate(self.recipe.optim, self.step, total)
+            if self.plan.changes(plan_step(self.step - 1, self.left_out), rank_step.plan.step):
+                self.guard.forget()
             asked = self.stop.reason
             outcome = train_step(self.engine, rank_step, self.recipe.train, lr, self.guard.objection, asked is not None)
             self.step += 1
@@ -212,7 +213,7 @@ class Trainer:
         """Stand where a checkpoint does."""
         self.step, self.tokens = commit.step, commit.tokens
         self.left_out = [(first, stop) for first, stop in commit.left_out]
-        self.guard = Guard(self.recipe.train.spike_sigmas, commit.losses)
+        self.guard.go_on(commit.losses)
 
     @property
     def plan_step(self) -> int:
@@ -241,8 +242,8 @@ class Trainer:
         self.tell(self.saver.wait())
         path = checkpoint.newest_to_go_on(self.engine, self.recipe.run.saved_in, self.say)
         lost_at, stop = self.step, self.plan_step
-        self.returns += 1
-        if path is None or self.returns > MAX_RETURNS:
+        self.guard.went_back()
+        if path is None or self.guard.returns > MAX_RETURNS:
             tried = "before the first checkpoint" if path is None else f"and {MAX_RETURNS} returns did not help"
             raise DivergedError(
                 f"{self.guard.skipped_in_a_row} steps in a row were skipped, up to step {lost_at} "
