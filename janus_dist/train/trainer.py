@@ -37,7 +37,7 @@ from janus_dist.train.step import StepOutcome, train_step
 from janus_dist.train.stop import StopRequest, forget_request
 from janus_dist.train.straggler import Stragglers
 from janus_dist.train.validation import Validation
-from janus_dist.train.watch import Watch
+from janus_dist.train.watch import LONGEST_SAVE_S, Watch
 
 
 class Trainer:
@@ -131,8 +131,10 @@ class Trainer:
             self.tokens += rank_step.plan.num_tokens
             self.judge(outcome)
             if self.step % self.recipe.train.log_every_steps == 0:
-                self.slowest_rank, slow = self.stragglers.look()
-                for line in slow:
+                look = self.stragglers.look(self.watch.slowest_s)
+                self.slowest_rank = look.slowest
+                self.watch.agree(look.slowest_step_s)
+                for line in look.lines:
                     self.note("slow", line)
             step_s = time.perf_counter() - step_began
             values = self.measure(rank_step, outcome, step_s, waited) | self.validate_if_due()
@@ -170,7 +172,9 @@ class Trainer:
         """Resume from this run's newest checkpoint, else start from the weights of another run, of others, or random
         ones."""
         run = self.recipe.run
+        self.watch.pause()
         mine = resume.chosen(self.engine, run, self.say)
+        self.watch.pause()
         for line in check_world(self.recipe, self.world, self.plan.digest, self.checkpoint_bytes()):
             self.say(line)
         if mine is not None:
@@ -193,6 +197,7 @@ class Trainer:
                     f"run.start_from={run.start_from}: no committed checkpoint under {start}",
                     "train that run first, or set run.start_from=null to start from random weights",
                 )
+            self.watch.pause()
             checkpoint.restore_weights(self.engine, before)
             self.note("started", f"starting {run.name} from the weights of {before}")
         elif run.start_weights:
@@ -201,6 +206,7 @@ class Trainer:
             self.note("started", f"starting {run.name} from the weights of others: {given}")
         else:
             self.note("started", f"starting {run.name} from random weights")
+        self.watch.pause()
         if self.world.is_first:
             self.sinks = make_sinks(self.recipe, self.step)
 
@@ -238,9 +244,9 @@ class Trainer:
 
     def go_back(self, outcome: StepOutcome) -> None:
         """Restore the newest checkpoint and leave out the plan's steps since; DivergedError when that is in vain."""
-        self.watch.pause()
-        self.tell(self.saver.wait())
+        self.tell(self.wait_for_save())
         path = checkpoint.newest_to_go_on(self.engine, self.recipe.run.saved_in, self.say)
+        self.watch.pause()
         lost_at, stop = self.step, self.plan_step
         self.guard.went_back()
         if path is None or self.guard.returns > MAX_RETURNS:
@@ -252,6 +258,7 @@ class Trainer:
                 "it goes on from the last checkpoint",
             )
         self.take(checkpoint.restore(self.engine, path))
+        self.watch.pause()
         first = self.plan_step
         self.left_out.append((first, stop))
         self.newest = None  # the next save has other steps left out, so it must be written
@@ -323,19 +330,25 @@ class Trainer:
 
     def save_last(self) -> None:
         """Save the step just done and wait for it; CheckpointError when that fails."""
-        self.watch.pause()
-        self.tell(self.saver.wait())
+        self.tell(self.wait_for_save())
         if self.newest is not None and commits.step_of(self.newest) == self.step:
             return
         self.world.barrier()
         self.saver.start(self.step, self.identity(), self.keep())
-        saved = self.saver.wait()
+        saved = self.wait_for_save()
         self.tell(saved)
         if saved is not None and saved.failure is not None:
             raise CheckpointError(
                 f"the last checkpoint, of step {self.step}, could not be written to {saved.path}: {saved.failure}",
                 "mend that and run the same command again: it goes on from the checkpoint before",
             )
+
+    def wait_for_save(self) -> Saved | None:
+        """What became of the save that is being written, which may take long."""
+        self.watch.pause(LONGEST_SAVE_S)
+        saved = self.saver.wait()
+        self.watch.pause()
+        return saved
 
     def tell(self, saved: Saved | None) -> None:
         """Say what became of a save."""
