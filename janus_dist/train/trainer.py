@@ -32,7 +32,7 @@ from janus_dist.train.guard import MAX_RETURNS, Guard
 from janus_dist.train.left_out import plan_step, write_left_out
 from janus_dist.train.schedule import learning_rate
 from janus_dist.train.speed import speed
-from janus_dist.train.startup import check_world
+from janus_dist.train.startup import check_same, check_world
 from janus_dist.train.step import StepOutcome, train_step
 from janus_dist.train.stop import StopRequest, forget_request
 from janus_dist.train.straggler import Stragglers
@@ -71,6 +71,7 @@ class Trainer:
     def build(cls, recipe: StageRecipe, say: Callable[[str], None]) -> "Trainer":
         """Open the data, build the model and put it under ZeRO-3. `say` takes the first rank's console lines."""
         world = join(recipe.cluster, recipe.engine.timeout_s)
+        check_same(recipe, world)  # what comes next would wait for ever for a rank that does otherwise
         tokenizer = Tokenizer.load(recipe.data.tokenizer)
         shards = open_shards(recipe.data, recipe.mix, world.local_rank)
         check_data(recipe, tokenizer, shards)

@@ -23,7 +23,7 @@ from janus_dist.errors import ClusterError, JanusError
 from janus_dist.monitor.sinks import read_lines
 from janus_dist.train import guard, startup, watch
 from janus_dist.train.trainer import Trainer
-from tests import prepared
+from tests import prepared, tiny
 from tests.checkpoints import folder_of, saved_in
 from tests.moto_s3 import moto_bucket
 from tests.ranks import run_ranks
@@ -202,8 +202,12 @@ def differing(folder: Path, root: Path, sections: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def test_ranks_that_differ_in_their_settings_are_refused(folder, tmp_path):
-    own = {"optim": {"lr": 0.5}}
+LARGER = tiny.MODEL.model_dump() | {"text": tiny.MODEL.text.model_dump() | {"vocab": prepared.VOCAB, "mlp": 96}}
+
+
+@pytest.mark.parametrize("own", [{"optim": {"lr": 0.5}}, {"model": LARGER}, {"run": {"resume": "/nowhere"}}])
+def test_ranks_that_differ_in_their_settings_are_refused(folder, tmp_path, own):
+    """Also in what they do together before the first step: partition a model, look for a checkpoint."""
     for said in run_ranks(differing, 2, tmp_path / "meet", folder, tmp_path, own):
         assert said.startswith("exit 6: ranks differ in settings: most have ")
         assert "rank " in said and "start all ranks from the same image and code" in said
