@@ -190,6 +190,7 @@ def _steps(checkpoint: str | None) -> int:
 
 def _train_once(recipe: StageRecipe, lines: Any, workers: int) -> None:
     """Start the ranks and wait for them."""
+    ray.get(lines.begin.remote())
     cluster = recipe.cluster
     recipe = recipe.model_copy(update={"cluster": cluster.model_copy(update={"workers": workers})})
     TorchTrainer(
