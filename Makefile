@@ -46,8 +46,9 @@ curves: demo
 proof: setup
 	$(BIN)/python jobs/proof.py
 
+# More than half an hour; make chaos ARGS="--faults 10 --kills 0" does each kind of fault once.
 chaos: setup
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # All that fits two cores with nothing else on them, an hour; a line each in runs/bench.jsonl (docs/benchmarks.md).
 bench: setup peers
