@@ -15,6 +15,7 @@ from janus_dist.data.loader import Loader, RankStep
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import checkpoint, commits
+from janus_dist.engine.partitions import Order
 from janus_dist.engine.saver import Saved, Saver
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
@@ -39,6 +40,8 @@ from janus_dist.train.straggler import Stragglers
 from janus_dist.train.validation import Validation
 from janus_dist.train.watch import LONGEST_SAVE_S, Watch
 
+ORDER_CHANGED = "the model's modules ran in another order {changes} times, for which ZeRO-3 fetched nothing ahead"
+
 
 class Trainer:
     """One run on one rank."""
@@ -58,6 +61,7 @@ class Trainer:
         self.waited_since = time.perf_counter()
         self.stragglers = Stragglers(self.world)
         self.slowest_rank = 1.0
+        self.order = Order(engine)
         self.sinks: list[Sink] = []
         self.watchers: list[Sink] = []
         """Sinks that take every step as it comes, also one that is trained again."""
@@ -135,7 +139,8 @@ class Trainer:
                 look = self.stragglers.look(self.watch.slowest_s)
                 self.slowest_rank = look.slowest
                 self.watch.agree(look.slowest_step_s)
-                for line in look.lines:
+                changes = self.order.changes()
+                for line in look.lines if changes == 0 else [*look.lines, ORDER_CHANGED.format(changes=changes)]:
                     self.note("slow", line)
             step_s = time.perf_counter() - step_began
             values = self.measure(rank_step, outcome, step_s, waited) | self.validate_if_due()
