@@ -71,8 +71,9 @@ def folder(saved_in: str, step: int) -> str:
 
 
 def step_of(path: str) -> int:
-    """The step of a checkpoint's folder."""
-    return int(name_of(path).removeprefix("step-"))
+    """The step of a checkpoint, by the name of its folder; by its marker where a user has given it another."""
+    name = name_of(path)
+    return int(name.removeprefix("step-")) if NAME.fullmatch(name) else read(path).step
 
 
 def name_of(path: str) -> str:

@@ -18,7 +18,7 @@ from janus_dist.data.reader import ATTEMPTS, TIMEOUT_S
 WARM_STEPS = 5
 SLOWEST_TIMES = 10
 LEAST_S = 60.0 + patience_s(TIMEOUT_S, ATTEMPTS)
-"""All ranks wait for one whose store does not answer, and it tries for nearly four minutes."""
+"""All ranks wait for one whose store does not answer, and it tries for more than three and a half minutes."""
 LONGEST_SAVE_S = 3600.0
 """Where nothing is left to do but to wait for a save."""
 
