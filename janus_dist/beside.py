@@ -70,9 +70,9 @@ class StopOnDrain:
 
     def _look(self) -> None:
         while not self.ended.wait(DRAIN_POLL_S):
-            # the same call by which Ray Train learns of it; its public way wants all ranks to ask together
-            going = ray_state.get_draining_nodes()
-            with suppress(RayError):
+            with suppress(Exception):  # Ray's head may not answer for a moment: errors of several kinds; asked again
+                # the same call by which Ray Train learns of it; its public way wants all ranks to ask together
+                going = ray_state.get_draining_nodes()
                 if set(going) & set(ray.get(self.lines.nodes_of_ranks.remote())):
                     request_stop(self.run_dir)
                     return
@@ -168,6 +168,10 @@ class Lines:
     def __init__(self) -> None:
         self.waiting: list[str] = []
         self.nodes: set[str] = set()
+
+    def begin(self) -> None:
+        """Ranks are about to be started, where those before may not have been."""
+        self.nodes.clear()
 
     def join(self, node: str) -> None:
         self.nodes.add(node)

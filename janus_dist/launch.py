@@ -34,7 +34,7 @@ from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain,
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine import commits
-from janus_dist.engine.find import is_complete
+from janus_dist.engine.find import is_complete, refuse_if_never
 from janus_dist.errors import ClusterError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
@@ -128,6 +128,7 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     `cluster.restarts` times without a new checkpoint.
     """
     connect()
+    recipe = _if_never(recipe)
     forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
     here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
     lines = Lines.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
@@ -233,12 +234,21 @@ def _get(task: ray.ObjectRef) -> None:
         raise error.cause if isinstance(error.cause, JanusError) else error from error
 
 
+def _if_never(recipe: StageRecipe) -> StageRecipe:
+    """`run.resume=never` is of a job's start: when a rank is lost the job goes on from what it has saved itself."""
+    refuse_if_never(recipe.run)
+    if recipe.run.resume != "never":
+        return recipe
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
+
+
 def _steps(checkpoint: str | None) -> int:
     return 0 if checkpoint is None else commits.step_of(checkpoint)
 
 
 def _train_once(recipe: StageRecipe, lines: Any, workers: int) -> None:
     """Start the ranks and wait for them."""
+    ray.get(lines.begin.remote())
     cluster = recipe.cluster
     recipe = recipe.model_copy(update={"cluster": cluster.model_copy(update={"workers": workers})})
     TorchTrainer(

@@ -34,7 +34,7 @@ class RunConfig(Config):
     was. Without this such a resume is refused."""
     resume: str = "auto"
     """`auto`: from this run's newest checkpoint that is whole. `never`: refuse when there is one. Else the folder of
-    the checkpoint to go on from; newer ones of this run are set aside."""
+    the checkpoint to go on from, once; newer ones of this run are set aside (docs/resume.md)."""
     checkpoints: str | None = None
     """Folder or `s3://` URL for the checkpoints of all runs of this root: a run's are in `CHECKPOINTS/NAME`. Else each
     run has them in its own folder."""
@@ -103,9 +103,10 @@ class BaseRecipe(Config):
             name: _placed(source, place, "path", "images", "class_names")
             for name, source in self.pipeline.inputs.items()
         }
+        resume = ("resume",) if self.run.resume not in ("auto", "never") else ()
         return self.model_copy(
             update={
-                "run": _placed(self.run, place, "root", "checkpoints", "start_weights"),
+                "run": _placed(self.run, place, "root", "checkpoints", "start_weights", *resume),
                 "data": data.model_copy(update={"read": read}),
                 "pipeline": self.pipeline.model_copy(update={"inputs": inputs}),
                 "monitor": _placed(self.monitor, place, "prompts"),

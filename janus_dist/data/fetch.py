@@ -161,8 +161,16 @@ def is_local(path: str) -> bool:
 
 def pause_s(attempt: int) -> float:
     """Seconds to wait after a failed attempt (counted from 1): doubling, half of it random so that ranks spread."""
-    longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
-    return longest * random.uniform(0.5, 1.0)
+    return _longest_pause_s(attempt) * random.uniform(0.5, 1.0)
+
+
+def patience_s(timeout_s: float, attempts: int) -> float:
+    """How long a request is tried at most where nobody answers."""
+    return attempts * timeout_s + sum(map(_longest_pause_s, range(1, attempts)))
+
+
+def _longest_pause_s(attempt: int) -> float:
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
 
 
 class LocalStore:

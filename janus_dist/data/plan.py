@@ -172,6 +172,11 @@ class Plan:
         starts = [self._start(lane, self.base) for lane in range(len(self.lanes))]
         return [start + now - then for start, now, then in zip(starts, found, before, strict=True)]
 
+    def changes(self, before: int, step: int) -> bool:
+        """Whether the mixture, or the data on purpose, changes between two steps."""
+        firsts = [phase.first_step for phase in self.mixture.phases]
+        return any(before < first <= step for first in ([*firsts, self.base.step] if self.base else firsts))
+
     def shares_before(self, step: int) -> dict[Stream, float]:
         """Share of each stream in what is taken from step 0 to the one before `step`."""
         taken: dict[Stream, int] = dict.fromkeys(STREAMS, 0)

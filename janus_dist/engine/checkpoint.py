@@ -147,7 +147,7 @@ def newest_to_go_on(engine: ZeroEngine, saved_in: str, say: Callable[[str], None
     still be the newest by their markers, and pruning would keep them rather than what is saved from here on."""
     path = newest(engine, saved_in, say)
     if path is not None:
-        for newer in engine.world.on_first(lambda: commits.set_aside_after(path)):
+        for newer in engine.world.on_first(lambda: commits.set_aside_from(saved_in, path, commits.step_of(path))):
             say(f"set aside {newer}: the run goes on from {path}")
     return path
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from janus_dist.data import storage
@@ -70,8 +71,9 @@ def folder(saved_in: str, step: int) -> str:
 
 
 def step_of(path: str) -> int:
-    """The step of a checkpoint's folder."""
-    return int(name_of(path).removeprefix("step-"))
+    """The step of a checkpoint, by the name of its folder; by its marker where a user has given it another."""
+    name = name_of(path)
+    return int(name.removeprefix("step-")) if NAME.fullmatch(name) else read(path).step
 
 
 def name_of(path: str) -> str:
@@ -215,14 +217,28 @@ def write_marker(path: str, commit: Commit) -> None:
     storage.write_whole(f"{path}/{MARKER}", content.encode())
 
 
-def set_aside_after(path: str) -> list[str]:
-    """Make the checkpoints beside `path` that are newer than it not count any more; their files stay until the run
-    comes to their steps."""
-    newer = [other for other in marked(path.rsplit("/", 1)[0]) if step_of(other) > step_of(path)]
-    for other in newer:
+def saved_since(saved_in: str, path: str) -> str | None:
+    """The newest whole checkpoint, if it was saved by a run that was told to go on from the one at `path`."""
+    newest = latest(saved_in)
+    told = None if newest is None else read(newest).recipe.get("run", {}).get("resume")
+    return newest if told is not None and told.rstrip("/") == path else None
+
+
+def set_aside_from(saved_in: str, path: str, step: int) -> list[str]:
+    """Make the checkpoints from `step` on not count any more, but for the one at `path`, wherever it is; their files
+    stay until the run comes to their steps."""
+    others = [other for other in marked(saved_in) if step_of(other) >= step and not _is_same(other, path)]
+    for other in others:
         with _reached(other):
             storage.rename(f"{other}/{MARKER}", f"{other}/{ASIDE}")
-    return newer
+    return others
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether two names are of one folder, by whatever way they lead there."""
+    if not (storage.is_local(path) and storage.is_local(other)):
+        return path == other
+    return Path(path).resolve() == Path(other).resolve()
 
 
 def describe(path: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from janus_dist.config.load import flatten, load
 from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.engine import commits
-from janus_dist.errors import CheckpointError
+from janus_dist.errors import CheckpointError, ConfigError
 
 DECISIVE = (
     "stage", "run.seed", "model.", "mix.", "batch.", "optim.", "train.steps", "train.trainable", "train.answers_only",
@@ -75,6 +75,16 @@ def start_is_complete(run: RunConfig) -> bool:
     if not (before / "config.json").is_file():  # its checkpoints were brought here alone
         return True
     return commits.step_of(newest) >= recipe_of(before).train.steps
+
+
+def refuse_if_never(run: RunConfig) -> None:
+    """ConfigError with `run.resume=never` where there is a checkpoint."""
+    there = commits.latest(run.saved_in) if run.resume == "never" else None
+    if there is not None:
+        raise ConfigError(
+            f"run.resume=never, but run {run.dir} has a checkpoint: {there}",
+            "give the run another name (run.name=...), or let it go on (run.resume=auto)",
+        )
 
 
 def newest(folder: str) -> str:

@@ -48,6 +48,27 @@ class Piece:
         return Share(values, self.first, self.elements)
 
 
+class Order:
+    """Counts how often ZeRO-3 met modules in another order than it had recorded, by which it fetches parameters ahead.
+
+    It records anew each time, and meanwhile every module waits for its parameters: DeepSpeed says so in a log alone.
+    """
+
+    def __init__(self, engine: ZeroEngine):
+        self._changes = 0
+        coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
+        self._real, coordinator._invalidate_trace = coordinator._invalidate_trace, self._changed
+
+    def changes(self) -> int:
+        """Since this was asked last."""
+        found, self._changes = self._changes, 0
+        return found
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._real()
+
+
 def pieces(engine: ZeroEngine) -> list[Piece]:
     """This rank's share of every parameter, frozen ones included, in the order of their names."""
     found = []

@@ -1,7 +1,8 @@
 """Which steps are skipped, and when a run goes back: losses that are no number, or far above the ones before.
 
 The decision is a function of the agreed losses alone, so every rank comes to the same one before anything is changed.
-Invariant: a skipped step changes nothing, neither weights nor moments; what is judged by comes back with a checkpoint.
+Invariant: a skipped step changes nothing, neither weights nor moments; what is judged by comes back with a checkpoint,
+and is of the mixture that is trained on.
 """
 
 import math
@@ -15,6 +16,8 @@ MAX_SKIPPED = 10
 """Steps in a row that are skipped before the run goes back to its last checkpoint."""
 MAX_RETURNS = 3
 """After so many returns a run ends."""
+FORGIVEN_STEPS = 1_000
+"""Steps taken since the last return after which returns are counted anew: a month has room for more than three."""
 
 
 class Guard:
@@ -25,6 +28,24 @@ class Guard:
         self.losses = deque(losses, maxlen=WINDOW_STEPS)
         """Of the last steps that were taken, oldest first."""
         self.skipped_in_a_row = 0
+        self.returns = 0
+        """Not long ago."""
+        self._taken = 0
+
+    def go_on(self, losses: Sequence[float]) -> None:
+        """Stand where a checkpoint does."""
+        self.losses.clear()
+        self.losses.extend(losses)
+        self.skipped_in_a_row = 0
+
+    def went_back(self) -> None:
+        """The run goes back to a checkpoint."""
+        self.returns += 1
+        self._taken = 0
+
+    def forget(self) -> None:
+        """What comes is of another mixture, whose losses are not to be judged by those before."""
+        self.losses.clear()
 
     def objection(self, loss: float) -> str | None:
         """Why a step with this loss must not be taken; None when it may."""
@@ -42,6 +63,9 @@ class Guard:
         """A step was taken."""
         self.losses.append(loss)
         self.skipped_in_a_row = 0
+        self._taken += 1
+        if self._taken == FORGIVEN_STEPS:
+            self.returns = 0
 
     def skipped(self) -> None:
         """A step was skipped."""

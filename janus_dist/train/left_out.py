@@ -5,6 +5,7 @@ Invariant: writing it never fails a run; what cannot be read is left out of the 
 
 import json
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from janus_dist.data.inspect import read_samples
@@ -15,6 +16,13 @@ MOST_STEPS = 16
 """Steps whose samples are listed, the last ones: those that were skipped are among them."""
 
 log = logging.getLogger("janus_dist")
+
+
+def plan_step(step: int, left_out: Iterable[Sequence[int]]) -> int:
+    """The step of the plan that is a run's own `step`: as many more as were left out before it."""
+    for first, stop in left_out:
+        step += stop - first if first <= step else 0
+    return step
 
 
 def write_left_out(path: Path, plan: Plan, first: int, stop: int) -> None:

@@ -21,18 +21,23 @@ SHOWN = 4
 GIB = 2**30
 
 
-def check_world(recipe: StageRecipe, world: World, plan_digest: str, checkpoint_bytes: int) -> list[str]:
-    """Lines for the console; ClusterError when ranks differ, a node has other ranks than the rest, there is no room for
-    checkpoints, or the network is slower than `cluster.min_bandwidth_gb_s`."""
+def check_same(recipe: StageRecipe, world: World) -> None:
+    """ClusterError when ranks differ in settings or versions, or a node has other ranks than the rest. To be called
+    before anything that ranks do together and that depends on any of these."""
     settings = hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     facts = {
         "settings": settings[:12],
-        "plan": plan_digest[:12],
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "ranks a node": world.local_size,
     }
-    every: list[Any] = world.gather((platform.node(), facts))
+    _refuse_differences(world.gather((platform.node(), facts)))
+
+
+def check_world(recipe: StageRecipe, world: World, plan_digest: str, checkpoint_bytes: int) -> list[str]:
+    """Lines for the console; ClusterError when ranks have other data, there is no room for checkpoints, or the network
+    is slower than `cluster.min_bandwidth_gb_s`."""
+    every: list[Any] = world.gather((platform.node(), {"plan": plan_digest[:12]}))
     _refuse_differences(every)
     world.on_first(lambda: check_room(recipe.run, checkpoint_bytes))
     bandwidth = world.bandwidth()
@@ -47,8 +52,8 @@ def check_world(recipe: StageRecipe, world: World, plan_digest: str, checkpoint_
     return [f"{world.size} ranks on {nodes} node{'s' if nodes > 1 else ''}{found}"]
 
 
-def _refuse_differences(every: list[tuple[str, dict[str, Any]]]) -> None:
-    """ClusterError when ranks differ in a fact, naming those that differ from most."""
+def _refuse_differences(every: list[Any]) -> None:
+    """ClusterError when ranks, each with its node and facts, differ in a fact; it names those that differ from most."""
     for name in every[0][1]:
         values = Counter(str(facts[name]) for _, facts in every)
         if len(values) == 1:

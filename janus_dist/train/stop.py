@@ -1,5 +1,7 @@
 """Being asked to stop: by SIGTERM, by a file in the run's folder, or by a node's notice of its end.
 
+SIGTERM is for ranks that have their main thread to themselves, those that torchrun starts. Ray keeps the main thread of
+its processes, where SIGTERM ends them at once; there the driver takes it and makes the file.
 Each rank looks for itself; the trainer adds up what they found with each step's losses, so that all stop at the same
 step. Invariant: looking costs a file's metadata at most and never waits.
 """

@@ -6,6 +6,7 @@ how long it waited for data. Invariant: looking takes milliseconds and one small
 
 import platform
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -21,6 +22,18 @@ SIDES = {"cuda": 4096, "cpu": 256}
 """Of the matrices that are multiplied: milliseconds on an H100 or on a core."""
 SMALL = 50
 """Small operations beside it, which show a slow host."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look found, the same on every rank."""
+
+    slowest: float
+    """How many times the median of all ranks the slowest one takes for the same work."""
+    slowest_step_s: float
+    """Of all steps of all ranks so far."""
+    lines: list[str]
+    """They name ranks that have been slow for a while."""
 
 
 class Stragglers:
@@ -40,12 +53,11 @@ class Stragglers:
         self._waited_s += seconds
         self._steps += 1
 
-    def look(self) -> tuple[float, list[str]]:
-        """How many times the median of all ranks the slowest one takes for the same work, and lines that name ranks
-        which have been slow for a while; all ranks call it."""
-        mine = torch.tensor([self.work_s(), self._waited_s / max(1, self._steps)])
+    def look(self, slowest_step_s: float) -> Look:
+        """Compare all ranks, each of which says its slowest step so far; all call it."""
+        mine = torch.tensor([self.work_s(), self._waited_s / max(1, self._steps), slowest_step_s])
         self._waited_s, self._steps = 0.0, 0
-        every = torch.zeros(self.world.size, 2)
+        every = torch.zeros(self.world.size, 3)
         every[self.world.rank] = mine
         every = self.world.sum(every.to(self.world.device)).cpu()
         work, waits = every[:, 0], every[:, 1]
@@ -63,7 +75,7 @@ class Stragglers:
                     f"{usual_wait:.2f} s"
                 )
                 lines.append(f"rank {rank} on {self.nodes[rank]} is slow: {how}")
-        return float(work.max()) / median, lines
+        return Look(float(work.max()) / median, float(every[:, 2].max()), lines)
 
     def work_s(self) -> float:
         """Seconds of a fixed piece of work, the best of three."""

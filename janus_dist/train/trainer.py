@@ -12,13 +12,14 @@ from typing import Any
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader, RankStep
-from janus_dist.data.plan import Base, Plan, open_shards
+from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import checkpoint, commits
+from janus_dist.engine.partitions import Order
 from janus_dist.engine.saver import Saved, Saver
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.errors import CheckpointError, ConfigError, DivergedError, PreemptedError
+from janus_dist.errors import CheckpointError, DivergedError, PreemptedError
 from janus_dist.model import janus, single
 from janus_dist.model.parts import set_trainable
 from janus_dist.model.start import open_weights
@@ -26,18 +27,21 @@ from janus_dist.model.vq_weights import load_vq
 from janus_dist.monitor import events
 from janus_dist.monitor.console import step_line
 from janus_dist.monitor.sinks import Sink, last_line, make_sinks
+from janus_dist.train import resume
 from janus_dist.train.budget import checkpoint_bytes
-from janus_dist.train.compatible import changed_settings, check_data, check_rebase, check_resume
+from janus_dist.train.compatible import changed_settings, check_data
 from janus_dist.train.guard import MAX_RETURNS, Guard
-from janus_dist.train.left_out import write_left_out
+from janus_dist.train.left_out import plan_step, write_left_out
 from janus_dist.train.schedule import learning_rate
 from janus_dist.train.speed import peak_gib, speed
-from janus_dist.train.startup import check_world
+from janus_dist.train.startup import check_same, check_world
 from janus_dist.train.step import StepOutcome, train_step
 from janus_dist.train.stop import StopRequest, forget_request
 from janus_dist.train.straggler import Stragglers
 from janus_dist.train.validation import Validation
-from janus_dist.train.watch import Watch
+from janus_dist.train.watch import LONGEST_SAVE_S, Watch
+
+ORDER_CHANGED = "the model's modules ran in another order {changes} times, for which ZeRO-3 fetched nothing ahead"
 
 
 class Trainer:
@@ -50,7 +54,6 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.skipped = 0  # of the whole run; the first rank counts on from what it recorded
-        self.returns = 0
         self.left_out: list[tuple[int, int]] = []
         self.guard = Guard(recipe.train.spike_sigmas)
         run = recipe.run
@@ -59,6 +62,7 @@ class Trainer:
         self.waited_since = time.perf_counter()
         self.stragglers = Stragglers(self.world)
         self.slowest_rank = 1.0
+        self.order = Order(engine)
         self.sinks: list[Sink] = []
         self.watchers: list[Sink] = []
         """Sinks that take every step as it comes, also one that is trained again."""
@@ -66,12 +70,13 @@ class Trainer:
         self.saver = Saver(engine, recipe.run.saved_in)
         self.is_save_late = False
         self.newest: str | None = None
-        """The newest checkpoint that this process wrote."""
+        """The newest checkpoint of this run that this process wrote or went on from."""
 
     @classmethod
     def build(cls, recipe: StageRecipe, say: Callable[[str], None]) -> "Trainer":
         """Open the data, build the model and put it under ZeRO-3. `say` takes the first rank's console lines."""
         world = join(recipe.cluster, recipe.engine.timeout_s)
+        check_same(recipe, world)  # what comes next would wait for ever for a rank that does otherwise
         tokenizer = Tokenizer.load(recipe.data.tokenizer)
         shards = open_shards(recipe.data, recipe.mix, world.local_rank)
         check_data(recipe, tokenizer, shards)
@@ -124,14 +129,19 @@ class Trainer:
             waited = time.perf_counter() - step_began
             self.stragglers.waited(waited)
             lr = learning_rate(self.recipe.optim, self.step, total)
+            if self.plan.changes(plan_step(self.step - 1, self.left_out), rank_step.plan.step):
+                self.guard.forget()
             asked = self.stop.reason
             outcome = train_step(self.engine, rank_step, self.recipe.train, lr, self.guard.objection, asked is not None)
             self.step += 1
             self.tokens += rank_step.plan.num_tokens
             self.judge(outcome)
             if self.step % self.recipe.train.log_every_steps == 0:
-                self.slowest_rank, slow = self.stragglers.look()
-                for line in slow:
+                look = self.stragglers.look(self.watch.slowest_s)
+                self.slowest_rank = look.slowest
+                self.watch.agree(look.slowest_step_s)
+                changes = self.order.changes()
+                for line in look.lines if changes == 0 else [*look.lines, ORDER_CHANGED.format(changes=changes)]:
                     self.note("slow", line)
             step_s = time.perf_counter() - step_began
             values = self.measure(rank_step, outcome, step_s, waited) | self.validate_if_due()
@@ -169,14 +179,20 @@ class Trainer:
         """Resume from this run's newest checkpoint, else start from the weights of another run, of others, or random
         ones."""
         run = self.recipe.run
-        mine = self.resumed()
+        self.watch.pause()
+        mine = resume.chosen(self.engine, run, self.say)
+        self.watch.pause()
         for line in check_world(self.recipe, self.world, self.plan.digest, checkpoint_bytes(self.recipe)):
             self.say(line)
         if mine is not None:
-            self.go_on(mine)
+            before = self.world.on_first(lambda: commits.read(mine))
+            plan, said = resume.plan_from(self.plan, self.recipe, self.engine.trainable, mine, before)
+            self.use(plan)
+            if said:
+                self.note("note", said)
             commit = checkpoint.restore(self.engine, mine)
             self.take(commit)
-            self.newest = mine
+            self.newest = mine if mine == commits.folder(run.saved_in, commit.step) else None
             self.note("resumed", f"resuming {run.name} at step {self.step} from {mine}")
             if changed := changed_settings(self.recipe, commit):
                 self.note("note", f"settings that are not the checkpoint's: {changed}")
@@ -188,6 +204,7 @@ class Trainer:
                     f"run.start_from={run.start_from}: no committed checkpoint under {start}",
                     "train that run first, or set run.start_from=null to start from random weights",
                 )
+            self.watch.pause()
             checkpoint.restore_weights(self.engine, before)
             self.note("started", f"starting {run.name} from the weights of {before}")
         elif run.start_weights:
@@ -196,46 +213,10 @@ class Trainer:
             self.note("started", f"starting {run.name} from the weights of others: {given}")
         else:
             self.note("started", f"starting {run.name} from random weights")
+        self.watch.pause()
         if self.world.is_first:
             self.sinks = make_sinks(self.recipe, self.step, partial(self.note, "note"))
             self.skipped = int(last_line(run.dir / "metrics.jsonl").get("optim/skipped_steps", 0))
-
-    def resumed(self) -> str | None:
-        """The checkpoint to go on from by `run.resume`; None to start."""
-        run = self.recipe.run
-        if run.resume == "never":
-            if there := self.world.on_first(lambda: commits.latest(run.saved_in)):
-                raise ConfigError(
-                    f"run.resume=never, but run {run.dir} has a checkpoint: {there}",
-                    "give the run another name (run.name=...), or let it go on (run.resume=auto)",
-                )
-            return None
-        if run.resume == "auto":
-            return checkpoint.newest_to_go_on(self.engine, run.saved_in, self.say)
-        path = run.resume.rstrip("/")
-        checkpoint.verify(self.engine, path)
-        if path == commits.folder(run.saved_in, commits.step_of(path)):
-            for newer in self.world.on_first(lambda: commits.set_aside_after(path)):
-                self.say(f"set aside {newer}, which is newer than run.resume={path}")
-        return path
-
-    def go_on(self, path: str) -> None:
-        """Take the plan of a checkpoint; CheckpointError when it is another than the recipe's and no one asked."""
-        commit = self.world.on_first(lambda: commits.read(path))
-        before = commit.plan["base"]
-        self.use(self.plan.rebased(Base(**before) if before else None))
-        if self.recipe.run.rebase and self.plan.digest != commit.plan_digest:
-            check_rebase(self.plan, path, commit)
-            self.use(self.plan.rebased(Base(commit.step, commit.cursors)))
-            kept = [
-                lane.source
-                for lane, shards in zip(self.plan.lanes, self.plan.shards, strict=True)
-                if commit.cursors.get(lane.source, {}).get("manifest") == shards.manifest.digest
-            ]
-            self.note("note", f"re-based at step {commit.step}: {', '.join(kept) or 'no source'} went on where it was")
-            check_resume(self.recipe, None, self.engine.trainable, path, commit)
-        else:
-            check_resume(self.recipe, self.plan, self.engine.trainable, path, commit)
 
     def use(self, plan: Plan) -> None:
         """Train on this plan."""
@@ -246,15 +227,12 @@ class Trainer:
         """Stand where a checkpoint does."""
         self.step, self.tokens = commit.step, commit.tokens
         self.left_out = [(first, stop) for first, stop in commit.left_out]
-        self.guard = Guard(self.recipe.train.spike_sigmas, commit.losses)
+        self.guard.go_on(commit.losses)
 
     @property
     def plan_step(self) -> int:
-        """The step of the plan that is trained next: the run's own, and as many more as were left out before it."""
-        found = self.step
-        for first, stop in self.left_out:
-            found += stop - first if first <= found else 0
-        return found
+        """The step of the plan that is trained next."""
+        return plan_step(self.step, self.left_out)
 
     def judge(self, outcome: StepOutcome) -> None:
         """Note whether the step was taken, or skipped by its loss or because a gradient was not finite."""
@@ -268,12 +246,12 @@ class Trainer:
 
     def go_back(self, outcome: StepOutcome) -> None:
         """Restore the newest checkpoint and leave out the plan's steps since; DivergedError when that is in vain."""
-        self.watch.pause()
-        self.tell(self.saver.wait())
+        self.tell(self.wait_for_save())
         path = checkpoint.newest_to_go_on(self.engine, self.recipe.run.saved_in, self.say)
+        self.watch.pause()
         lost_at, stop = self.step, self.plan_step
-        self.returns += 1
-        if path is None or self.returns > MAX_RETURNS:
+        self.guard.went_back()
+        if path is None or self.guard.returns > MAX_RETURNS:
             tried = "before the first checkpoint" if path is None else f"and {MAX_RETURNS} returns did not help"
             raise DivergedError(
                 f"{self.guard.skipped_in_a_row} steps in a row were skipped, up to step {lost_at} "
@@ -282,6 +260,7 @@ class Trainer:
                 "it goes on from the last checkpoint",
             )
         self.take(checkpoint.restore(self.engine, path))
+        self.watch.pause()
         first = self.plan_step
         self.left_out.append((first, stop))
         self.newest = None  # the next save has other steps left out, so it must be written
@@ -354,19 +333,25 @@ class Trainer:
 
     def save_last(self) -> None:
         """Save the step just done and wait for it; CheckpointError when that fails."""
-        self.watch.pause()
-        self.tell(self.saver.wait())
+        self.tell(self.wait_for_save())
         if self.newest is not None and commits.step_of(self.newest) == self.step:
             return
         self.world.barrier()
         self.saver.start(self.step, self.identity(), self.keep())
-        saved = self.saver.wait()
+        saved = self.wait_for_save()
         self.tell(saved)
         if saved is not None and saved.failure is not None:
             raise CheckpointError(
                 f"the last checkpoint, of step {self.step}, could not be written to {saved.path}: {saved.failure}",
                 "mend that and run the same command again: it goes on from the checkpoint before",
             )
+
+    def wait_for_save(self) -> Saved | None:
+        """What became of the save that is being written, which may take long."""
+        self.watch.pause(LONGEST_SAVE_S)
+        saved = self.saver.wait()
+        self.watch.pause()
+        return saved
 
     def tell(self, saved: Saved | None) -> None:
         """Say what became of a save."""

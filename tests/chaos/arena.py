@@ -29,6 +29,10 @@ from tests.moto_s3 import Server
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 180.0
 POLL_S = 0.02
+LONGEST_RUN_S = 1.0
+"""A few steps, or the longer half of what lies between two checkpoints."""
+KILLS = ("rank", "rank_while_writing", "driver_killed", "node", "node_back", "damaged")
+"""The faults that kill -9 something while it trains."""
 DRIVER = "from tests.chaos.driver import main; main()"
 LOST = re.compile(r"a rank was lost: ")
 
@@ -61,6 +65,8 @@ class Arena:
         self.log = self.root / "console.log"
         self.driver: subprocess.Popen[bytes] | None = None
         self.faults: list[Fault] = []
+        self.struck_at = 0
+        """The step that was recorded when the newest fault was done."""
 
     # What can be seen of the run.
 
@@ -120,8 +126,9 @@ class Arena:
 
     def do(self, kind: str) -> Fault:
         """Do it, wait until the run has recovered, and note what it took."""
-        before, read, began = self.step, len(self.said), time.monotonic()
+        self.struck_at, read, began = self.step, len(self.said), time.monotonic()
         getattr(self, kind)()
+        before = self.struck_at
         if kind != "s3_away":
             self.wait(lambda: "resuming run at step" in self.said[read:], f"a resume after {kind}")
             resumed = re.findall(r"resuming run at step (\d+)", self.said[read:])
@@ -133,9 +140,14 @@ class Arena:
         self.faults.append(fault)
         return fault
 
+    def let_run(self) -> None:
+        """For a while that ends anywhere in a step or a save: a kill at the beginning of a step loses the least."""
+        time.sleep(self.random.uniform(0, LONGEST_RUN_S))
+        self.struck_at = self.step
+
     def rank(self) -> None:
-        """kill -9 of a rank, at any moment of a step."""
-        time.sleep(self.random.uniform(0, 0.3))
+        """kill -9 of a rank, at any moment."""
+        self.let_run()
         kill(self.random.choice(self.ranks()))
 
     def rank_while_writing(self) -> None:
@@ -144,14 +156,16 @@ class Arena:
         kill(self.random.choice(self.ranks()))
 
     def driver_killed(self) -> None:
-        """kill -9 of the driver; the same command again."""
+        """kill -9 of the driver, at any moment; the same command again."""
         assert self.driver is not None
+        self.let_run()
         os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
         self.start()
 
     def node(self) -> None:
-        """A node with a rank goes without a word; the run goes on with fewer ranks."""
+        """A node with a rank goes without a word, at any moment; the run goes on with fewer ranks."""
+        self.let_run()
         self.cluster.remove_node(self.other_node(), allow_graceful=False)
 
     def node_back(self) -> None:
@@ -176,9 +190,10 @@ class Arena:
         self.start()
 
     def damaged(self) -> None:
-        """The newest checkpoint loses a bit and the driver is killed: the one before is taken."""
+        """The newest checkpoint loses a bit and the driver is killed, at any moment: the one before is taken."""
         assert self.driver is not None
         self.wait(lambda: len(commits.committed(self.saved_in)) > 1, "two checkpoints")
+        self.let_run()
         os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
         end_s = time.monotonic() + LIMIT_S

@@ -12,7 +12,7 @@ import pytest
 
 from janus_dist.engine import commits
 from tests import handed, prepared
-from tests.chaos.arena import Arena, Fault, ray_nodes
+from tests.chaos.arena import KILLS, Arena, Fault, ray_nodes
 from tests.moto_s3 import Server, moto_bucket
 from tests.resume.test_trainer import losses
 
@@ -21,7 +21,7 @@ KINDS = (
     "node", "rank", "node_back", "damaged", "drained",
 )  # fmt: skip
 """Each kind of fault; a rank is also killed while the world is smaller."""
-STEPS_A_FAULT = 16
+STEPS_A_FAULT = 20
 """The run is so long that faults end before it does."""
 SAVE_EVERY = 5
 LR = 3e-4
@@ -57,10 +57,11 @@ class Result:
         """The proof, or what is wrong."""
         rows = "the same rows" if self.is_every_row_equal else "OTHER ROWS"
         until = "to the last" if self.first_difference is None else f"up to step {self.first_difference - 1}"
+        lost = sum(fault.steps_lost for fault in self.faults)
+        kills = sum(fault.kind in KILLS for fault in self.faults)
         shrunk = "" if self.shrunk_at is None else f" (the world changed behind step {self.shrunk_at})"
         return [
-            f"{len(self.faults)} faults in {self.steps} steps; {sum(one.steps_lost for one in self.faults)} steps were "
-            "trained again",
+            f"{len(self.faults)} faults, {kills} of them kills, in {self.steps} steps; {lost} steps were trained again",
             f"every step was given {rows} as in the undisturbed run",
             f"losses are equal bit for bit {until}{shrunk}",
             f"the largest relative difference of a loss is {self.worst_difference:.1e}",

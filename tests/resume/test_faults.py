@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,12 +16,14 @@ import pytest
 
 from janus_dist.config.recipe import RunConfig
 from janus_dist.data import storage
+from janus_dist.data.fetch import pause_s
+from janus_dist.data.reader import ATTEMPTS, TIMEOUT_S
 from janus_dist.engine import checkpoint, commits
 from janus_dist.errors import ClusterError, JanusError
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.train import guard, startup
+from janus_dist.train import guard, startup, watch
 from janus_dist.train.trainer import Trainer
-from tests import prepared
+from tests import prepared, tiny
 from tests.checkpoints import folder_of, saved_in
 from tests.moto_s3 import moto_bucket
 from tests.ranks import run_ranks
@@ -207,8 +210,13 @@ def differing(folder: Path, root: Path, sections: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def test_ranks_that_differ_in_their_settings_are_refused(folder, tmp_path):
-    for said in run_ranks(differing, 2, tmp_path / "meet", folder, tmp_path, {"optim": {"lr": 0.5}}):
+LARGER = tiny.MODEL.model_dump() | {"text": tiny.MODEL.text.model_dump() | {"vocab": prepared.VOCAB, "mlp": 96}}
+
+
+@pytest.mark.parametrize("own", [{"optim": {"lr": 0.5}}, {"model": LARGER}, {"run": {"resume": "/nowhere"}}])
+def test_ranks_that_differ_in_their_settings_are_refused(folder, tmp_path, own):
+    """Also in what they do together before the first step: partition a model, look for a checkpoint."""
+    for said in run_ranks(differing, 2, tmp_path / "meet", folder, tmp_path, own):
         assert said.startswith("exit 6: ranks differ in settings: most have ")
         assert "rank " in said and "start all ranks from the same image and code" in said
     assert commits.latest(saved_in(tmp_path / "run")) is None
@@ -268,3 +276,32 @@ def test_a_rank_that_stands_still_says_where_and_ends(tmp_path):
     assert done.returncode == 1
     text = stacks.read_text()
     assert "Timeout (0:00:00.500000)!" in text and "in stands_still" in text
+    assert re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ process \d+\n", text)
+    watch.Watch(stacks, timeout_s=60.0).end()
+    assert stacks.read_text() == text, "who takes its place leaves it as it is"
+    subprocess.run([sys.executable, "-c", HANGS, str(stacks)], timeout=30, check=False)
+    assert stacks.read_text().startswith(text) and stacks.read_text().count("in stands_still") == 2
+
+
+def test_where_nothing_hangs_there_is_no_file(tmp_path):
+    guarded = watch.Watch(tmp_path / "logs" / "stacks.txt", timeout_s=60.0)
+    guarded.beat(0.1)
+    guarded.end()
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_the_limit_is_that_of_the_slowest_rank_and_of_a_store_that_is_away(tmp_path, monkeypatch):
+    armed: list[float] = []
+    monkeypatch.setattr(watch.Watch, "_arm", lambda self, limit_s: armed.append(limit_s))
+    guarded = watch.Watch(tmp_path / "stacks.txt", timeout_s=6000.0)
+    for _ in range(watch.WARM_STEPS + 1):
+        guarded.beat(0.1)
+    assert armed[:-1] == [6000.0] * (watch.WARM_STEPS + 1)
+    silent_s = ATTEMPTS * TIMEOUT_S + sum(pause_s(attempt) for attempt in range(1, ATTEMPTS))
+    assert armed[-1] > silent_s > 120
+    guarded.agree(100.0)
+    guarded.beat(0.1)
+    assert armed[-1] == 1000.0
+    guarded.pause(longest_s=7000.0)
+    assert armed[-1] == 7000.0
+    guarded.end()

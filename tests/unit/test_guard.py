@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from janus_dist.train.guard import LEAST_STEPS, MAX_SKIPPED, WINDOW_STEPS, Guard
+from janus_dist.train.guard import FORGIVEN_STEPS, LEAST_STEPS, MAX_SKIPPED, WINDOW_STEPS, Guard
 
 
 def calm(number: int = LEAST_STEPS) -> list[float]:
@@ -36,6 +36,30 @@ def test_only_steps_that_were_taken_are_judged_by():
     assert list(guard.losses) == before
     guard.took(1.5)
     assert list(guard.losses) == [*before[1:], 1.5]
+
+
+def test_what_is_of_another_mixture_is_not_judged_by():
+    guard = Guard(6.0, calm())
+    assert guard.objection(9.0) is not None
+    guard.forget()
+    for _ in range(LEAST_STEPS):
+        assert guard.objection(9.0) is None
+        guard.took(9.0)
+    assert guard.objection(99.0) is not None
+
+
+def test_returns_are_forgiven_after_many_good_steps():
+    guard = Guard(6.0)
+    guard.went_back()
+    for _ in range(FORGIVEN_STEPS - 1):
+        guard.took(1.0)
+    guard.went_back()
+    guard.go_on([1.0])
+    assert guard.returns == 2, "one too early"
+    for _ in range(FORGIVEN_STEPS):
+        assert guard.returns == 2
+        guard.took(1.0)
+    assert guard.returns == 0
 
 
 def test_a_run_is_lost_after_so_many_skips_in_a_row():

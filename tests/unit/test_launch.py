@@ -18,7 +18,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from janus_dist import launch
-from janus_dist.errors import DataError, JanusError, PreemptedError, RankError
+from janus_dist.engine import commits
+from janus_dist.errors import ConfigError, DataError, JanusError, PreemptedError, RankError
 from janus_dist.train.failure import told
 from tests import prepared
 
@@ -38,6 +39,29 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     before = signal.getsignal(signal.SIGTERM)
     yield found
     signal.signal(signal.SIGTERM, before)
+
+
+def test_never_is_of_the_start_of_a_job(monkeypatch, tmp_path):
+    """Ranks that are started again must be able to go on from what the job has saved."""
+    recipe = prepared.recipe(tmp_path, tmp_path, run={"resume": "never"})
+    assert launch._if_never(recipe).run.resume == "auto"
+    monkeypatch.setattr(commits, "latest", lambda saved_in: f"{saved_in}/step-00000003")
+    with pytest.raises(ConfigError, match=r"run\.resume=never, but run .*/run has a checkpoint: .*/step-00000003"):
+        launch._if_never(recipe)
+    other = prepared.recipe(tmp_path, tmp_path)
+    assert launch._if_never(other) is other
+
+
+def test_ranks_are_told_whole_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for given, expected in (
+        ("runs/run/checkpoints/step-00000003/", f"{tmp_path}/runs/run/checkpoints/step-00000003"),
+        ("s3://bucket/run/step-00000003", "s3://bucket/run/step-00000003"),
+        ("auto", "auto"),
+        ("never", "never"),
+    ):
+        recipe = prepared.recipe(tmp_path, tmp_path, run={"resume": given})
+        assert recipe.with_absolute_paths().run.resume == expected
 
 
 def record(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str) -> None:

@@ -27,8 +27,8 @@ class Ranks(Stragglers):
 
     def sum(self, mine: torch.Tensor) -> torch.Tensor:
         assert not mine[1:].any(), "each rank fills its own row"
-        assert torch.equal(mine[0], torch.tensor([self.work[0], self.waits[0]]))
-        return torch.tensor([self.work, self.waits]).T
+        assert torch.equal(mine[0], torch.tensor([self.work[0], self.waits[0], 0.5]))
+        return torch.tensor([self.work, self.waits, [0.5, 0.5, 2.0, 0.5, 0.5]]).T
 
     def work_s(self) -> float:
         return self.work[0]
@@ -38,9 +38,9 @@ def test_a_slow_device_is_named_once_after_a_while():
     ranks = Ranks([0.01, 0.011, 0.01, 0.03, 0.01], [0.0] * WORLD)
     said = []
     for _ in range(2 * PATIENCE):
-        ratio, lines = ranks.look()
-        assert ratio == pytest.approx(3.0)
-        said.append(lines)
+        look = ranks.look(0.5)
+        assert look.slowest == pytest.approx(3.0) and look.slowest_step_s == 2.0
+        said.append(look.lines)
     named = ["rank 3 on node-1 is slow: the same work takes it 3.0 times the median of all ranks"]
     assert said == [[]] * (PATIENCE - 1) + [named] + [[]] * PATIENCE
 
@@ -49,7 +49,7 @@ def test_a_rank_that_recovers_is_not_named():
     ranks = Ranks([0.01] * WORLD, [0.0] * WORLD)
     for slow in (True, True, False, True, True):
         ranks.work[4] = 0.1 if slow else 0.01
-        assert ranks.look()[1] == []
+        assert ranks.look(0.5).lines == []
 
 
 def test_a_rank_that_waits_for_its_data_is_named():
@@ -59,7 +59,7 @@ def test_a_rank_that_waits_for_its_data_is_named():
         assert said == [], number
         ranks.waited(0.4)
         ranks.waited(0.6)
-        said = ranks.look()[1]
+        said = ranks.look(0.5).lines
     assert said == ["rank 0 on node-0 is slow: it waits 0.50 s a step for data, the median of all ranks is 0.02 s"]
 
 
@@ -67,19 +67,21 @@ def test_milliseconds_of_waiting_are_not_worth_a_word():
     ranks = Ranks([0.001] * WORLD, [0.04, 0.0, 0.0, 0.0, 0.0])
     for _ in range(2 * PATIENCE):
         ranks.waited(0.04)
-        assert ranks.look()[1] == []
+        assert ranks.look(0.5).lines == []
 
 
-def looks() -> list[tuple[float, list[str]]]:
+def looks() -> list[straggler.Look]:
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
     ranks = Stragglers(world)
     real = ranks.work_s
     ranks.work_s = lambda: real() * (50 if world.rank == 2 else 1)
-    return [ranks.look() for _ in range(PATIENCE)]
+    return [ranks.look(float(world.rank)) for _ in range(PATIENCE)]
 
 
 def test_real_ranks_agree_on_who_is_slow(tmp_path):
     found = run_ranks(looks, 3, tmp_path)
     assert found[0] == found[1] == found[2]
-    ratio, (line,) = found[0][-1]
-    assert ratio > straggler.SLOW and line.startswith("rank 2 on ")
+    look = found[0][-1]
+    assert look.slowest > straggler.SLOW and look.slowest_step_s == 2.0
+    (line,) = look.lines
+    assert line.startswith("rank 2 on ")

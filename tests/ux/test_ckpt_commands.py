@@ -98,7 +98,9 @@ def test_list(folder, janus):
 
 def test_list_leaves_out_what_a_user_copied(folder, janus):
     """A copy of a checkpoint under a name of its own is no checkpoint of the run, and nothing that prune may delete."""
-    storage.write_whole(f"{folder}/step-00000010-good/{commits.MARKER}", b"{}")
+    marker = storage.read(f"{commits.folder(folder, 10)}/{commits.MARKER}")
+    storage.write_whole(f"{folder}/step-00000010-good/{commits.MARKER}", marker)
+    assert commits.step_of(f"{folder}/step-00000010-good") == 10, "named by hand it is one"
     assert [line.split()[1] for line in janus("list", folder)[1].splitlines()[1:]] == ["10", "20", "30", "40", "50"]
     janus("prune", folder, "--keep", "1")
     assert storage.names(f"{folder}/step-00000010-good") == [commits.MARKER]

@@ -1,0 +1,42 @@
+"""The spike guard in the trainer: what it judges by is of the mixture that is trained on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from janus_dist.train.trainer import Trainer
+from tests import prepared
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepared.prepare(folder)
+    return folder
+
+
+def windows(folder: Path, root: Path, sections: dict[str, Any]) -> list[int]:
+    """How many losses there are to judge each step by."""
+    found: list[int] = []
+    trainer = Trainer.build(prepared.recipe(folder, root, 1, **sections), lambda line: None)
+    objection = trainer.guard.objection
+    trainer.guard.objection = lambda loss: (found.append(len(trainer.guard.losses)), objection(loss))[1]
+    trainer.fit()
+    return found
+
+
+def test_a_change_of_mixture_empties_the_window(folder, tmp_path):
+    """At its step of the plan, also when the run is resumed there, and where a run is re-based."""
+
+    def judged(steps: int, mix: dict[str, Any], **run: Any) -> list[int]:
+        sections = {"mix": mix, "train": {"steps": steps, "save_every_steps": 100}, "run": run}
+        return run_ranks(windows, 1, tmp_path / "meet", folder, tmp_path, sections)[0]
+
+    phased = {"then": [{"from_step": 3, "text": 9}, {"from_step": 5, "text": 1}]}
+    assert judged(4, phased) == [0, 1, 2, 0]
+    assert judged(5, phased) == [1], "a resume keeps what is of this mixture"
+    assert judged(7, phased) == [0, 1]
+    assert judged(9, {"text": 20}, rebase=True) == [0, 1]
+    assert judged(10, {"text": 20}) == [2]
