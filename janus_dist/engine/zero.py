@@ -87,7 +87,7 @@ class ZeroEngine:
         A gradient that is not finite changes nothing and returns infinity; so does one to `skip`, which all ranks must
         want together.
         """
-        if skip:  # DeepSpeed's own way to leave a step out, with all that it counts
+        if skip:  # stage 3 leaves out, with all that it counts, a step whose norm is not finite
             self.optimizer.grad_partitions_flat_buffer.fill_(torch.nan)
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = lr
@@ -105,9 +105,9 @@ def deepspeed_config(engine: EngineConfig, optim: OptimConfig, world: int) -> di
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
         "gradient_clipping": optim.grad_clip,
-        # the check also lets a step be left out (`ZeroEngine.step`)
-        "bf16": {"enabled": engine.dtype == "bfloat16", "check_grad_overflow": True},
-        "communication_data_type": DTYPES[engine.reduce_dtype],
+        "bf16": {"enabled": engine.dtype == "bfloat16"},
+        # one rank sums nothing, so its gradients go to the buffer in the precision that the backward gave them
+        "communication_data_type": DTYPES[engine.reduce_dtype if world > 1 else engine.dtype],
         "data_types": {"grad_accum_dtype": DTYPES[engine.accumulate_dtype]},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
