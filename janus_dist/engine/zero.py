@@ -20,6 +20,7 @@ from deepspeed.utils import groups
 
 from janus_dist.config.train import EngineConfig, OptimConfig
 from janus_dist.engine.world import World
+from janus_dist.model.parts import train_mode
 
 # DeepSpeed would compile a C++ extension for ranks of one machine at first use: a minute, a compiler, and a lock file
 # that a killed process leaves behind for ever. Gloo does the same on CPU.
@@ -72,13 +73,18 @@ class ZeroEngine:
         self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
         return kept
 
+    def train(self) -> None:
+        """Training mode, but for parts that are frozen."""
+        self.deepspeed.train()
+        train_mode(self.model)
+
     def forward(self, *inputs: Any) -> Any:
         """What the model returns of `inputs` beside its loss, in evaluation mode and without gradients; all ranks
         call it in step."""
         self.deepspeed.eval()
         with torch.no_grad():
             _, kept = self.deepspeed(*inputs)
-        self.deepspeed.train()
+        self.train()
         return kept
 
     def step(self, lr: float, skip: bool = False) -> float:
