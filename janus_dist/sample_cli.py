@@ -63,7 +63,8 @@ def sample_command(
     choice = Choice(
         settings.temperature if temperature is None else temperature, settings.top_k if top_k is None else top_k
     )
-    how = How(seed, images_per_prompt, guidance or settings.guidance, choice, max_new_tokens, device)
+    guidance = settings.guidance if guidance is None else guidance
+    how = How(seed, images_per_prompt, guidance, choice, max_new_tokens, device)
     asked = asked or samples.fixed_prompts()
     if checkpoint is None:
         samples.follow(Path(source), asked, how, out or Path(source) / "samples", print)

@@ -147,11 +147,13 @@ def is_local(path: str | Path) -> bool:
     return isinstance(fsspec.core.url_to_fs(str(path))[0], LocalFileSystem)
 
 
-def open_binary(path: str | Path, ahead_bytes: int = 0) -> Any:
-    """A file to read from, as a context manager; seeking in it reads no more than what is asked for, or with
-    `ahead_bytes` so much at a time."""
+def open_binary(path: str | Path, ahead_bytes: int | None = None) -> Any:
+    """A file to read from, as a context manager; a store is asked for `ahead_bytes` more than what is read, with 0 for
+    exactly that, without it for what fsspec thinks right."""
     files, name = fsspec.core.url_to_fs(str(path))
-    ahead: Any = {"cache_type": "readahead", "block_size": ahead_bytes} if ahead_bytes else {}
+    ahead: Any = {} if ahead_bytes is None else {"cache_type": "readahead", "block_size": ahead_bytes}
+    if ahead_bytes == 0:
+        ahead = {"cache_type": "none"}
     return files.open(name, "rb", **({} if isinstance(files, LocalFileSystem) else ahead))
 
 

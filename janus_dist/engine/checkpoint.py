@@ -161,7 +161,8 @@ def verify(engine: ZeroEngine, path: str) -> None:
 
 def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:
     partitions.begin(engine)
-    stored = StoredReader(path).read_metadata().state_dict_metadata
+    reader = StoredReader(path)  # one: it keeps the metadata, which is hundreds of MB of a thousand ranks
+    stored = reader.read_metadata().state_dict_metadata
     state: dict[str, Any] = {}
     converted: list[tuple[Tensor, Tensor]] = []
     for piece in partitions.pieces(engine):
@@ -174,7 +175,7 @@ def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:
                 converted.append((target, torch.empty_like(target, dtype=dtype)))
                 target = converted[-1][1]
             state[key] = piece.share(target)
-    dcp.load(state, storage_reader=StoredReader(path), planner=SharesToLoad())
+    dcp.load(state, storage_reader=reader, planner=SharesToLoad())
     for target, values in converted:
         target.copy_(values)
     partitions.end(engine, restored=True)

@@ -80,11 +80,11 @@ class HashedWriter(FileSystemWriter):
 
 class StoredReader(FileSystemReader):
     """Reads each file from its beginning on, and the metadata once: on many ranks it describes a piece of every tensor
-    from each of them."""
+    from each of them. Whoever wants a few pieces of a file, not most of it, sets `ahead_bytes` to 0."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, ahead_bytes: int = READ_BYTES):
         super().__init__(path)
-        self.fs = Files()
+        self.fs = Files(ahead_bytes)
         self.path = path
 
     @classmethod
@@ -120,14 +120,15 @@ class StoredReader(FileSystemReader):
 class Files(FileSystemBase):
     """Files of fsspec that are hashed while they are written."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead_bytes: int = READ_BYTES) -> None:
+        self.ahead_bytes = ahead_bytes
         self.written: dict[str, dict[str, Any]] = {}
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
         """A file to write to or to read from."""
         if "w" not in mode:
-            with storage.open_binary(str(path), READ_BYTES) as stream:
+            with storage.open_binary(str(path), self.ahead_bytes) as stream:
                 yield stream
             return
         with storage.open_new(str(path), PART_BYTES) as stream:

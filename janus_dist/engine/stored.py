@@ -3,8 +3,9 @@
 Invariant: only a whole checkpoint whose checksums hold is read, and of it only the tensors that are asked for.
 """
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -27,7 +28,7 @@ class StoredWeights:
         self.path = path
         self.commit: Commit = commits.read(path)
         commits.verify(path, self.commit)
-        self._reader = StoredReader(path)
+        self._reader = StoredReader(path, ahead_bytes=0)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -35,7 +36,10 @@ class StoredWeights:
         return {name: tuple(shape) for name, shape in self.commit.shapes.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Whole parameters on the CPU, in the type that they were stored in."""
+        """Whole parameters on the CPU, in the type that they were stored in.
+
+        Each rank's file is opened once for all of them, and of a store exactly their pieces are asked for.
+        """
         stored = self._reader.read_metadata().state_dict_metadata
         state = {
             WEIGHTS + name: torch.empty(stored[WEIGHTS + name].size, dtype=stored[WEIGHTS + name].properties.dtype)
@@ -46,6 +50,18 @@ class StoredWeights:
             dcp.load(state, storage_reader=self._reader, no_dist=True)
         named = {key.removeprefix(WEIGHTS): value for key, value in state.items()}
         return {name: value.reshape(self.commit.shapes[name]) for name, value in named.items()}
+
+    def groups(self, max_elements: int) -> Iterator[dict[str, Tensor]]:
+        """All parameters, read at most so many elements at a time; a larger one by itself."""
+        names: list[str] = []
+        elements = 0
+        for name, shape in self.shapes.items():
+            if names and elements + math.prod(shape) > max_elements:
+                yield self.read(names)
+                names, elements = [], 0
+            names.append(name)
+            elements += math.prod(shape)
+        yield self.read(names)
 
 
 def load_weights(folder: str) -> dict[str, Tensor]:

@@ -74,16 +74,19 @@ class World:
             raise found
         return found
 
-    def together(self, do: Callable[[], object]) -> None:
-        """Every rank does it; all raise the JanusError that one of them raises."""
+    def together(self, do: Callable[[], T]) -> T:
+        """What each rank finds by itself; all raise the JanusError that one of them raises, so that none waits for
+        it."""
+        found: Any = None
         fault: JanusError | None = None
         try:
-            do()
+            found = do()
         except JanusError as error:
             fault = error
-        for found in self.gather(fault):
-            if isinstance(found, JanusError):
-                raise found
+        for one in self.gather(fault):
+            if isinstance(one, JanusError):
+                raise one
+        return found
 
     def any(self, value: bool) -> bool:
         """Whether it is true on some rank; the same on every rank."""

@@ -20,6 +20,7 @@ from deepspeed.utils import groups
 
 from janus_dist.config.train import EngineConfig, OptimConfig
 from janus_dist.engine.world import World
+from janus_dist.model.parts import train_mode
 
 # DeepSpeed would compile a C++ extension for ranks of one machine at first use: a minute, a compiler, and a lock file
 # that a killed process leaves behind for ever. Gloo does the same on CPU.
@@ -72,13 +73,18 @@ class ZeroEngine:
         self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
         return kept
 
+    def train(self) -> None:
+        """Training mode, but for parts that are frozen."""
+        self.deepspeed.train()
+        train_mode(self.model)
+
     def forward(self, *inputs: Any) -> Any:
         """What the model returns of `inputs` beside its loss, in evaluation mode and without gradients; all ranks
         call it in step."""
         self.deepspeed.eval()
         with torch.no_grad():
             _, kept = self.deepspeed(*inputs)
-        self.deepspeed.train()
+        self.train()
         return kept
 
     def step(self, lr: float, skip: bool = False) -> float:
@@ -87,7 +93,7 @@ class ZeroEngine:
         A gradient that is not finite changes nothing and returns infinity; so does one to `skip`, which all ranks must
         want together.
         """
-        if skip:  # DeepSpeed's own way to leave a step out, with all that it counts
+        if skip:  # stage 3 leaves out, with all that it counts, a step whose norm is not finite
             self.optimizer.grad_partitions_flat_buffer.fill_(torch.nan)
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = lr
@@ -105,9 +111,9 @@ def deepspeed_config(engine: EngineConfig, optim: OptimConfig, world: int) -> di
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
         "gradient_clipping": optim.grad_clip,
-        # the check also lets a step be left out (`ZeroEngine.step`)
-        "bf16": {"enabled": engine.dtype == "bfloat16", "check_grad_overflow": True},
-        "communication_data_type": DTYPES[engine.reduce_dtype],
+        "bf16": {"enabled": engine.dtype == "bfloat16"},
+        # one rank sums nothing, so its gradients go to the buffer in the precision that the backward gave them
+        "communication_data_type": DTYPES[engine.reduce_dtype if world > 1 else engine.dtype],
         "data_types": {"grad_accum_dtype": DTYPES[engine.accumulate_dtype]},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

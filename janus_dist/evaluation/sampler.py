@@ -24,7 +24,10 @@ from janus_dist.model.janus import Janus
 from janus_dist.model.sample import LIKELIEST, Choice
 from janus_dist.model.start import load_start
 from janus_dist.model.vq_weights import load_vq
-from janus_dist.model.weights import load_into
+from janus_dist.model.weights import check_shapes
+
+READ_ELEMENTS = 2**28
+"""Of a checkpoint, read at once: 1 GiB in float32."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,15 @@ class Sampler:
         when something does not fit the recipe."""
         tokenizer = load_tokenizer(recipe)
         vq = load_vq(recipe.model, recipe.data.vq_weights).to(device)  # pyright: ignore[reportArgumentType]
-        model = janus.build(recipe.model, recipe.run.seed)
+        model = janus.on_meta(recipe.model)
+        for module in janus.made(model, recipe.run.seed, torch.device("cpu"), drawn=checkpoint is None):
+            for parameter in module.parameters(recurse=False):  # not rotary frequencies: float32, as in training
+                parameter.data = parameter.data.bfloat16()
         if checkpoint is None:
             load_start(model, recipe.model, recipe.run.start_weights)
         else:
-            stored = StoredWeights(checkpoint)
-            load_into(model, stored.read(stored.shapes), checkpoint)
+            _read(model, checkpoint)
         model.model.language_model.set_attn_implementation("sdpa")  # prompts of one length, with a cache
-        for parameter in model.parameters():  # not the rotary frequencies, which stay in float32 as in training
-            parameter.data = parameter.data.bfloat16()
         return cls(recipe, model.to(device).eval(), vq, tokenizer)  # pyright: ignore[reportArgumentType]
 
     def answer(
@@ -129,6 +132,17 @@ class Sampler:
                 f"{text[:40]!r} takes {tokens} positions with its images and answer, the model has {most}",
                 "ask for less, or with fewer images",
             )
+
+
+@torch.no_grad()
+def _read(model: Janus, checkpoint: str) -> None:
+    """Give a model the weights of a checkpoint, in the model's own type; never all of them in the stored one."""
+    stored = StoredWeights(checkpoint)
+    check_shapes(model, stored.shapes, checkpoint)
+    parameters = dict(model.named_parameters())
+    for group in stored.groups(READ_ELEMENTS):
+        for name, values in group.items():
+            parameters[name].copy_(values)
 
 
 def load_tokenizer(recipe: BaseRecipe) -> Tokenizer:

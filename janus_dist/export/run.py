@@ -1,13 +1,13 @@
 """Export: a checkpoint of ours becomes a folder that other programs load.
 
-Invariant: the folder is whole or absent. It is written beside its place and renamed at the end; of the checkpoint one
-tensor at a time is in memory.
+Invariant: the folder is whole or absent. It is written beside its place and renamed at the end; of the checkpoint the
+tensors of one file are in memory at a time.
 """
 
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -129,11 +129,15 @@ def _write_weights(
     extra = {CODES_USED: torch.zeros(CODES_USED_LENGTH)} if layout == "deepseek" else {}
     planned += [Planned(name, tuple(value.shape), value.dtype) for name, value in extra.items()]
 
-    def make(theirs: str) -> Tensor:
-        if theirs in extra:
-            return extra[theirs]
-        own = [of_vq[name] if name in of_vq else weights.read([name])[name] for name in pieces[theirs]]
-        return _joined(own, at[pieces[theirs][0]])
+    def make(names: Sequence[str]) -> Iterator[Tensor]:
+        # all at once: one by one, each would be a thousand openings where a thousand ranks wrote
+        held = weights.read(own for theirs in names for own in pieces.get(theirs, ()) if own not in of_vq)
+        for theirs in names:
+            if theirs in extra:
+                yield extra[theirs]
+                continue
+            own = [of_vq[name] if name in of_vq else held.pop(name) for name in pieces[theirs]]
+            yield _joined(own, at[pieces[theirs][0]])
 
     return write_shards(folder, planned, make, max_bytes)
 

@@ -1,13 +1,13 @@
-"""Safetensors files written tensor by tensor, so that a model of any size passes through the memory of its largest one.
+"""Safetensors files, written one after the other: a model of any size passes through the memory of one file.
 
-The library's own writer takes all tensors of a file at once. Invariant: what is written is what `safetensors` reads:
+The library's own writer has a file's tensors in memory twice. Invariant: what is written is what `safetensors` reads:
 eight bytes of length, a JSON header, the tensors' bytes one after the other, the widest types first so that each
 stands at a multiple of its own width.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,15 @@ class Planned:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_shards(folder: Path, tensors: Sequence[Planned], make: Callable[[str], Tensor], max_bytes: int) -> list[Path]:
+Make = Callable[[Sequence[str]], Iterator[Tensor]]
+"""Gives the tensors of these names, in this order."""
+
+
+def write_shards(folder: Path, tensors: Sequence[Planned], make: Make, max_bytes: int) -> list[Path]:
     """Write `model.safetensors`, or files of at most `max_bytes` of tensors each with their index.
 
-    `make` gives a tensor of the planned shape by its name; it is rounded to the planned type. A tensor that is larger
-    than `max_bytes` has a file of its own. Returns the files.
+    `make` is asked once a file, and gives tensors of the planned shapes, which are rounded to the planned types. A
+    tensor that is larger than `max_bytes` has a file of its own. Returns the files.
     """
     shards = _split(tensors, max_bytes)
     if len(shards) == 1:
@@ -68,7 +72,7 @@ def _split(tensors: Sequence[Planned], max_bytes: int) -> list[list[Planned]]:
     return shards
 
 
-def _write(path: Path, tensors: Sequence[Planned], make: Callable[[str], Tensor]) -> None:
+def _write(path: Path, tensors: Sequence[Planned], make: Make) -> None:
     ordered = sorted(tensors, key=lambda planned: -planned.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -84,7 +88,6 @@ def _write(path: Path, tensors: Sequence[Planned], make: Callable[[str], Tensor]
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
-        for planned in ordered:
-            tensor = make(planned.name)
+        for planned, tensor in zip(ordered, make([planned.name for planned in ordered]), strict=True):
             assert tuple(tensor.shape) == planned.shape, f"{planned.name}: {tuple(tensor.shape)}, not {planned.shape}"
             file.write(tensor.to(planned.dtype).reshape(-1).view(torch.uint8).numpy().data)

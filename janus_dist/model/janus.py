@@ -158,11 +158,12 @@ def on_meta(config: ModelConfig) -> Janus:
     return model
 
 
-def made(model: Janus, seed: int, device: torch.device) -> Iterator[nn.Module]:
+def made(model: Janus, seed: int, device: torch.device, drawn: bool = True) -> Iterator[nn.Module]:
     """Give a model on `meta` random weights, module by module, and hand each on as soon as its own are real.
 
     Children come before their parents, so that whoever takes the weights away (ZeRO-3) never holds more than one
-    module's. Weights depend on the seed, the module's name and the kind of device only.
+    module's. Weights depend on the seed, the module's name and the kind of device only; not `drawn`, they have no
+    values, for who sets them all, and only buffers do.
     """
     owner: dict[nn.Module, PreTrainedModel] = {}
     for parent in model.modules():  # the innermost comes last and stays
@@ -175,8 +176,9 @@ def made(model: Janus, seed: int, device: torch.device) -> Iterator[nn.Module]:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(int.from_bytes(digest[:8], "little"))
             module.to_empty(device=device, recurse=False)
-            owner[module]._init_weights(module)
-            if isinstance(module, nn.Embedding) and module is model.model.generation_embeddings:
+            if drawn or not [*module.parameters(recurse=False)]:
+                owner[module]._init_weights(module)
+            if drawn and isinstance(module, nn.Embedding) and module is model.model.generation_embeddings:
                 nn.init.normal_(module.weight)  # as in the official model; its 8 values a code
         yield module
 

@@ -35,6 +35,20 @@ def set_trainable(model: nn.Module, trainable: Iterable[Part]) -> None:
         parameter.requires_grad_(part_of(name) in wanted)
 
 
+def train_mode(model: nn.Module) -> None:
+    """Training mode for the parts that learn, evaluation mode for those that are frozen.
+
+    But for frozen layers that are computed again in the backward: transformers does that in training mode only.
+    """
+    model.train()
+    for prefix in PREFIXES.values():
+        part = model.get_submodule(prefix.removesuffix("."))
+        if any(parameter.requires_grad for parameter in part.parameters()):
+            continue
+        for module in part.modules():
+            module.training = bool(getattr(module, "gradient_checkpointing", False))
+
+
 def count_parameters(model: nn.Module) -> dict[Part, int]:
     """Elements of each part; also right after ZeRO-3 has partitioned the model."""
     counts: dict[Part, int] = dict.fromkeys(PREFIXES, 0)

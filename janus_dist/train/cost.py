@@ -20,7 +20,7 @@ from janus_dist.data.collate import Document, DocumentFormat, collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.model import janus
 from janus_dist.model.flops import Counts
-from janus_dist.model.parts import set_trainable
+from janus_dist.model.parts import set_trainable, train_mode
 
 WORDS = 24
 """Text tokens beside an image in the documents that are timed."""
@@ -48,7 +48,8 @@ def measure(recipe: StageRecipe, rounds: int = 5) -> Measured:
     model = janus.build(recipe.model, recipe.run.seed)
     set_trainable(model, recipe.train.trainable)
     janus.checkpoint_activations(model, recipe.engine.activation_checkpointing)
-    model = model.to(device=device, dtype=getattr(torch, recipe.engine.dtype)).train()  # pyright: ignore[reportCallIssue]
+    model = model.to(device=device, dtype=getattr(torch, recipe.engine.dtype))  # pyright: ignore[reportCallIssue]
+    train_mode(model)
     batches, factors = [batch.to(device) for batch in makes(recipe)], torch.ones(len(STREAMS), device=device)
 
     def run(batch: Batch) -> None:

@@ -56,7 +56,8 @@ def predict(recipe: StageRecipe, world: int) -> Memory:
         "weights within a node": 0 if hpz == 1 else low * sum(-(-one // hpz) for one in [*learned, *frozen]),
         "gradients": DTYPE_BYTES[recipe.engine.accumulate_dtype] * mine,
         "gathered weights": low * (max(_module_elements(shapes)) + ahead),
-        "gradients on their way": (low + FLOAT32) * min(recipe.engine.bucket_elements, sum(learned)),
+        "gradients on their way": (low + (low if world == 1 else FLOAT32))
+        * min(recipe.engine.bucket_elements, sum(learned)),
         "activations": activation_bytes(recipe, tokens),
         "a layer computed again": recomputed_bytes(recipe, tokens),
         "heads": head_bytes(recipe, tokens),

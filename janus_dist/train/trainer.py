@@ -110,7 +110,7 @@ class Trainer:
         """
         try:
             self.start()
-            self.engine.module.train()
+            self.engine.train()
             while self.step < self.recipe.train.steps:
                 self.train_on()
             self.save_last()
@@ -208,7 +208,9 @@ class Trainer:
             checkpoint.restore_weights(self.engine, before)
             self.note("started", f"starting {run.name} from the weights of {before}")
         elif run.start_weights:
-            checkpoint.fill(self.engine, open_weights(self.recipe.model, run.start_weights))
+            checkpoint.fill(
+                self.engine, self.world.together(lambda: open_weights(self.recipe.model, run.start_weights))
+            )
             given = ", ".join(f"{what} of {path}" for what, path in run.start_weights.items())
             self.note("started", f"starting {run.name} from the weights of others: {given}")
         else:

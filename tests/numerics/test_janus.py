@@ -16,7 +16,7 @@ from janus_dist.data.collate import collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.data.shard import counts
 from janus_dist.model import janus
-from janus_dist.model.parts import PREFIXES, count_parameters, part_of, set_trainable
+from janus_dist.model.parts import PREFIXES, count_parameters, part_of, set_trainable, train_mode
 from janus_dist.train.step import loss_weights
 from tests import tiny
 
@@ -304,3 +304,26 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state_alone(
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(a.lm_head.weight, b.lm_head.weight)
     assert not torch.equal(a.lm_head.weight, c.lm_head.weight)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_frozen_parts_stay_in_evaluation_mode(every):
+    """Layers that are computed again in the backward look at their mode; what is in them is frozen all the same."""
+    model = janus.build(tiny.MODEL, seed=0).eval()
+    set_trainable(model, ["understanding_adaptor", "image_head"])
+    janus.checkpoint_activations(model, every)
+    train_mode(model)
+    core = model.model
+    assert all(module.training for part in (core.aligner, core.generation_head) for module in part.modules())
+    frozen = [
+        core.vision_model,
+        core.language_model,
+        core.generation_embeddings,
+        core.generation_aligner,
+        model.lm_head,
+    ]
+    still = {module for part in frozen for module in part.modules() if module.training}
+    assert still == (set(core.language_model.layers) if every else set())
+    model.requires_grad_(True)
+    train_mode(model)
+    assert core.language_model.training and core.vision_model.training and model.lm_head.training

@@ -24,6 +24,19 @@ SIZES = {
 }
 TOTALS = {"1B": 2_076_636_811, "7B": 7_407_773_323}
 """Of the published models."""
+MILLIONS = {
+    "model.vision_model.": (303.69, 303.69),
+    "model.aligner.": (6.30, 20.98),
+    "model.vqmodel.": (71.88, 71.88),
+    "model.vqmodel.encoder.": (29.30, 29.30),
+    "model.vqmodel.decoder.": (42.45, 42.45),
+    "model.generation_embeddings.": (0.131072, 0.131072),
+    "model.generation_aligner.": (4.21, 16.82),
+    "model.generation_head.": (37.77, 83.91),
+    "model.language_model.": (1442.9, 6490.9),
+    "lm_head.": (209.7, 419.4),
+}
+"""Parameters of the published models' modules, 1B (and 1.3B) and 7B, to the last digit given."""
 SHAPES = janus.parameter_shapes(tiny.MODEL)
 TEXT, VISION = tiny.MODEL.text, tiny.MODEL.vision
 
@@ -57,6 +70,17 @@ def test_published_sizes(size):
         taken = sorted((place.offset, math.prod(ours[own])) for own, place in at.items() if place.name == name)
         assert [first for first, _ in taken] == [sum(n for _, n in taken[:i]) for i in range(len(taken))]
         assert sum(number for _, number in taken) == math.prod(theirs[name])
+
+
+@pytest.mark.parametrize("prefix", MILLIONS)
+@pytest.mark.parametrize("size", SIZES)
+def test_published_sizes_of_modules(size, prefix):
+    model = model_of(size)
+    ours = janus.parameter_shapes(model) | vq_shapes(model)
+    found = sum(math.prod(shape) for name, shape in ours.items() if name.startswith(prefix)) / 1e6
+    published = MILLIONS[prefix][list(SIZES).index(size)]
+    last_digit = 10 ** -len(str(published).partition(".")[2])
+    assert found == pytest.approx(published, abs=0.51 * last_digit)
 
 
 def test_deepseek_tensors_arrive_where_the_network_uses_them(tmp_path):

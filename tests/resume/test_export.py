@@ -2,6 +2,8 @@
 
 import json
 import math
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from janus_dist.engine.stored import StoredWeights, load_weights
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError, ConfigError, DataError
+from janus_dist.evaluation import sampler
 from janus_dist.export.run import export
 from janus_dist.export.shards import Planned, write_shards
 from janus_dist.model import janus, sample, vq
@@ -178,12 +181,24 @@ def test_deepseeks_layout(recipe, folders):
     assert json.loads((folder / "processor_config.json").read_text())["num_image_tokens"] == 16
 
 
-def test_shards_are_small_and_one_parameter_is_read_at_a_time(recipe, folders, tmp_path, monkeypatch):
-    asked: list[list[str]] = []
+def test_shards_are_small_and_one_of_them_is_in_memory_at_a_time(recipe, folders, tmp_path, monkeypatch):
+    asked: list[int] = []
+    """Bytes of each reading."""
+    alive: list[weakref.ref[torch.Tensor]] = []
     read = StoredWeights.read
-    monkeypatch.setattr(StoredWeights, "read", lambda self, names: asked.append(list(names)) or read(self, names))
+
+    def counted(self: StoredWeights, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        assert not any(tensor() is not None for tensor in alive), "of an earlier file"
+        found = read(self, names)
+        alive.extend(weakref.ref(tensor) for tensor in found.values())
+        asked.append(sum(tensor.nbytes for tensor in found.values()))
+        return found
+
+    monkeypatch.setattr(StoredWeights, "read", counted)
     done = export(str(recipe.run.dir), tmp_path / "out", "deepseek", dtype="float32", max_shard_bytes=100_000)
-    assert [len(names) for names in asked] == [1] * len(load_weights(saved_in(recipe.run.dir)))
+    weights = load_weights(saved_in(recipe.run.dir))
+    assert len(asked) - 1 == done.files, "each rank's file is opened so often; the last reading is this test's"
+    assert max(asked[:-1]) <= 100_000 and sum(asked[:-1]) == sum(value.nbytes for value in weights.values())
     files = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(files) == done.files > 3 and files[0].name == f"model-00001-of-{done.files:05d}.safetensors"
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -331,7 +346,7 @@ def test_files_written_tensor_by_tensor_are_safetensors(tmp_path):
     for max_bytes, files in ((10**6, 1), (60, 3)):
         folder = tmp_path / str(max_bytes)
         folder.mkdir()
-        paths = write_shards(folder, planned, tensors.__getitem__, max_bytes)
+        paths = write_shards(folder, planned, lambda names: map(tensors.__getitem__, names), max_bytes)
         assert len(paths) == files
         found = {}
         for path in paths:
@@ -342,3 +357,35 @@ def test_files_written_tensor_by_tensor_are_safetensors(tmp_path):
         for name, value in tensors.items():
             assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
             assert math.prod(found[name].shape) == value.numel()
+
+
+@torch.no_grad()
+def test_a_sampler_is_the_model_of_the_checkpoint_and_is_never_whole_in_float32(recipe, monkeypatch):
+    """The same logits, bit for bit, as of a model that was made whole and rounded; what is read at once is counted."""
+    at_once: list[int] = []
+    read = StoredWeights.read
+
+    def counted(self: StoredWeights, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        found = read(self, names)
+        at_once.append(sum(tensor.numel() for tensor in found.values()))
+        return found
+
+    monkeypatch.setattr(StoredWeights, "read", counted)
+    monkeypatch.setattr(sampler, "READ_ELEMENTS", 10_000)
+    found = sampler.Sampler.load(recipe, str(folder_of(recipe.run.dir, 2))).model
+    monkeypatch.undo()
+    whole = ours(recipe, torch.bfloat16)
+    total = sum(parameter.numel() for parameter in whole.parameters())
+    assert sum(at_once) == total and len(at_once) > 3 and max(at_once) < total / 3
+    for mine, expected in ((found.named_parameters(), whole.named_parameters()),
+                           (found.named_buffers(), whole.named_buffers())):  # fmt: skip
+        for (name, value), (other, wanted) in zip(mine, expected, strict=True):
+            assert name == other and value.dtype == wanted.dtype and torch.equal(value, wanted), name
+    frequencies = found.model.language_model.rotary_emb.inv_freq
+    assert isinstance(frequencies, torch.Tensor) and frequencies.dtype == torch.float32
+    ids = torch.arange(12)[None]
+    logits = [
+        model.lm_head(model.model.language_model(input_ids=ids, use_cache=False).last_hidden_state)
+        for model in (found, whole)
+    ]
+    assert torch.equal(*logits) and logits[0].std() > 0.1

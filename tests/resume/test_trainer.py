@@ -3,17 +3,21 @@
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from janus_dist.config.mix import Lane
+from janus_dist.config.train import ClusterConfig
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.engine import commits
-from janus_dist.errors import JanusError
+from janus_dist.engine.world import join
+from janus_dist.errors import CheckpointError, JanusError
 from janus_dist.monitor.sinks import read_lines
+from janus_dist.train import trainer
 from janus_dist.train.trainer import Trainer
-from tests import prepared
+from tests import prepared, published, tiny
 from tests.checkpoints import folder_of, saved_in
 from tests.ranks import run_ranks
 
@@ -203,3 +207,28 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder, tmp_path):
     *_, line = train(folder, tmp_path, 1, optim={"lr": 1e30, "grad_clip": 1e30}, train={"steps": 40})
     assert line.startswith("exit 5: 10 steps in a row were skipped, up to step 1")
     assert "before the first checkpoint" in line and "lower optim.lr (now 1e+30)" in line
+
+
+def started_from(folders: list[str]) -> str:
+    """How a rank starts that finds others' weights, or not, in its own folder."""
+    world = join(ClusterConfig(workers=1), timeout_s=60)
+    run = SimpleNamespace(start_from=None, start_weights={"janus": folders[world.rank]}, name="run")
+    stand_in: Any = SimpleNamespace(
+        recipe=SimpleNamespace(run=run, model=tiny.MODEL), world=world, plan=SimpleNamespace(digest=""), engine=None,
+        step=0, resumed=lambda: None, checkpoint_bytes=lambda: 0, note=lambda *_: None,
+    )  # fmt: skip
+    trainer.check_world = lambda *_: []
+    trainer.checkpoint.fill = lambda *_: None
+    trainer.make_sinks = lambda *_: []
+    try:
+        Trainer.start(stand_in)
+    except CheckpointError as error:
+        return error.message
+    return "started"
+
+
+def test_weights_that_one_rank_lacks_end_all_ranks(tmp_path):
+    here = str(published.write(tmp_path / "here", published.tensors(published.deepseek(tiny.MODEL))))
+    assert run_ranks(started_from, 2, tmp_path / "a", [here, here]) == ["started"] * 2
+    found = run_ranks(started_from, 2, tmp_path / "b", [here, "/nowhere"])
+    assert found[0] == found[1] and found[0].startswith("run.start_weights.janus=/nowhere does not exist")

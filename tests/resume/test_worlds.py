@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig
-from janus_dist.engine import checkpoint, commits, partitions
+from janus_dist.engine import checkpoint, commits, partitions, zero
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.model import janus
@@ -112,6 +112,26 @@ def test_gradients_in_bfloat16_round_and_no_more(tmp_path, setting):
     rounded = run_ranks(losses_with, 2, tmp_path / "b", {"dtype": "bfloat16", setting: "bfloat16"})[0]
     assert rounded[0] == exact[0] and rounded != exact, "the first loss has seen no gradient"
     assert rounded == pytest.approx(exact, rel=0.02)
+
+
+def state_of_one(sent_as: str | None) -> tuple[str, State]:
+    """What DeepSpeed sends gradients in, and all that two steps of one rank make when it is made to be `sent_as`."""
+    made = zero.deepspeed_config
+    if sent_as is not None:
+        zero.deepspeed_config = lambda *of: made(*of) | {"communication_data_type": sent_as}
+    world, model = join(ClusterConfig(workers=1), timeout_s=60), janus.on_meta(tiny.MODEL)
+    set_trainable(model, TRAINABLE)
+    engine = ZeroEngine(model, janus.made(model, 0, world.device), EngineConfig(), OptimConfig(lr=1e-2), world)
+    train_steps(engine, 0, 2)
+    return str(engine.optimizer.communication_data_type), everything(engine)
+
+
+def test_one_rank_sums_nothing_so_its_gradients_are_not_widened_on_the_way(tmp_path):
+    sent_as, found = run_ranks(state_of_one, 1, tmp_path / "a", None)[0]
+    widened, expected = run_ranks(state_of_one, 1, tmp_path / "b", "fp32")[0]
+    assert (sent_as, widened) == ("torch.bfloat16", "torch.float32")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def all_parts(settings: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from janus_dist.cli import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.tokenizer import train_tokenizer
@@ -134,6 +136,15 @@ def test_a_checkpoint_that_goes_away_meanwhile_is_passed_over(recipe, tmp_path, 
     samples.follow(recipe.run.dir, [Asked(caption="a")], How(), tmp_path / "out", lines.append)
     assert lines[0] == f"{gone} was deleted before it was sampled (CheckpointError)"
     assert lines[1].startswith("step 6: ") and commits.is_committed(last)
+
+
+@pytest.mark.parametrize(("arguments", "guidance"), [([], 5.0), (["--guidance", "0"], 0.0), (["--guidance", "2"], 2.0)])
+def test_guidance_of_the_command_is_taken_when_it_is_given(recipe, tmp_path, arguments, guidance):
+    assert recipe.evaluate.guidance == 5.0
+    commit(recipe, 2)
+    asked = ["sample", str(recipe.run.dir), "--prompt", "a", "--out", str(tmp_path / "out"), "--json", *arguments]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert done.exit_code == 0 and json.loads(done.stdout)["guidance"] == guidance
 
 
 def test_prompts_of_a_file(tmp_path):
