@@ -106,7 +106,7 @@ def _answers() -> bool:
     return True
 
 
-def resources() -> dict[str, float] | None:
+def resources() -> Mapping[str, float] | None:
     """What the Ray cluster has that a job would join; None where none answers. Starts none."""
     if not _answers():
         return None
