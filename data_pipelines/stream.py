@@ -28,7 +28,7 @@ from janus_dist.data import storage
 from janus_dist.data.inspect import QUARANTINE
 from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ClusterError, DataError, JanusError
-from janus_dist.launch import cancel
+from janus_dist.tasks import cancel
 
 PIPELINE_VERSION = 3  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6

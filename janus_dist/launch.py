@@ -1,8 +1,7 @@
-"""Ray: find or start a cluster, start the ranks of a run by Ray Train, relay their lines and the first failure; share
-out the jobs of an evaluation.
+"""Ray: find or start a cluster, start the ranks of a run by Ray Train, relay their lines and the first failure.
 
-With beside.py the only module of the library that names ray. Invariant: the driver holds no model and no data; it
-prints what the first rank says and turns what happened into one message and one exit code.
+Of the library only beside.py, tasks.py and submit_cli.py name ray as well. Invariant: the driver holds no model and no
+data; it prints what the first rank says and turns what happened into one message and one exit code.
 """
 
 import logging
@@ -13,8 +12,8 @@ import socket
 import threading
 import time
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
 from ray._private.services import extract_ip_port, get_ray_address_from_environment
-from ray.exceptions import AuthenticationError, RayActorError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -32,17 +31,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
 from janus_dist.engine import commits
-from janus_dist.engine.find import is_complete, refuse_if_never
-from janus_dist.errors import ClusterError, JanusError, PreemptedError, RankError
+from janus_dist.engine.find import refuse_if_never
+from janus_dist.errors import CheckpointError, ClusterError, JanusError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
 from janus_dist.train.failure import in_short, log_file, told
-from janus_dist.train.stop import forget_request, request_stop
+from janus_dist.train.stop import forget_request
 
 POLL_S = 0.5
-SAY_EVERY_S = 30.0
 ANSWER_S = 15.0
 """A node that takes longer is not there."""
 NODES_BACK_S = 60.0
@@ -163,77 +160,6 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
                 ) from error
 
 
-def train_all(
-    recipes: Sequence[StageRecipe], show: Callable[[str], None], then: Callable[[StageRecipe], object] | None = None
-) -> None:
-    """Train runs of equal size beside each other, as many at once as the cluster has room for, those that are complete
-    not again; after each `then`, in a task with the cores or the GPU of one rank.
-
-    Each has its own driver, in a Ray task that takes no core. The first error is raised when the others, asked to save
-    and stop, have ended; PreemptedError when a signal came while none of them trained.
-    """
-    connect()
-    waiting, running = deque(recipes), dict[ray.ObjectRef, StageRecipe]()
-    lines = Lines.remote()  # pyright: ignore[reportAttributeAccessIssue]
-    asked = threading.Event()
-
-    def asked_to_stop() -> Iterable[StageRecipe]:
-        asked.set()
-        return running.values()
-
-    with Follower(lines, show), StopOnSignal(asked_to_stop):
-        try:
-            while running or (waiting and not asked.is_set()):
-                if waiting and not asked.is_set() and len(running) < _runs_at_once(waiting[0]):
-                    recipe = waiting.popleft()
-                    running[_driver.remote(recipe.with_absolute_paths().model_dump(mode="json"), lines, then)] = recipe
-                    continue
-                for done in ray.wait(list(running), timeout=POLL_S)[0]:
-                    del running[done]
-                    _get(done)
-        finally:
-            for recipe in running.values():
-                request_stop(recipe.run.dir)
-            if running:
-                ray.wait(list(running), num_returns=len(running))
-    if waiting:
-        names = ", ".join(recipe.run.name for recipe in waiting)
-        raise PreemptedError(f"asked to stop before {names} began", "the same command goes on")
-
-
-def _runs_at_once(recipe: StageRecipe) -> int:
-    """How many runs like this one the cluster has room for, one at least: its own driver refuses what never fits."""
-    cluster, there = recipe.cluster, ray.cluster_resources()
-    room = int(there.get("GPU", 0)) if cluster.gpu else int(there.get("CPU", 0) // cluster.cpus_per_worker)
-    return max(1, room // cluster.workers)
-
-
-@ray.remote(num_cpus=0, max_retries=0)
-def _driver(settings: dict[str, Any], lines: Any, then: Callable[[StageRecipe], object] | None) -> None:
-    """The driver of one of several runs."""
-    recipe = StageRecipe.model_validate(settings)
-    if not is_complete(recipe):
-        train(recipe, show=lambda line: lines.put.remote(f"{recipe.run.name}: {line}"))
-    if then is not None:
-        cluster = recipe.cluster
-        _get(_do.options(num_cpus=cluster.cpus_per_worker, num_gpus=int(cluster.gpu)).remote(settings, then))
-
-
-@ray.remote
-def _do(settings: dict[str, Any], what: Callable[[StageRecipe], object]) -> None:
-    """What is done with a run that was trained."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    what(StageRecipe.model_validate(settings))
-
-
-def _get(task: ray.ObjectRef) -> None:
-    """Wait for a task; raises its JanusError as such."""
-    try:
-        ray.get(task)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, JanusError) else error from error
-
-
 def _if_never(recipe: StageRecipe) -> StageRecipe:
     """`run.resume=never` is of a job's start: when a rank is lost the job goes on from what it has saved itself."""
     refuse_if_never(recipe.run)
@@ -264,7 +190,7 @@ def _train_once(recipe: StageRecipe, lines: Any, workers: int) -> None:
             name=recipe.run.name,
             storage_path=str((recipe.run.dir / "ray").absolute()),
             # starting again is for `train`: Ray Train would wait for ever for the room that there was before
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     ).fit()
 
@@ -356,7 +282,10 @@ def _cause(error: TrainingFailedError, run_dir: Path, saved_in: str) -> Exceptio
     by_rank = sorted(failures.items())
     dead = [rank for rank, failure in by_rank if _is_dead(failure)]
     said = [found for _, failure in by_rank for found in _chain(failure) if isinstance(found, JanusError)]
-    meant = [found for found in said if not isinstance(found, RankError)]
+    of_deaths = (
+        (RankError, CheckpointError) if dead else RankError
+    )  # that it died in a save they can but call a failed one
+    meant = [found for found in said if not isinstance(found, of_deaths)]
     if meant or (said and not dead):  # what others say of one that died may be anything
         return (meant or said)[0]
     rank = next(iter([*dead, *sorted(failures)]), None)  # a process that died says more than those that lost it
@@ -386,50 +315,3 @@ def _in_short(failure: BaseException) -> str:
     if _is_dead(failure):
         return "its process died, or its node"
     return in_short(list(_chain(failure))[-1]).partition(" Worker info:")[0]
-
-
-def do_jobs(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Any]) -> None:
-    """Do jobs of benchmarks in up to `cluster.workers` processes, every one of which does its share of them.
-
-    A process that dies is started again by Ray, `cluster.restarts` times at most, and leaves alone what it has done.
-    Raises the first JanusError of any of them, ClusterError when one is lost for good: what was done stays.
-    """
-    connect()
-    cluster = recipe.cluster
-    workers = min(cluster.workers, len(jobs))
-    share = _share.options(num_cpus=cluster.cpus_per_worker, num_gpus=int(cluster.gpu), max_retries=cluster.restarts)
-    settings = recipe.model_dump(mode="json")
-    running = [share.remote(settings, checkpoint, jobs[number::workers]) for number in range(workers)]
-    try:
-        while running:
-            ended, running = ray.wait(running, timeout=SAY_EVERY_S)
-            ray.get(ended)
-            log.info("%d of %d jobs", sum(storage.size(job.marker) is not None for job in jobs), len(jobs))
-    except RayTaskError as error:
-        if isinstance(error.cause, JanusError):
-            raise error.cause from error
-        raise
-    except RayError as error:
-        raise ClusterError(
-            f"a process was lost {cluster.restarts + 1} times: {' '.join(str(error).split())[:300]}",
-            "what was done stays: run the same command again",
-        ) from error
-    finally:
-        cancel(running)
-
-
-def cancel(running: Sequence[ray.ObjectRef]) -> None:
-    """End tasks of which one has failed. Those that fail together with it are left to themselves: Ray aborts the driver
-    that cancels a task at the moment that it ends."""
-    if running:
-        for left in ray.wait(list(running), num_returns=len(running), timeout=POLL_S)[1]:
-            ray.cancel(left, force=True)
-
-
-@ray.remote(scheduling_strategy="SPREAD")
-def _share(settings: dict[str, Any], checkpoint: str | None, jobs: Sequence[Any]) -> None:
-    """What each process of an evaluation does."""
-    from janus_dist.evaluation.benchmarks.run import do_here  # here, so that a driver that trains needs no model
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    do_here(StageRecipe.model_validate(settings), checkpoint, jobs)

@@ -19,8 +19,8 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine.find import is_complete, trained_otherwise
 from janus_dist.errors import ConfigError
 from janus_dist.evaluation.run import evaluate, found_before
-from janus_dist.launch import train_all
 from janus_dist.report.results import CHANCES
+from janus_dist.tasks import train_all
 from jobs.stage import TINY
 
 PROOF = TINY.parent / "proof"

@@ -17,7 +17,7 @@ from janus_dist.cli import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.evaluation import run
 from janus_dist.evaluation.benchmarks import run as benchmarks
-from janus_dist.launch import do_jobs
+from janus_dist.tasks import do_jobs
 from janus_dist.report.run import write_report
 
 TINY = Path(__file__).parent / "recipes" / "tiny"

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from janus_dist.cli import run_job
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.launch import train_all
+from janus_dist.tasks import train_all
 
 recipes = [StageRecipe.model_validate_json(Path(path).read_text()) for path in sys.argv[1:]]
 run_job(lambda: train_all(recipes, show=print))

@@ -1,12 +1,10 @@
 """Which Ray a job joins: the one that answers, or a local one of its own; what it makes of ranks that fail."""
 
-import os
 import pickle
 import platform
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from janus_dist import launch
 from janus_dist.engine import commits
-from janus_dist.errors import ConfigError, DataError, JanusError, PreemptedError, RankError
+from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError, RankError
 from janus_dist.train.failure import told
 from tests import prepared
 
@@ -168,38 +166,14 @@ def test_what_is_meant_for_the_user_comes_first():
     assert isinstance(found, DataError) and found.hint == "make it"
 
 
+def test_a_save_that_a_death_broke_is_a_lost_rank():
+    """The survivors can but say that their last save failed: the run must be started again, not end with 4."""
+    failed = CheckpointError("the last checkpoint, of step 9, could not be written", "mend it")
+    assert isinstance(cause(r0=failed, r1=DEAD), launch.LostRankError)
+    assert isinstance(cause(r0=failed, r1=GONE), CheckpointError)
+
+
 def test_a_group_that_did_not_start_is_lost():
     found = launch._cause(ControllerError(ActorDiedError()), Path("RUN"), "SAVED")
     assert isinstance(found, launch.LostRankError)
     assert found.message == "a rank was lost: its process died, or its node"
-
-
-def test_asked_to_stop_between_trainings_no_other_run_begins(monkeypatch, tmp_path):
-    """A run that is being evaluated hears of no stop: the next ones must not begin."""
-    started: list[str] = []
-
-    class Driver:
-        @staticmethod
-        def remote(settings: dict[str, Any], lines: Any, then: Any) -> str:
-            started.append(settings["run"]["name"])
-            return settings["run"]["name"]
-
-    def wait(tasks: list[str], **_: Any) -> tuple[list[str], list[str]]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return tasks, []
-
-    class Nothing:
-        remote = staticmethod(lambda: None)
-
-    monkeypatch.setattr(launch, "connect", lambda: None)
-    monkeypatch.setattr(launch, "Lines", Nothing)
-    monkeypatch.setattr(launch, "Follower", lambda lines, show: nullcontext())
-    monkeypatch.setattr(launch, "_driver", Driver)
-    monkeypatch.setattr(launch, "_runs_at_once", lambda recipe: 1)
-    monkeypatch.setattr(launch, "_get", lambda task: None)
-    monkeypatch.setattr(launch.ray, "wait", wait)
-    recipes = [prepared.recipe(tmp_path, tmp_path, 1, run={"name": name}) for name in "abc"]
-    (tmp_path / "a").mkdir()
-    with pytest.raises(PreemptedError, match="asked to stop before b, c began"):
-        launch.train_all(recipes, show=print)
-    assert started == ["a"]
