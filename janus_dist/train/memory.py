@@ -86,11 +86,16 @@ def activation_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def recomputed_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """What a layer whose activations were not kept takes in the backward; one at a time."""
-    text, low = recipe.model.text, DTYPE_BYTES[recipe.engine.dtype]
+    """What a layer whose activations were not kept takes in the backward; one at a time, of either network."""
+    model, low = recipe.model, DTYPE_BYTES[recipe.engine.dtype]
+    text, vision = model.text, model.vision
     if recipe.engine.activation_checkpointing == 0:
         return 0
-    return tokens * _llama_layer(text.hidden, text.mlp, text.heads, low, recipe.cluster.gpu)
+    found = tokens * _llama_layer(text.hidden, text.mlp, text.heads, low, recipe.cluster.gpu)
+    if "vision_tower" not in recipe.train.trainable:
+        return found
+    seen = most_images(recipe, tokens) * model.image_tokens
+    return max(found, seen * _siglip_layer(vision.hidden, vision.mlp, vision.heads, low))
 
 
 def head_bytes(recipe: StageRecipe, tokens: int) -> int:
@@ -123,9 +128,10 @@ def _siglip_layer(hidden: int, mlp: int, heads: int, low: int) -> int:
 
 
 def most_images(recipe: StageRecipe, tokens: int) -> int:
-    """Images that the vision tower sees in a micro-step whose rows have the mixture of the recipe."""
-    share = recipe.mix.shares["understanding"]
-    return max(1, math.ceil(share * tokens / (recipe.model.image_tokens + 1)))
+    """Images that the vision tower may see in a micro-step: its rows can all be of understanding, whatever the mixture
+    is of a step; without any, the dummy."""
+    is_seen = any(state.understanding for _, state in recipe.mix.states())
+    return max(1, tokens // (recipe.model.image_tokens + 1)) if is_seen else 1
 
 
 def _module_elements(shapes: dict[str, tuple[int, ...]]) -> list[int]:

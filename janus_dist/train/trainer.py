@@ -208,9 +208,8 @@ class Trainer:
             checkpoint.restore_weights(self.engine, before)
             self.note("started", f"starting {run.name} from the weights of {before}")
         elif run.start_weights:
-            checkpoint.fill(
-                self.engine, self.world.together(lambda: open_weights(self.recipe.model, run.start_weights))
-            )
+            opened = self.world.together(partial(open_weights, self.recipe.model, run.start_weights))
+            checkpoint.fill(self.engine, opened)
             given = ", ".join(f"{what} of {path}" for what, path in run.start_weights.items())
             self.note("started", f"starting {run.name} from the weights of others: {given}")
         else:
@@ -279,10 +278,9 @@ class Trainer:
     def measure(self, rank_step: RankStep, outcome: StepOutcome, step_s: float, waited_s: float) -> dict[str, float]:
         """The metrics of the step just done."""
         plan, read = rank_step.plan, self.plan.shards[0].reader.counters()  # all shard sets share one reader
-        plan_shares = self.plan.shares_before(self.plan_step)
         values: dict[str, float] = {"step": self.step, "time": time.time(), "loss/all": outcome.loss}
         values |= {f"loss/{stream}": loss for stream, loss in outcome.losses.items()}
-        values |= {f"mix/{stream}": share for stream, share in plan_shares.items()}
+        values |= {f"mix/{stream}": share for stream, share in self.plan.shares_before(self.plan_step).items()}
         values |= speed(self.recipe, self.world, plan, step_s)
         values |= {
             "optim/grad_norm": outcome.grad_norm,

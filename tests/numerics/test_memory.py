@@ -47,12 +47,10 @@ def recipe(every: int, trainable: list[str], tokens: int = 1024) -> StageRecipe:
 def full_row(tokens: int, images: int) -> list:
     """Documents of a row: as many images to read as the forecast takes, VQ ids for the rest."""
     rng = np.random.default_rng(0)
-    found = []
-    for _ in range(images):
-        sample = tiny.understanding_sample(rng, 1, 1)
-        pixels = rng.integers(0, 256, (1, MODEL.image_size, MODEL.image_size, 3), dtype=np.uint8)
-        length = len(sample.ids) - 1 + MODEL.image_tokens
-        found.append(tiny.Document(UnderstandingSample(sample.ids, sample.answers, [b""]), length, images=pixels))
+    ids = np.array([tiny.BOS, *[tiny.IMAGE] * images, *tiny.words(rng, 2), tiny.EOS], np.uint32)
+    pixels = rng.integers(0, 256, (images, MODEL.image_size, MODEL.image_size, 3), dtype=np.uint8)
+    seen = UnderstandingSample(ids, np.array([[images + 2, len(ids)]]), [b""] * images)
+    found = [tiny.Document(seen, len(ids) + images * (MODEL.image_tokens - 1), images=pixels)]
     left = tokens - sum(document.tokens for document in found)
     for _ in range(left // (MODEL.image_ids + 6)):
         ids = rng.integers(0, MODEL.vq.codes, MODEL.image_ids, dtype=np.uint16)
@@ -60,6 +58,22 @@ def full_row(tokens: int, images: int) -> list:
         found.append(tiny.Document(GenerationSample(prompt, ids), len(prompt) + len(ids)))
     left = tokens - sum(document.tokens for document in found)
     return [*found, tiny.Document(TextSample(np.full(left, 9, np.uint32)), left)] if left > 1 else found
+
+
+def test_a_micro_step_may_see_images_alone():
+    """Whatever share of a step they are; what is computed again is a layer of the larger network at work."""
+    of = recipe(1, ALL)
+    tokens = of.batch.row_tokens
+    assert memory.most_images(of, tokens) == tokens // (MODEL.image_tokens + 1)
+    mix = of.mix.model_copy(update={"generation": 9.0})
+    assert memory.most_images(of.model_copy(update={"mix": mix}), tokens) == memory.most_images(of, tokens)
+    without = of.mix.model_copy(update={"understanding": 0.0})
+    assert memory.most_images(of.model_copy(update={"mix": without}), tokens) == 1, "the dummy"
+    wide = MODEL.model_copy(update={"vision": MODEL.vision.model_copy(update={"hidden": 1024, "mlp": 4096})})
+    wider = of.model_copy(update={"model": wide})
+    assert memory.recomputed_bytes(wider, tokens) > memory.recomputed_bytes(of, tokens)
+    frozen = recipe(1, ["language_model"]).model_copy(update={"model": wide})
+    assert memory.recomputed_bytes(frozen, tokens) == memory.recomputed_bytes(of, tokens)
 
 
 @pytest.mark.parametrize("trainable", [ALL, [part for part in ALL if part != "vision_tower"]])

@@ -137,19 +137,31 @@ def test_the_last_chance_is_still_an_id():
 
 @torch.no_grad()
 def test_the_row_without_prompt_is_the_one_that_training_drops(model):
-    """Ids and positions of guidance's second row and of a dropped prompt: the same hidden states, bit for bit."""
+    """Guidance's second row and a dropped prompt: ids and positions bit for bit; hidden states up to the order of sums,
+    as one is in a batch of two and the other beside its image in a packed row."""
     drawn_sample = tiny.generation_sample(np.random.default_rng(6), prompt=5)
     batch = collate([tiny.document_of(drawn_sample, drop_prompt=True)], tiny.document_format())
-    caught = []
+    caught, states = [], []
     language = model.model.language_model
-    hook = language.register_forward_hook(lambda module, args, kwargs, out: caught.append(kwargs), with_kwargs=True)
+
+    def keep(module, args, kwargs, out):
+        caught.append(kwargs)
+        states.append(out.last_hidden_state)
+
+    hook = language.register_forward_hook(keep, with_kwargs=True)
     prompt = drawn_sample.prompt_ids.tolist()
     sample.draw(model, [prompt], 1, tiny.PAD, 1.0, Choice(), [0], batch=1)
+    language.set_attn_implementation(janus.PACKED)
+    model(batch, torch.ones(3))
+    language.set_attn_implementation("sdpa")
     hook.remove()
     unconditional = caught[0]["inputs_embeds"][1]
     assert caught[0].get("attention_mask") is None and caught[0].get("position_ids") is None
     assert torch.equal(unconditional, language.embed_tokens(batch.input_ids[: len(prompt)]))
     assert batch.position_ids[: len(prompt)].tolist() == list(range(len(prompt)))
+    drawn, trained = states[0][:, : len(prompt)], states[-1][0, : len(prompt)]
+    assert torch.allclose(drawn[1], trained, rtol=1e-5, atol=1e-5)
+    assert (drawn[0] - trained).abs().max() > 0.1, "a prompt is heard"
 
 
 @pytest.mark.parametrize(("side", "patch", "multipliers"), [(32, 8, (1, 1, 2)), (48, 16, (1, 2))])
