@@ -212,11 +212,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder, tmp_path):
 def started_from(folders: list[str]) -> str:
     """How a rank starts that finds others' weights, or not, in its own folder."""
     world = join(ClusterConfig(workers=1), timeout_s=60)
-    run = SimpleNamespace(start_from=None, start_weights={"janus": folders[world.rank]}, name="run")
+    run = SimpleNamespace(
+        start_from=None, start_weights={"janus": folders[world.rank]}, name="run", dir=Path("/nowhere")
+    )
     stand_in: Any = SimpleNamespace(
         recipe=SimpleNamespace(run=run, model=tiny.MODEL), world=world, plan=SimpleNamespace(digest=""), engine=None,
-        step=0, resumed=lambda: None, checkpoint_bytes=lambda: 0, note=lambda *_: None,
+        step=0, watch=SimpleNamespace(pause=lambda: None), say=print, note=lambda *_: None,
     )  # fmt: skip
+    trainer.resume.chosen = lambda *_: None
+    trainer.checkpoint_bytes = lambda *_: 0
     trainer.check_world = lambda *_: []
     trainer.checkpoint.fill = lambda *_: None
     trainer.make_sinks = lambda *_: []

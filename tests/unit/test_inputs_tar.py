@@ -181,7 +181,7 @@ def test_reading_twice_gives_the_same(tmp_path):
         ([member("0.jpg", b"x"), member("0.json", b"[" * 10**5)], "not JSON: '0.json': maximum recursion depth"),
         ([member("0.jpg", b"x"), member("0.json", b"9" * 10**5)], "not JSON: '0.json': Exceeds the limit"),
         ([member("0.jpg", b"x"), member("0.json", b"7")], "roles: a conversation is a list, not int"),
-        ([member("0.jpg", b"x"), member("0.json", b'{"caption": []}')], "not text: the caption is list"),
+        ([member("0.jpg", b"x"), member("0.json", b'{"caption": {}}')], "not text: the caption is dict"),
         ([member("0\udcff.jpg", b"x")], r"not UTF-8: the name '0\udcff.jpg'"),
     ],
 )
