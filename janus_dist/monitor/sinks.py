@@ -1,7 +1,7 @@
 """Where metrics go: metrics.jsonl always, wandb when asked for.
 
-Invariants: metrics.jsonl holds every step once, in order, also after a run was killed and went on from an earlier step;
-a service that fails costs its own figures, never the run.
+Invariants: metrics.jsonl holds every step once, in order, also after a run was killed and went on from an earlier step,
+and after the disk was full for a while; a service that fails costs its own figures, never the run.
 """
 
 import json
@@ -31,24 +31,48 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """metrics.jsonl in the run folder."""
+    """metrics.jsonl in the run folder. While the disk refuses, lines wait in memory: half a kilobyte a step."""
 
-    def __init__(self, path: Path, steps_done: int):
-        """Continue the file after `steps_done` steps; lines of later steps, trained again now, are dropped."""
+    def __init__(self, path: Path, steps_done: int, tell: Callable[[str], None]):
+        """Continue the file after `steps_done` steps; lines of later steps, trained again now, are dropped.
+
+        `tell` takes a line about a disk that refuses.
+        """
+        self.path, self.tell = path, tell
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if line["step"] <= steps_done]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(path)
-        self.file = path.open("a")
+        self.file = path.open("r+b", buffering=0)
+        self.whole_bytes = self.file.seek(0, os.SEEK_END)
+        self.waiting: list[bytes] = []
 
     def record(self, values: Mapping[str, float]) -> None:
         assert values.keys() <= NAMES, f"not declared in metrics.py: {values.keys() - NAMES}"
-        self.file.write(json.dumps(dict(values)) + "\n")
-        self.file.flush()
+        self.waiting.append(json.dumps(dict(values)).encode() + b"\n")
+        try:
+            self._write()
+        except OSError as error:
+            if len(self.waiting) == 1:
+                self.tell(f"{self.path} cannot be written: {error}; training goes on, its lines wait")
 
     def close(self) -> None:
-        self.file.close()
+        with self.file:
+            try:
+                self._write()
+            except OSError as error:
+                self.tell(f"{self.path} lacks the last {len(self.waiting)} steps: {error}")
+
+    def _write(self) -> None:
+        """Write what waits behind the last whole line; of a write that failed half a line may stand there."""
+        left = b"".join(self.waiting)
+        self.file.seek(self.whole_bytes)
+        self.file.truncate()
+        while left:
+            left = left[self.file.write(left) :]
+        self.whole_bytes = self.file.tell()
+        self.waiting.clear()
 
 
 class Spared:
@@ -136,7 +160,7 @@ def wandb_id(run_dir: Path) -> str:
 def make_sinks(recipe: StageRecipe, steps_done: int, tell: Callable[[str], None]) -> list[Sink]:
     """The sinks of the first rank; `tell` takes a line about one that fails."""
     run, monitor = recipe.run, recipe.monitor
-    sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done)]
+    sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done, tell)]
     if monitor.wandb != "disabled":
         settings = recipe.model_dump(mode="json")
         name, mode = f"{Path(run.root).name}-{run.name}", monitor.wandb

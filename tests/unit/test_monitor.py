@@ -1,6 +1,7 @@
 """What a person and a program see of a step."""
 
 import json
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -56,10 +57,29 @@ def test_metrics_are_declared_once_and_documented():
 def test_the_file_is_cut_back_to_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
-    sink = JsonlSink(path, steps_done=2)
+    sink = JsonlSink(path, 2, print)
     sink.record({"step": 3, "loss/all": 1.0})
     sink.close()
     assert [(line["step"], line.get("loss/all")) for line in read_lines(path)] == [(1, None), (2, None), (3, 1.0)]
+
+
+def test_lines_wait_while_the_disk_refuses(tmp_path):
+    """The system takes half a line and then no more; what it took is cut when it takes some again."""
+    path, told = tmp_path / "metrics.jsonl", list[str]()
+    sink = JsonlSink(path, 0, told.append)
+    sink.record({"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, hard))
+    try:
+        sink.record({"step": 2})
+        sink.record({"step": 3})
+        assert path.read_bytes() == b'{"step": 1}\n{"ste'
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    sink.record({"step": 4})
+    sink.close()
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+    assert told == [f"{path} cannot be written: [Errno 27] File too large; training goes on, its lines wait"]
 
 
 def test_the_dashboard_shows_every_metric():
@@ -177,7 +197,7 @@ def test_a_wandb_that_fails_costs_wandb_and_not_the_run(refused, tmp_path, monke
 
 
 def test_an_undeclared_metric_is_our_own_mistake(tmp_path):
-    sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
+    sink = JsonlSink(tmp_path / "metrics.jsonl", 0, print)
     with pytest.raises(AssertionError, match="not declared"):
         sink.record({"step": 1, "los/all": 1.0})
     sink.close()
