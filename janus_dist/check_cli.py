@@ -215,7 +215,8 @@ def _cluster(recipe: StageRecipe) -> Iterator[str]:
     if there is None:
         yield "no Ray cluster answers here: whether there is room for the ranks is not known"
         return
-    yield f"the Ray cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+    cores, gpus = (sum(node.get(kind, 0) for node in there) for kind in ("CPU", "GPU"))
+    yield f"the Ray cluster has {cores:g} CPUs and {gpus:g} GPUs on {len(there)} nodes"
     launch.check_room_in(there, recipe)
 
 

@@ -12,8 +12,7 @@ import socket
 import threading
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,8 @@ ANSWER_S = 15.0
 NODES_BACK_S = 60.0
 """After a loss nodes are waited for so long before a run goes on with fewer."""
 LINES_NAMESPACE = "janus_dist"
+Resources = Mapping[str, float]
+"""Of a node, by Ray's names."""
 SETTINGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
 """Of a driver."""
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
@@ -103,8 +104,8 @@ def _answers() -> bool:
     return True
 
 
-def resources() -> Mapping[str, float] | None:
-    """What the Ray cluster has that a job would join; None where none answers. Starts none."""
+def resources() -> list[Resources] | None:
+    """What the nodes have of the Ray cluster that a job would join; None where none answers. Starts none."""
     if not _answers():
         return None
     try:
@@ -112,9 +113,14 @@ def resources() -> Mapping[str, float] | None:
     except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError):
         return None
     try:
-        return ray.cluster_resources()
+        return of_nodes()
     finally:
         ray.shutdown()
+
+
+def of_nodes() -> list[Resources]:
+    """What each node has that Ray counts among the living."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
@@ -220,18 +226,18 @@ def _answer() -> None:
     """What a node does to show that it is there."""
 
 
-def _resources_that_answer() -> Counter[str]:
-    """The resources of the nodes that answer: Ray counts a node that has died for half a minute more."""
+def _of_nodes_that_answer() -> list[Resources]:
+    """What each node has that answers: Ray counts a node that has died for half a minute more."""
     asked = {
         _answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
         for node in ray.nodes()
         if node["Alive"]
     }
-    found: Counter[str] = Counter()
+    found: list[Resources] = []
     for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0]:
         with suppress(RayError):
             ray.get(answer)
-            found.update(asked[answer]["Resources"])
+            found.append(asked[answer]["Resources"])
     return found
 
 
@@ -243,7 +249,7 @@ def _room(recipe: StageRecipe, has_lost: bool) -> int:
     cluster, deadline = recipe.cluster, time.monotonic() + NODES_BACK_S
     is_resumed = commits.latest(recipe.run.saved_in) is not None
     while True:
-        there = _resources_that_answer() if has_lost else ray.cluster_resources()
+        there = _of_nodes_that_answer() if has_lost else of_nodes()
         room = room_in(there, recipe)
         if room >= cluster.workers:
             return cluster.workers
@@ -254,23 +260,24 @@ def _room(recipe: StageRecipe, has_lost: bool) -> int:
     return room
 
 
-def room_in(there: Mapping[str, float], recipe: StageRecipe) -> int:
-    """Ranks that resources are enough for."""
-    cluster = recipe.cluster
-    room = int(there.get("CPU", 0) // cluster.cpus_per_worker)
-    room = min(room, int(there.get("GPU", 0))) if cluster.gpu else room
+def room_in(there: Iterable[Resources], recipe: StageRecipe) -> int:
+    """Ranks that nodes have room for, each on one of them."""
+    cluster, room = recipe.cluster, 0
+    for node in there:
+        cores = int(node.get("CPU", 0) // cluster.cpus_per_worker)
+        room += min(cores, int(node.get("GPU", 0))) if cluster.gpu else cores
     return room - room % recipe.engine.hpz_ranks
 
 
-def check_room_in(there: Mapping[str, float], recipe: StageRecipe) -> None:
-    """ClusterError when resources are too small for a run."""
-    cluster = recipe.cluster
-    if room_in(there, recipe) >= (cluster.min_workers or cluster.workers):
+def check_room_in(there: Sequence[Resources], recipe: StageRecipe) -> None:
+    """ClusterError when nodes have too little room for a run."""
+    cluster, room = recipe.cluster, room_in(there, recipe)
+    if room >= (cluster.min_workers or cluster.workers):
         return
     kind, each = ("GPU", 1) if cluster.gpu else ("CPU", cluster.cpus_per_worker)
     raise ClusterError(
-        f"cluster.workers={cluster.workers} need {cluster.workers * each} {kind}s, "
-        f"the Ray cluster has {there.get(kind, 0):g}",
+        f"cluster.workers={cluster.workers} need {cluster.workers * each} {kind}s, the Ray cluster has "
+        f"{sum(node.get(kind, 0) for node in there):g} on {len(there)} nodes, room for {room} ranks",
         "add nodes, or lower cluster.workers (a run resumes on any number), cluster.min_workers or "
         "cluster.cpus_per_worker",
     )

@@ -19,7 +19,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine.find import is_complete
 from janus_dist.errors import ClusterError, JanusError, PreemptedError
-from janus_dist.launch import POLL_S, connect, train
+from janus_dist.launch import POLL_S, connect, of_nodes, room_in, train
 from janus_dist.train.stop import request_stop
 
 SAY_EVERY_S = 30.0
@@ -67,9 +67,7 @@ def train_all(
 
 def _runs_at_once(recipe: StageRecipe) -> int:
     """How many runs like this one the cluster has room for, one at least: its own driver refuses what never fits."""
-    cluster, there = recipe.cluster, ray.cluster_resources()
-    room = int(there.get("GPU", 0)) if cluster.gpu else int(there.get("CPU", 0) // cluster.cpus_per_worker)
-    return max(1, room // cluster.workers)
+    return max(1, room_in(of_nodes(), recipe) // recipe.cluster.workers)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

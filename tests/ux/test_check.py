@@ -170,11 +170,13 @@ def test_what_is_read_during_a_run_is_looked_at_before(folder, check):
 
 
 def test_a_cluster_that_is_too_small_is_found(folder, check, monkeypatch):
-    monkeypatch.setattr(launch, "resources", lambda: {"CPU": 3.0})
-    assert "  the Ray cluster has 3 CPUs and 0 GPUs" in check()[1]
-    code, out = check("cluster.workers=4")
-    assert code == 6 and "1. cluster.workers=4 need 4 CPUs, the Ray cluster has 3" in out
-    assert check("cluster.workers=4", "cluster.min_workers=2")[0] == 0
+    monkeypatch.setattr(launch, "resources", lambda: [{"CPU": 3.0}, {"CPU": 1.0}])
+    assert "  the Ray cluster has 4 CPUs and 0 GPUs on 2 nodes" in check()[1]
+    assert check("cluster.workers=4")[0] == 0
+    code, out = check("cluster.workers=2", "cluster.cpus_per_worker=2")
+    said = "1. cluster.workers=2 need 4 CPUs, the Ray cluster has 4 on 2 nodes, room for 1 ranks"
+    assert code == 6 and said in out, "the fourth core is on a node of its own"
+    assert check("cluster.workers=2", "cluster.cpus_per_worker=2", "cluster.min_workers=1")[0] == 0
 
 
 def test_no_cluster_is_started_to_look_at(monkeypatch, tmp_path):
