@@ -16,8 +16,8 @@
 #   sbatch [--nodes=N ...] cluster/slurm.sh jobs/stage2.py RECIPE.yaml ... [key.path=value ...]
 #
 # Ten minutes before the time is up (USR1, above) the run is asked to save and stop. It is requeued when it ends with 75
-# (stopped and saved), with 143 where it was asked so while it tokenized (what is whole stays), or with 6 (the cluster
-# failed), and with nothing else (docs/errors.md); 6 at most JANUS_REQUEUES times (10) in a job's life, counted in
+# (stopped; what is whole stays), with 143 where it was asked so before it had begun, or with 6 (the cluster failed),
+# and with nothing else (docs/errors.md); 6 at most JANUS_REQUEUES times (10) in a job's life, counted in
 # janus-JOB.failures. `scancel --signal=TERM --batch JOB` saves and ends the job for good.
 #
 # The first node takes ranks too. JANUS_VENV is the virtual environment (.venv), on a disk that all nodes see. Ray's ports

@@ -27,6 +27,7 @@ from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import ClusterConfig
 from janus_dist.errors import ClusterError, ConfigError
+from janus_dist.launch import of_nodes, room_in
 
 TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"
 LIMIT_S = float(os.environ.get("JANUS_WAIT_S", "1800"))
@@ -46,27 +47,17 @@ def main() -> int:
         )
     files, overrides = split_arguments(arguments)
     defaults = [TINY / "base.yaml", TINY / f"{job.stem}.yaml"]
-    cluster = load(StageRecipe, files or defaults, overrides).recipe.cluster
+    recipe = load(StageRecipe, files or defaults, overrides).recipe
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         with _connected():
-            request_resources(bundles=_bundles(cluster))
-            _wait(cluster)
+            request_resources(bundles=_bundles(recipe.cluster))
+            _wait(recipe)
         return _run([sys.executable, str(job), *arguments])
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would leave the nodes
         with suppress(ClusterError), _connected():  # a cluster that is gone keeps no nodes
             request_resources(bundles=[])
-
-
-def room(nodes: list[dict], cluster: ClusterConfig) -> int:
-    """Ranks that fit on Ray's nodes, each rank whole on one of them."""
-    ranks = 0
-    for node in nodes:
-        if node["Alive"]:
-            fits = int(node["Resources"].get("CPU", 0) // cluster.cpus_per_worker)
-            ranks += min(fits, int(node["Resources"].get("GPU", 0))) if cluster.gpu else fits
-    return ranks
 
 
 def _bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
@@ -88,10 +79,11 @@ def _connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _wait(cluster: ClusterConfig) -> None:
+def _wait(recipe: StageRecipe) -> None:
     """Return when there is room for all ranks, or after a while for `cluster.min_workers`; ClusterError otherwise."""
-    least, deadline, before = cluster.min_workers or cluster.workers, time.monotonic() + LIMIT_S, None
-    while (there := room(ray.nodes(), cluster)) < cluster.workers:
+    cluster, deadline, before = recipe.cluster, time.monotonic() + LIMIT_S, None
+    least = cluster.min_workers or cluster.workers
+    while (there := room_in(of_nodes(), recipe)) < cluster.workers:
         if there != before:
             print(f"waiting for nodes: room for {there} of {cluster.workers} ranks", flush=True)
             before = there

@@ -8,13 +8,14 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster import wait
-from cluster.wait import room
-from janus_dist.config.train import ClusterConfig
+from janus_dist import launch
 from janus_dist.errors import ClusterError
+from tests import prepared
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "cluster").glob("*.sh"))
@@ -132,7 +133,7 @@ def test_slurm_gives_up_on_a_cluster_that_fails_again_and_again(tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_slurm_requeues_what_was_stopped_while_it_tokenized(tmp_path, sent, requeued):
+def test_slurm_requeues_what_was_stopped_before_it_had_begun(tmp_path, sent, requeued):
     allocation = Allocation(tmp_path, STAY="1", STOPPED="143")
     with allocation.start() as job:
         allocation.wait_for("python")
@@ -245,12 +246,16 @@ def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
     return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}}
 
 
-def test_room_counts_whole_ranks_on_nodes_that_live():
-    gpus = ClusterConfig(workers=128, gpu=True, cpus_per_worker=8)
-    assert room([node(80, 8)] * 16 + [node(0)], gpus) == 128
-    assert room([node(80, 8), node(80, 8, alive=False)], gpus) == 8
-    assert room([node(63, 8), node(64, 7.5)], gpus) == 7 + 7
-    assert room([node(5), node(5)], ClusterConfig(workers=4, cpus_per_worker=3)) == 2  # not (5 + 5) // 3
+def test_room_counts_whole_ranks_on_nodes_that_live(monkeypatch, tmp_path):
+    def room(nodes: list[dict], **cluster: Any) -> int:
+        monkeypatch.setattr(launch.ray, "nodes", lambda: nodes)
+        return launch.room_in(launch.of_nodes(), prepared.recipe(tmp_path, tmp_path, cluster=cluster))
+
+    gpus = {"workers": 128, "gpu": True, "cpus_per_worker": 8}
+    assert room([node(80, 8)] * 16 + [node(0)], **gpus) == 128
+    assert room([node(80, 8), node(80, 8, alive=False)], **gpus) == 8
+    assert room([node(63, 8), node(64, 7.5)], **gpus) == 7 + 7
+    assert room([node(5), node(5)], workers=4, cpus_per_worker=3) == 2  # not (5 + 5) // 3
 
 
 @pytest.fixture
@@ -284,7 +289,7 @@ def test_a_wait_that_is_stopped_keeps_no_nodes(asked, monkeypatch, sent, ends_by
 
 
 def test_a_job_that_sigterm_ended_ends_with_143(asked, monkeypatch, tmp_path):
-    """As tokenization does, which has nothing to save."""
+    """As a shell says it."""
     (tmp_path / "stage2.py").write_text("import signal; signal.raise_signal(signal.SIGTERM)")
     monkeypatch.setattr(wait.ray, "nodes", lambda: [node(2)])
     monkeypatch.setattr(sys, "argv", ["wait.py", str(tmp_path / "stage2.py")])
