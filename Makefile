@@ -11,7 +11,7 @@ BENCHMARKS := plan reader jpeg loader tokenize train_step checkpoint
 # One thread a process: ranks and Ray's workers share the cores, and sums come out the same each time.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup peers demo curves proof results chaos bench test test-slow lint format clean
+.PHONY: setup peers demo curves proof results chaos kills bench test test-slow test-long lint format clean
 
 setup: $(READY)
 
@@ -55,6 +55,10 @@ results: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+# A pipeline killed 20 times on a disk and 20 times in S3: driver, encoder, job, node. A quarter of an hour.
+kills: setup
+	JANUS_KILLS=20 $(BIN)/pytest -s tests/pipelines/test_killed.py
+
 # All that fits two cores with nothing else on them, an hour; a line each in runs/bench.jsonl (docs/benchmarks.md). One
 # that fails leaves its log, the others go on, and make fails at the end.
 bench: setup peers
@@ -70,10 +74,14 @@ bench: setup peers
 
 # Two at a time, each with the files of its own: what a file's tests share is made once.
 test: setup
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not long" -n 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/pytest -m slow || test $$? -eq 5  # 5: there are none
+	$(BIN)/pytest -m slow --durations=20
+
+# What is run before the proof is changed, not with every change: the proof itself, made short.
+test-long: setup
+	$(BIN)/pytest -m long
 
 lint: setup
 	$(BIN)/ruff check

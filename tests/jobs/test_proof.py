@@ -29,7 +29,6 @@ proof.run_job(proof.main)
 """
 PARTS = ("easy-vqa", "ablation", "scenes")
 
-pytestmark = pytest.mark.slow
 
 
 def prove(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +41,7 @@ def prove(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, timeout=LIMIT_S)
 
 
+@pytest.mark.long
 def test_all_parts_are_found_and_nothing_is_done_twice(tmp_path):
     root = tmp_path / "proof"
     done = prove(root)
@@ -67,6 +67,7 @@ def test_all_parts_are_found_and_nothing_is_done_twice(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
+@pytest.mark.slow
 def test_recipe_files_are_refused(tmp_path):
     done = prove(tmp_path / "proof", "jobs/recipes/tiny/base.yaml")
     assert done.returncode == 2 and "the proof has its own recipes" in done.stderr
