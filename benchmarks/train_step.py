@@ -126,7 +126,7 @@ class Ours:
         built = janus.on_meta(of.model)
         self.engine = ZeroEngine(built, janus.made(built, 0, of.world.device), of.engine, OPTIM, of.world)
         self.engine.module.train()
-        self.sink = JsonlSink(of.folder / f"metrics-{of.world.rank}.jsonl", 0)
+        self.sink = JsonlSink(of.folder / f"metrics-{of.world.rank}.jsonl", 0, print)
         self.number = 0
         self.seconds: dict[str, float] = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
         deep: Any = self.engine.deepspeed

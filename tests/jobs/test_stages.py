@@ -120,6 +120,7 @@ def test_as_a_submitted_job(unbroken, tmp_path):
     shell = {"cwd": ROOT, "env": environment(tmp_path), "capture_output": True, "text": True, "timeout": LIMIT_S}
     started = subprocess.run(["ray", "start", "--head"], **shell)
     assert started.returncode == 0, started.stderr
+    shutil.copytree(unbroken / "stage1", tmp_path / "runs" / "stage1")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a red circle"}\n{"question": "what shape is it?"}\n')
     try:
