@@ -141,9 +141,8 @@ def test_as_a_submitted_job(unbroken, tmp_path):
     assert "The same prompts and seeds over time" in (tmp_path / "runs" / "stage2" / "report.html").read_text()
 
 
-def start_and_wait(unbroken: Path, root: Path, log: Path, steps: int = 6) -> subprocess.Popen:
-    """Stage 2 from the same stage 1, some steps under way."""
-    shutil.copytree(unbroken / "stage1", root / "stage1")
+def start_and_wait(root: Path, log: Path, steps: int) -> subprocess.Popen:
+    """Stage 2 until so many steps are recorded."""
     job = start(["jobs/stage2.py", *settings(root)], log)
     deadline = time.monotonic() + LIMIT_S
     while len(read_lines(root / "stage2" / "metrics.jsonl")) < steps:
@@ -166,7 +165,8 @@ def ranks_of(log: Path) -> list[int]:
 
 def test_a_lost_rank_is_started_again_by_the_job_itself(unbroken, tmp_path):
     root, log = unbroken.parent / "lost", tmp_path / "log"
-    job = start_and_wait(unbroken, root, log)
+    shutil.copytree(unbroken / "stage1", root / "stage1")
+    job = start_and_wait(root, log, steps=6)
     first, second = ranks_of(log)
     os.kill(second, signal.SIGKILL)
     assert job.wait(timeout=LIMIT_S) == 0, log.read_text()
@@ -181,16 +181,24 @@ def test_a_lost_rank_is_started_again_by_the_job_itself(unbroken, tmp_path):
     assert not {first, second} & set(ranks_of(log))
 
 
-def test_asked_to_stop_a_job_saves_and_says_so(unbroken, tmp_path):
+def test_stopped_and_killed_and_started_again_it_ends_with_the_same_losses(unbroken, tmp_path):
     root, log = unbroken.parent / "stopped", tmp_path / "log"
-    job = start_and_wait(unbroken, root, log, steps=3)
+    shutil.copytree(unbroken / "stage1", root / "stage1")
+    job = start_and_wait(root, log, steps=3)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=LIMIT_S) == 75, log.read_text()
     assert re.search(
         r"stage2 was asked to stop \(.*STOP on rank 0\) and saved step \d+ of 12\n  the same command goes on",
         log.read_text(),
     )
-    assert run(["jobs/stage2.py", *settings(root)], log) == 0, log.read_text()
+    job = start_and_wait(root, log, steps=6)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    assert len(losses(root)) < 12
+    code = run(["jobs/stage2.py", *settings(root)], log)
+    # ranks outlive their driver by a moment: they may have reached the next checkpoint, where all is slow the last
+    went_on = code == 0 and len(re.findall(r"resuming stage2 at step \d+ from ", log.read_text())) == 2
+    assert went_on or "is complete: its checkpoint is at step 12" in log.read_text(), log.read_text()
     assert losses(root) == losses(unbroken)
 
 
@@ -205,19 +213,6 @@ def test_asked_to_stop_while_its_ranks_start_a_job_hears_it(unbroken, tmp_path):
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=LIMIT_S) == 75, log.read_text()
     assert "stage2/STOP on rank 0) and saved step 1 of 12" in log.read_text()
-
-
-def test_killed_and_started_again_it_ends_with_the_same_losses(unbroken, tmp_path):
-    root, log = unbroken.parent / "killed", tmp_path / "log"
-    job = start_and_wait(unbroken, root, log)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
-    assert len(losses(root)) < 12
-    code = run(["jobs/stage2.py", *settings(root)], log)
-    # ranks outlive their driver by a moment: they may have reached the next checkpoint, where all is slow the last
-    went_on = code == 0 and re.search(r"resuming stage2 at step \d+ from ", log.read_text())
-    assert went_on or "is complete: its checkpoint is at step 12" in log.read_text(), log.read_text()
-    assert losses(root) == losses(unbroken)
 
 
 def test_a_complete_run_is_not_trained_again(unbroken, tmp_path):
