@@ -30,7 +30,6 @@ proof.run_job(proof.main)
 PARTS = ("easy-vqa", "ablation", "scenes")
 
 
-
 def prove(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     settings = [
         f"run.root={root}", "monitor.wandb=disabled", "batch.rows=2", "batch.micro_rows=1", "train.steps=2",
