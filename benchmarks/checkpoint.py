@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 
-from benchmarks.train_step import BOI, EOI, IMAGE, PAD, TINY, make_samples
+from benchmarks.train_step import BOI, EOI, IMAGE, PAD, TINY, found_by, make_samples
 from janus_dist.batch import Batch
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
@@ -294,11 +294,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     for rank in ranks:
         rank.start()
     try:
-        return queue.get(timeout=3_600)
+        return found_by(ranks, queue)
     finally:
-        for rank in ranks:
-            rank.join(timeout=30)
-            rank.kill()
         shutil.rmtree(folder)
 
 

@@ -30,9 +30,11 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -301,6 +303,20 @@ def peak_rss_mb() -> float:
     return int(status[status.index("VmHWM:") + 1]) / 1024
 
 
+def found_by(ranks: Sequence[Any], queue: Any) -> dict[str, Any]:
+    """What the first of started processes puts into the queue; the end of this one when any of them fails."""
+    try:
+        while True:
+            with suppress(Empty):
+                return queue.get(timeout=1)
+            if any(rank.exitcode for rank in ranks):
+                raise SystemExit("a rank failed: what it said is above")
+    finally:
+        for rank in ranks:
+            rank.join(timeout=30)
+            rank.kill()
+
+
 def run(given: argparse.Namespace, names: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """What the contenders of `names` found, in fresh processes."""
     context = mp.get_context("spawn")
@@ -308,12 +324,7 @@ def run(given: argparse.Namespace, names: tuple[str, ...], folder: Path) -> dict
     ranks = [context.Process(target=run_rank, args=(r, given, names, str(folder), queue)) for r in range(given.world)]
     for rank in ranks:
         rank.start()
-    try:
-        return queue.get(timeout=3_600)
-    finally:
-        for rank in ranks:
-            rank.join(timeout=30)
-            rank.kill()
+    return found_by(ranks, queue)
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
