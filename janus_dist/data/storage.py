@@ -151,10 +151,12 @@ def open_binary(path: str | Path, ahead_bytes: int | None = None) -> Any:
     """A file to read from, as a context manager; a store is asked for `ahead_bytes` more than what is read, with 0 for
     exactly that, without it for what fsspec thinks right."""
     files, name = fsspec.core.url_to_fs(str(path))
-    ahead: Any = {} if ahead_bytes is None else {"cache_type": "readahead", "block_size": ahead_bytes}
-    if ahead_bytes == 0:
-        ahead = {"cache_type": "none"}
-    return files.open(name, "rb", **({} if isinstance(files, LocalFileSystem) else ahead))
+    if ahead_bytes is None or isinstance(files, LocalFileSystem):
+        return files.open(name, "rb")
+    ahead: dict[str, Any] = (
+        {"cache_type": "readahead", "block_size": ahead_bytes} if ahead_bytes else {"cache_type": "none"}
+    )
+    return files.open(name, "rb", **ahead)
 
 
 def open_new(path: str | Path, part_bytes: int) -> BinaryIO:

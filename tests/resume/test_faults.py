@@ -33,13 +33,6 @@ STEPS = 8
 SECTIONS: dict[str, Any] = {"train": {"steps": STEPS, "save_every_steps": 2}}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
-
-
 def fit(folder: Path, root: Path, workers: int, fault: dict[str, Any], sections: dict[str, Any]) -> list[str]:
     """Train to the end with a fault; the lines said, or the error as its exit code and text."""
     lines: list[str] = []

@@ -6,17 +6,9 @@ from pathlib import Path
 import pytest
 
 from janus_dist.engine import commits
-from tests import prepared
 from tests.checkpoints import folder_of, saved_in
 from tests.resume.test_faults import train
 from tests.resume.test_trainer import losses
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -69,13 +69,6 @@ def fit(folder: Path, root: Path, how: str) -> tuple[list[int], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def without(folder, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("without")
     run_ranks(fit, 2, root / "meet", folder, root, "without")

@@ -3,18 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from janus_dist.train.trainer import Trainer
 from tests import prepared
 from tests.ranks import run_ranks
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
 
 
 def windows(folder: Path, root: Path, sections: dict[str, Any]) -> list[int]:

@@ -22,13 +22,6 @@ from tests.checkpoints import folder_of, saved_in
 from tests.ranks import run_ranks
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
-
-
 def fit(folder: Path, root: Path, workers: int, sections: dict[str, Any]) -> list[str]:
     """Train to the end; the lines said, or the error as its exit code and text."""
     lines: list[str] = []
