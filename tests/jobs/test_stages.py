@@ -142,10 +142,12 @@ def test_as_a_submitted_job(unbroken, tmp_path):
 
 
 def start_and_wait(root: Path, log: Path, steps: int) -> subprocess.Popen:
-    """Stage 2 until so many steps are recorded."""
+    """Stage 2 until so many more steps are recorded than there were."""
+    metrics = root / "stage2" / "metrics.jsonl"
+    before = len(read_lines(metrics))
     job = start(["jobs/stage2.py", *settings(root)], log)
     deadline = time.monotonic() + LIMIT_S
-    while len(read_lines(root / "stage2" / "metrics.jsonl")) < steps:
+    while len(read_lines(metrics)) < before + steps:
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     return job
@@ -184,21 +186,24 @@ def test_a_lost_rank_is_started_again_by_the_job_itself(unbroken, tmp_path):
 def test_stopped_and_killed_and_started_again_it_ends_with_the_same_losses(unbroken, tmp_path):
     root, log = unbroken.parent / "stopped", tmp_path / "log"
     shutil.copytree(unbroken / "stage1", root / "stage1")
-    job = start_and_wait(root, log, steps=3)
+    job = start_and_wait(root, log, steps=1)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=LIMIT_S) == 75, log.read_text()
     assert re.search(
         r"stage2 was asked to stop \(.*STOP on rank 0\) and saved step \d+ of 12\n  the same command goes on",
         log.read_text(),
     )
-    job = start_and_wait(root, log, steps=6)
+    job = start_and_wait(root, log, steps=1)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     assert len(losses(root)) < 12
-    code = run(["jobs/stage2.py", *settings(root)], log)
+    again = tmp_path / "again.log"
+    code = run(["jobs/stage2.py", *settings(root)], again)
     # ranks outlive their driver by a moment: they may have reached the next checkpoint, where all is slow the last
-    went_on = code == 0 and len(re.findall(r"resuming stage2 at step \d+ from ", log.read_text())) == 2
-    assert went_on or "is complete: its checkpoint is at step 12" in log.read_text(), log.read_text()
+    went_on = code == 0 and re.search(r"resuming stage2 at step \d+ from ", again.read_text())
+    assert went_on or "is complete: its checkpoint is at step 12" in again.read_text(), (
+        log.read_text() + again.read_text()
+    )
     assert losses(root) == losses(unbroken)
 
 
