@@ -1,9 +1,10 @@
 """The proof: `tiny` trained for as long as it learns, what its two encoders are worth, and the same on scenes.
 
-    python jobs/proof.py [key.path=value ...]      # about three hours on two CPU cores, by estimate
+    python jobs/proof.py [PART ...] [key.path=value ...]      # about three hours on two CPU cores, by estimate
 
-Leaves runs/proof/report.html to look at, runs/proof/summary.json to compare and the tables and plots of
-docs/results.md beside it. Run again after an interruption, it goes on; what is done is not done again.
+Parts are easy-vqa, ablation and scenes, all without any; each can be made by itself. Leaves runs/proof/report.html to
+look at, runs/proof/summary.json to compare and the tables and plots of docs/results.md beside it. Run again after an
+interruption, it goes on; what is done is not done again.
 """
 
 import _start  # noqa: F401, I001
@@ -44,36 +45,47 @@ MORE = (
 
 def main() -> None:
     files, given = split_arguments([argument for argument in sys.argv[1:] if argument not in ("--help", "-h")])
-    if files:
+    wanted = [str(file) for file in files]
+    if others := [name for name in wanted if name not in PARTS]:
         raise ConfigError(
-            f"the proof has its own recipes, {', '.join(map(str, files))} has no place among them",
-            "give settings as key.path=value",
+            f"the proof has its own recipes, {', '.join(others)} has no place among them",
+            f"name parts of it ({', '.join(PARTS)}) or nothing, and give settings as key.path=value",
         )
-    asked = recipe_from_args(StageRecipe, recipes_of("stage3"), [f"run.root={ROOT}", *sys.argv[1:]]).recipe
-    root = Path(asked.run.root)
-    data = f"data.root={root}/data"
-    summary = Summary(root / "summary.json", given)
+    asks_for_help = [argument for argument in sys.argv[1:] if argument in ("--help", "-h")]
+    asked = recipe_from_args(StageRecipe, recipes_of("stage3"), [f"run.root={ROOT}", *given, *asks_for_help]).recipe
+    summary = Summary(Path(asked.run.root) / "summary.json", given)
+    for name, prove in PARTS.items():
+        if not wanted or name in wanted:
+            prove(asked, given, summary)
+            summary.write()
+            print(f"results: {write_results(summary.found, summary.path.parent / 'results', read_notes(NOTES))}")
 
-    summary.found |= learned([data, *given, f"run.root={root}"], summary, "easy-vqa")
-    show(summary)
-    ablated = [data, *given, *apart(asked, "ablation")]
-    summary.found["ablation"] = ablation(ablated, around=summary.working("ablation"))
-    show(summary)
-    scenes = [*given, *SCENES, *apart(asked, "scenes"), f"data.root={root}/scenes/data"]
-    summary.found["scenes"] = learned(scenes, summary, "scenes", SCENES_TOWER)
-    show(summary)
+
+def easy_vqa(asked: StageRecipe, given: list[str], summary: Summary) -> None:
+    """The embedded default for as long as it learns."""
+    root = asked.run.root
+    summary.found |= learned([f"data.root={root}/data", *given, f"run.root={root}"], summary, "easy-vqa")
+
+
+def ablated(asked: StageRecipe, given: list[str], summary: Summary) -> None:
+    """What each of its encoders is worth, on the same shards."""
+    overrides = [f"data.root={asked.run.root}/data", *given, *apart(asked, "ablation")]
+    summary.found["ablation"] = ablation(overrides, around=summary.working("ablation"))
+
+
+def scenes(asked: StageRecipe, given: list[str], summary: Summary) -> None:
+    """The same three stages on the harder data set."""
+    overrides = [*given, *SCENES, *apart(asked, "scenes"), f"data.root={asked.run.root}/scenes/data"]
+    summary.found["scenes"] = learned(overrides, summary, "scenes", SCENES_TOWER)
+
+
+PARTS = {"easy-vqa": easy_vqa, "ablation": ablated, "scenes": scenes}
 
 
 def apart(asked: StageRecipe, part: str) -> list[str]:
     """Folders of a part's own for runs that have the names of others."""
     saved = asked.run.checkpoints
     return [f"run.root={asked.run.root}/{part}", *([f"run.checkpoints={saved.rstrip('/')}/{part}"] if saved else [])]
-
-
-def show(summary: Summary) -> None:
-    """What was found so far."""
-    summary.write()
-    print(f"results: {write_results(summary.found, summary.path.parent / 'results', read_notes(NOTES))}")
 
 
 def learned(overrides: list[str], summary: Summary, part: str, of_stage1: Sequence[str] = ()) -> dict[str, Any]:

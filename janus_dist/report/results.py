@@ -36,16 +36,17 @@ TOLERANCE = 0.05
 REPRODUCED = "reproduced"
 NOT_KNOWN = "The reason is not known."
 ABOUT_ARMS = f"""\
-Arms of Janus's table 5, on the same shards and the same number of steps and tokens. A spread is a standard deviation
+Arms of Janus's table 5, on the same shards in the same number of steps. A spread is a standard deviation
 over seeds. The language model starts from random weights; the vision tower and the VQ tokenizer are frozen, as the
 embedded default ships them.
 
 Arms are compared where every seed of both is at least {ABOVE_CHANCE} above chance (for understanding: what the words of
 a question give away) and seeds spread by at most {TOLERANCE}.
 
-Two things weigh in before any arm learns. The vision tower of D and E was trained on the captions of these very images,
+As in the paper, an arm with one task sees as much of it as D does: as many tokens in as many steps.
+
+One thing weighs in before any arm learns. The vision tower of D and E was trained on the captions of these very images,
 while the VQ tokenizer, by which A reads, knows their pixels only: the direction D over A is partly built in.
-And E and F give their one task twice the tokens that D gives it.
 """
 CURVES = (
     "## Reference curves",
@@ -81,12 +82,7 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
         "",
         "By `make proof`; this page, with its tables and plots, by `make results` from the figures in `results.json`.",
         "",
-        "## Janus `tiny` on easy-vqa",
-        "",
-        _made(summary, "easy-vqa"),
-        "",
-        *_learned(summary, AIMS, notes),
-        "",
+        *(_easy_vqa(summary, notes) if "understanding_intervals" in summary else ()),
         *(_arms(summary, folder, notes) if "ablation" in summary else ()),
         *(_scenes(summary) if "scenes" in summary else ()),
         *CURVES,
@@ -162,6 +158,15 @@ def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mappi
             yield f"**The aim of {aim:.2f} for {measure} is not reached ({found:.3f}).**{known} {why.strip()}".rstrip()
 
 
+def _easy_vqa(summary: Mapping[str, Any], notes: Mapping[str, str]) -> Iterator[str]:
+    yield "## Janus `tiny` on easy-vqa"
+    yield ""
+    yield _made(summary, "easy-vqa")
+    yield ""
+    yield from _learned(summary, AIMS, notes)
+    yield ""
+
+
 def _arms(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str]) -> Iterator[str]:
     """The section of the ablation; its plots go into `folder`."""
     arms = summary["ablation"]
@@ -204,6 +209,16 @@ def _mean_and_spread(row: Mapping[str, Any], measure: str) -> str:
     return f"{mean:.3f}" + ("" if spread is None else f" (spread {spread:.3f})")
 
 
+def merged(summary: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary with the parts of one made before that it lacks; those keep their date and commit. Parts of other
+    settings are left out."""
+    if before.get("settings") != summary.get("settings"):
+        return dict(summary)
+    return {**before, **summary, "parts": {**before.get("parts", {}), **summary.get("parts", {})}}
+
+
 if __name__ == "__main__":
     summary_file, target, *notes_file = map(Path, sys.argv[1:])
-    write_results(json.loads(summary_file.read_text()), target, read_notes(notes_file[0]) if notes_file else {})
+    kept = target / "results.json"
+    found = merged(json.loads(summary_file.read_text()), json.loads(kept.read_text()) if kept.is_file() else {})
+    write_results(found, target, read_notes(notes_file[0]) if notes_file else {})

@@ -70,4 +70,5 @@ def test_all_parts_are_found_and_nothing_is_done_twice(tmp_path):
 def test_recipe_files_are_refused(tmp_path):
     done = prove(tmp_path / "proof", "jobs/recipes/tiny/base.yaml")
     assert done.returncode == 2 and "the proof has its own recipes" in done.stderr
+    assert "name parts of it (easy-vqa, ablation, scenes) or nothing" in done.stderr
     assert not (tmp_path / "proof").exists()

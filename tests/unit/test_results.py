@@ -10,7 +10,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.evaluation import run
 from janus_dist.evaluation.interval import measured, wilson
-from janus_dist.report.results import ABOVE_CHANCE, TOLERANCE, directions, read_notes, write_results
+from janus_dist.report.results import ABOVE_CHANCE, TOLERANCE, directions, merged, read_notes, write_results
 from jobs import arms as arms_of_job
 from jobs.arms import ARMS, PROOF, SEEDS, ablation, evaluation_of, recipe_of, row
 from tests.checkpoints import mark
@@ -100,12 +100,26 @@ def test_the_page_has_all_figures(tmp_path):
         "of a commit that is not known, in 120 minutes", "| generation, counting | 0.900 | 0.880 to 0.920 | 1,234 |  |",
         "| understanding, all | 0.900 | 0.880 to 0.920 | 1,234 |  |", "| generation, and nothing else drawn | 0.777 |",
         "| A | single encoder (VQ) for both | 3 | 0.600 (spread 0.010) | 0.600 (spread 0.010) |", "| - |", "98.5%",
-        "partly built in", "twice the tokens that D gives it",
+        "partly built in", "sees as much of it as D does",
     ):  # fmt: skip
         assert expected in text
     assert text.count("was not written down") == 1, "of the ablation alone"
     links = re.findall(r"\]\((.*?)\)", text)
     assert {path.name for path in tmp_path.iterdir()} == {"results.md", "results.json", *links} and len(links) == 2
+
+
+def test_parts_made_at_different_times_share_a_page(tmp_path):
+    """Each keeps where and when it was made."""
+    made = {"took_s": 60.0, "machine": "m", "cores": 2, "date": "2026-11-28", "commit": "first"}
+    before = LEARNED | {"settings": [], "parts": {"easy-vqa": made, "scenes": made}, "scenes": LEARNED}
+    later = {"settings": [], "parts": {"scenes": made | {"commit": "second"}}, "scenes": LEARNED | {"vq_psnr_db": 20.0}}
+    found = merged(later, before)
+    assert found["vq_psnr_db"] == 27.61 and found["scenes"]["vq_psnr_db"] == 20.0
+    assert {name: part["commit"] for name, part in found["parts"].items()} == {"easy-vqa": "first", "scenes": "second"}
+    other = later | {"settings": ["cluster.gpu=true"]}
+    assert merged(other, before) == other
+    alone = write_results(later, tmp_path).read_text()
+    assert "on scenes" in alone and "on easy-vqa" not in alone
 
 
 def test_the_page_says_which_aims_are_missed_and_why(tmp_path):
@@ -153,9 +167,14 @@ def test_arms_differ_in_what_they_say_and_in_nothing_else():
     recipes = {arm: recipe_of(arm, SEEDS[1], []).recipe for arm in ARMS}
     assert {arm: one.model.reads_by for arm, one in recipes.items()} == dict(zip("ADEF", VQ_OR_SIGLIP, strict=True))
     weights = {arm: (one.mix.understanding, one.mix.text, one.mix.generation) for arm, one in recipes.items()}
-    assert weights == {"A": (1, 0, 1), "D": (1, 0, 1), "E": (1, 0, 0), "F": (0, 0, 1)}
+    assert weights == {"A": (1, 0, 3), "D": (1, 0, 3), "E": (1, 0, 0), "F": (0, 0, 3)}
     assert len({one.run.dir for one in recipes.values()}) == len(ARMS)
-    kept = {"model": {"reads_by"}, "run": {"name"}, "mix": {"understanding", "text", "generation"}}
+    rows = {arm: (one.batch.rows, one.batch.micro_rows) for arm, one in recipes.items()}
+    assert rows == {"A": (4, 4), "D": (4, 4), "E": (1, 1), "F": (3, 3)}, "as many as each stream has"
+    kept = {
+        "model": {"reads_by"}, "run": {"name"}, "mix": {"understanding", "text", "generation"},
+        "batch": {"rows", "micro_rows"},
+    }  # fmt: skip
     first, *others = (one.model_dump(exclude=kept) for one in recipes.values())
     assert all(other == first for other in others)
 
@@ -199,3 +218,21 @@ def test_only_what_is_missing_is_done_and_says_its_recipe(evaluated, tmp_path, m
         ablation([f"run.root={tmp_path}"])
     assert asked == ["a-0", "d-0", "f-0"]
     assert {path.parent.name for path in tmp_path.rglob("config.json")} == set(asked)
+
+
+def test_one_task_alone_sees_as_much_of_it_as_janus_does():
+    """Tokens of each stream that a step asks for, by arm."""
+
+    def step_tokens(arm: str) -> dict[str, float]:
+        recipe = recipe_of(arm, 0, []).recipe
+        fill, mix = recipe.batch.fill, recipe.mix
+        assert fill is not None
+        tokens = recipe.batch.rows * recipe.batch.row_tokens * fill
+        shares = {"understanding": mix.understanding, "generation": mix.generation}
+        return {name: round(tokens * share / sum(shares.values()), 6) for name, share in shares.items()}
+
+    janus = step_tokens("D")
+    assert step_tokens("A") == janus
+    assert step_tokens("E") == {"understanding": janus["understanding"], "generation": 0}
+    assert step_tokens("F") == {"understanding": 0, "generation": janus["generation"]}
+    assert len({recipe_of(arm, 0, []).recipe.train.steps for arm in ARMS}) == 1
