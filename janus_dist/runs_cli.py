@@ -13,7 +13,8 @@ import typer
 from janus_dist.errors import DataError
 from janus_dist.monitor.console import count, duration
 from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
-from janus_dist.monitor.standing import comparison, details, is_run, summary
+from janus_dist.monitor.standing import ahead, comparison, details, is_run, labels, parted, summary
+from janus_dist.report.compare import write_comparison
 from janus_dist.report.run import write_report
 
 runs_app = typer.Typer(no_args_is_help=True, help="List runs, show one, compare two.")
@@ -23,7 +24,6 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 SHOWN_EVENTS = 20
-EQUALLY_FAST = 1.02
 FILES = ("metrics.jsonl", "logs", "samples", "report.html")
 
 
@@ -70,12 +70,15 @@ def compare_command(
     first: Annotated[Path, typer.Argument(metavar="A", help="A run's folder.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
     as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.")] = None,
 ) -> None:
     """Lay two runs side by side: settings that differ, where their losses part, which is ahead and by how much."""
     for run in (first, second):
         if not is_run(run):
             raise DataError(f"{run} is no run: it has no config.json of a stage", "give RUN_ROOT/NAME")
     found = comparison(first, second)
+    if html:
+        write_comparison(first, second, found, html)
     if as_json:
         print(json.dumps(found))
         return
@@ -83,14 +86,14 @@ def compare_command(
         print(f"{key}: {json.dumps(one)} -> {json.dumps(other)}")
     if not found["settings"]:
         print("the same settings")
-    same, common = found["equal_steps"], found["common_steps"]
-    parted = "bit for bit the same losses" if same == common else f"the same losses until step {same:,}"
-    print(f"{common:,} steps in common, {parted}; means of the last {found['window']:,} of them:")
+    print(f"{parted(found)}; means of the last {found['window']:,} of them:")
     for name, values in found["metrics"].items():
         one, other = (f"{value:.4g}" if value is not None else "-" for value in values)
         of_step = f"  of step {found['validated_step']:,}" if name.startswith("validation/") else ""
         print(f"  {name:<26} {one:>10} -> {other:>10}{of_step}")
-    print(ahead(found["metrics"], first.name, second.name))
+    print(ahead(found["metrics"], *labels(first, second)))
+    if html:
+        print(f"page: {html}")
 
 
 @runs_app.command("curve")
@@ -125,25 +128,6 @@ def follows_command(
 def report_command(root: Root) -> None:
     """Write the report of all runs in a folder and print its path."""
     print(write_report(root))
-
-
-def ahead(metrics: dict[str, list[float | None]], first: str, second: str) -> str:
-    """Which of two runs is ahead, by what was held out from both where there is something, and which is faster."""
-    held_out = [pair for name, pair in metrics.items() if name.startswith("validation/")]
-    pairs, what = (held_out, "held-out losses") if held_out else ([metrics.get("loss/all", [])], "loss/all")
-    differences = [
-        one - other for one, other in (pair for pair in pairs if pair) if one is not None and other is not None
-    ]
-    said = []
-    if differences:
-        by = sum(differences) / len(differences)
-        said.append(f"{second if by > 0 else first} is ahead by {abs(by):.4f} in {what}" if by else f"equal in {what}")
-    speeds = dict(zip((first, second), metrics.get("perf/tokens_per_s", ()), strict=False))
-    if all(speeds.values()) and len(speeds) == 2:
-        faster, slower = sorted(speeds, key=lambda name: -(speeds[name] or 0))
-        ratio = (speeds[faster] or 0) / (speeds[slower] or 1)
-        said.append("equally fast" if ratio < EQUALLY_FAST else f"{faster} is {ratio:.2f} times as fast")
-    return "; ".join(said) or "nothing to compare"
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:

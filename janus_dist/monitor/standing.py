@@ -22,6 +22,10 @@ WINDOW = 20
 """Most steps that a figure is a mean of."""
 QUIET_S = 600.0
 """A run that has said nothing for so long has died, or its step is that slow."""
+EQUALLY_FAST = 1.02
+"""Ratio of speeds up to which two runs are."""
+EMPTY: tuple[Any, ...] = (None, {}, [])
+"""Nothing, however it is written."""
 PATHS = ("run.root", "run.checkpoints", "data.root", "data.tokenizer", "data.vq_weights")
 
 
@@ -102,7 +106,10 @@ def comparison(first: Path, second: Path) -> dict[str, Any]:
     for side in flat:  # the same folder may be written in two ways
         side |= {key: str(Path(side[key]).absolute()) for key in PATHS if side.get(key) and "://" not in side[key]}
     keys = dict.fromkeys([*flat[0], *flat[1]])
-    settings = {key: [side.get(key) for side in flat] for key in keys if flat[0].get(key) != flat[1].get(key)}
+    pairs = {key: [side.get(key) for side in flat] for key in keys}
+    settings = {
+        key: pair for key, pair in pairs.items() if pair[0] != pair[1] and not all(side in EMPTY for side in pair)
+    }
     every = [{int(line["step"]): line for line in read_lines(run / "metrics.jsonl")} for run in (first, second)]
     common = sorted(every[0].keys() & every[1].keys())
     equal = 0
@@ -124,6 +131,45 @@ def comparison(first: Path, second: Path) -> dict[str, Any]:
         "validated_step": tried[-1] if tried else None,
         "metrics": {name: values for name, values in metrics.items() if any(value is not None for value in values)},
     }
+
+
+def labels(first: Path, second: Path) -> tuple[str, str]:
+    """Names of two runs, with as many folders above as it takes to tell them apart."""
+    one, other = first.absolute().parts, second.absolute().parts
+    for number in range(1, max(len(one), len(other)) + 1):
+        names = "/".join(one[-number:]), "/".join(other[-number:])
+        if names[0] != names[1]:
+            return names
+    return f"{first.name} (A)", f"{second.name} (B)"
+
+
+def parted(found: dict[str, Any]) -> str:
+    """How many steps two runs of a `comparison` have in common, and where their losses part."""
+    same, common = found["equal_steps"], found["common_steps"]
+    if same == common:
+        until = "bit for bit the same losses"
+    else:
+        until = f"the same losses until step {same:,}" if same else "with other losses from the first"
+    return f"{common:,} steps in common, {until}"
+
+
+def ahead(metrics: dict[str, list[float | None]], first: str, second: str) -> str:
+    """Which of two runs is ahead, by what was held out from both where there is something, and which is faster."""
+    held_out = [pair for name, pair in metrics.items() if name.startswith("validation/")]
+    pairs, what = (held_out, "held-out losses") if held_out else ([metrics.get("loss/all", [])], "loss/all")
+    differences = [
+        one - other for one, other in (pair for pair in pairs if pair) if one is not None and other is not None
+    ]
+    said = []
+    if differences:
+        by = sum(differences) / len(differences)
+        said.append(f"{second if by > 0 else first} is ahead by {abs(by):.4f} in {what}" if by else f"equal in {what}")
+    speeds = dict(zip((first, second), metrics.get("perf/tokens_per_s", ()), strict=False))
+    if all(speeds.values()) and len(speeds) == 2:
+        faster, slower = sorted(speeds, key=lambda name: -(speeds[name] or 0))
+        ratio = (speeds[faster] or 0) / (speeds[slower] or 1)
+        said.append("equally fast" if ratio < EQUALLY_FAST else f"{faster} is {ratio:.2f} times as fast")
+    return "; ".join(said) or "nothing to compare"
 
 
 def mean(lines: Sequence[dict[str, float]], name: str) -> float | None:

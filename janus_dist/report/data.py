@@ -6,13 +6,10 @@ drawn samples says so.
 
 import base64
 import io
-import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -36,9 +33,8 @@ from janus_dist.data.legible import Piece, head, pieces
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.sample import JPEG, GenerationSample, UnderstandingSample
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.monitor.console import count
 from janus_dist.report import plot
-from janus_dist.report.run import TEMPLATES
+from janus_dist.report.page import render
 
 SHOWN_REJECTS = 5
 """Of each kind of reason."""
@@ -56,8 +52,6 @@ MEASURED = {
     "text_chars": "text, characters",
 }
 """Histograms in the pipeline's statistics, and the label of their axis."""
-PLAIN_BARS = str.maketrans("｜▁", "|_")  # noqa: RUF001 - in the names of special tokens, and absent from many fonts
-
 Paint = Callable[[Sequence[np.ndarray]], list[bytes]]
 """From the VQ ids of images to their PNG bytes."""
 
@@ -124,9 +118,7 @@ def write_data_report(
     `cards` samples of each, drawn by `seed`, are shown; with `paint`, VQ ids are shown as images too.
     """
     views = [view(shards, tokenizer, cards, seed, paint) for shards, tokenizer in opened]
-    page = _template().render(
-        title=title.rstrip("/").rsplit("/", 1)[-1], folder=title, written=time.strftime("%Y-%m-%d %H:%M"), sets=views
-    )
+    page = render("data.html.j2", title=title.rstrip("/").rsplit("/", 1)[-1], folder=title, sets=views)
     storage.write_whole(out, page.encode())
     return out
 
@@ -279,14 +271,3 @@ def _data_url(encoded: bytes) -> str:
             image.convert("RGB").save(buffer, "JPEG", quality=85)
         kind, encoded = "jpeg", buffer.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["short"] = count
-    environment.filters["plain_bars"] = lambda text: text.translate(PLAIN_BARS)
-    environment.filters["json"] = json.dumps
-    return environment.get_template("data.html.j2")

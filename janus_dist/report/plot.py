@@ -29,6 +29,12 @@ BIN_RATIO = 2**0.25
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
+def column(lines: Sequence[Mapping[str, float]], metric: str) -> Curve:
+    """The curve of a metric over the steps that have it, of the lines of a metrics.jsonl."""
+    there = [line for line in lines if metric in line]
+    return [line["step"] for line in there], [line[metric] for line in there]
+
+
 def curves(
     named: Mapping[str, Curve],
     y_label: str,
@@ -52,7 +58,7 @@ def curves(
     for step in marks:
         axes.axvline(step, color="#888888", linestyle=(0, (1, 2)), linewidth=0.8)
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_ylabel(y_label)
     highest = max([*(levels or {}).values(), *(value for _, values in named.values() for value in values)], default=0)
     axes.set_ylim(0, 1.12 * highest or 1)

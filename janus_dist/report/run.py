@@ -7,27 +7,34 @@ files.
 
 import base64
 import json
-import time
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from janus_dist.config.mix import STREAMS
+from janus_dist.data import storage
 from janus_dist.errors import DataError
 from janus_dist.monitor import events
 from janus_dist.monitor.console import count, duration
 from janus_dist.monitor.sinks import read_lines, sample_folders
 from janus_dist.report import plot
+from janus_dist.report.page import render
 
-TEMPLATES = Path(__file__).parent / "templates"
 LAST_STEPS = 20
 MARKED = ("resumed", "went back")
 MOST_SAMPLES = 6
 """Checkpoints whose samples are shown."""
+OTHERS = (
+    ("gradient", "optim/grad_norm", "norm before clipping"),
+    ("speed", "perf/tokens_per_s", "tokens per second"),
+    ("arithmetic", "perf/mfu", "share of the device's peak"),
+    ("waiting for data", "perf/data_wait", "share of a step's time"),
+    ("most memory of the first rank so far", "mem/peak_gib", "GiB"),
+)
+"""(title, metric, what its axis says) of plots with one curve, where the metric is there."""
 STAGE_SECTIONS = ("stage", "mix", "batch", "optim", "train")
 
 
@@ -48,8 +55,8 @@ class RunView:
     happened: list[tuple[events.Event, int]]
     """In order, without saves; of warnings that say the same the first, and how many there were."""
     mixture: str
-    speed: str
-    waiting: str
+    others: list[tuple[str, str]]
+    """(title, plot) of what else was measured."""
     training_s: float
     config: dict[str, Any]
 
@@ -78,9 +85,10 @@ def write_report(root: Path) -> Path:
             f"no run under {root}: no folder with a metrics.jsonl", "give the folder of a run or of several"
         )
     found = _evaluation(root)
-    page = _template().render(
+    page = render(
+        "run.html.j2",
         title=f"{root.name}: run report",
-        written=time.strftime("%Y-%m-%d %H:%M"),
+        warnings=events.WARNINGS,
         runs=runs,
         settings=list(settings_table([run.config for run in runs])),
         beside=list(beside(runs)),
@@ -90,9 +98,7 @@ def write_report(root: Path) -> Path:
         prompts=_by_prompt(found) if found else {},
     )
     path = root / "report.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    storage.write_whole(path, page.encode())
     return path
 
 
@@ -114,7 +120,7 @@ def view(folder: Path) -> RunView:
         name=folder.name,
         facts=list(_facts(lines, config)),
         losses=plot.curves(_columns(lines, "loss/"), "cross-entropy per label, nats", marks=marks),
-        loss=_column(lines, "loss/all"),
+        loss=plot.column(lines, "loss/all"),
         has_marks=bool(marks),
         held_out=plot.curves(held_out, "cross-entropy per label, nats", smooth=False) if held_out else None,
         samples=list(_samples(folder)),
@@ -122,11 +128,17 @@ def view(folder: Path) -> RunView:
         mixture=plot.curves(
             _columns(lines, "mix/"), "share of all so far", smooth=False, levels=_asked(config), percent=True
         ),
-        speed=plot.curves({"all": _column(lines, "perf/tokens_per_s")}, "tokens per second"),
-        waiting=plot.curves({"all": _column(lines, "perf/data_wait")}, "share of a step's time", percent=True),
+        others=list(_others(lines)),
         training_s=sum(line["perf/step_s"] for line in lines),
         config=config,
     )
+
+
+def _others(lines: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
+    for title, name, unit in OTHERS:
+        curve = plot.column(lines, name)
+        if curve[0]:
+            yield title, plot.curves({"all": curve}, unit, percent=unit.startswith("share"))
 
 
 def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:
@@ -188,7 +200,7 @@ def _facts(lines: list[dict[str, float]], config: dict[str, Any]) -> Iterator[tu
         yield "steps", "none yet"
         return
     asked = config.get("train", {}).get("steps")
-    yield "steps", f"{int(lines[-1]['step'])}" + (f" of {asked}" if asked else "")
+    yield "steps", f"{int(lines[-1]['step']):,}" + (f" of {asked:,}" if asked else "")
     yield "tokens", count(sum(line["batch/tokens"] for line in lines))
     yield "training time", duration(sum(line["perf/step_s"] for line in lines))
     tail = lines[-LAST_STEPS:]
@@ -200,6 +212,11 @@ def _facts(lines: list[dict[str, float]], config: dict[str, Any]) -> Iterator[tu
         for name in STREAMS:
             if f"validation/{name}" in line:
                 yield f"{name}, held out", f"{line[f'validation/{name}']:.3f}"
+    yield "tokens a second", count(statistics.median(line["perf/tokens_per_s"] for line in tail))
+    if "perf/mfu" in tail[-1]:
+        yield "MFU", f"{_mean(tail, 'perf/mfu'):.1%}"
+    if "mem/peak_gib" in tail[-1]:
+        yield "most memory", f"{tail[-1]['mem/peak_gib']:.1f} GiB"
     yield "fill of rows", f"{_mean(tail, 'batch/fill'):.1%}"
     yield "waiting for data", f"{_mean(tail, 'perf/data_wait'):.1%}"
     yield "skipped steps", f"{int(lines[-1]['optim/skipped_steps'])}"
@@ -211,13 +228,8 @@ def _mean(lines: list[dict[str, float]], name: str) -> float:
 
 def _columns(lines: list[dict[str, float]], prefix: str) -> dict[str, plot.Curve]:
     """Curves of the streams that have any value other than 0."""
-    found = {name: _column(lines, prefix + name) for name in STREAMS}
+    found = {name: plot.column(lines, prefix + name) for name in STREAMS}
     return {name: curve for name, curve in found.items() if any(curve[1])}
-
-
-def _column(lines: list[dict[str, float]], name: str) -> plot.Curve:
-    there = [line for line in lines if name in line]
-    return [line["step"] for line in there], [line[name] for line in there]
 
 
 def _asked(config: dict[str, Any]) -> dict[str, float]:
@@ -247,14 +259,3 @@ def _data_url(path: Path) -> str:
     if not path.exists():
         raise DataError(f"evaluation.json names {path}, which is not there", "evaluate the run again")
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda value: f"{value:.1%}"
-    environment.filters["duration"] = duration
-    environment.tests["warning"] = lambda kind: kind in events.WARNINGS
-    environment.filters["clock"] = lambda value: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
-    return environment.get_template("run.html.j2")

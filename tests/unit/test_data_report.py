@@ -21,8 +21,8 @@ from janus_dist.report import plot
 from janus_dist.report.data import health, write_data_report
 from tests import shard_sets, tiny
 from tests.images import png
+from tests.pages import Page
 from tests.unit.test_config_load import BASE
-from tests.unit.test_report import Page
 
 
 @pytest.fixture

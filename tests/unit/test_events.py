@@ -6,7 +6,8 @@ import pytest
 
 from janus_dist.monitor import events
 from janus_dist.report.run import write_report
-from tests.unit.test_report import Page, write_run
+from tests.pages import Page
+from tests.unit.test_report import write_run
 
 
 def test_what_is_recorded_is_read_back_and_a_cut_line_left_out(tmp_path):

@@ -1,7 +1,6 @@
 """The run report: whole in one file, and its figures are those of the run's own files."""
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from janus_dist.errors import DataError
 from janus_dist.report.run import write_report
 from tests.images import png
+from tests.pages import Page
 
 
 def write_run(folder: Path, steps: int = 30, begin: float = 0.0) -> None:
@@ -50,30 +50,6 @@ def write_evaluation(folder: Path) -> None:
     (folder / "evaluation.json").write_text(json.dumps(found))
 
 
-class Page(HTMLParser):
-    """Text, classes and addresses of a page; complains about tags that are not closed."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.text, self.classes, self.addresses, self.open = "", [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.classes += (found.get("class") or "").split()
-        self.addresses += [found[name] for name in ("src", "href") if name in found]
-        if tag not in ("meta", "img", "br", "path", "use", "rect"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag in self.open:
-            while self.open.pop() != tag:
-                pass
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_the_report_of_several_runs(tmp_path):
     write_run(tmp_path / "stage2", begin=100.0)
     write_run(tmp_path / "stage1")
@@ -88,7 +64,7 @@ def test_the_report_of_several_runs(tmp_path):
     assert page.classes.count("right") == 1 and page.classes.count("wrong") == 1
     assert page.classes.count("ok") == 1 and page.classes.count("no") == 1
     assert "what <b>color</b>?" in page.text  # escaped, not markup
-    assert html.count("<svg") == 9  # four plots a run, and one of both
+    assert html.count("<svg") == 11  # five plots a run, and one of both
     assert "Runs of the same stage" in html
     assert not page.open
 
@@ -125,6 +101,20 @@ def test_the_report_of_one_run_that_is_not_over(tmp_path):
         file.write('{"step": 4, "time"')  # killed while it wrote
     page = Page(write_report(tmp_path / "mine").read_text())
     assert "3 of 40" in page.text and "What it draws" not in page.text
+
+
+def test_what_a_run_measured_is_shown_where_it_did(tmp_path):
+    write_run(tmp_path / "mine")
+    before = Page(write_report(tmp_path / "mine").read_text()).text
+    assert "gradient" in before and "MFU" not in before and "most memory" not in before
+    path = tmp_path / "mine" / "metrics.jsonl"
+    lines = [json.loads(line) | {"perf/mfu": 0.412, "mem/peak_gib": 61.25} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = write_report(tmp_path / "mine").read_text()
+    text = Page(html).text
+    for wanted in ("41.2%", "61.2 GiB", "share of the device's peak", "most memory of the first rank so far"):
+        assert wanted in text, wanted
+    assert html.count("<svg") == 7
 
 
 def test_samples_over_time_and_held_out_losses_are_shown(tmp_path):

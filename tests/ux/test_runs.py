@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
 from janus_dist.cli import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.errors import JanusError
-from janus_dist.monitor import events
+from janus_dist.monitor import events, standing
 from tests import prepared
+from tests.pages import Page
 
 
 @pytest.fixture
@@ -101,6 +104,31 @@ def test_compare(root, janus):
     assert lines[-1] == "one is ahead by 0.2000 in held-out losses; equally fast"
     found = json.loads(janus("compare", root / "one", root / "one", "--json")[1])
     assert found["settings"] == {} and found["equal_steps"] == found["common_steps"] == 6
+
+
+def test_compare_as_a_page(root, janus, tmp_path):
+    page = tmp_path / "pages" / "beside.html"
+    code, out, _ = janus("compare", root / "one", root / "two", "--html", page)
+    assert code == 0 and out.splitlines()[-1] == f"page: {page}"
+    html = page.read_text()
+    found = Page(html)
+    text = " ".join(found.text.split())
+    for expected in (
+        "one beside two", "one is ahead by 0.2000 in held-out losses; equally fast", "the same losses until step 2",
+        "optim.lr0.010.02", "loss/all3.654.15 +0.5", "held-out losses (validation) of step 4", "loss, text",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert not found.open and "<script" not in html and all(one.startswith(("data:", "#")) for one in found.addresses)
+    janus("compare", root / "one", root / "one", "--html", page)
+    assert "bit for bit the same losses" in page.read_text() and "<p>None.</p>" in page.read_text()
+
+
+def test_runs_of_one_name_are_told_apart(root, janus, tmp_path):
+    shutil.copytree(root / "two", tmp_path / "later" / "one")
+    _, out, _ = janus("compare", root / "one", tmp_path / "later" / "one")
+    assert out.splitlines()[-1].startswith(f"{root.name}/one is ahead by 0.2000")
+    assert standing.labels(Path("a/runs/one"), Path("b/runs/one")) == ("a/runs/one", "b/runs/one")
+    assert standing.labels(Path("runs/one"), Path("runs/one")) == ("one (A)", "one (B)")
 
 
 def test_what_is_no_run(root, janus):
