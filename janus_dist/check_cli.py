@@ -22,7 +22,7 @@ from janus_dist.data.manifest import is_there
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import commits
-from janus_dist.engine.find import start_is_complete
+from janus_dist.engine.find import refuse_if_never, start_is_complete
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError, JanusError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.model.parts import part_of
@@ -142,9 +142,9 @@ def _prompts(recipe: StageRecipe) -> Iterator[str]:
 
 def _start(recipe: StageRecipe) -> Iterator[str]:
     """Where the run goes on or starts from."""
-    run, newest = recipe.run, commits.latest(recipe.run.saved_in)
-    if newest is not None:
-        yield from _resume(recipe, newest)
+    run, there = recipe.run, _goes_on_from(recipe)
+    if there is not None:
+        yield from _resume(recipe, there)
     elif run.start_from is not None:
         before = commits.latest(run.saved_in_of(run.start_from))
         if before is None and not run.start_recipes:
@@ -163,13 +163,17 @@ def _start(recipe: StageRecipe) -> Iterator[str]:
         yield "starts from random weights"
 
 
-def _resume(recipe: StageRecipe, newest: str) -> Iterator[str]:
-    commit = commits.read(newest)
-    if recipe.run.resume == "never":
-        raise ConfigError(
-            f"run.resume=never, but run {recipe.run.dir} has a checkpoint: {newest}",
-            "give the run another name (run.name=...), or let it go on (run.resume=auto)",
-        )
+def _goes_on_from(recipe: StageRecipe) -> str | None:
+    """The checkpoint that a start goes on from by `run.resume`, None where there is none."""
+    run = recipe.run
+    refuse_if_never(run)
+    newest, path = commits.latest(run.saved_in), recipe.with_absolute_paths().run.resume.rstrip("/")
+    was_told = path not in ("auto", "never") and commits.saved_since(run.saved_in, path) is None
+    return path if was_told else newest
+
+
+def _resume(recipe: StageRecipe, there: str) -> Iterator[str]:
+    commit = commits.read(there)
     if commit.step == recipe.train.steps:
         raise ConfigError(
             f"run {recipe.run.dir} is complete: its checkpoint is at step {commit.step}, as train.steps asks",
@@ -184,8 +188,8 @@ def _resume(recipe: StageRecipe, newest: str) -> Iterator[str]:
         plan = plan.rebased(Base(**base) if base else None)
     learns = set(recipe.train.trainable)
     trainable = [name for name in commit.shapes if part_of(name) in learns]
-    check_resume(recipe, plan, trainable, newest, commit)
-    yield f"goes on at step {commit.step:,} of {recipe.train.steps:,} from {newest}"
+    check_resume(recipe, plan, trainable, there, commit)
+    yield f"goes on at step {commit.step:,} of {recipe.train.steps:,} from {there}"
 
 
 def _room(recipe: StageRecipe) -> Iterator[str]:

@@ -32,7 +32,7 @@ from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain,
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
 from janus_dist.engine.find import refuse_if_never
-from janus_dist.errors import CheckpointError, ClusterError, JanusError, RankError
+from janus_dist.errors import CheckpointError, ClusterError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
 from janus_dist.train.failure import in_short, log_file, told
@@ -131,6 +131,7 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     `cluster.restarts` times without a new checkpoint.
     """
     connect()
+    given = recipe
     recipe = _if_never(recipe)
     forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
     here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
@@ -155,7 +156,7 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
                 newest = commits.latest(recipe.run.saved_in)
                 lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
                 if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
-                    raise cause from error
+                    raise _as_given(given, cause) from error
                 events.record(recipe.run.dir, "lost", _steps(newest), cause.message)
                 show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
             except RayError as error:
@@ -172,6 +173,14 @@ def _if_never(recipe: StageRecipe) -> StageRecipe:
     if recipe.run.resume != "never":
         return recipe
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
+
+
+def _as_given(recipe: StageRecipe, cause: Exception) -> Exception:
+    """What ended ranks, which do not know of `run.resume=never`: the same command would be refused."""
+    if recipe.run.resume != "never" or not isinstance(cause, PreemptedError | LostRankError) or cause.hint is None:
+        return cause
+    hint = cause.hint.replace("the same command", "the same command with run.resume=auto")
+    return type(cause)(cause.message, hint)
 
 
 def _steps(checkpoint: str | None) -> int:

@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from janus_dist import launch
 from janus_dist.engine import commits
-from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError, RankError
+from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError, PreemptedError, RankError
 from janus_dist.train.failure import told
 from tests import prepared
 
@@ -48,6 +48,17 @@ def test_never_is_of_the_start_of_a_job(monkeypatch, tmp_path):
         launch._if_never(recipe)
     other = prepared.recipe(tmp_path, tmp_path)
     assert launch._if_never(other) is other
+
+
+def test_a_job_that_was_started_by_never_is_not_told_to_start_so_again(tmp_path):
+    stopped = PreemptedError("run was asked to stop", "the same command goes on from there")
+    never = prepared.recipe(tmp_path, tmp_path, run={"resume": "never"})
+    found = launch._as_given(never, stopped)
+    assert isinstance(found, PreemptedError) and found.message == stopped.message
+    assert found.hint == "the same command with run.resume=auto goes on from there"
+    assert launch._as_given(prepared.recipe(tmp_path, tmp_path), stopped) is stopped
+    refused = ConfigError("another fault", "the same command")
+    assert launch._as_given(never, refused) is refused
 
 
 def test_ranks_are_told_whole_paths(monkeypatch, tmp_path):

@@ -82,6 +82,18 @@ def test_a_start_that_is_trained_on_first_is_said(folder, check):
         assert f"  starts from {said.format(path)}" in check(*start)[1].splitlines()
 
 
+def test_the_checkpoint_to_go_on_from_is_the_one_that_was_asked_for(folder, check):
+    recipe = load(StageRecipe, [folder / "recipe.yaml"], ["run.root=runs"]).recipe
+    early, late = (commits.folder("runs/run/checkpoints", step) for step in (1, 2))
+    for step, path in enumerate((early, late), 1):
+        commits.write_marker(path, marker(recipe, step))
+    asked = ("run.root=runs", "run.rebase=true", "train.steps=9")
+    assert f"  goes on at step 2 of 9 from {late}" in check(*asked)[1].splitlines()
+    assert f"  goes on at step 1 of 9 from {folder}/{early}" in check(*asked, f"run.resume={early}/")[1].splitlines()
+    code, out = check(*asked, "run.resume=never")
+    assert code == 2 and f"run.resume=never, but run runs/run has a checkpoint: {late}" in out
+
+
 def test_all_faults_at_once(folder, check):
     code, out = check("data.tokenizer=nowhere.json", "monitor.wandb=online", "run.start_from=before")
     assert code == 3, "that of the first"
