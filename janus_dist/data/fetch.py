@@ -34,7 +34,7 @@ from fsspec.config import conf
 
 from janus_dist.errors import DataError
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0  # ten attempts pause for about 50 s in all: a store's bad minute
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
 CONNECT_TIMEOUT_S = 5.0
 SLOWEST_BYTES_PER_S = 1_000_000  # a body that trickles slower than this has stalled, though bytes still come
 # A late request is asked for a second time. "Late" is 3 times the median, a robust stand-in for the 99th percentile
@@ -113,13 +113,14 @@ class Store(Protocol):
 class Fetcher:
     """Ranges from any store, with retries. Threads may share it; `close` ends the pauses of those that wait."""
 
-    def __init__(self, timeout_s: float, threads: int, attempts: int, tally: Tally):
-        self.attempts, self.tally = attempts, tally
+    def __init__(self, timeout_s: float, threads: int, patience_s: float, tally: Tally):
+        """A request with no answer for `timeout_s` has failed; none is begun anew after `patience_s`."""
+        self.patience_s, self.tally = patience_s, tally
         self._closing = threading.Event()
         self._stores: dict[str, Store] = {"file": LocalStore(tally), "s3": S3Store(timeout_s, threads, tally)}
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:
-        """The bytes from `start` to `stop`, fewer only where the object ends; DataError after the last attempt."""
+        """The bytes from `start` to `stop`, fewer only where the object ends; DataError when patience ends."""
         store, began, attempt = self._stores[protocol(path)], time.monotonic(), 1
         while True:
             try:
@@ -127,9 +128,10 @@ class Fetcher:
                 self.tally.add(bytes_fetched=len(content))
                 return content
             except FailureError as failure:
-                again = failure.transient and attempt < self.attempts
-                if not again or self._closing.wait(pause_s(attempt)):
-                    tried = f"attempt {attempt} of {self.attempts}, {time.monotonic() - began:.1f} s"
+                tried_s, pause = time.monotonic() - began, pause_s(attempt)
+                again = failure.transient and tried_s + pause < self.patience_s
+                if not again or self._closing.wait(pause):
+                    tried = f"attempt {attempt}, after {tried_s:.1f} s"
                     final = "" if failure.transient else "; not tried again, as it would fail again"
                     raise DataError(
                         f"{path} cannot be read, bytes {start} to {stop - 1}: {failure.cause} ({tried}){final}",
@@ -161,16 +163,7 @@ def is_local(path: str) -> bool:
 
 def pause_s(attempt: int) -> float:
     """Seconds to wait after a failed attempt (counted from 1): doubling, half of it random so that ranks spread."""
-    return _longest_pause_s(attempt) * random.uniform(0.5, 1.0)
-
-
-def patience_s(timeout_s: float, attempts: int) -> float:
-    """How long a request is tried at most where nobody answers."""
-    return attempts * timeout_s + sum(map(_longest_pause_s, range(1, attempts)))
-
-
-def _longest_pause_s(attempt: int) -> float:
-    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
 class LocalStore:

@@ -22,8 +22,8 @@ COALESCE_GAP_BYTES = 262_144
 """Samples of a shard that lie closer together than this are read by one request: 256 KiB take 5 ms to send."""
 THREADS = 16
 """Requests that one rank has under way at once."""
-ATTEMPTS = 10
-"""Attempts at a request before the run stops; ten last about 50 seconds and what `TIMEOUT_S` adds."""
+PATIENCE_S = 240.0
+"""How long a request is tried again before the run stops: a store may be away for some minutes."""
 TIMEOUT_S = 15.0
 """A request with no answer for so long has failed; so long a wait is for what another rank reads into the cache."""
 ALONE_S = 0.01
@@ -61,13 +61,13 @@ class Reader:
         node_member: int = 0,
         coalesce_gap_bytes: int = COALESCE_GAP_BYTES,
         threads: int = THREADS,
-        attempts: int = ATTEMPTS,
+        patience_s: float = PATIENCE_S,
         timeout_s: float = TIMEOUT_S,
     ):
         """`node_member`: the rank's number on its node; the first one says it when the cache's disk is broken."""
         self.coalesce_gap_bytes = coalesce_gap_bytes
         self._tally = Tally()
-        self._fetcher = Fetcher(timeout_s, threads, attempts, self._tally)
+        self._fetcher = Fetcher(timeout_s, threads, patience_s, self._tally)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
         self._closed = False
         self._cache: PageCache | None = None

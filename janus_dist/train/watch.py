@@ -12,13 +12,12 @@ import platform
 import time
 from pathlib import Path
 
-from janus_dist.data.fetch import patience_s
-from janus_dist.data.reader import ATTEMPTS, TIMEOUT_S
+from janus_dist.data.reader import PATIENCE_S, TIMEOUT_S
 
 WARM_STEPS = 5
 SLOWEST_TIMES = 10
-LEAST_S = 60.0 + patience_s(TIMEOUT_S, ATTEMPTS)
-"""All ranks wait for one whose store does not answer, and it tries for more than three and a half minutes."""
+LEAST_S = 60.0 + PATIENCE_S + 2 * TIMEOUT_S
+"""All ranks wait for one whose store is away: it tries for four minutes, the last time for up to twice a time-out."""
 LONGEST_SAVE_S = 3600.0
 """Where nothing is left to do but to wait for a save."""
 

@@ -1,5 +1,6 @@
 """Fixtures of the tests that read shards: a store that fails on command, readers that do not wait long."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,15 +43,15 @@ def s3(monkeypatch, session) -> Iterator[FaultyS3]:
 
 
 @pytest.fixture
-def make_reader(quick_reader) -> Iterator[Callable[..., Reader]]:
-    """Makes readers of small pages and closes them."""
+def make_reader(quick_reader, monkeypatch) -> Iterator[Callable[..., Reader]]:
+    """Makes readers of small pages, which try so many times, and closes them."""
     made: list[Reader] = []
 
-    def new(node_member: int = 0, **values: Any) -> Reader:
+    def new(node_member: int = 0, attempts: int = 3, **values: Any) -> Reader:
         settings = {name: values.pop(name) for name in ReadConfig.model_fields if name in values}
-        made.append(
-            Reader(ReadConfig.model_validate(settings), node_member, **{"attempts": 3, "timeout_s": 30, **values})
-        )
+        wait_s = fetch.pause_s
+        monkeypatch.setattr(fetch, "pause_s", lambda tried: wait_s(tried) if tried < attempts else math.inf)
+        made.append(Reader(ReadConfig.model_validate(settings), node_member, **{"timeout_s": 30, **values}))
         return made[-1]
 
     yield new

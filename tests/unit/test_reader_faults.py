@@ -1,5 +1,6 @@
 """The reader against a store that fails: it recovers, or ends with a DataError that says what, why and what to do."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -52,7 +53,7 @@ class TestFaults:
             make_reader().read([Range(path, start, 10)])
         assert len(s3.requests) == 1
         assert caught.value.message.startswith(
-            f"{path} cannot be read, bytes {start} to {start + 9}: the store answered {cause} (attempt 1 of 3, "
+            f"{path} cannot be read, bytes {start} to {start + 9}: the store answered {cause} (attempt 1, "
         )
         assert caught.value.message.endswith("; not tried again, as it would fail again")
         assert hint in (caught.value.hint or "")
@@ -60,9 +61,9 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("fault", "cause"),
         [
-            ("slow_down", "the store answered 503 SlowDown (Please reduce your request rate.) (attempt 3 of 3, "),
+            ("slow_down", "the store answered 503 SlowDown (Please reduce your request rate.) (attempt 3, "),
             ("reset", "the connection failed (ClientPayloadError: "),
-            ("other_length", "5 bytes came instead of 10 (attempt 3 of 3, "),
+            ("other_length", "5 bytes came instead of 10 (attempt 3, "),
         ],
     )
     def test_that_do_not_pass_end_the_read(self, s3, make_reader, fault, cause):
@@ -72,9 +73,17 @@ class TestFaults:
         assert caught.value.message.startswith(f"{PATH} cannot be read, bytes 0 to 9: {cause}")
         assert caught.value.hint == fetch.RESUME
 
+    def test_tries_until_its_patience_ends(self, s3, make_reader, monkeypatch):
+        monkeypatch.setattr(fetch, "LONGEST_PAUSE_S", 0.05)
+        s3.fail(*["slow_down"] * 200)
+        began = time.monotonic()
+        with pytest.raises(DataError, match=r"attempt \d+, after "):
+            make_reader(attempts=1000, patience_s=1.0).read([Range(PATH, 0, 10)])
+        assert len(s3.requests) > 5 and 0.9 < time.monotonic() - began < 30
+
     def test_silence_is_told(self, s3, make_reader):
         s3.fail("stall")
-        with pytest.raises(DataError, match=r"bytes 0 to 9: no whole answer within 1\.0 s \(attempt 1 of 1, "):
+        with pytest.raises(DataError, match=r"bytes 0 to 9: no whole answer within 1\.0 s \(attempt 1, "):
             make_reader(timeout_s=1.0, attempts=1).read([Range(PATH, 0, 10)])
 
     def test_no_server(self, monkeypatch, make_reader):
@@ -83,7 +92,7 @@ class TestFaults:
         for name in PROXIES:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-        with pytest.raises(DataError, match=r"the connection failed \(EndpointConnectionError: .*attempt 2 of 2"):
+        with pytest.raises(DataError, match=r"the connection failed \(EndpointConnectionError: .*attempt 2, "):
             make_reader(attempts=2).read([Range(PATH, 0, 10)])
 
     def test_a_store_without_ranges(self, s3, make_reader):
