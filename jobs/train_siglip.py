@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.config.load import place_of_a_copy
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ConfigError
 from data_pipelines.siglip_training import train
@@ -23,7 +24,7 @@ OUT = "runs/siglip"
 
 def main() -> None:
     command = " ".join(["python", "jobs/train_siglip.py", *sys.argv[1:]])
-    arguments, out = sys.argv[1:], OUT
+    arguments, out = sys.argv[1:], place_of_a_copy(OUT)
     if "--out" in arguments:
         place = arguments.index("--out")
         if place + 1 == len(arguments):

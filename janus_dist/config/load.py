@@ -84,7 +84,7 @@ def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = 
                 faults += _faults(kind, settings.root, detail)
     else:
         if not faults:
-            placed = recipe.with_paths(_place_of_a_copy)
+            placed = recipe.with_paths(place_of_a_copy)
             return Loaded(placed, _origin(recipe, settings.root), paths, tuple(overrides))
     raise RecipeError(_report(faults), faults=sorted(faults))
 
@@ -125,8 +125,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def _place_of_a_copy(path: str) -> str:
-    """The path in the folder that the job was submitted from, unless its copy here has it too."""
+def place_of_a_copy(path: str) -> str:
+    """The path in the folder that the job was submitted from, unless its copy here, in which Ray runs the job and which
+    it deletes, has it too."""
     folder = os.environ.get(SUBMITTED_FROM)
     return path if folder is None or Path(path).exists() else str(Path(folder) / path)
 

@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus
 
 from janus_dist import submit_cli
 from janus_dist.cli import app
-from janus_dist.config.load import SUBMITTED_FROM, Loaded, load
+from janus_dist.config.load import SUBMITTED_FROM, Loaded, load, place_of_a_copy
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ClusterError, ConfigError
 from jobs.stage import start_recipe
@@ -260,3 +260,9 @@ def test_a_job_is_followed_to_its_exit_code(tmp_path):
         subprocess.run(["ray", "stop"], **shell)
     assert wrong.returncode == 4, wrong.stdout + wrong.stderr
     assert "no committed checkpoint under" in wrong.stdout
+
+
+@pytest.mark.usefixtures("copy")
+def test_a_folder_that_no_recipe_names_does_not_lie_in_the_copy_either():
+    assert place_of_a_copy("runs/siglip") == "/home/me/janus-dist/runs/siglip"
+    assert place_of_a_copy("jobs/recipes/tiny/siglip") == "jobs/recipes/tiny/siglip"
