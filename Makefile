@@ -23,6 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	@touch $(READY)
+	@echo "ready: . .venv/bin/activate"
 
 # The loaders that benchmarks/loader.py compares ours with; torch first, so that none of them chooses a build.
 peers: $(PEERS)/ready

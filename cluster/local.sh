@@ -65,7 +65,7 @@ END
 
 up() {
     local cpus=${1:-$((($(nproc) + 1) / 2))} gpus=${2:-0}
-    [ -z "$(processes)" ] || { echo "$folder: a cluster runs already; cluster/local.sh down ends it" >&2; exit 6; }
+    [ -z "$(processes)" ] || { echo "$folder: a cluster runs already: eval \"\$(cluster/local.sh env)\" uses it, cluster/local.sh down ends it" >&2; exit 6; }
     [ -O "$folder" ] || mkdir -m 700 "$folder"    # not one that someone else laid there
     (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$folder/token")
     eval "$(environment)"
@@ -102,7 +102,7 @@ down() {
         sleep 1
     done
     rm -rf "$folder"
-    echo "no cluster is left; a shell that used it: unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH"
+    echo "no cluster is left; a shell that used it: unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 }
 
 # is_up: or it says so and fails

@@ -28,6 +28,7 @@ from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.model.parts import part_of
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import load_vq
+from janus_dist.monitor.console import several
 from janus_dist.train.budget import checkpoint_bytes
 from janus_dist.train.compatible import check_data, check_resume
 from janus_dist.train.memory import predict
@@ -52,7 +53,7 @@ def run_checks(load: Callable[[], StageRecipe], as_json: bool) -> None:
             print(f"  {note}")
         for number, fault in enumerate(faults, start=1):
             print(f"{number}. {str(fault).replace(chr(10), chr(10) + '   ')}")
-        print(f"{len(faults)} faults" if faults else "nothing stands in the way")
+        print(several(len(faults), "fault") if faults else "nothing stands in the way")
     if faults:
         sys.exit(faults[0].exit_code)
 

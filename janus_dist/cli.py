@@ -37,7 +37,11 @@ R = TypeVar("R", bound=BaseRecipe)
 INTERRUPTED = 130
 USAGE = "usage: python {job} [RECIPE.yaml ...] [key.path=value ...]"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look at recipes and runs of janus-dist.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Check, submit, watch and use runs of janus-dist, and look at its recipes and data.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Show, compare and describe recipes.")
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

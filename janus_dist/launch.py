@@ -32,7 +32,7 @@ from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain,
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
 from janus_dist.engine.find import refuse_if_never
-from janus_dist.errors import CheckpointError, ClusterError, JanusError, PreemptedError, RankError
+from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
 from janus_dist.train.failure import in_short, log_file, told
@@ -43,6 +43,8 @@ ANSWER_S = 15.0
 """A node that takes longer is not there."""
 NODES_BACK_S = 60.0
 """After a loss nodes are waited for so long before a run goes on with fewer."""
+GONE_S = 15.0
+"""Of a job that was killed Ray may take so long to end what it had."""
 LINES_NAMESPACE = "janus_dist"
 Resources = Mapping[str, float]
 """Of a node, by Ray's names."""
@@ -134,8 +136,7 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     given = recipe
     recipe = _if_never(recipe)
     forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
-    here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
-    lines = Lines.options(scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)).remote()
+    lines = _lines_of(recipe)
     if recipe.monitor.prompts is not None:
         read_prompts(Path(recipe.monitor.prompts))  # faults in it end the run before it starts
     with (
@@ -148,7 +149,7 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
         while True:
             try:
                 workers = _room(recipe, has_lost)
-                show(f"starting {workers} rank{'s' if workers > 1 else ''}")
+                show(f"starting {workers} rank{'s' if workers > 1 else ''}{_others_have(recipe, workers)}")
                 _train_once(recipe, lines, workers)
                 return
             except TrainingFailedError as error:
@@ -165,6 +166,37 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
                     f"Ray lost what the run hangs on, the driver's own node perhaps: {why}",
                     f"the same command goes on from the last checkpoint under {recipe.run.saved_in}",
                 ) from error
+
+
+def _lines_of(recipe: StageRecipe) -> Any:
+    """The actor that takes the run's lines; its name is the run's, so that a cluster has one job for it.
+
+    ConfigError where another job has it: both would write into one folder.
+    """
+    here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
+    only = Lines.options(
+        name=f"lines of {recipe.run.dir.absolute()}",
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+    )
+    deadline = time.monotonic() + GONE_S
+    while True:
+        try:
+            return only.remote()
+        except ValueError as error:  # the name is taken
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"run {recipe.run.dir} is being trained by another job of this cluster",
+                    "follow or stop that one (ray job list), or give this run another name (run.name=...)",
+                ) from error
+        time.sleep(POLL_S)
+
+
+def _others_have(recipe: StageRecipe, workers: int) -> str:
+    """What there is to say where ranks must wait for what others have taken of the cluster."""
+    cluster = recipe.cluster
+    kind, needed = ("GPU", workers) if cluster.gpu else ("CPU", workers * cluster.cpus_per_worker)
+    free = int(ray.available_resources().get(kind, 0))
+    return "" if free >= needed else f", when others on the cluster leave them {needed} {kind}s: {free} are free"
 
 
 def _if_never(recipe: StageRecipe) -> StageRecipe:

@@ -40,7 +40,8 @@ def show_plan(
         )
         return
     said = [*lines(found, recipe), "", *budget_lines(asdict(taken), world), ""]
-    for line in [*said, *memory_lines(memory.device, "device"), *memory_lines(memory.host, "host")]:
+    where = "device" if recipe.cluster.gpu else "process"
+    for line in [*said, *memory_lines(memory.device, where), *memory_lines(memory.host, "host")]:
         print(line)
 
 

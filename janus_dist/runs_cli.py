@@ -5,6 +5,7 @@ Invariant: everything is read from what a run leaves in its folder (config.json,
 
 import json
 import time
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,11 +32,16 @@ FILES = ("metrics.jsonl", "logs", "samples", "report.html")
 def list_command(root: Root, as_json: AsJson = False) -> None:
     """List the runs under a folder: stage, steps, state, loss and speed of the last 20 steps.
 
-    States: starting, training, stopped (it was asked to), silent (nothing heard of it for ten minutes), complete.
+    States: starting, training, stopped (it was asked to), failed, silent (nothing heard of it for ten minutes),
+    complete.
     """
     found = [summary(path.parent) for path in sorted(root.glob("*/config.json")) if is_run(path.parent)]
     if not found:
-        raise DataError(f"no run under {root}", "a run's folder has config.json and metrics.jsonl; give RUN_ROOT")
+        raise DataError(
+            f"no run under {root}" if root.exists() else f"{root} does not exist",
+            "give the folder of runs (run.root, as runs/tiny); one that is being started has a folder once its shards "
+            "are made",
+        )
     if as_json:
         print(json.dumps({"runs": found}))
         return
@@ -50,8 +56,7 @@ def list_command(root: Root, as_json: AsJson = False) -> None:
 def show_command(run: RunDir, as_json: AsJson = False) -> None:
     """Show how a run stands: losses by stream at its beginning and end, held-out losses, mixture, speed, where its
     files are, what happened."""
-    if not is_run(run):
-        raise DataError(f"{run} is no run: it has no config.json of a stage", "give RUN_ROOT/NAME")
+    _must_be_run(run)
     found = summary(run) | details(run)
     if as_json:
         print(json.dumps(found))
@@ -74,8 +79,7 @@ def compare_command(
 ) -> None:
     """Lay two runs side by side: settings that differ, where their losses part, which is ahead and by how much."""
     for run in (first, second):
-        if not is_run(run):
-            raise DataError(f"{run} is no run: it has no config.json of a stage", "give RUN_ROOT/NAME")
+        _must_be_run(run)
     found = comparison(first, second)
     if html:
         write_comparison(first, second, found, html)
@@ -128,6 +132,24 @@ def follows_command(
 def report_command(root: Root) -> None:
     """Write the report of all runs in a folder and print its path."""
     print(write_report(root))
+
+
+def _must_be_run(path: Path) -> None:
+    """DataError, with what was meant, where a path is no run's."""
+    if is_run(path):
+        return
+    if inside := _runs_in(path):
+        raise DataError(f"{path} is a folder of runs", f"name one of them: {', '.join(inside)}")
+    if path.exists():
+        raise DataError(f"{path} is no run: it has no config.json of a stage", "give a run's folder: run.root/run.name")
+    beside = _runs_in(path.parent)
+    near = get_close_matches(path.name, beside, 1)
+    there = f"there are {', '.join(beside)}" if beside else "give a run's folder: run.root/run.name"
+    raise DataError(f"{path} does not exist", f"did you mean {path.parent / near[0]}?" if near else there)
+
+
+def _runs_in(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob("*/config.json") if is_run(path.parent))
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:

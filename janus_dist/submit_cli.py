@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -45,10 +46,13 @@ LOCAL = "http://127.0.0.1:8265"
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Ray takes the first of these that the environment has, whatever address a program gives it."""
 
+TOKEN_FILE = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+"""Where Ray finds its token; neither is a secret."""
+
 Job = Annotated[Path, typer.Argument(metavar="jobs/JOB.py", help="The job, as `python` would run it.")]
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RECIPE.yaml ...] [key.path=value ...] [-- OPTION ...]", help="Options of the job: last."),
+    typer.Argument(metavar="[RECIPE.yaml ...] [key.path=value ...] [-- OPTION ...]", help="What the job is given."),
 ]
 Address = Annotated[
     str | None,
@@ -132,7 +136,7 @@ def variables(shell: Any, given: Sequence[str]) -> dict[str, str]:
 
 def _run(address: str | None, command: str, runtime_env: dict[str, Any], no_wait: bool) -> int:
     # here: Ray takes a second to import, and no other command needs it
-    from ray.exceptions import RayError  # noqa: TID251
+    from ray.exceptions import AuthenticationError, RayError  # noqa: TID251
     from ray.job_submission import JobSubmissionClient  # noqa: TID251
 
     if address is not None:
@@ -144,14 +148,23 @@ def _run(address: str | None, command: str, runtime_env: dict[str, Any], no_wait
         for name in [name for name in logging.root.manager.loggerDict if name.startswith("ray")]:
             logging.getLogger(name).setLevel(logging.ERROR)
         job_id = client.submit_job(entrypoint=command, runtime_env=runtime_env)
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"the cluster at {asked} wants a token, and this shell has none or another",
+            'for the cluster of cluster/local.sh: eval "$(cluster/local.sh env)"; else export RAY_AUTH_MODE=token and '
+            "RAY_AUTH_TOKEN_PATH, the file with its token",
+        ) from error
     except (OSError, RuntimeError, RayError) as error:
         raise ClusterError(
             f"the cluster at {asked} does not take jobs: {_in_short(error)}",
-            "see that it runs and its dashboard can be reached (ssh -L 8265:127.0.0.1:8265 HEAD), or give --address; "
+            "see that it runs (cluster/local.sh up, or ray start --head, starts one here) and its dashboard can be "
+            "reached (ssh -L 8265:127.0.0.1:8265 HEAD); --address is that of the dashboard, http://HEAD:8265; "
             "RAY_ADDRESS, RAY_API_SERVER_ADDRESS and RAY_AUTH_TOKEN_PATH may be those of a cluster that is gone",
         ) from error
     used = client.get_address()
-    ray_job = f"{ADDRESSES[0]}={shlex.quote(used)} ray job"  # an --address would be overruled by the shell's variables
+    # an --address would be overruled by the shell's variables; another shell may have none of them
+    needed = {ADDRESSES[0]: used} | {name: os.environ[name] for name in TOKEN_FILE if os.environ.get(name)}
+    ray_job = " ".join([*(f"{name}={shlex.quote(value)}" for name, value in needed.items()), "ray job"])
     print(f"{job_id} on {used}: {command}")
     print(f"  {ray_job} stop {job_id}    # the run saves first")
     if no_wait:
@@ -160,7 +173,10 @@ def _run(address: str | None, command: str, runtime_env: dict[str, Any], no_wait
     try:
         return Followed(client, job_id, sys.stdout).exit_code()
     except KeyboardInterrupt:
-        print(f"the job goes on; stop it with: {ray_job} stop {job_id}", file=sys.stderr)
+        print(
+            f"the job goes on; follow it: {ray_job} logs --follow {job_id}\nstop it: {ray_job} stop {job_id}",
+            file=sys.stderr,
+        )
         return DETACHED
     except (OSError, RuntimeError, RayError) as error:
         raise ClusterError(
@@ -221,4 +237,4 @@ class Followed:
 
 
 def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return shorten(str(error), 300, placeholder=" ...")

@@ -23,6 +23,7 @@ from janus_dist.errors import ConfigError
 R = TypeVar("R", bound=BaseRecipe)
 R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)
 
+REQUIRED = "is required"
 SUBMITTED_FROM = "JANUS_SUBMITTED_FROM"
 """Of the environment: the folder of whoever submitted this job, which runs in a copy of it without data and weights. No
 override could say that: it would be one of the stages before as well, where other sources are mixed, and those have
@@ -86,7 +87,7 @@ def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = 
         if not faults:
             placed = recipe.with_paths(place_of_a_copy)
             return Loaded(placed, _origin(recipe, settings.root), paths, tuple(overrides))
-    raise RecipeError(_report(faults), faults=sorted(faults))
+    raise RecipeError(_report(faults), _base_beside(paths, faults), faults=sorted(faults))
 
 
 def load_any(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Loaded[BaseRecipe]:
@@ -130,6 +131,15 @@ def place_of_a_copy(path: str) -> str:
     it deletes, has it too."""
     folder = os.environ.get(SUBMITTED_FROM)
     return path if folder is None or Path(path).exists() else str(Path(folder) / path)
+
+
+def _base_beside(paths: Sequence[Path], faults: Iterable[Fault]) -> str | None:
+    """A way out where what all stages share is missed and lies beside the recipe."""
+    for path in paths:
+        base = path.parent / "base.yaml"
+        if base not in paths and base.is_file() and any(fault.message.endswith(REQUIRED) for fault in faults):
+            return f"{path.name} goes over {base}: give {base} {path}"
+    return None
 
 
 def _origin(recipe: BaseRecipe, root: Setting) -> dict[str, str]:
@@ -197,7 +207,7 @@ def _first_named(root: Setting, path: Sequence[str | int], message: str) -> Sett
 def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
     what, value, path = detail["type"], detail["input"], detail["loc"]
     if what == "missing":
-        return "is required"
+        return REQUIRED
     if what == "extra_forbidden":
         return f"no such key; {_suggest(kind, path)}"
     if what in ("model_type", "model_attributes_type"):

@@ -1,19 +1,23 @@
 """The line that a person reads for a logged step, and how numbers and times are shown in it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 SHORT = {"text": "text", "understanding": "und", "generation": "gen"}
 
 
-def step_line(values: Mapping[str, float], steps: int, eta_s: float) -> str:
-    """One line for one step's metrics (names as in metrics.py)."""
+def step_line(lines: Sequence[Mapping[str, float]], steps: int, eta_s: float) -> str:
+    """One line for the metrics of the steps since the last line (names as in metrics.py): the losses are their means,
+    all else is the last step's."""
+    values = lines[-1]
     step = int(values["step"])
-    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"{step / steps:6.1%}", f"loss {values['loss/all']:.3f}"]
+    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"{step / steps:6.1%}", f"loss {_mean(lines, 'all'):.3f}"]
     for stream, short in SHORT.items():
-        if f"loss/{stream}" in values:
-            parts.append(f"{short} {values[f'loss/{stream}']:.3f}")
+        if any(f"loss/{stream}" in line for line in lines):
+            parts.append(f"{short} {_mean(lines, stream):.3f}")
         elif values.get(f"mix/{stream}"):
-            parts.append(f"{short} -    ")  # this step has none of it, so `loss` is that of the others
+            parts.append(f"{short} -    ")  # no step has any of it, so `loss` is that of the others
     parts += [
         f"|g| {values['optim/grad_norm']:.2f}",
         f"lr {values['optim/lr']:.1e}",
@@ -26,12 +30,23 @@ def step_line(values: Mapping[str, float], steps: int, eta_s: float) -> str:
     return "  ".join(parts)
 
 
+def _mean(lines: Sequence[Mapping[str, float]], of: str) -> float:
+    """Of a loss over the steps that have it; a step that was skipped for a loss that is no number does not hide it."""
+    values = [line[f"loss/{of}"] for line in lines if f"loss/{of}" in line]
+    return fmean([value for value in values if math.isfinite(value)] or values)
+
+
 def count(value: float) -> str:
     """1234567 as 1.23M."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
+
+
+def several(number: int, what: str) -> str:
+    """`1 fault`, `1,200 faults`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

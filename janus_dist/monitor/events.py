@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["started", "resumed", "saved", "not saved", "skipped", "went back", "slow", "lost", "stopped", "note"]
-WARNINGS: tuple[Kind, ...] = ("not saved", "skipped", "went back", "slow", "lost")
+Kind = Literal[
+    "started", "resumed", "saved", "not saved", "skipped", "went back", "slow", "lost", "stopped", "failed", "note"
+]
+WARNINGS: tuple[Kind, ...] = ("not saved", "skipped", "went back", "slow", "lost", "failed")
 FILE = "events.jsonl"
 VARIES = re.compile(r"(?<!rank )(?<![\w.-])\d+(\.\d+)?(e[+-]?\d+)?(?![\w-]|\.\d)|(?<=step-)\d+")
 """Numbers of one occurrence: steps, seconds, losses. Not those of ranks, nor those in names and addresses of nodes."""

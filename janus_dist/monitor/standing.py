@@ -24,6 +24,7 @@ QUIET_S = 600.0
 """A run that has said nothing for so long has died, or its step is that slow."""
 EQUALLY_FAST = 1.02
 """Ratio of speeds up to which two runs are."""
+ENDS: tuple[events.Kind, ...] = ("stopped", "failed")
 EMPTY: tuple[Any, ...] = (None, {}, [])
 """Nothing, however it is written."""
 PATHS = ("run.root", "run.checkpoints", "data.root", "data.tokenizer", "data.vq_weights")
@@ -58,11 +59,11 @@ def summary(run: Path) -> dict[str, Any]:
 
 def state(run: Path, lines: Sequence[dict[str, float]]) -> str:
     """Of a run that is not complete: `starting` before its first step, `training`, `stopped` when it was asked to,
-    `silent` when nothing has been heard of it for ten minutes."""
+    `failed` when an error ended it, `silent` when nothing has been heard of it for ten minutes."""
     happened = events.read(run)
     told = max([float(line["time"]) for line in lines[-1:]] + [event.time for event in happened[-1:]], default=0.0)
-    if happened and happened[-1].kind == "stopped":
-        return "stopped"
+    if happened and happened[-1].kind in ENDS:
+        return happened[-1].kind
     if time.time() - (told or (run / "config.json").stat().st_mtime) > QUIET_S:
         return "silent"
     return "training" if lines else "starting"

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_dist.errors import JanusError
+from janus_dist.errors import JanusError, PreemptedError
+from janus_dist.monitor import events
+from janus_dist.monitor.sinks import last_line
 from janus_dist.report.run import write_report
 
 EVERY_S = 60.0
@@ -20,7 +22,7 @@ log = logging.getLogger("janus_dist")
 
 class Reported:
     """While a `with` block runs, the lines of a run pass through `show`; behind those of saves its report is written
-    anew, beside the run, and once more at the end."""
+    anew, beside the run, and once more at the end. What ends the run is an event of it."""
 
     def __init__(self, run_dir: Path, show: Callable[[str], None]):
         self.run_dir, self._show = run_dir, show
@@ -39,9 +41,12 @@ class Reported:
             self.thread = threading.Thread(target=self._write, name="report", daemon=True)
             self.thread.start()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self.thread is not None:
             self.thread.join()
+        if isinstance(error, JanusError) and not isinstance(error, PreemptedError):
+            step = int(last_line(self.run_dir / "metrics.jsonl").get("step", 0))
+            events.record(self.run_dir, "failed", step, error.message)
         if path := self._write():
             self._show(f"report: {path}")
 

@@ -64,6 +64,8 @@ class Trainer:
         self.slowest_rank = 1.0
         self.order = Order(engine)
         self.sinks: list[Sink] = []
+        self.unsaid: list[dict[str, float]] = []
+        """Metrics of the steps since the console's last line."""
         self.watchers: list[Sink] = []
         """Sinks that take every step as it comes, also one that is trained again."""
         self.validation: Validation | None = None
@@ -269,6 +271,7 @@ class Trainer:
             for sink in self.sinks:
                 sink.close()
             self.sinks = make_sinks(self.recipe, self.step, partial(self.note, "note"))
+            self.unsaid.clear()
             write_left_out(self.recipe.run.dir / "left_out.jsonl", self.plan, first, stop)
         self.note(
             "went back",
@@ -315,8 +318,10 @@ class Trainer:
     def record(self, values: dict[str, float], eta_s: float) -> None:
         for sink in (*self.sinks, *self.watchers):
             sink.record(values)
+        self.unsaid.append(values)
         if self.step % self.recipe.train.log_every_steps == 0 or self.step == self.recipe.train.steps:
-            self.say(step_line(values, self.recipe.train.steps, eta_s))
+            self.say(step_line(self.unsaid, self.recipe.train.steps, eta_s))
+            self.unsaid.clear()
 
     def save_if_due(self) -> None:
         """Begin to save the step just done where the recipe says so; one that is still being written goes first."""

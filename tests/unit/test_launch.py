@@ -7,11 +7,12 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from ray._private import services
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -59,6 +60,43 @@ def test_a_job_that_was_started_by_never_is_not_told_to_start_so_again(tmp_path)
     assert launch._as_given(prepared.recipe(tmp_path, tmp_path), stopped) is stopped
     refused = ConfigError("another fault", "the same command")
     assert launch._as_given(never, refused) is refused
+
+
+def test_a_cluster_has_one_job_for_a_run(monkeypatch, tmp_path):
+    """Two would write into one folder. What a killed job had is waited for."""
+    taken, names = [3], []
+
+    class Named:
+        @staticmethod
+        def remote() -> str:
+            taken[0] -= 1
+            if taken[0] >= 0:
+                raise ActorAlreadyExistsError("the name is taken")
+            return "lines"
+
+    class Actor:
+        @staticmethod
+        def options(name: str, **_: Any) -> type[Named]:
+            names.append(name)
+            return Named
+
+    monkeypatch.setattr(launch, "Lines", Actor)
+    monkeypatch.setattr(launch.ray, "get_runtime_context", lambda: Mock(get_node_id=lambda: "0" * 56))
+    monkeypatch.setattr(launch, "POLL_S", 0.01)
+    recipe = prepared.recipe(tmp_path, tmp_path)
+    assert launch._lines_of(recipe) == "lines" and names == [f"lines of {recipe.run.dir}"]
+    monkeypatch.setattr(launch, "GONE_S", 0.05)
+    taken[0] = 1_000_000
+    with pytest.raises(ConfigError, match=r"run .*/run is being trained by another job of this cluster"):
+        launch._lines_of(recipe)
+
+
+@pytest.mark.parametrize(
+    ("free", "said"), [(1.0, ", when others on the cluster leave them 2 CPUs: 1 are free"), (2.0, "")]
+)
+def test_waiting_for_others_is_said(monkeypatch, tmp_path, free, said):
+    monkeypatch.setattr(launch.ray, "available_resources", lambda: {"CPU": free})
+    assert launch._others_have(prepared.recipe(tmp_path, tmp_path), 2) == said
 
 
 def test_ranks_are_told_whole_paths(monkeypatch, tmp_path):

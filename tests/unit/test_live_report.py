@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from janus_dist.errors import PreemptedError
+from janus_dist.errors import ClusterError, PreemptedError
+from janus_dist.monitor import events
 from janus_dist.report import live
 from janus_dist.report.live import Reported
 from tests.unit.test_report import write_run
@@ -19,7 +20,17 @@ def test_a_run_that_is_stopped_has_a_report(tmp_path):
         assert reported.thread is None, "nothing was saved"
         raise PreemptedError("asked to stop")
     assert lines == ["step 1", f"report: {tmp_path / 'run' / 'report.html'}"]
+    assert events.read(tmp_path / "run") == [], "it says itself that it was asked to"
     assert "3 of 40" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_ended_a_run_is_in_its_report(tmp_path):
+    write_run(tmp_path / "run", steps=3)
+    with pytest.raises(ClusterError), Reported(tmp_path / "run", lambda line: None):
+        raise ClusterError("the cluster has no room", "wait for it")
+    (event,) = events.read(tmp_path / "run")
+    assert (event.kind, event.step, event.text) == ("failed", 3, "the cluster has no room")
+    assert "the cluster has no room" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_it_is_written_behind_a_save_and_at_most_once_a_minute(tmp_path, monkeypatch):

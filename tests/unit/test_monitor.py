@@ -23,16 +23,23 @@ VALUES = {
 }  # fmt: skip
 
 
+def test_the_losses_of_a_line_are_means_since_the_one_before():
+    before = {name: value + 1 for name, value in VALUES.items() if name != "loss/text"} | {"step": 1}
+    line = step_line([before, VALUES], 100_000, 0)
+    assert f"loss {VALUES['loss/all'] + 0.5:.3f}" in line and f"text {VALUES['loss/text']:.3f}" in line
+    assert f"|g| {VALUES['optim/grad_norm']:.2f}" in line
+
+
 def test_the_step_line():
-    assert step_line(VALUES, 100_000, 158_400) == (
+    assert step_line([VALUES], 100_000, 158_400) == (
         "step   1200/100000    1.2%  loss 2.914  text 2.710  und 1.980  gen 5.930  |g| 0.84  lr 9.7e-05  "
         "322k tok/s  41% mfu  wait 1%  38.1GiB  eta 1d20h"
     )
     unknown = {name: value for name, value in VALUES.items() if name != "perf/mfu"}
-    assert "322k tok/s  wait 1%  38.1GiB" in step_line(unknown, 100_000, 0), "a device whose peak is not known"
+    assert "322k tok/s  wait 1%  38.1GiB" in step_line([unknown], 100_000, 0), "a device whose peak is not known"
     without = {name: value for name, value in VALUES.items() if name != "loss/text"}
-    assert "text" not in step_line(without, 100_000, 0), "a run without text"
-    assert "  text -      und 1.980" in step_line(without | {"mix/text": 0.1}, 100_000, 0), "a step without text"
+    assert "text" not in step_line([without], 100_000, 0), "a run without text"
+    assert "  text -      und 1.980" in step_line([without | {"mix/text": 0.1}], 100_000, 0), "a step without text"
 
 
 @pytest.mark.parametrize(

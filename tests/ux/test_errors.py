@@ -77,6 +77,15 @@ def test_absent_settings():
     )
 
 
+def test_what_a_stage_goes_over_is_named():
+    with pytest.raises(ConfigError) as caught:
+        load(StageRecipe, ["stage.yaml"])
+    assert caught.value.hint == "stage.yaml goes over base.yaml: give base.yaml stage.yaml"
+    with pytest.raises(ConfigError) as caught:
+        load(StageRecipe, ["base.yaml", "stage.yaml"], ["batch.fill=2"])
+    assert caught.value.hint is None
+
+
 def test_rules_between_settings():
     assert (
         message(

@@ -10,7 +10,7 @@ import pytest
 
 from janus_dist.cli import app
 from janus_dist.config.load import Loaded, save
-from janus_dist.errors import JanusError
+from janus_dist.errors import DataError, JanusError
 from janus_dist.monitor import events, standing
 from tests import prepared
 from tests.pages import Page
@@ -71,6 +71,8 @@ def test_states(root, janus):
     assert state() == "training", "before its next step"
     events.record(root / "two", "stopped", 4, "asked to stop")
     assert state() == "stopped", "at once"
+    events.record(root / "two", "failed", 4, "the cluster has no room")
+    assert state() == "failed"
     (root / "two" / "metrics.jsonl").unlink()
     (root / "two" / "events.jsonl").unlink()
     assert state() == "starting"
@@ -133,4 +135,17 @@ def test_runs_of_one_name_are_told_apart(root, janus, tmp_path):
 
 def test_what_is_no_run(root, janus):
     assert janus("list", root / "data-report")[::2] == (3, f"no run under {root / 'data-report'}")
-    assert janus("show", root)[2] == f"{root} is no run: it has no config.json of a stage"
+    assert janus("show", root / "data-report")[2] == f"{root}/data-report is no run: it has no config.json of a stage"
+    assert janus("list", root / "runz")[2] == f"{root}/runz does not exist"
+
+
+def test_what_was_meant_is_said(root):
+    for name, message, hint in (
+        (".", f"{root} is a folder of runs", "name one of them: one, two"),
+        ("tvo", f"{root}/tvo does not exist", f"did you mean {root}/two?"),
+        ("zzz", f"{root}/zzz does not exist", "there are one, two"),
+        ("no/such", f"{root}/no/such does not exist", "give a run's folder: run.root/run.name"),
+    ):
+        with pytest.raises(DataError) as caught:
+            app(["runs", "show", str(root / name)], standalone_mode=False)
+        assert (caught.value.message, caught.value.hint) == (message, hint)
