@@ -16,7 +16,7 @@ from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit, DamagedError, Keep
 from janus_dist.engine.find import recipe_of, saved_in
 from janus_dist.errors import CheckpointError
-from janus_dist.monitor.console import count
+from janus_dist.monitor.console import count, several
 
 ckpt_app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run, check them, delete some.")
 
@@ -54,7 +54,7 @@ def verify_command(source: RunOrCheckpoint) -> None:
         try:
             commit = commits.read(path)
             commits.verify(path, commit)
-            print(f"{path}: whole, {count(_bytes(commit))}B in {len(commit.files)} files")
+            print(f"{path}: whole, {count(_bytes(commit))}B in {several(len(commit.files), 'file')}")
         except DamagedError as error:
             damaged += 1
             print(f"{path}: {error.message}")

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from janus_dist.monitor.console import several
+
 GB = 1_000_000_000
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="A run's folder (its newest), or a checkpoint in it.")]
@@ -31,6 +33,7 @@ def export_command(
     from janus_dist.export.run import export
 
     found = export(checkpoint, target, layout, overrides or (), dtype, int(max_shard_gb * GB))
-    print(f"{found.folder}: step {found.step} of {found.checkpoint}, {found.bytes / GB:.3f} GB in {found.files} files")
+    size = f"{found.bytes / GB:.3f} GB in {several(found.files, 'file')}"
+    print(f"{found.folder}: step {found.step} of {found.checkpoint}, {size}")
     for note in found.notes:
         print(f"  {note}")

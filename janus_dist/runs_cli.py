@@ -158,7 +158,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         (
             f"loss {stream}",
             " -> ".join("-" if value is None else f"{value:.3f}" for value in values)
-            + f"  first and last {steps:,} steps",
+            + "  first and last "
+            + ("step" if steps == 1 else f"{steps:,} steps"),
         )
         for stream, values in found["losses"].items()
     ]

@@ -77,5 +77,7 @@ def sample_command(
         return
     for drawn in found["drawings"]:
         print(f"{found['folder']}/{drawn['file']}  seed {drawn['seed']}  {drawn['prompt']}")
+    if len(found["drawings"]) > 1:
+        print(f"{found['folder']}/grid.png  all of them")
     for answered in found["answers"]:
         print(f"{answered['question']}\n  {answered['answer']}")

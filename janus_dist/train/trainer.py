@@ -213,7 +213,7 @@ class Trainer:
             opened = self.world.together(partial(open_weights, self.recipe.model, run.start_weights))
             checkpoint.fill(self.engine, opened)
             given = ", ".join(f"{what} of {path}" for what, path in run.start_weights.items())
-            self.note("started", f"starting {run.name} from the weights of others: {given}")
+            self.note("started", f"starting {run.name} from {given}")
         else:
             self.note("started", f"starting {run.name} from random weights")
         self.watch.pause()
