@@ -167,10 +167,10 @@ def test_arms_differ_in_what_they_say_and_in_nothing_else():
     recipes = {arm: recipe_of(arm, SEEDS[1], []).recipe for arm in ARMS}
     assert {arm: one.model.reads_by for arm, one in recipes.items()} == dict(zip("ADEF", VQ_OR_SIGLIP, strict=True))
     weights = {arm: (one.mix.understanding, one.mix.text, one.mix.generation) for arm, one in recipes.items()}
-    assert weights == {"A": (1, 0, 3), "D": (1, 0, 3), "E": (1, 0, 0), "F": (0, 0, 3)}
+    assert weights == {"A": (2, 0, 3), "D": (2, 0, 3), "E": (2, 0, 0), "F": (0, 0, 3)}
     assert len({one.run.dir for one in recipes.values()}) == len(ARMS)
     rows = {arm: (one.batch.rows, one.batch.micro_rows) for arm, one in recipes.items()}
-    assert rows == {"A": (4, 4), "D": (4, 4), "E": (1, 1), "F": (3, 3)}, "as many as each stream has"
+    assert rows == {"A": (5, 5), "D": (5, 5), "E": (2, 2), "F": (3, 3)}, "as many as each stream has"
     kept = {
         "model": {"reads_by"}, "run": {"name"}, "mix": {"understanding", "text", "generation"},
         "batch": {"rows", "micro_rows"},
