@@ -135,11 +135,10 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     connect()
     given = recipe
     recipe = _if_never(recipe)
-    forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
-    lines = _lines_of(recipe)
     if recipe.monitor.prompts is not None:
         read_prompts(Path(recipe.monitor.prompts))  # faults in it end the run before it starts
     with (
+        _lines_of(recipe) as lines,
         Follower(lines, show),
         StopOnSignal(lambda: [recipe]),
         StopOnDrain(lines, recipe.run.dir),
@@ -168,8 +167,10 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
                 ) from error
 
 
-def _lines_of(recipe: StageRecipe) -> Any:
-    """The actor that takes the run's lines; its name is the run's, so that a cluster has one job for it.
+@contextmanager
+def _lines_of(recipe: StageRecipe) -> Iterator[Any]:
+    """The actor that takes the run's lines; its name is the run's, so that a cluster has one job for it at a time. What
+    the run before was asked is forgotten.
 
     ConfigError where another job has it: both would write into one folder.
     """
@@ -178,17 +179,23 @@ def _lines_of(recipe: StageRecipe) -> Any:
         name=f"lines of {recipe.run.dir.absolute()}",
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
     )
-    deadline = time.monotonic() + GONE_S
-    while True:
+    deadline, lines = time.monotonic() + GONE_S, None
+    while lines is None:
         try:
-            return only.remote()
+            lines = only.remote()
         except ValueError as error:  # the name is taken
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"run {recipe.run.dir} is being trained by another job of this cluster",
                     "follow or stop that one (ray job list), or give this run another name (run.name=...)",
                 ) from error
-        time.sleep(POLL_S)
+            time.sleep(POLL_S)
+    forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
+    try:
+        yield lines
+    finally:
+        with suppress(RayError):
+            ray.kill(lines)
 
 
 def _others_have(recipe: StageRecipe, workers: int) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_dist.errors import JanusError, PreemptedError
+from janus_dist.errors import ConfigError, JanusError, PreemptedError
 from janus_dist.monitor import events
 from janus_dist.monitor.sinks import last_line
 from janus_dist.report.run import write_report
@@ -44,7 +44,7 @@ class Reported:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self.thread is not None:
             self.thread.join()
-        if isinstance(error, JanusError) and not isinstance(error, PreemptedError):
+        if isinstance(error, JanusError) and not isinstance(error, ConfigError | PreemptedError):  # nothing began; said
             step = int(last_line(self.run_dir / "metrics.jsonl").get("step", 0))
             events.record(self.run_dir, "failed", step, error.message)
         if path := self._write():

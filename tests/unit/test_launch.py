@@ -84,11 +84,15 @@ def test_a_cluster_has_one_job_for_a_run(monkeypatch, tmp_path):
     monkeypatch.setattr(launch.ray, "get_runtime_context", lambda: Mock(get_node_id=lambda: "0" * 56))
     monkeypatch.setattr(launch, "POLL_S", 0.01)
     recipe = prepared.recipe(tmp_path, tmp_path)
-    assert launch._lines_of(recipe) == "lines" and names == [f"lines of {recipe.run.dir}"]
+    killed = []
+    monkeypatch.setattr(launch.ray, "kill", killed.append)
+    with launch._lines_of(recipe) as lines:
+        assert lines == "lines" and names == [f"lines of {recipe.run.dir}"] and not killed
+    assert killed == ["lines"], "the next one need not wait until nothing holds it any more"
     monkeypatch.setattr(launch, "GONE_S", 0.05)
     taken[0] = 1_000_000
     with pytest.raises(ConfigError, match=r"run .*/run is being trained by another job of this cluster"):
-        launch._lines_of(recipe)
+        launch._lines_of(recipe).__enter__()
 
 
 @pytest.mark.parametrize(

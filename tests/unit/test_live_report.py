@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from janus_dist.errors import ClusterError, PreemptedError
+from janus_dist.errors import ClusterError, ConfigError, PreemptedError
 from janus_dist.monitor import events
 from janus_dist.report import live
 from janus_dist.report.live import Reported
@@ -31,6 +31,14 @@ def test_what_ended_a_run_is_in_its_report(tmp_path):
     (event,) = events.read(tmp_path / "run")
     assert (event.kind, event.step, event.text) == ("failed", 3, "the cluster has no room")
     assert "the cluster has no room" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_was_refused_did_not_happen_to_the_run(tmp_path):
+    """It may be one that another job trains."""
+    write_run(tmp_path / "run", steps=3)
+    with pytest.raises(ConfigError), Reported(tmp_path / "run", lambda line: None):
+        raise ConfigError("run is being trained by another job")
+    assert events.read(tmp_path / "run") == []
 
 
 def test_it_is_written_behind_a_save_and_at_most_once_a_minute(tmp_path, monkeypatch):
