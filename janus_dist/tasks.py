@@ -8,7 +8,7 @@ import logging
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -52,17 +52,25 @@ def train_all(
                     recipe = waiting.popleft()
                     running[_driver.remote(recipe.with_absolute_paths().model_dump(mode="json"), lines, then)] = recipe
                     continue
-                for done in ray.wait(list(running), timeout=POLL_S)[0]:
+                for done in _ended(running, asked.is_set()):
                     del running[done]
                     _get(done)
         finally:
-            for recipe in running.values():
-                request_stop(recipe.run.dir)
-            if running:
-                ray.wait(list(running), num_returns=len(running))
+            while running:
+                for done in _ended(running, is_to_stop=True):
+                    del running[done]
     if waiting:
         names = ", ".join(recipe.run.name for recipe in waiting)
         raise PreemptedError(f"asked to stop before {names} began", "the same command goes on")
+
+
+def _ended(running: Mapping[ray.ObjectRef, StageRecipe], is_to_stop: bool) -> list[ray.ObjectRef]:
+    """Those that end within POLL_S. What they are asked they are asked each time: one that has only begun forgets what
+    was asked before."""
+    if is_to_stop:
+        for recipe in running.values():
+            request_stop(recipe.run.dir)
+    return ray.wait(list(running), num_returns=len(running), timeout=POLL_S)[0]
 
 
 def _runs_at_once(recipe: StageRecipe) -> int:

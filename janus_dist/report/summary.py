@@ -7,6 +7,7 @@ is that of all its attempts.
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 
 from janus_dist.monitor.curves import machine
 
+NOTED_S = 30.0
+"""How often the time so far is written down, for a process that is killed."""
 CODE = Path(__file__).parent
 
 
@@ -39,20 +42,27 @@ class Summary:
     @contextmanager
     def working(self, part: str) -> Iterator[None]:
         """While a `with` block runs, work on a part is done: its time is added to that of the part, also when it ends
-        by an error, and where it was done is written down."""
-        began = time.perf_counter()
+        by an error or is killed, and where it was done is written down."""
+        before, began, ended = self.took_s(part), time.perf_counter(), threading.Event()
+        made = {"machine": machine(), "cores": len(os.sched_getaffinity(0)), "commit": commit()}
+
+        def note() -> None:
+            took_s, date = before + time.perf_counter() - began, datetime.now(UTC).date().isoformat()
+            self.found["parts"][part] = {"took_s": round(took_s, 1), "date": date, **made}
+            self.write()
+
+        def note_often() -> None:
+            while not ended.wait(NOTED_S):
+                note()
+
+        noting = threading.Thread(target=note_often, name="summary", daemon=True)
+        noting.start()
         try:
             yield
         finally:
-            took_s = self.took_s(part) + time.perf_counter() - began
-            self.found["parts"][part] = {
-                "took_s": round(took_s, 1),
-                "machine": machine(),
-                "cores": len(os.sched_getaffinity(0)),
-                "date": datetime.now(UTC).date().isoformat(),
-                "commit": commit(),
-            }
-            self.write()
+            ended.set()
+            noting.join()
+            note()
 
     def took_s(self, part: str) -> float:
         """Seconds that were spent on a part so far."""

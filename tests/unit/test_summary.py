@@ -6,6 +6,7 @@ import pytest
 
 from janus_dist.report import summary
 from janus_dist.report.summary import Summary
+from tests.reading import until
 
 
 @pytest.fixture
@@ -55,3 +56,11 @@ def test_outside_of_a_repository_the_commit_is_not_known(tmp_path, monkeypatch):
     assert summary.commit()
     monkeypatch.setattr(summary, "CODE", tmp_path)
     assert summary.commit() is None
+
+
+def test_the_time_of_an_attempt_that_was_killed_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "NOTED_S", 0.02)
+    path = tmp_path / "summary.json"
+    with Summary(path, []).working("scenes"):
+        until(lambda: path.exists() and Summary(path, []).took_s("scenes") >= 0.1)  # as another process reads it
+    assert Summary(path, []).found["parts"]["scenes"]["cores"] >= 1

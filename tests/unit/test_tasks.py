@@ -1,19 +1,25 @@
-"""Several runs beside each other: what a stop between them leaves."""
+"""Several runs beside each other: what a stop leaves, between them and while one begins."""
 
 import os
 import signal
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from janus_dist import tasks
+from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import PreemptedError
 from tests import prepared
 
+Wait = Callable[..., tuple[list[str], list[str]]]
 
-def test_asked_to_stop_between_trainings_no_other_run_begins(monkeypatch, tmp_path):
-    """A run that is being evaluated hears of no stop: the next ones must not begin."""
+
+@pytest.fixture
+def train_all(monkeypatch, tmp_path) -> Callable[[Wait], list[str]]:
+    """Trains runs a, b and c, one at a time, with another `ray.wait`; the names of those that were started."""
     started: list[str] = []
 
     class Driver:
@@ -21,10 +27,6 @@ def test_asked_to_stop_between_trainings_no_other_run_begins(monkeypatch, tmp_pa
         def remote(settings: dict[str, Any], lines: Any, then: Any) -> str:
             started.append(settings["run"]["name"])
             return settings["run"]["name"]
-
-    def wait(given: list[str], **_: Any) -> tuple[list[str], list[str]]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return given, []
 
     class Nothing:
         remote = staticmethod(lambda: None)
@@ -35,9 +37,40 @@ def test_asked_to_stop_between_trainings_no_other_run_begins(monkeypatch, tmp_pa
     monkeypatch.setattr(tasks, "_driver", Driver)
     monkeypatch.setattr(tasks, "_runs_at_once", lambda recipe: 1)
     monkeypatch.setattr(tasks, "_get", lambda task: None)
-    monkeypatch.setattr(tasks.ray, "wait", wait)
-    recipes = [prepared.recipe(tmp_path, tmp_path, 1, run={"name": name}) for name in "abc"]
-    (tmp_path / "a").mkdir()
-    with pytest.raises(PreemptedError, match="asked to stop before b, c began"):
-        tasks.train_all(recipes, show=print)
-    assert started == ["a"]
+
+    def train(wait: Wait) -> list[str]:
+        monkeypatch.setattr(tasks.ray, "wait", wait)
+        with pytest.raises(PreemptedError, match="asked to stop before b, c began"):
+            tasks.train_all(recipes(tmp_path), show=print)
+        return started
+
+    return train
+
+
+def recipes(folder: Path) -> list[StageRecipe]:
+    (folder / "a").mkdir()
+    return [prepared.recipe(folder, folder, 1, run={"name": name}) for name in "abc"]
+
+
+def test_asked_to_stop_between_trainings_no_other_run_begins(train_all):
+    """A run that is being evaluated hears of no stop: the next ones must not begin."""
+
+    def wait(given: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return given, []
+
+    assert train_all(wait) == ["a"]
+
+
+def test_a_run_that_forgot_what_it_was_asked_is_asked_again(train_all, tmp_path):
+    """One that has only begun takes a request for that of a run before."""
+    stop, calls = tmp_path / "a" / "STOP", []
+
+    def wait(given: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        calls.append(stop.exists())
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop.unlink(missing_ok=True)
+        return ([], given) if len(calls) < 3 else (given, [])
+
+    assert train_all(wait) == ["a"] and calls == [False, True, True]
