@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from janus_dist.errors import DataError
-from janus_dist.monitor.console import count, duration
+from janus_dist.monitor.console import count, duration, figure
 from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
-from janus_dist.monitor.standing import ahead, comparison, details, is_run, labels, parted, summary
+from janus_dist.monitor.standing import WINDOW, ahead, comparison, details, is_run, labels, parted, summary
 from janus_dist.report.compare import write_comparison
 from janus_dist.report.run import write_report
 
@@ -46,6 +46,7 @@ def list_command(root: Root, as_json: AsJson = False) -> None:
         print(json.dumps({"runs": found}))
         return
     width = max(len(one["name"]) for one in found)
+    print(f"{'run':<{width}}  {'stage':<7}  {'steps':>15}  {'state':<8}  of the last {WINDOW} steps")
     for one in found:
         loss = "" if one["loss"] is None else f"loss {one['loss']:.3f}  {count(one['tokens_per_s'])} tok/s"
         steps = f"{one['step']:,}/{one['steps']:,}"
@@ -92,7 +93,7 @@ def compare_command(
         print("the same settings")
     print(f"{parted(found)}; means of the last {found['window']:,} of them:")
     for name, values in found["metrics"].items():
-        one, other = (f"{value:.4g}" if value is not None else "-" for value in values)
+        one, other = map(figure, values)
         of_step = f"  of step {found['validated_step']:,}" if name.startswith("validation/") else ""
         print(f"  {name:<26} {one:>10} -> {other:>10}{of_step}")
     print(ahead(found["metrics"], *labels(first, second)))

@@ -44,6 +44,13 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def figure(value: float | None) -> str:
+    """Four digits, whatever they are, so that figures below each other line up; whole numbers from a thousand on."""
+    if value is None:
+        return "-"
+    return f"{value:#.4g}" if abs(value) < 999.95 else f"{value:,.0f}"
+
+
 def several(number: int, what: str) -> str:
     """`1 fault`, `1,200 faults`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from janus_dist.monitor.console import count, duration
+from janus_dist.monitor.console import count, duration, figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLAIN_BARS = str.maketrans("｜▁", "|_")  # noqa: RUF001 - in the names of special tokens, and absent from many fonts
@@ -26,6 +26,7 @@ def render(template: str, **values: Any) -> str:
         "percent": lambda value: f"{value:.1%}",
         "number": lambda value: f"{value:,}",
         "short": count,
+        "figure": figure,
         "duration": duration,
         "json": json.dumps,
         "plain_bars": lambda text: text.translate(PLAIN_BARS),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from janus_dist.beside import RayMetrics
-from janus_dist.monitor.console import count, duration, step_line
+from janus_dist.monitor.console import count, duration, figure, step_line
 from janus_dist.monitor.grafana import dashboard, gauge_name
 from janus_dist.monitor.metrics import METRICS, NAMES, as_markdown
 from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, make_sinks, read_lines
@@ -28,6 +28,14 @@ def test_the_losses_of_a_line_are_means_since_the_one_before():
     line = step_line([before, VALUES], 100_000, 0)
     assert f"loss {VALUES['loss/all'] + 0.5:.3f}" in line and f"text {VALUES['loss/text']:.3f}" in line
     assert f"|g| {VALUES['optim/grad_norm']:.2f}" in line
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(4.76, "4.760"), (0.5, "0.5000"), (999.9, "999.9"), (999.96, "1,000"), (8347.2, "8,347"), (None, "-")],
+)
+def test_figures_below_each_other(value, shown):
+    assert figure(value) == shown
 
 
 def test_the_step_line():

@@ -55,6 +55,7 @@ def test_list(root, janus):
     code, out, _ = janus("list", root)
     assert code == 0
     assert out.splitlines() == [
+        "run  stage              steps  state     of the last 20 steps",
         "one  stage 2              6/6  complete  loss 3.500  5k tok/s",
         "two  stage 2              4/6  silent    loss 4.150  3.5k tok/s",
     ]
@@ -101,8 +102,8 @@ def test_compare(root, janus):
     lines = out.splitlines()
     assert lines[:2] == ['run.name: "one" -> "two"', "optim.lr: 0.01 -> 0.02"]
     assert lines[2] == "4 steps in common, the same losses until step 2; means of the last 2 of them:"
-    assert "  loss/all                         3.65 ->       4.15" in lines
-    assert "  validation/text                   2.9 ->        3.1  of step 4" in lines
+    assert "  loss/all                        3.650 ->      4.150" in lines
+    assert "  validation/text                 2.900 ->      3.100  of step 4" in lines
     assert lines[-1] == "one is ahead by 0.2000 in held-out losses; equally fast"
     found = json.loads(janus("compare", root / "one", root / "one", "--json")[1])
     assert found["settings"] == {} and found["equal_steps"] == found["common_steps"] == 6
@@ -117,7 +118,7 @@ def test_compare_as_a_page(root, janus, tmp_path):
     text = " ".join(found.text.split())
     for expected in (
         "one beside two", "one is ahead by 0.2000 in held-out losses; equally fast", "the same losses until step 2",
-        "optim.lr0.010.02", "loss/all3.654.15 +0.5", "held-out losses (validation) of step 4", "loss, text",
+        "optim.lr0.010.02", "loss/all3.6504.150 +0.5", "held-out losses (validation) of step 4", "loss, text",
     ):  # fmt: skip
         assert expected in text, expected
     assert not found.open and "<script" not in html and all(one.startswith(("data:", "#")) for one in found.addresses)
