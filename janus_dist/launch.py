@@ -45,6 +45,8 @@ NODES_BACK_S = 60.0
 """After a loss nodes are waited for so long before a run goes on with fewer."""
 GONE_S = 15.0
 """Of a job that was killed Ray may take so long to end what it had."""
+FREED_S = 5.0
+"""Ranks of a run before have ended by then."""
 LINES_NAMESPACE = "janus_dist"
 Resources = Mapping[str, float]
 """Of a node, by Ray's names."""
@@ -202,8 +204,12 @@ def _others_have(recipe: StageRecipe, workers: int) -> str:
     """What there is to say where ranks must wait for what others have taken of the cluster."""
     cluster = recipe.cluster
     kind, needed = ("GPU", workers) if cluster.gpu else ("CPU", workers * cluster.cpus_per_worker)
-    free = int(ray.available_resources().get(kind, 0))
-    return "" if free >= needed else f", when others on the cluster leave them {needed} {kind}s: {free} are free"
+    deadline = time.monotonic() + FREED_S
+    while (free := int(ray.available_resources().get(kind, 0))) < needed:
+        if time.monotonic() > deadline:
+            return f", when others on the cluster leave them {needed} {kind}s: {free} are free"
+        time.sleep(POLL_S)
+    return ""
 
 
 def _if_never(recipe: StageRecipe) -> StageRecipe:

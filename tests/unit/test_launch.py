@@ -100,6 +100,8 @@ def test_a_cluster_has_one_job_for_a_run(monkeypatch, tmp_path):
 )
 def test_waiting_for_others_is_said(monkeypatch, tmp_path, free, said):
     monkeypatch.setattr(launch.ray, "available_resources", lambda: {"CPU": free})
+    monkeypatch.setattr(launch, "FREED_S", 0.0)
+    monkeypatch.setattr(launch, "POLL_S", 0.0)
     assert launch._others_have(prepared.recipe(tmp_path, tmp_path), 2) == said
 
 
