@@ -181,7 +181,8 @@ def _lines_of(recipe: StageRecipe) -> Iterator[Any]:
         name=f"lines of {recipe.run.dir.absolute()}",
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
     )
-    deadline, lines = time.monotonic() + GONE_S, None
+    deadline = time.monotonic() + GONE_S
+    lines: Any = None
     while lines is None:
         try:
             lines = only.remote()
