@@ -155,6 +155,7 @@ def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mappi
             seen = f" Of real images, {bound:.3f} come through the VQ tokenizer rightly."
             known = seen if measure == "generation" and bound < aim else ""
             why = notes.get(f"aim-{measure}") or ("" if known else NOT_KNOWN)
+            yield ""
             yield f"**The aim of {aim:.2f} for {measure} is not reached ({found:.3f}).**{known} {why.strip()}".rstrip()
 
 
