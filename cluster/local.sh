@@ -59,7 +59,7 @@ import ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
 for node in ray.nodes():
     if node["Alive"]:
-        print(node["NodeManagerAddress"], node["NodeID"], {k: v for k, v in node["Resources"].items() if k.isupper()})
+        print(node["NodeManagerAddress"], node["NodeID"][:8], *(f"{k}: {node['Resources'].get(k, 0):g}" for k in ("CPU", "GPU")))
 END
 }
 
@@ -112,7 +112,7 @@ is_up() {
 
 case ${1:-} in
     up) up "${@:2}" ;;
-    env) environment ;;
+    env) is_up && environment ;;
     status) is_up && eval "$(environment)" && nodes ;;    # `ray status` counts nodes by address, and these share one
     down) down ;;
     *) sed -n 's/^# \{0,1\}//; 2,/^set /{/^set /!p}' "$0" >&2; exit 2 ;;

@@ -44,7 +44,7 @@ class StopOnSignal:
 
     def _stop(self, *_: object) -> None:
         for recipe in self.runs():
-            request_stop(recipe.run.dir)
+            request_stop(recipe.run.dir, "SIGTERM to its job")
 
     def __exit__(self, *exception: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
@@ -74,7 +74,7 @@ class StopOnDrain:
                 # the same call by which Ray Train learns of it; its public way wants all ranks to ask together
                 going = ray_state.get_draining_nodes()
                 if set(going) & set(ray.get(self.lines.nodes_of_ranks.remote())):
-                    request_stop(self.run_dir)
+                    request_stop(self.run_dir, "a node of it is about to go")
                     return
 
 

@@ -69,7 +69,7 @@ def _ended(running: Mapping[ray.ObjectRef, StageRecipe], is_to_stop: bool) -> li
     was asked before."""
     if is_to_stop:
         for recipe in running.values():
-            request_stop(recipe.run.dir)
+            request_stop(recipe.run.dir, "its job ends")
     return ray.wait(list(running), num_returns=len(running), timeout=POLL_S)[0]
 
 

@@ -32,15 +32,25 @@ class StopRequest:
         """Who asked; None when no one did."""
         if self._signalled.is_set():
             return "SIGTERM"
-        return next((str(path) for path in self._files if path.exists()), None)
+        path = next((path for path in self._files if path.exists()), None)
+        return None if path is None else _told(path)
 
     def _on_signal(self, *_: Any) -> None:
         self._signalled.set()
 
 
-def request_stop(run_dir: Path) -> None:
-    """Ask the run in a folder to stop, at any time after its start."""
-    (run_dir / STOP).touch()
+def _told(path: Path) -> str:
+    """Who asked by a file: what stands in it, if anything does, and its path."""
+    try:
+        said = path.read_text(encoding="utf-8").strip()[:100] if path.name == STOP else ""
+    except (OSError, UnicodeDecodeError):
+        said = ""
+    return f"{said}: {path}" if said else str(path)
+
+
+def request_stop(run_dir: Path, by: str) -> None:
+    """Ask the run in a folder to stop, at any time after its start; `by` says who asks."""
+    (run_dir / STOP).write_text(by + "\n", encoding="utf-8")
 
 
 def forget_request(run_dir: Path) -> None:

@@ -7,6 +7,7 @@ starting the loop at its step. Invariant: what is in the newest checkpoint and w
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from janus_dist.config.recipe import StageRecipe
@@ -212,7 +213,7 @@ class Trainer:
         elif run.start_weights:
             opened = self.world.together(partial(open_weights, self.recipe.model, run.start_weights))
             checkpoint.fill(self.engine, opened)
-            given = ", ".join(f"{what} of {path}" for what, path in run.start_weights.items())
+            given = ", ".join(f"{what} of {_in_short(path)}" for what, path in run.start_weights.items())
             self.note("started", f"starting {run.name} from {given}")
         else:
             self.note("started", f"starting {run.name} from random weights")
@@ -385,3 +386,8 @@ class Trainer:
             "losses": list(self.guard.losses),
             "left_out": [list(one) for one in self.left_out],
         }
+
+
+def _in_short(path: str) -> str:
+    """A path below the repository without the folder above it, which of a submitted job is a copy that Ray deletes."""
+    return path.removeprefix(f"{Path(__file__).parents[2]}/")
