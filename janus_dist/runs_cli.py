@@ -35,7 +35,7 @@ def list_command(root: Root, as_json: AsJson = False) -> None:
     States: starting, training, stopped (it was asked to), failed, silent (nothing heard of it for ten minutes),
     complete.
     """
-    found = [summary(path.parent) for path in sorted(root.glob("*/config.json")) if is_run(path.parent)]
+    found = [summary(root / name) for name in _runs_in(root)]
     if not found:
         raise DataError(
             f"no run under {root}" if root.exists() else f"{root} does not exist",
