@@ -323,10 +323,25 @@ def test_the_local_cluster_says_how_it_is_used():
     assert "cluster/local.sh down" in done.stderr and "set -euo" not in done.stderr
 
 
-def test_the_local_cluster_is_named_by_its_environment():
-    environment = os.environ | {"JANUS_LOCAL": "/tmp/elsewhere", "JANUS_LOCAL_PORT": "27000"}
-    done = subprocess.run(
-        ["cluster/local.sh", "env"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+def local_environment(folder):
+    return subprocess.run(
+        ["cluster/local.sh", "env"],
+        cwd=ROOT,
+        env=os.environ | {"JANUS_LOCAL": str(folder), "JANUS_LOCAL_PORT": "27000"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
-    assert "export RAY_ADDRESS=127.0.0.1:27000\n" in done.stdout
-    assert "export RAY_AUTH_TOKEN_PATH=/tmp/elsewhere/token\n" in done.stdout
+
+
+def test_the_local_cluster_is_named_by_its_environment(tmp_path):
+    (tmp_path / "token").write_text("0")
+    said = local_environment(tmp_path).stdout
+    assert "export RAY_ADDRESS=127.0.0.1:27000\n" in said
+    assert f"export RAY_AUTH_TOKEN_PATH={tmp_path}/token\n" in said
+
+
+def test_a_local_cluster_that_does_not_run_has_no_environment(tmp_path):
+    done = local_environment(tmp_path)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert done.stderr == "no cluster runs here; cluster/local.sh up starts one\n"
