@@ -17,24 +17,25 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, JanusError
 
 FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
 """How a disk or a store says that it does not do what it is asked to."""
 
 
 @contextmanager
-def reached(where: str | Path) -> Iterator[None]:
-    """What a disk or a store answers other than with what is asked for, as DataError; that a file is not there is an
+def reached(where: str | Path, failure: type[JanusError] = DataError) -> Iterator[None]:
+    """What a disk or a store answers other than with what is asked for, as `failure`; that a file is not there is an
     answer."""
     try:
         yield
     except FileNotFoundError:
         raise
     except FAILURES as error:
-        raise DataError(
+        raise failure(
             f"{where} cannot be reached: {' '.join(f'{type(error).__name__}: {error}'.split())}",
-            "see that the disk or the store is there and lets this user in (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...)",
+            "see that the disk or the store is there and lets this user in (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), "
+            "then run the same command again",
         ) from error
 
 

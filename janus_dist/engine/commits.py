@@ -10,8 +10,8 @@ checkpoints in a moment; a look takes two requests a checkpoint, however many fi
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def name_of(path: str) -> str:
 
 def folders(saved_in: str) -> list[str]:
     """Folders of checkpoints, whole or not, oldest first."""
-    with _reached(saved_in):
+    with storage.reached(saved_in, CheckpointError):
         found = [f"{saved_in}/{name}" for name in storage.names(saved_in) if NAME.fullmatch(name)]
     return sorted(found, key=step_of)
 
@@ -95,7 +95,7 @@ def marked(saved_in: str) -> list[str]:
 
 def is_marked(path: str) -> bool:
     """Whether a folder has a marker, whatever it is worth: then it is a checkpoint."""
-    with _reached(path):
+    with storage.reached(path, CheckpointError):
         return MARKER in storage.names(path)
 
 
@@ -111,7 +111,7 @@ def latest(saved_in: str) -> str | None:
 
 def is_committed(path: str) -> bool:
     """Whether a folder has a marker, and files of the sizes that it says."""
-    with _reached(path):
+    with storage.reached(path, CheckpointError):
         there = storage.sizes(path)
     try:
         return MARKER in there and all(there.get(name) == said["bytes"] for name, said in read(path).files.items())
@@ -129,7 +129,7 @@ def read(path: str) -> Commit:
     CheckpointError when it is of another version."""
     marker = f"{path}/{MARKER}"
     try:
-        with _reached(marker):
+        with storage.reached(marker, CheckpointError):
             content = storage.read(marker)
     except FileNotFoundError as error:
         raise NoMarkerError(f"{path} is no checkpoint: it has no {MARKER}", "name one that has") from error
@@ -153,7 +153,7 @@ def verify(path: str, commit: Commit, names: Sequence[str] | None = None) -> Non
     for name in names if names is not None else sorted(commit.files):
         said = commit.files[name]
         try:
-            with _reached(f"{path}/{name}"):
+            with storage.reached(f"{path}/{name}", CheckpointError):
                 found = describe(f"{path}/{name}")
         except FileNotFoundError as error:
             raise _damaged(f"{path}/{name}", "it is gone") from error
@@ -196,7 +196,7 @@ def dispensable(saved_in: str, keep: Keep) -> list[str]:
 
 def delete(path: str) -> None:
     """Delete a checkpoint; one that is half deleted does not count."""
-    with _reached(path):
+    with storage.reached(path, CheckpointError):
         with suppress(FileNotFoundError):  # who prunes at the same time was first
             storage.remove(f"{path}/{MARKER}")
         storage.remove_folder(path)
@@ -229,7 +229,7 @@ def set_aside_from(saved_in: str, path: str, step: int) -> list[str]:
     stay until the run comes to their steps."""
     others = [other for other in marked(saved_in) if step_of(other) >= step and not _is_same(other, path)]
     for other in others:
-        with _reached(other):
+        with storage.reached(other, CheckpointError):
             storage.rename(f"{other}/{MARKER}", f"{other}/{ASIDE}")
     return others
 
@@ -246,18 +246,3 @@ def describe(path: str) -> dict[str, Any]:
     with storage.open_binary(path, READ_BYTES) as file:
         digest = hashlib.file_digest(file, "sha256")
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
-
-
-@contextmanager
-def _reached(where: str) -> Iterator[None]:
-    """What a disk or a store answers other than with what is asked for, as CheckpointError; that a file is not there is
-    an answer."""
-    try:
-        yield
-    except (FileNotFoundError, CheckpointError):
-        raise
-    except storage.FAILURES as error:
-        raise CheckpointError(
-            f"{where} cannot be reached: {' '.join(f'{type(error).__name__}: {error}'.split())}",
-            "see that the disk or the store is there and lets this user in, then run the same command again",
-        ) from error
