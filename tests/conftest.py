@@ -2,6 +2,8 @@
 
 import os
 
+from hypothesis import HealthCheck, settings
+
 # Before torch is imported anywhere: ranks and Ray's workers share two cores, and sums must come out the same each time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -11,3 +13,7 @@ os.environ.setdefault(
     "RAY_AUTH_TOKEN", "0" * 64
 )  # or Ray writes one into the home folder, where it changes `ray start`
 os.environ.pop("RAY_ADDRESS", None)  # tests start their own Ray
+
+# Examples are the same in each run, and none fails because the machine was busy.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")

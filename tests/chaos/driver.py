@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from janus_dist import launch
+from janus_dist import beside, launch
 from janus_dist.cli import run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
@@ -20,6 +20,8 @@ STEP_S = 0.1
 COMMIT_S = 0.5
 """And so is the time between a checkpoint's last file and its marker."""
 NODES_BACK_S = 2.0
+DRAIN_POLL_S = 0.5
+"""Or steps this short would be over before a notice is read."""
 DRIVER_NODE = "driver_node"
 
 real_worker = launch._worker
@@ -52,7 +54,7 @@ def worker(settings: dict[str, Any]) -> None:
 def main() -> None:
     """Train the recipe of a file, with the exit codes of a job."""
     recipe = StageRecipe.model_validate_json(Path(sys.argv[1]).read_text())
-    launch._worker, launch.NODES_BACK_S = worker, NODES_BACK_S
+    launch._worker, launch.NODES_BACK_S, beside.DRAIN_POLL_S = worker, NODES_BACK_S, DRAIN_POLL_S
     launch.connect()
     # of several nodes on one machine a driver takes any for its own, which must outlive it
     (Path(recipe.run.root) / DRIVER_NODE).write_text(launch.ray.get_runtime_context().get_node_id())

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,11 +80,14 @@ def processes(folder: Path) -> list[int]:
 
 
 def listening(pid: int) -> set[str]:
-    """Local addresses, as the kernel writes them, on which a process takes connections."""
-    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+    """Local addresses, as the kernel writes them, on which a process takes connections; none once it has ended."""
+    sockets, found = set(), set()
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                sockets.add(str(link.readlink()))
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:] if table.exists() else ():
             _, local, _, state, *rest = line.split()
             if state == LISTENS and f"socket:[{rest[5]}]" in sockets:
                 found.add(local)

@@ -168,7 +168,11 @@ def ranks_of(log: Path) -> list[int]:
 def test_a_lost_rank_is_started_again_by_the_job_itself(unbroken, tmp_path):
     root, log = unbroken.parent / "lost", tmp_path / "log"
     shutil.copytree(unbroken / "stage1", root / "stage1")
-    job = start_and_wait(root, log, steps=6)
+    job = start_and_wait(root, log, steps=5)
+    deadline = time.monotonic() + LIMIT_S
+    while commits.latest(saved_in(root / "stage2")) is None:  # written beside the steps, in its own time
+        assert job.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
     first, second = ranks_of(log)
     os.kill(second, signal.SIGKILL)
     assert job.wait(timeout=LIMIT_S) == 0, log.read_text()

@@ -65,7 +65,7 @@ def fewest_misses(trace: list[int], capacity: int) -> int:
     return misses(0, frozenset())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6), max_size=16), st.integers(1, 4))
 def test_eviction_is_as_good_as_any(tmp_path_factory: pytest.TempPathFactory, trace: list[int], capacity: int):
     folder, source = tmp_path_factory.mktemp("cache"), Source()

@@ -221,7 +221,7 @@ def test_an_empty_text_gives_no_document(tokenizer):
     assert text_ids(tokenizer, "", max_tokens=8) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(alphabet=st.sampled_from("ab \n\t\u3000\u6f22\u00e9.1'\u0301"), min_size=1, max_size=120))
 def test_a_long_text_is_encoded_in_parts_with_the_ids_of_the_whole(text):
     tokenizer = Tokenizer.load(PATH)

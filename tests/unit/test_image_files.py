@@ -127,7 +127,7 @@ def test_a_file_that_needs_an_external_program_is_not_even_looked_at(monkeypatch
         images.load(EPS, MAX_PIXELS)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", GOOD[:8], GOOD[:60], JPEG[:4], JPEG[:600], WEBP[:30], b"GIF89a", b"BM", b"II*\0\x08\0\0\0"]),
@@ -139,7 +139,7 @@ def test_no_bytes_raise_anything_but_a_data_error(content, start):
         assert error.message
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from([GOOD, JPEG, WEBP]), st.data())
 def test_a_damaged_byte_is_an_image_or_a_data_error(content, data):
     place, byte = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 255))

@@ -91,14 +91,14 @@ def soft_noise(width, height):
     return noise(width, height) // 2 + 64
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDES, SIDES, st.sampled_from([16, 64, 97]))
 def test_padding_follows_the_official_arithmetic(width, height, side):
     found = pixels(images.pad_to_square(Image.fromarray(soft_noise(width, height)), side))
     assert np.abs(found - padded(soft_noise(width, height), side)).max() <= 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIDES, SIDES, st.sampled_from([16, 64, 97]))
 def test_cropping_resizes_the_square_in_the_middle(width, height, side):
     found = pixels(images.resize_and_crop(Image.fromarray(soft_noise(width, height)), side))

@@ -161,7 +161,7 @@ def test_ranges_hold_about_a_shard(tmp_path):
 TEXT = st.text("a\xe9\r ", max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(TEXT, min_size=1, max_size=8), st.integers(1, 60), st.booleans())
 def test_each_line_is_in_exactly_one_range(tmp_path_factory, texts, size, ends):
     content = b"\n".join(json.dumps({"text": text}, ensure_ascii=False).encode() for text in texts) + b"\n" * ends
@@ -343,7 +343,7 @@ def test_a_store_that_fails_is_no_damaged_file(monkeypatch, name, compress):
     memory.rm("/lines", recursive=True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.recursive(
         st.none()
@@ -372,7 +372,7 @@ def test_any_value_becomes_a_record_or_a_reject(tmp_path_factory, value):
     assert len(found) == 2 and all(isinstance(one, Record | Reject) for one in found)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.sampled_from(["f.jsonl", "f.jsonl.gz", "f.jsonl.zst"]))
 def test_any_bytes_become_records_and_rejects(tmp_path_factory, content, name):
     path = tmp_path_factory.getbasetemp() / name

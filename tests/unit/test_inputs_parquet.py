@@ -308,7 +308,7 @@ def test_a_store_that_fails_is_no_damaged_table(monkeypatch, tmp_path):
     memory.rm("/tables", recursive=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8))
 def test_any_bytes_become_records_and_rejects(tmp_path_factory, changes):
     folder = tmp_path_factory.getbasetemp() / "fuzz"

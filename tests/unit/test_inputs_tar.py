@@ -343,7 +343,7 @@ def test_damaged_gzip(tmp_path, damage, reason):
     assert all(images(record) == [noise[number][1]] for number, record in enumerate(records))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_bytes_become_records_and_rejects(tmp_path_factory, data):
     content = bytearray(tar([*THREE, ("003.json", b'{"a": 1}'), ("x" * 120 + ".jpg", b"y")]))

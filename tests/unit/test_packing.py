@@ -1,7 +1,7 @@
 """Packing: every label once, rows full, and what is said to fit does."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from janus_dist.data import packing
@@ -10,7 +10,6 @@ lengths_and_kinds = st.lists(st.tuples(st.integers(1, 100), st.booleans()), max_
 
 
 @given(documents=lengths_and_kinds, policy=st.sampled_from(["whole", "split_text"]), longer=st.integers(1, 7))
-@settings(deadline=None)
 def test_packing_trains_every_label_once(documents, policy, longer):
     """Text up to seven rows long is cut, what has images stays whole, and no label is lost or there twice."""
     is_text = np.array([text for _, text in documents], dtype=bool)
@@ -36,7 +35,6 @@ def test_packing_trains_every_label_once(documents, policy, longer):
 
 
 @given(documents=lengths_and_kinds, policy=st.sampled_from(["whole", "split_text"]), longer=st.integers(1, 7))
-@settings(deadline=None)
 def test_what_surely_fits_fits(documents, policy, longer):
     """The smallest number of rows of which it is said is never too small."""
     is_text = np.array([text for _, text in documents], dtype=bool)

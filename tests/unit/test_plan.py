@@ -55,7 +55,7 @@ def make_plan(
 
 
 @given(size=st.integers(1, 5000), words=st.lists(st.integers(0, 2**70), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_order_is_a_bijection(size, words):
     found = order.permute(np.arange(size), size, order.key(*words))
     assert np.array_equal(np.sort(found), np.arange(size))
@@ -103,7 +103,6 @@ TWO_SOURCES = [*LANES[:2], Lane("generation", "a"), Lane("generation", "b")]
 
 
 @given(mix=schedules(st.integers(1, 20)), samples=st.integers(400, 900), step=st.integers(0, 2 * 10**6))
-@settings(deadline=None)
 def test_every_step_has_its_exact_number_of_samples(mix, samples, step):
     assert not list(mix_faults(mix, TWO_SOURCES, samples))
     mixture = Mixture.build(mix.model_copy(update={"unit": "samples"}), TWO_SOURCES, Fraction(samples))
@@ -116,7 +115,6 @@ def test_every_step_has_its_exact_number_of_samples(mix, samples, step):
 
 
 @given(mix=schedules(st.floats(0.01, 10, allow_nan=False)), step=st.integers(0, 10**7))
-@settings(deadline=None)
 def test_quotas_never_drift(mix, step):
     units = Fraction(18432, 10)
     mixture = Mixture.build(mix, TWO_SOURCES, units)
@@ -317,7 +315,6 @@ def test_a_source_keeps_its_order_when_others_join():
 
 
 @given(sizes=st.lists(st.integers(1, 700), min_size=1, max_size=9), cuts=st.lists(st.integers(0, 5000), max_size=6))
-@settings(deadline=None)
 def test_a_line_is_the_same_however_it_is_cut(sizes, cuts):
     """Shards of any size; pieces of the line put together are the line, and an epoch holds every sample once."""
     lane = LANES[2]

@@ -32,7 +32,7 @@ RANGES = st.lists(
     ),
     max_size=12,
 )
-MANY = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class TestBytes:
