@@ -12,7 +12,7 @@
 set -euo pipefail
 
 readonly folder=${JANUS_LOCAL:-/tmp/janus-local-$UID} port=${JANUS_LOCAL_PORT:-26379}
-readonly mark=JANUS_LOCAL_NODE=$folder wait_s=90
+readonly mark=JANUS_LOCAL_NODE=$folder wait_s=200
 
 environment() {
     cat <<END
@@ -67,6 +67,7 @@ up() {
     local cpus=${1:-$((($(nproc) + 1) / 2))} gpus=${2:-0}
     [ -z "$(processes)" ] || { echo "$folder: a cluster runs already: eval \"\$(cluster/local.sh env)\" uses it, cluster/local.sh down ends it" >&2; exit 6; }
     [ -O "$folder" ] || mkdir -m 700 "$folder"    # not one that someone else laid there
+    [ -e "$folder/token" ] || [ -z "$(ls -A "$folder")" ] || { echo "$folder holds other things: give JANUS_LOCAL a folder of its own" >&2; exit 2; }
     (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$folder/token")
     eval "$(environment)"
     start_node head --head --port="$port" --dashboard-host=127.0.0.1 --dashboard-port=$((port + 1)) \
@@ -101,7 +102,8 @@ down() {
         [ -z "$signal" ] || kill -s "$signal" $found 2>/dev/null || true
         sleep 1
     done
-    rm -rf "$folder"
+    rm -rf "$folder"/{head,worker,head.log,worker.log,token}    # nothing that it did not make
+    rmdir "$folder" 2>/dev/null || true
     echo "no cluster is left; a shell that used it: unset RAY_ADDRESS RAY_API_SERVER_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 }
 

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import ClusterConfig
 from janus_dist.errors import ClusterError, ConfigError
-from janus_dist.launch import of_nodes, room_in
+from janus_dist.room import of_nodes, room_in
 
 TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"
 LIMIT_S = float(os.environ.get("JANUS_WAIT_S", "1800"))
@@ -100,8 +101,12 @@ def _wait(recipe: StageRecipe) -> None:
 
 def _run(command: list[str]) -> int:
     """Run the job; whoever asks this process to stop asks the job."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
     with subprocess.Popen(command) as job:
         signal.signal(signal.SIGTERM, lambda *_: job.terminate())
+        if asked.is_set():  # while the job was started
+            job.terminate()
         code = job.wait()
     return code if code >= 0 else 128 - code
 

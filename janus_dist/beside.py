@@ -4,6 +4,7 @@ a `with` block around the run; in its ranks files of their own and gauges.
 Invariant: what fails in one of these costs the run nothing.
 """
 
+import logging
 import os
 import platform
 import signal
@@ -25,6 +26,8 @@ from janus_dist.monitor.grafana import gauge_name
 from janus_dist.monitor.metrics import METRICS
 from janus_dist.train.stop import request_stop
 
+log = logging.getLogger("janus_dist")
+
 POLL_S = 0.5
 DRAIN_POLL_S = 5.0
 SAMPLES_S = 600.0
@@ -44,7 +47,10 @@ class StopOnSignal:
 
     def _stop(self, *_: object) -> None:
         for recipe in self.runs():
-            request_stop(recipe.run.dir, "SIGTERM to its job")
+            try:
+                request_stop(recipe.run.dir, "SIGTERM to its job")
+            except OSError as error:
+                log.error("%s could not be asked to stop (%s): send SIGTERM again", recipe.run.dir, error)
 
     def __exit__(self, *exception: object) -> None:
         signal.signal(signal.SIGTERM, self.before)
@@ -114,34 +120,29 @@ class RayMetrics:
 class Samples:
     """While a `with` block runs, a process beside the ranks gives `monitor.prompts` to each checkpoint.
 
-    It takes a GPU that no rank needs, as soon as there is one, or shares the ranks' cores where there are none.
-    Whatever becomes of it, the run goes on.
+    It is started when the ranks have their places, and ended before ranks are placed anew, so that it takes a GPU that
+    no rank needs, as soon as there is one; where there are none it shares the ranks' cores. Whatever becomes of it,
+    the run goes on.
     """
 
     def __init__(self, recipe: StageRecipe, lines: Any, show: Callable[[str], None]):
         self.recipe, self.lines, self.show = recipe, lines, show
-        self.sampler: Any = None  # none without prompts
 
     def __enter__(self) -> None:
         if self.recipe.monitor.prompts is not None:
-            settings = self.recipe.with_absolute_paths().model_dump(mode="json")
-            self.sampler = _Sampler.options(num_gpus=int(self.recipe.cluster.gpu)).remote()
-            self.running: ray.ObjectRef = self.sampler.follow.remote(settings, self.lines)
+            self.lines.sample.remote(self.recipe.with_absolute_paths().model_dump(mode="json"))
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        if self.sampler is None:
-            return
+        if self.recipe.monitor.prompts is None or kind is not None:
+            return  # the process ends with the lines
         try:
-            if kind is None:
-                ray.get(self.running, timeout=SAMPLES_S)
+            ray.get(ray.get(self.lines.sampled.remote()), timeout=SAMPLES_S)
         except GetTimeoutError:
             self.show(
                 f"samples of the last checkpoint were not made within {SAMPLES_S:.0f} s: `janus sample` makes them"
             )
         except RayError as error:
             self.show(f"samples could not be made: {' '.join(str(getattr(error, 'cause', error)).split())[:300]}")
-        finally:
-            ray.kill(self.sampler)
 
 
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
@@ -163,18 +164,38 @@ class _Sampler:
 
 @ray.remote(num_cpus=0)
 class Lines:
-    """Lines on their way from the first rank to the driver's console, and the nodes that ranks are on."""
+    """Lines on their way from the first rank to the driver's console, the nodes that ranks are on, and the process that
+    makes samples while they are there."""
 
     def __init__(self) -> None:
         self.waiting: list[str] = []
         self.nodes: set[str] = set()
+        self.recipe: dict[str, Any] | None = None
+        self.sampler: Any = None
+        self.running: list[ray.ObjectRef] = []
 
     def begin(self) -> None:
         """Ranks are about to be started, where those before may not have been."""
         self.nodes.clear()
+        if self.sampler is not None:
+            ray.kill(self.sampler)
+            self.sampler = None
+
+    def sample(self, recipe: dict[str, Any]) -> None:
+        """From now on samples are made of a run's checkpoints."""
+        self.recipe = recipe
 
     def join(self, node: str) -> None:
+        """A rank is there, and so all have their places: Ray gives them together."""
         self.nodes.add(node)
+        if self.recipe is not None and self.sampler is None:
+            gpus = int(self.recipe["cluster"]["gpu"])
+            self.sampler = _Sampler.options(num_gpus=gpus).remote()
+            self.running = [self.sampler.follow.remote(self.recipe, ray.get_runtime_context().current_actor)]
+
+    def sampled(self) -> list[ray.ObjectRef]:
+        """What ends when the samples of the last checkpoint are made."""
+        return self.running
 
     def nodes_of_ranks(self) -> set[str]:
         return self.nodes

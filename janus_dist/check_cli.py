@@ -22,15 +22,14 @@ from janus_dist.data.manifest import is_there
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import commits
-from janus_dist.engine.find import refuse_if_never, start_is_complete
+from janus_dist.engine.find import goes_on_from, start_is_complete
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError, JanusError
 from janus_dist.evaluation.prompts import read_prompts
-from janus_dist.model.parts import part_of
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import load_vq
 from janus_dist.monitor.console import several
 from janus_dist.train.budget import checkpoint_bytes
-from janus_dist.train.compatible import check_data, check_resume
+from janus_dist.train.compatible import check_data, check_resume, learning
 from janus_dist.train.memory import predict
 from janus_dist.train.startup import check_room
 
@@ -143,7 +142,7 @@ def _prompts(recipe: StageRecipe) -> Iterator[str]:
 
 def _start(recipe: StageRecipe) -> Iterator[str]:
     """Where the run goes on or starts from."""
-    run, there = recipe.run, _goes_on_from(recipe)
+    run, there = recipe.run, goes_on_from(recipe)
     if there is not None:
         yield from _resume(recipe, there)
     elif run.start_from is not None:
@@ -164,15 +163,6 @@ def _start(recipe: StageRecipe) -> Iterator[str]:
         yield "starts from random weights"
 
 
-def _goes_on_from(recipe: StageRecipe) -> str | None:
-    """The checkpoint that a start goes on from by `run.resume`, None where there is none."""
-    run = recipe.run
-    refuse_if_never(run)
-    newest, path = commits.latest(run.saved_in), recipe.with_absolute_paths().run.resume.rstrip("/")
-    was_told = path not in ("auto", "never") and commits.saved_since(run.saved_in, path) is None
-    return path if was_told else newest
-
-
 def _resume(recipe: StageRecipe, there: str) -> Iterator[str]:
     commit = commits.read(there)
     if commit.step == recipe.train.steps:
@@ -187,9 +177,7 @@ def _resume(recipe: StageRecipe, there: str) -> Iterator[str]:
         )
         base = commit.plan["base"]
         plan = plan.rebased(Base(**base) if base else None)
-    learns = set(recipe.train.trainable)
-    trainable = [name for name in commit.shapes if part_of(name) in learns]
-    check_resume(recipe, plan, trainable, there, commit)
+    check_resume(recipe, plan, learning(recipe, commit), there, commit)
     yield f"goes on at step {commit.step:,} of {recipe.train.steps:,} from {there}"
 
 
@@ -214,7 +202,7 @@ def missing_folders(*folders: Path) -> list[Path]:
 
 def _cluster(recipe: StageRecipe) -> Iterator[str]:
     """The Ray cluster has room for the ranks, where one is running."""
-    from janus_dist import launch  # here: Ray takes seconds, and settings are looked at before
+    from janus_dist import launch, room  # here: Ray takes seconds, and settings are looked at before
 
     there = launch.resources()
     if there is None:
@@ -222,7 +210,7 @@ def _cluster(recipe: StageRecipe) -> Iterator[str]:
         return
     cores, gpus = (sum(node.get(kind, 0) for node in there) for kind in ("CPU", "GPU"))
     yield f"the Ray cluster has {cores:g} CPUs and {gpus:g} GPUs on {len(there)} nodes"
-    launch.check_room_in(there, recipe)
+    room.check_room_in(there, recipe)
 
 
 def _memory(recipe: StageRecipe) -> Iterator[str]:

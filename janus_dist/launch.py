@@ -1,7 +1,7 @@
 """Ray: find or start a cluster, start the ranks of a run by Ray Train, relay their lines and the first failure.
 
-Of the library only beside.py, tasks.py and submit_cli.py name ray as well. Invariant: the driver holds no model and no
-data; it prints what the first rank says and turns what happened into one message and one exit code.
+Of the library only room.py, beside.py, tasks.py and submit_cli.py name ray as well. Invariant: the driver holds no
+model and no data; it prints what the first rank says and turns what happened into one message and one exit code.
 """
 
 import logging
@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,32 +25,27 @@ from ray._private.services import extract_ip_port, get_ray_address_from_environm
 from ray.exceptions import AuthenticationError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.data.reader import PATIENCE_S
+from janus_dist.data.storage import is_local
 from janus_dist.engine import commits
 from janus_dist.engine.find import refuse_if_never
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
+from janus_dist.room import ANSWER_S, POLL_S, Resources, of_nodes, ranks_for, wait_for_others
+from janus_dist.train.compatible import refuse_other
 from janus_dist.train.failure import in_short, log_file, told
-from janus_dist.train.stop import forget_request
+from janus_dist.train.stop import STOP, asked_by, forget_request
 
-POLL_S = 0.5
-ANSWER_S = 15.0
-"""A node that takes longer is not there."""
-NODES_BACK_S = 60.0
-"""After a loss nodes are waited for so long before a run goes on with fewer."""
-GONE_S = 15.0
-"""Of a job that was killed Ray may take so long to end what it had."""
-FREED_S = 5.0
-"""Ranks of a run before have ended by then."""
-LINES_NAMESPACE = "janus_dist"
-Resources = Mapping[str, float]
-"""Of a node, by Ray's names."""
-SETTINGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": LINES_NAMESPACE}
+GONE_S = 45.0
+"""Of a job whose node died Ray may take so long to end what it had."""
+SETTINGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "janus_dist"}
 """Of a driver."""
 RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 """Where Ray keeps a token of this user."""
@@ -122,13 +117,9 @@ def resources() -> list[Resources] | None:
         ray.shutdown()
 
 
-def of_nodes() -> list[Resources]:
-    """What each node has that Ray counts among the living."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
-    """Train one stage on `recipe.cluster.workers` ranks; `show` takes the lines for the console.
+def train(recipe: StageRecipe, show: Callable[[str], None], begins: Callable[[], object] = lambda: None) -> None:
+    """Train one stage on `recipe.cluster.workers` ranks; `show` takes the lines for the console. `begins` is called
+    when the run is this job's and its checkpoint belongs to the recipe: who is refused before leaves the run as it is.
 
     When ranks or nodes are lost the run is started again from its newest checkpoint, on fewer ranks where
     `cluster.min_workers` allows it. Raises the first JanusError of any rank, and ClusterError when ranks were lost
@@ -139,78 +130,113 @@ def train(recipe: StageRecipe, show: Callable[[str], None]) -> None:
     recipe = _if_never(recipe)
     if recipe.monitor.prompts is not None:
         read_prompts(Path(recipe.monitor.prompts))  # faults in it end the run before it starts
-    with (
-        _lines_of(recipe) as lines,
-        Follower(lines, show),
-        StopOnSignal(lambda: [recipe]),
-        StopOnDrain(lines, recipe.run.dir),
-        Samples(recipe, lines, show),
-    ):
-        lost, before, has_lost = 0, commits.latest(recipe.run.saved_in), False
-        while True:
-            try:
-                workers = _room(recipe, has_lost)
-                show(f"starting {workers} rank{'s' if workers > 1 else ''}{_others_have(recipe, workers)}")
-                _train_once(recipe, lines, workers)
-                return
-            except TrainingFailedError as error:
-                cause = _cause(error, recipe.run.dir, recipe.run.saved_in)
-                newest = commits.latest(recipe.run.saved_in)
-                lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
-                if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
-                    raise _as_given(given, cause) from error
-                events.record(recipe.run.dir, "lost", _steps(newest), cause.message)
-                show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
-            except RayError as error:
-                why = " ".join(str(error).split())[:300]
-                raise ClusterError(
-                    f"Ray lost what the run hangs on, the driver's own node perhaps: {why}",
-                    f"the same command goes on from the last checkpoint under {recipe.run.saved_in}",
-                ) from error
+    with _lines_of(recipe, show) as lines:
+        refuse_other(recipe)
+        begins()
+        with (
+            Follower(lines, show),
+            StopOnSignal(lambda: [recipe]),
+            StopOnDrain(lines, recipe.run.dir),
+            Samples(recipe, lines, show),
+        ):
+            _until_done(given, recipe, lines, show)
+
+
+def _until_done(given: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None]) -> None:
+    """Start ranks, again where some are lost."""
+    run = recipe.run
+    lost, before, has_lost = 0, _newest(run.saved_in), False
+    while True:
+        try:
+            workers = ranks_for(recipe, before is not None, has_lost)
+            ray.get(lines.begin.remote())
+            wait_for_others(recipe, workers, show, lambda: _stop_if_asked(recipe))
+            _stop_if_asked(recipe)
+            show(f"starting {workers} rank{'s' if workers > 1 else ''}")
+            _train_once(recipe, lines, workers)
+            return
+        except TrainingFailedError as error:
+            if any(isinstance(found, WorkerGroupStartupTimeoutError) for found in _chain(error)):
+                show("Ray found no place for all ranks at once: trying again")
+                continue
+            cause = _cause(error, run.dir, run.saved_in)
+            newest = _newest(run.saved_in)
+            lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
+            if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
+                raise _as_given(given, cause) from error
+            events.record(run.dir, "lost", _steps(newest), cause.message)
+            show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
+        except RayError as error:
+            why = " ".join(str(error).split())[:300]
+            raise ClusterError(
+                f"Ray lost what the run hangs on, the driver's own node perhaps: {why}",
+                f"the same command goes on from the last checkpoint under {run.saved_in}",
+            ) from error
 
 
 @contextmanager
-def _lines_of(recipe: StageRecipe) -> Iterator[Any]:
-    """The actor that takes the run's lines; its name is the run's, so that a cluster has one job for it at a time. What
-    the run before was asked is forgotten.
+def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]:
+    """The actor that takes the run's lines; its name is the run's, so that a cluster has one job for it at a time, and
+    one for checkpoints that are kept apart from it. What the run before was asked is forgotten.
 
     ConfigError where another job has it: both would write into one folder.
     """
+    run, deadline = recipe.run, time.monotonic() + GONE_S
+    names = [f"lines of {run.dir.resolve()}"]
+    if run.checkpoints is not None:
+        names.append(f"checkpoints of {Path(run.saved_in).resolve() if is_local(run.saved_in) else run.saved_in}")
+    held: list[Any] = []
+    try:
+        for name in names:
+            held.append(_actor(name, f"run {run.dir}", deadline, show))
+        forget_request(run.dir)  # of the run before; ranks come later, so that none of this run is missed
+        yield held[0]
+    finally:
+        for actor in held:
+            with suppress(RayError):
+                ray.kill(actor)
+
+
+def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -> Any:
+    """An actor of this name, when it is free; ConfigError when it is not by the deadline."""
     here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
-    only = Lines.options(
-        name=f"lines of {recipe.run.dir.absolute()}",
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-    )
-    deadline = time.monotonic() + GONE_S
-    lines: Any = None
-    while lines is None:
+    only = Lines.options(name=name, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
+    is_said = False
+    while True:
         try:
-            lines = only.remote()
+            return only.remote()
         except ValueError as error:  # the name is taken
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"run {recipe.run.dir} is being trained by another job of this cluster",
+                    f"{what} is being trained by another job of this cluster",
                     "follow or stop that one (ray job list), or give this run another name (run.name=...)",
                 ) from error
-            time.sleep(POLL_S)
-    forget_request(recipe.run.dir)  # of the run before; ranks come later, so that none of this run is missed
-    try:
-        yield lines
-    finally:
-        with suppress(RayError):
-            ray.kill(lines)
-
-
-def _others_have(recipe: StageRecipe, workers: int) -> str:
-    """What there is to say where ranks must wait for what others have taken of the cluster."""
-    cluster = recipe.cluster
-    kind, needed = ("GPU", workers) if cluster.gpu else ("CPU", workers * cluster.cpus_per_worker)
-    deadline = time.monotonic() + FREED_S
-    while (free := int(ray.available_resources().get(kind, 0))) < needed:
-        if time.monotonic() > deadline:
-            return f", when others on the cluster leave them {needed} {kind}s: {free} are free"
+        if not is_said:
+            show(
+                f"{what} is another job's of this cluster; if that was killed, Ray takes up to {GONE_S:.0f} s to see it"
+            )
+            is_said = True
         time.sleep(POLL_S)
-    return ""
+
+
+def _newest(saved_in: str) -> str | None:
+    """The newest checkpoint; a disk or a store that is away is asked again, as long as readers do."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return commits.latest(saved_in)
+        except CheckpointError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_S)
+
+
+def _stop_if_asked(recipe: StageRecipe) -> None:
+    """PreemptedError where the run was asked to stop and has no ranks that would see it."""
+    if by := asked_by(recipe.run.dir / STOP):
+        raise PreemptedError(
+            f"run {recipe.run.dir} was asked to stop ({by}) before its ranks began", "the same command goes on"
+        )
 
 
 def _if_never(recipe: StageRecipe) -> StageRecipe:
@@ -235,7 +261,6 @@ def _steps(checkpoint: str | None) -> int:
 
 def _train_once(recipe: StageRecipe, lines: Any, workers: int) -> None:
     """Start the ranks and wait for them."""
-    ray.get(lines.begin.remote())
     cluster = recipe.cluster
     recipe = recipe.model_copy(update={"cluster": cluster.model_copy(update={"workers": workers})})
     TorchTrainer(
@@ -274,68 +299,6 @@ def _worker(settings: dict[str, Any]) -> None:
         if trainer.world.is_first:
             trainer.watchers.append(RayMetrics(recipe.run.name))
         trainer.fit()
-
-
-@ray.remote(num_cpus=0)
-def _answer() -> None:
-    """What a node does to show that it is there."""
-
-
-def _of_nodes_that_answer() -> list[Resources]:
-    """What each node has that answers: Ray counts a node that has died for half a minute more."""
-    asked = {
-        _answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-    found: list[Resources] = []
-    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0]:
-        with suppress(RayError):
-            ray.get(answer)
-            found.append(asked[answer]["Resources"])
-    return found
-
-
-def _room(recipe: StageRecipe, has_lost: bool) -> int:
-    """Ranks that there is room for: all of them, or after a while as many as `cluster.min_workers` allows.
-
-    ClusterError rather than a wait for ever for what the cluster can never place.
-    """
-    cluster, deadline = recipe.cluster, time.monotonic() + NODES_BACK_S
-    is_resumed = commits.latest(recipe.run.saved_in) is not None
-    while True:
-        there = _of_nodes_that_answer() if has_lost else of_nodes()
-        room = room_in(there, recipe)
-        if room >= cluster.workers:
-            return cluster.workers
-        if not is_resumed or time.monotonic() > deadline:
-            break
-        time.sleep(POLL_S)
-    check_room_in(there, recipe)
-    return room
-
-
-def room_in(there: Iterable[Resources], recipe: StageRecipe) -> int:
-    """Ranks that nodes have room for, each on one of them."""
-    cluster, room = recipe.cluster, 0
-    for node in there:
-        cores = int(node.get("CPU", 0) // cluster.cpus_per_worker)
-        room += min(cores, int(node.get("GPU", 0))) if cluster.gpu else cores
-    return room - room % recipe.engine.hpz_ranks
-
-
-def check_room_in(there: Sequence[Resources], recipe: StageRecipe) -> None:
-    """ClusterError when nodes have too little room for a run."""
-    cluster, room = recipe.cluster, room_in(there, recipe)
-    if room >= (cluster.min_workers or cluster.workers):
-        return
-    kind, each = ("GPU", 1) if cluster.gpu else ("CPU", cluster.cpus_per_worker)
-    raise ClusterError(
-        f"cluster.workers={cluster.workers} need {cluster.workers * each} {kind}s, the Ray cluster has "
-        f"{sum(node.get(kind, 0) for node in there):g} on {len(there)} nodes, room for {room} ranks",
-        "add nodes, or lower cluster.workers (a run resumes on any number), cluster.min_workers or "
-        "cluster.cpus_per_worker",
-    )
 
 
 def _cause(error: TrainingFailedError, run_dir: Path, saved_in: str) -> Exception:

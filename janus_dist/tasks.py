@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -19,7 +20,8 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine.find import is_complete
 from janus_dist.errors import ClusterError, JanusError, PreemptedError
-from janus_dist.launch import POLL_S, connect, of_nodes, room_in, train
+from janus_dist.launch import connect, train
+from janus_dist.room import POLL_S, of_nodes, room_in
 from janus_dist.train.stop import request_stop
 
 SAY_EVERY_S = 30.0
@@ -69,7 +71,8 @@ def _ended(running: Mapping[ray.ObjectRef, StageRecipe], is_to_stop: bool) -> li
     was asked before."""
     if is_to_stop:
         for recipe in running.values():
-            request_stop(recipe.run.dir, "its job ends")
+            with suppress(OSError):  # asked again
+                request_stop(recipe.run.dir, "its job ends")
     return ray.wait(list(running), num_returns=len(running), timeout=POLL_S)[0]
 
 

@@ -33,9 +33,14 @@ def run_stage(loaded: Loaded[StageRecipe]) -> None:
 def train_with_start(loaded: Loaded[StageRecipe]) -> None:
     """Train a stage whose shards are there, and before it the runs that it starts from."""
     prepare_start(loaded)
-    save(loaded, loaded.recipe.run.dir)
-    with Reported(loaded.recipe.run.dir, print) as reported:
-        train(loaded.recipe, show=reported.show)
+    run_dir = loaded.recipe.run.dir
+    with Reported(run_dir, print) as reported:
+
+        def begins() -> None:
+            save(loaded, run_dir)
+            reported.begins()
+
+        train(loaded.recipe, reported.show, begins)
 
 
 def prepare_start(loaded: Loaded[StageRecipe]) -> None:

@@ -1,6 +1,5 @@
 """An S3 server on loopback that also takes writes, conditional ones too: moto's, with the real protocol."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,9 +15,7 @@ class Server:
     """One server at one address. What it holds stays in this process while it is stopped."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = 0  # any that is free; the same one when it is started again
         self.start()
 
     @property
@@ -34,6 +31,7 @@ class Server:
     def start(self) -> None:
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
         self._server.start()
+        self.port = self._server.get_host_and_port()[1]
 
     def stop(self) -> None:
         self._server.stop()

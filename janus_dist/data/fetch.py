@@ -22,8 +22,10 @@ import fsspec
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
+    MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
 )
@@ -52,6 +54,8 @@ TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingExcept
 TRANSIENT_ERRORS = (
     HTTPClientError,
     IncompleteReadError,
+    CredentialRetrievalError,  # those that a node has by its role: whoever gives them did not answer
+    MetadataRetrievalError,
     StoreConnectionError,
     ResponseParserError,
     aiohttp.ClientError,

@@ -19,6 +19,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from janus_dist.errors import DataError, JanusError
 
+# Boto asks for a node's role once and for a second, which one of a thousand ranks that start together may miss.
+os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
+
 FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
 """How a disk or a store says that it does not do what it is asked to."""
 

@@ -87,6 +87,15 @@ def refuse_if_never(run: RunConfig) -> None:
         )
 
 
+def goes_on_from(recipe: StageRecipe) -> str | None:
+    """The checkpoint that a start goes on from by `run.resume`, None where there is none."""
+    run = recipe.run
+    refuse_if_never(run)
+    newest, path = commits.latest(run.saved_in), recipe.with_absolute_paths().run.resume.rstrip("/")
+    was_told = path not in ("auto", "never") and commits.saved_since(run.saved_in, path) is None
+    return path if was_told else newest
+
+
 def newest(folder: str) -> str:
     """The newest whole checkpoint; CheckpointError when there is none."""
     path = commits.latest(folder)

@@ -6,9 +6,9 @@ Invariant: the folder of a checkpoint is whole or absent; the same checkpoint, p
 """
 
 import json
-import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ def make(recipe: StageRecipe, checkpoint: str, asked: Sequence[Asked], how: How,
     """Answer and draw; writes OUT/step-XXXXXXXX and returns what its samples.json says."""
     sampler = Sampler.load(recipe, checkpoint, how.device)
     folder = out / commits.name_of(checkpoint)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
     try:
         found = {

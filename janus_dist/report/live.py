@@ -22,15 +22,20 @@ log = logging.getLogger("janus_dist")
 
 class Reported:
     """While a `with` block runs, the lines of a run pass through `show`; behind those of saves its report is written
-    anew, beside the run, and once more at the end. What ends the run is an event of it."""
+    anew, beside the run, and once more at the end. What ends the run once it `begins` is an event of it."""
 
     def __init__(self, run_dir: Path, show: Callable[[str], None]):
         self.run_dir, self._show = run_dir, show
         self.thread: threading.Thread | None = None
         self.due = time.monotonic()
+        self.has_begun = False
 
     def __enter__(self) -> "Reported":
         return self
+
+    def begins(self) -> None:
+        """The run is this job's: what ends it from now on is its end."""
+        self.has_begun = True
 
     def show(self, line: str) -> None:
         """Show a line of the run; never waits for a report."""
@@ -42,6 +47,8 @@ class Reported:
             self.thread.start()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not self.has_begun:
+            return
         if self.thread is not None:
             self.thread.join()
         if isinstance(error, JanusError) and not isinstance(error, ConfigError | PreemptedError):  # nothing began; said

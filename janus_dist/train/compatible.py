@@ -11,7 +11,9 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit
+from janus_dist.engine.find import goes_on_from
 from janus_dist.errors import CheckpointError, DataError
 from janus_dist.model.parts import part_of
 
@@ -87,6 +89,20 @@ def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str
             f"{path} is at step {commit.step}, beyond train.steps={recipe.train.steps}",
             f"take train.steps={commit.step} or more, or another run.name",
         )
+
+
+def learning(recipe: StageRecipe, commit: Commit) -> list[str]:
+    """Names of a checkpoint's parameters that learn by `train.trainable`."""
+    learns = set(recipe.train.trainable)
+    return [name for name in commit.shapes if part_of(name) in learns]
+
+
+def refuse_other(recipe: StageRecipe) -> None:
+    """CheckpointError unless the checkpoint that a start goes on from, if there is one, continues with this recipe. Its
+    plan is for the ranks to compare, which read the manifests."""
+    if (path := goes_on_from(recipe)) is not None:
+        commit = commits.read(path)
+        check_resume(recipe, None, learning(recipe, commit), path, commit)
 
 
 def changed_settings(recipe: StageRecipe, commit: Commit) -> str:

@@ -32,15 +32,19 @@ class StopRequest:
         """Who asked; None when no one did."""
         if self._signalled.is_set():
             return "SIGTERM"
-        path = next((path for path in self._files if path.exists()), None)
-        return None if path is None else _told(path)
+        return next(filter(None, map(asked_by, self._files)), None)
 
     def _on_signal(self, *_: Any) -> None:
         self._signalled.set()
 
 
-def _told(path: Path) -> str:
-    """Who asked by a file: what stands in it, if anything does, and its path."""
+def asked_by(path: Path) -> str | None:
+    """Who asked by a file: what stands in it, if anything does, and its path; None where it is not there, or is not to
+    be seen for a moment, as on a shared disk that is away."""
+    try:
+        path.stat()
+    except OSError:
+        return None
     try:
         said = path.read_text(encoding="utf-8").strip()[:100] if path.name == STOP else ""
     except (OSError, UnicodeDecodeError):

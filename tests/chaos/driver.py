@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from janus_dist import beside, launch
+from janus_dist import beside, launch, room
 from janus_dist.cli import run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
@@ -54,7 +54,7 @@ def worker(settings: dict[str, Any]) -> None:
 def main() -> None:
     """Train the recipe of a file, with the exit codes of a job."""
     recipe = StageRecipe.model_validate_json(Path(sys.argv[1]).read_text())
-    launch._worker, launch.NODES_BACK_S, beside.DRAIN_POLL_S = worker, NODES_BACK_S, DRAIN_POLL_S
+    launch._worker, room.NODES_BACK_S, beside.DRAIN_POLL_S = worker, NODES_BACK_S, DRAIN_POLL_S
     launch.connect()
     # of several nodes on one machine a driver takes any for its own, which must outlive it
     (Path(recipe.run.root) / DRIVER_NODE).write_text(launch.ray.get_runtime_context().get_node_id())

@@ -8,14 +8,11 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster import wait
-from janus_dist import launch
 from janus_dist.errors import ClusterError
-from tests import prepared
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "cluster").glob("*.sh"))
@@ -242,22 +239,6 @@ def test_leaving_spares_whoever_only_names_the_job(going, command):
     assert bystander.poll() is None
 
 
-def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
-    return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus}}
-
-
-def test_room_counts_whole_ranks_on_nodes_that_live(monkeypatch, tmp_path):
-    def room(nodes: list[dict], **cluster: Any) -> int:
-        monkeypatch.setattr(launch.ray, "nodes", lambda: nodes)
-        return launch.room_in(launch.of_nodes(), prepared.recipe(tmp_path, tmp_path, cluster=cluster))
-
-    gpus = {"workers": 128, "gpu": True, "cpus_per_worker": 8}
-    assert room([node(80, 8)] * 16 + [node(0)], **gpus) == 128
-    assert room([node(80, 8), node(80, 8, alive=False)], **gpus) == 8
-    assert room([node(63, 8), node(64, 7.5)], **gpus) == 7 + 7
-    assert room([node(5), node(5)], workers=4, cpus_per_worker=3) == 2  # not (5 + 5) // 3
-
-
 @pytest.fixture
 def asked(monkeypatch):
     """What cluster/wait.py asks of the autoscaler of a cluster that has no node."""
@@ -291,7 +272,7 @@ def test_a_wait_that_is_stopped_keeps_no_nodes(asked, monkeypatch, sent, ends_by
 def test_a_job_that_sigterm_ended_ends_with_143(asked, monkeypatch, tmp_path):
     """As a shell says it."""
     (tmp_path / "stage2.py").write_text("import signal; signal.raise_signal(signal.SIGTERM)")
-    monkeypatch.setattr(wait.ray, "nodes", lambda: [node(2)])
+    monkeypatch.setattr(wait.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
     monkeypatch.setattr(sys, "argv", ["wait.py", str(tmp_path / "stage2.py")])
     assert wait.main() == 143
     assert asked[-1] == []

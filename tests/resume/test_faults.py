@@ -186,8 +186,8 @@ def test_what_was_left_out_stays_so_after_a_resume(folder, tmp_path):
 
 
 def test_a_save_that_takes_longer_than_a_collective_may_is_not_the_last(folder, tmp_path):
-    fault = {"slow_save_s": 15, "rank": 1, "no_watch": True}
-    lines = train(folder, tmp_path, fault=fault, engine={"timeout_s": 5})
+    fault = {"slow_save_s": 25, "rank": 1, "no_watch": True}
+    lines = train(folder, tmp_path, fault=fault, engine={"timeout_s": 10})
     assert not [line for line in lines if "could not be written" in line]
     assert lines[-1].startswith(f"saved {folder_of(tmp_path / 'run', STEPS)}")
 

@@ -1,5 +1,6 @@
 """What the driver does beside a run, without a Ray: notices of nodes that are about to go."""
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,55 @@ def test_a_drained_node_without_ranks_stops_nothing(monkeypatch, tmp_path):
 
 
 def test_each_start_of_ranks_forgets_the_nodes_of_the_one_before(monkeypatch, tmp_path):
-    lines = beside.Lines.__ray_metadata__.modified_class()  # pyright: ignore[reportAttributeAccessIssue]
+    lines = new_lines()
     lines.join("before")
     actor = Mock()
     actor.begin.remote = lines.begin
     monkeypatch.setattr(launch.ray, "get", lambda found: found)
     trainer = Mock(side_effect=lambda *_, **given: Mock(fit=lambda: lines.join("now")))
     monkeypatch.setattr(launch, "TorchTrainer", trainer)
-    launch._train_once(prepared.recipe(tmp_path, tmp_path), actor, 2)
+    monkeypatch.setattr(launch, "ranks_for", lambda *_: 2)
+    monkeypatch.setattr(launch, "wait_for_others", lambda *_: None)
+    recipe = prepared.recipe(tmp_path, tmp_path)
+    launch._until_done(recipe, recipe, actor, print)
     assert lines.nodes_of_ranks() == {"now"}
+
+
+def new_lines() -> Any:
+    return beside.Lines.__ray_metadata__.modified_class()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_samples_take_a_gpu_only_while_ranks_have_theirs(monkeypatch, gpu):
+    """Before, it could be the one that the last rank needs."""
+    taken, killed = [], []
+
+    class Actor:
+        @staticmethod
+        def options(num_gpus: int) -> Mock:
+            taken.append(num_gpus)
+            return Mock(remote=lambda: Mock(follow=Mock(remote=lambda settings, lines: len(taken))))
+
+    monkeypatch.setattr(beside, "_Sampler", Actor)
+    monkeypatch.setattr(beside.ray, "kill", killed.append)
+    monkeypatch.setattr(beside.ray, "get_runtime_context", Mock)
+    lines = new_lines()
+    lines.join("node")
+    assert not taken, "no one asked for samples"
+    lines.begin()
+    lines.sample({"cluster": {"gpu": gpu}})
+    assert not taken and lines.sampled() == []
+    lines.join("node")
+    lines.join("other")
+    assert taken == [int(gpu)] and lines.sampled() == [1] and not killed
+    lines.begin()
+    assert len(killed) == 1, "ranks that are placed anew need not wait for it"
+    lines.join("node")
+    assert taken == [int(gpu)] * 2 and lines.sampled() == [2]
+
+
+def test_a_wish_to_stop_that_cannot_be_written_ends_nothing(monkeypatch, tmp_path, caplog):
+    recipe = prepared.recipe(tmp_path, tmp_path / "gone")
+    with beside.StopOnSignal(lambda: [recipe]):
+        signal.raise_signal(signal.SIGTERM)
+    assert "could not be asked to stop" in caplog.text and "send SIGTERM again" in caplog.text

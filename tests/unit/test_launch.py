@@ -13,13 +13,15 @@ import pytest
 import torch
 from ray._private import services
 from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from janus_dist import launch
 from janus_dist.engine import commits
 from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError, PreemptedError, RankError
+from janus_dist.monitor import events
 from janus_dist.train.failure import told
+from janus_dist.train.stop import request_stop
 from tests import prepared
 
 
@@ -84,25 +86,76 @@ def test_a_cluster_has_one_job_for_a_run(monkeypatch, tmp_path):
     monkeypatch.setattr(launch.ray, "get_runtime_context", lambda: Mock(get_node_id=lambda: "0" * 56))
     monkeypatch.setattr(launch, "POLL_S", 0.01)
     recipe = prepared.recipe(tmp_path, tmp_path)
-    killed = []
+    killed, said = [], []
     monkeypatch.setattr(launch.ray, "kill", killed.append)
-    with launch._lines_of(recipe) as lines:
+    with launch._lines_of(recipe, said.append) as lines:
         assert lines == "lines" and names == [f"lines of {recipe.run.dir}"] and not killed
     assert killed == ["lines"], "the next one need not wait until nothing holds it any more"
+    assert said == [
+        f"run {recipe.run.dir} is another job's of this cluster; if that was killed, Ray takes up to 45 s to see it"
+    ]
     monkeypatch.setattr(launch, "GONE_S", 0.05)
     taken[0] = 1_000_000
     with pytest.raises(ConfigError, match=r"run .*/run is being trained by another job of this cluster"):
-        launch._lines_of(recipe).__enter__()
+        launch._lines_of(recipe, said.append).__enter__()
 
 
-@pytest.mark.parametrize(
-    ("free", "said"), [(1.0, ", when others on the cluster leave them 2 CPUs: 1 are free"), (2.0, "")]
-)
-def test_waiting_for_others_is_said(monkeypatch, tmp_path, free, said):
-    monkeypatch.setattr(launch.ray, "available_resources", lambda: {"CPU": free})
-    monkeypatch.setattr(launch, "FREED_S", 0.0)
-    monkeypatch.setattr(launch, "POLL_S", 0.0)
-    assert launch._others_have(prepared.recipe(tmp_path, tmp_path), 2) == said
+def test_checkpoints_apart_from_the_run_have_one_job_too(monkeypatch, tmp_path):
+    """Of two users with run folders of their own, each would delete what the other saved."""
+    names = []
+    monkeypatch.setattr(launch, "_actor", lambda name, *_: names.append(name))
+    monkeypatch.setattr(launch.ray, "kill", lambda _: None)
+    for run in ({}, {"checkpoints": str(tmp_path / "saved")}, {"checkpoints": "s3://bucket/saved/"}):
+        with launch._lines_of(prepared.recipe(tmp_path, tmp_path, run=run), print):
+            pass
+    lines = f"lines of {tmp_path / 'run'}"
+    apart = [f"checkpoints of {tmp_path / 'saved' / 'run'}", "checkpoints of s3://bucket/saved/run"]
+    assert names == [lines, lines, apart[0], lines, apart[1]]
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Trains a run whose ranks fail so, time after time, and at last are done; what was said."""
+
+    def until_done(failures: list[Exception], **run: Any) -> list[str]:
+        said: list[str] = []
+        monkeypatch.setattr(launch.ray, "get", lambda found: found)
+        monkeypatch.setattr(launch, "ranks_for", lambda *_: 2)
+        monkeypatch.setattr(launch, "wait_for_others", lambda *_: None)
+        monkeypatch.setattr(launch, "POLL_S", 0.01)
+        monkeypatch.setattr(launch, "_train_once", Mock(side_effect=[*failures, None]))
+        recipe = prepared.recipe(tmp_path, tmp_path, run=run)
+        recipe.run.dir.mkdir(exist_ok=True)
+        launch._until_done(recipe, recipe, Mock(), said.append)
+        return said
+
+    return until_done
+
+
+def test_ranks_that_ray_could_not_place_are_not_lost(started, tmp_path):
+    """Another job has what they need; it may have it for days."""
+    assert started([ControllerError(WorkerGroupStartupTimeoutError(2))] * 9) == [
+        *["starting 2 ranks", "Ray found no place for all ranks at once: trying again"] * 9, "starting 2 ranks",
+    ]  # fmt: skip
+    assert not events.read(tmp_path / "run")
+
+
+def test_a_run_that_waits_hears_that_it_is_to_stop(started, tmp_path):
+    (tmp_path / "run").mkdir()
+    request_stop(tmp_path / "run", "SIGTERM to its job")
+    with pytest.raises(PreemptedError, match=r"asked to stop \(SIGTERM to its job: .*/STOP\) before its ranks began"):
+        started([])
+
+
+def test_a_store_that_is_away_when_a_rank_is_lost_is_asked_again(started, monkeypatch):
+    away = CheckpointError("s3://bucket cannot be reached", "see")
+    monkeypatch.setattr(commits, "latest", Mock(side_effect=[None, away, away, "s3://bucket/step-00000004"]))
+    said = started([WorkerGroupError("all", {1: DEAD})])
+    assert said[1].endswith("starting again (1 of 3 without a new checkpoint)") and said[2] == "starting 2 ranks"
+    monkeypatch.setattr(commits, "latest", Mock(side_effect=away))
+    monkeypatch.setattr(launch, "PATIENCE_S", 0.05)
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        started([])
 
 
 def test_ranks_are_told_whole_paths(monkeypatch, tmp_path):

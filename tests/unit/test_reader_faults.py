@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
 from janus_dist.data import fetch
 from janus_dist.data.reader import Range
@@ -80,6 +81,10 @@ class TestFaults:
         with pytest.raises(DataError, match=r"attempt \d+, after "):
             make_reader(attempts=1000, patience_s=1.0).read([Range(PATH, 0, 10)])
         assert len(s3.requests) > 5 and 0.9 < time.monotonic() - began < 30
+
+    def test_of_whoever_gives_credentials_are_tried_again(self):
+        away = CredentialRetrievalError(provider="assume-role-with-web-identity", error_msg="timed out")
+        assert fetch.explained(away).transient and not fetch.explained(NoCredentialsError()).transient
 
     def test_silence_is_told(self, s3, make_reader):
         s3.fail("stall")

@@ -1,6 +1,8 @@
 """Being asked to stop: who asked is said, and what was asked before is forgotten."""
 
+import errno
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +40,16 @@ def test_a_notice_is_a_file_of_the_node(tmp_path):
 
 def test_a_path_of_the_repository_is_short():
     assert _in_short(__file__) == "tests/unit/test_stop.py" and _in_short("/elsewhere/siglip") == "/elsewhere/siglip"
+
+
+def test_a_disk_that_is_away_asks_nothing(tmp_path, monkeypatch):
+    asked = StopRequest(tmp_path, None, is_first=True)
+    (tmp_path / STOP).touch()
+
+    def away(path, **_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", away)
+        assert asked.reason is None
+    assert asked.reason == str(tmp_path / STOP), "when it is back"

@@ -13,7 +13,7 @@ TEXT = {".py", ".md", ".yaml", ".toml", ".html", ".j2", ".txt", ""}
 
 
 def _files() -> list[Path]:
-    """Files of the repository: those that git knows or would take, else all but hidden ones."""
+    """Files of the repository: those that git knows or would take."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]

@@ -1,0 +1,108 @@
+"""What a Ray cluster has room for: ranks on its nodes, counted before any is started.
+
+Invariant: what a cluster can never place is refused, and what others have taken for now is waited for, however long
+they take.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.errors import ClusterError
+
+POLL_S = 0.5
+ANSWER_S = 15.0
+"""A node that takes longer is not there."""
+NODES_BACK_S = 60.0
+"""After a loss nodes are waited for so long before a run goes on with fewer."""
+FREED_S = 5.0
+"""Ranks of a run before have ended by then."""
+Resources = Mapping[str, float]
+"""Of a node, by Ray's names."""
+
+
+def of_nodes() -> list[Resources]:
+    """What each node has that Ray counts among the living."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool) -> int:
+    """Ranks that there is room for: all of them, or of a run that `is_resumed` after a while as many as
+    `cluster.min_workers` allows.
+
+    ClusterError rather than a wait for ever for what the cluster can never place.
+    """
+    cluster, deadline = recipe.cluster, time.monotonic() + NODES_BACK_S
+    while True:
+        there = _of_nodes_that_answer() if has_lost else of_nodes()
+        room = room_in(there, recipe)
+        if room >= cluster.workers:
+            return cluster.workers
+        if not is_resumed or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    check_room_in(there, recipe)
+    return room
+
+
+def room_in(there: Iterable[Resources], recipe: StageRecipe) -> int:
+    """Ranks that nodes have room for, each on one of them."""
+    cluster, room = recipe.cluster, 0
+    for node in there:
+        cores = int(node.get("CPU", 0) // cluster.cpus_per_worker)
+        room += min(cores, int(node.get("GPU", 0))) if cluster.gpu else cores
+    return room - room % recipe.engine.hpz_ranks
+
+
+def check_room_in(there: Sequence[Resources], recipe: StageRecipe) -> None:
+    """ClusterError when nodes have too little room for a run."""
+    cluster, room = recipe.cluster, room_in(there, recipe)
+    if room >= (cluster.min_workers or cluster.workers):
+        return
+    kind, each = ("GPU", 1) if cluster.gpu else ("CPU", cluster.cpus_per_worker)
+    raise ClusterError(
+        f"cluster.workers={cluster.workers} need {cluster.workers * each} {kind}s, the Ray cluster has "
+        f"{sum(node.get(kind, 0) for node in there):g} on {len(there)} nodes, room for {room} ranks",
+        "add nodes, or lower cluster.workers (a run resumes on any number), cluster.min_workers or "
+        "cluster.cpus_per_worker",
+    )
+
+
+def wait_for_others(recipe: StageRecipe, workers: int, show: Callable[[str], None], look: Callable[[], object]) -> None:
+    """Return when what `workers` ranks need is free, which is said where it takes longer than ranks of a run before
+    take to end; `look` is called again and again, and ends the wait by raising."""
+    cluster = recipe.cluster
+    kind, needed = ("GPU", workers) if cluster.gpu else ("CPU", workers * cluster.cpus_per_worker)
+    deadline, is_said = time.monotonic() + FREED_S, False
+    while (free := int(ray.available_resources().get(kind, 0))) < needed:
+        look()
+        if not is_said and time.monotonic() > deadline:
+            ranks = f"{workers} rank{'s' if workers > 1 else ''}"
+            show(f"waiting until others on the cluster leave {ranks} {needed} {kind}s: {free} are free")
+            is_said = True
+        time.sleep(POLL_S)
+
+
+@ray.remote(num_cpus=0)
+def _answer() -> None:
+    """What a node does to show that it is there."""
+
+
+def _of_nodes_that_answer() -> list[Resources]:
+    """What each node has that answers: Ray counts a node that has died for half a minute more."""
+    asked = {
+        _answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    found: list[Resources] = []
+    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0]:
+        with suppress(RayError):
+            ray.get(answer)
+            found.append(asked[answer]["Resources"])
+    return found
