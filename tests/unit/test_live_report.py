@@ -2,13 +2,18 @@
 
 import logging
 import threading
+from unittest.mock import Mock
 
 import pytest
 
-from janus_dist.errors import ClusterError, ConfigError, PreemptedError
+from janus_dist.config.load import Loaded
+from janus_dist.engine.find import recipe_of
+from janus_dist.errors import CheckpointError, ClusterError, ConfigError, PreemptedError
 from janus_dist.monitor import events
 from janus_dist.report import live
 from janus_dist.report.live import Reported
+from jobs import stage
+from tests import prepared
 from tests.unit.test_report import write_run
 
 
@@ -16,6 +21,7 @@ def test_a_run_that_is_stopped_has_a_report(tmp_path):
     write_run(tmp_path / "run", steps=3)
     lines = []
     with pytest.raises(PreemptedError, match="asked"), Reported(tmp_path / "run", lines.append) as reported:
+        reported.begins()
         reported.show("step 1")
         assert reported.thread is None, "nothing was saved"
         raise PreemptedError("asked to stop")
@@ -26,7 +32,8 @@ def test_a_run_that_is_stopped_has_a_report(tmp_path):
 
 def test_what_ended_a_run_is_in_its_report(tmp_path):
     write_run(tmp_path / "run", steps=3)
-    with pytest.raises(ClusterError), Reported(tmp_path / "run", lambda line: None):
+    with pytest.raises(ClusterError), Reported(tmp_path / "run", lambda line: None) as reported:
+        reported.begins()
         raise ClusterError("the cluster has no room", "wait for it")
     (event,) = events.read(tmp_path / "run")
     assert (event.kind, event.step, event.text) == ("failed", 3, "the cluster has no room")
@@ -36,9 +43,30 @@ def test_what_ended_a_run_is_in_its_report(tmp_path):
 def test_what_was_refused_did_not_happen_to_the_run(tmp_path):
     """It may be one that another job trains."""
     write_run(tmp_path / "run", steps=3)
-    with pytest.raises(ConfigError), Reported(tmp_path / "run", lambda line: None):
-        raise ConfigError("run is being trained by another job")
-    assert events.read(tmp_path / "run") == []
+    for error in (ConfigError("run is being trained by another job"), ClusterError("Ray cannot be reached")):
+        with pytest.raises(type(error)), Reported(tmp_path / "run", pytest.fail):
+            raise error
+    assert events.read(tmp_path / "run") == [] and not (tmp_path / "run" / "report.html").exists()
+
+
+def test_who_is_refused_leaves_the_run_its_settings(tmp_path, monkeypatch):
+    """What samples, exports or follows a run reads them there."""
+    loaded = Loaded(prepared.recipe(tmp_path, tmp_path), {}, (), ())
+    monkeypatch.setattr(stage, "prepare_start", lambda loaded: None)
+    monkeypatch.setattr(stage, "train", Mock(side_effect=CheckpointError("it holds a model of another size")))
+    with pytest.raises(CheckpointError):
+        stage.train_with_start(loaded)
+    assert not (tmp_path / "run").exists()
+
+    def fails(recipe, show, begins):
+        begins()
+        raise CheckpointError("it is damaged")
+
+    monkeypatch.setattr(stage, "train", fails)
+    with pytest.raises(CheckpointError):
+        stage.train_with_start(loaded)
+    assert recipe_of(tmp_path / "run") == loaded.recipe
+    assert [event.kind for event in events.read(tmp_path / "run")] == ["failed"]
 
 
 def test_it_is_written_behind_a_save_and_at_most_once_a_minute(tmp_path, monkeypatch):
@@ -46,6 +74,7 @@ def test_it_is_written_behind_a_save_and_at_most_once_a_minute(tmp_path, monkeyp
     writers = []
     monkeypatch.setattr(live, "write_report", lambda run_dir: writers.append(threading.current_thread().name))
     with Reported(tmp_path / "run", lambda line: None) as reported:
+        reported.begins()
         for _ in range(3):
             reported.show("saved runs/run/checkpoints/step-00000003 (1.0 s)")
             assert reported.thread is not None
@@ -60,12 +89,15 @@ def test_a_report_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, c
     write_run(tmp_path / "run", steps=3)
     monkeypatch.setattr(live, "write_report", lambda run_dir: 1 / 0)
     lines = []
-    with caplog.at_level(logging.WARNING), pytest.raises(PreemptedError), Reported(tmp_path / "run", lines.append):
+    reported = Reported(tmp_path / "run", lines.append)
+    with caplog.at_level(logging.WARNING), pytest.raises(PreemptedError), reported:
+        reported.begins()
         raise PreemptedError("asked to stop")
     assert "could not be written: ZeroDivisionError" in caplog.text and not lines
 
 
 def test_a_run_that_fails_before_its_first_step_has_none(tmp_path, caplog):
-    with pytest.raises(ValueError, match="early"), Reported(tmp_path / "run", pytest.fail):
+    with pytest.raises(ValueError, match="early"), Reported(tmp_path / "run", pytest.fail) as reported:
+        reported.begins()
         raise ValueError("early")
     assert not caplog.text and not (tmp_path / "run").exists()
