@@ -62,11 +62,13 @@ CURVES = (
 
 
 def read_notes(path: Path) -> dict[str, str]:
-    """Why aims and directions failed, by `aim-MEASURE` and `MEASURE-JANUS-OTHER`; DataError at any other key."""
+    """Why aims and directions failed, by `aim-MEASURE` and `MEASURE-JANUS-OTHER`, and what there is to say of `scenes`;
+    DataError at any other key."""
     notes = yaml.safe_load(path.read_text()) or {}
     known = [f"aim-{name}" for name in AIMS] + [f"{name}-{mine}-{theirs}" for name, mine, theirs, _ in DIRECTIONS]
+    known.append("scenes")
     if other := sorted(set(notes) - set(known)):
-        raise DataError(f"{path}: no aim or direction is {', '.join(other)}", f"there are {', '.join(known)}")
+        raise DataError(f"{path}: no aim, direction or part is {', '.join(other)}", f"there are {', '.join(known)}")
     return notes
 
 
@@ -84,7 +86,7 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
         "",
         *(_easy_vqa(summary, notes) if "understanding_intervals" in summary else ()),
         *(_arms(summary, folder, notes) if "ablation" in summary else ()),
-        *(_scenes(summary) if "scenes" in summary else ()),
+        *(_scenes(summary, notes) if "scenes" in summary else ()),
         *CURVES,
     ]
     path = folder / "results.md"
@@ -191,7 +193,7 @@ def _arms(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str]) ->
     yield ""
 
 
-def _scenes(summary: Mapping[str, Any]) -> Iterator[str]:
+def _scenes(summary: Mapping[str, Any], notes: Mapping[str, str]) -> Iterator[str]:
     yield "## Janus `tiny` on scenes"
     yield ""
     yield _made(summary, "scenes")
@@ -201,6 +203,9 @@ def _scenes(summary: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _learned(summary["scenes"], {}, {})
     yield ""
+    if "scenes" in notes:
+        yield notes["scenes"].strip()
+        yield ""
 
 
 def _mean_and_spread(row: Mapping[str, Any], measure: str) -> str:

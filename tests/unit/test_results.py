@@ -143,10 +143,16 @@ def test_a_note_stands_where_its_direction_failed(tmp_path):
     assert "Few steps." in write_results(LEARNED | {"ablation": rows}, tmp_path, notes).read_text()
 
 
+def test_a_note_stands_below_scenes(tmp_path):
+    found = LEARNED | {"scenes": LEARNED}
+    text = write_results(found, tmp_path, {"scenes": "Relations come last.\n"}).read_text()
+    assert "\nRelations come last.\n\n## Reference curves" in text
+
+
 def test_notes_of_nothing_are_refused(tmp_path):
     path = tmp_path / "notes.yaml"
     path.write_text("understanding-D-A: Few steps.\naim-drawing: Small.\n")
-    with pytest.raises(DataError, match="no aim or direction is aim-drawing"):
+    with pytest.raises(DataError, match="no aim, direction or part is aim-drawing"):
         read_notes(path)
     path.write_text("understanding-D-A: Few steps.\n")
     assert read_notes(path) == {"understanding-D-A": "Few steps."}
