@@ -145,6 +145,7 @@ def test_a_run_that_waits_hears_that_it_is_to_stop(started, tmp_path):
     request_stop(tmp_path / "run", "SIGTERM to its job")
     with pytest.raises(PreemptedError, match=r"asked to stop \(SIGTERM to its job: .*/STOP\) before its ranks began"):
         started([])
+    assert [(one.kind, one.step) for one in events.read(tmp_path / "run")] == [("stopped", 0)]
 
 
 def test_a_store_that_is_away_when_a_rank_is_lost_is_asked_again(started, monkeypatch):
