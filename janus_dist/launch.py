@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
-from janus_dist.config.recipe import RunConfig as OfRun
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.reader import PATIENCE_S
 from janus_dist.data.storage import is_local
@@ -151,8 +151,9 @@ def _until_done(given: StageRecipe, recipe: StageRecipe, lines: Any, show: Calla
         try:
             workers = ranks_for(recipe, before is not None, has_lost)
             ray.get(lines.begin.remote())
-            wait_for_others(recipe, workers, show, lambda: _stop_if_asked(run, before))
-            _stop_if_asked(run, before)
+            look = partial(_stop_if_asked, recipe, before)
+            wait_for_others(recipe, workers, show, look)
+            look()
             show(f"starting {workers} rank{'s' if workers > 1 else ''}")
             _train_once(recipe, lines, workers)
             return
@@ -232,12 +233,13 @@ def _newest(saved_in: str) -> str | None:
         time.sleep(POLL_S)
 
 
-def _stop_if_asked(run: OfRun, newest: str | None) -> None:
+def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
     """PreemptedError where the run was asked to stop and has no ranks that would see it."""
-    if by := asked_by(run.dir / STOP):
-        events.record(run.dir, "stopped", _steps(newest), f"asked to stop before its ranks began: {by}")
+    run_dir = recipe.run.dir
+    if by := asked_by(run_dir / STOP):
+        events.record(run_dir, "stopped", _steps(newest), f"asked to stop before its ranks began: {by}")
         raise PreemptedError(
-            f"run {run.dir} was asked to stop ({by}) before its ranks began", "the same command goes on"
+            f"run {run_dir} was asked to stop ({by}) before its ranks began", "the same command goes on"
         )
 
 
