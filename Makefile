@@ -60,7 +60,7 @@ chaos: setup
 kills: setup
 	JANUS_KILLS=20 $(BIN)/pytest -s tests/pipelines/test_killed.py
 
-# All that fits two cores with nothing else on them, an hour; a line each in runs/bench.jsonl (docs/benchmarks.md). One
+# All that fits two cores with nothing else on them, 35 minutes; a line each in runs/bench.jsonl (docs/benchmarks.md). One
 # that fails leaves its log, the others go on, and make fails at the end.
 bench: setup peers
 	mkdir -p runs
