@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,11 +147,16 @@ def start_and_wait(root: Path, log: Path, steps: int) -> subprocess.Popen:
     metrics = root / "stage2" / "metrics.jsonl"
     before = len(read_lines(metrics))
     job = start(["jobs/stage2.py", *settings(root)], log)
+    wait_until(lambda: len(read_lines(metrics)) >= before + steps, job, log)
+    return job
+
+
+def wait_until(is_so: Callable[[], object], job: subprocess.Popen, log: Path) -> None:
+    """While the job runs."""
     deadline = time.monotonic() + LIMIT_S
-    while len(read_lines(metrics)) < before + steps:
+    while not is_so():
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
-    return job
 
 
 def ranks_of(log: Path) -> list[int]:
@@ -169,10 +175,8 @@ def test_a_lost_rank_is_started_again_by_the_job_itself(unbroken, tmp_path):
     root, log = unbroken.parent / "lost", tmp_path / "log"
     shutil.copytree(unbroken / "stage1", root / "stage1")
     job = start_and_wait(root, log, steps=5)
-    deadline = time.monotonic() + LIMIT_S
-    while commits.latest(saved_in(root / "stage2")) is None:  # written beside the steps, in its own time
-        assert job.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+    # written beside the steps, in its own time
+    wait_until(lambda: commits.latest(saved_in(root / "stage2")), job, log)
     first, second = ranks_of(log)
     os.kill(second, signal.SIGKILL)
     assert job.wait(timeout=LIMIT_S) == 0, log.read_text()
@@ -215,10 +219,7 @@ def test_asked_to_stop_while_its_ranks_start_a_job_hears_it(unbroken, tmp_path):
     root, log = unbroken.parent / "early", tmp_path / "log"
     shutil.copytree(unbroken / "stage1", root / "stage1")
     job = start(["jobs/stage2.py", *settings(root)], log)
-    deadline = time.monotonic() + LIMIT_S
-    while not ranks_of(log):
-        assert job.poll() is None and time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+    wait_until(lambda: ranks_of(log), job, log)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=LIMIT_S) == 75, log.read_text()
     assert "stage2/STOP on rank 0) and saved step 1 of 12" in log.read_text()
