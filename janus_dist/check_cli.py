@@ -28,6 +28,7 @@ from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import load_vq
 from janus_dist.monitor.console import several
+from janus_dist.train import precision
 from janus_dist.train.budget import checkpoint_bytes
 from janus_dist.train.compatible import check_data, check_resume, learning
 from janus_dist.train.memory import predict
@@ -181,9 +182,16 @@ def _resume(recipe: StageRecipe, there: str) -> Iterator[str]:
     yield f"goes on at step {commit.step:,} of {recipe.train.steps:,} from {there}"
 
 
+def _dtype(recipe: StageRecipe) -> Iterator[str]:
+    """Say what the run computes in, and how slow that is where it is emulated."""
+    resolved, line = precision.resolve(recipe, lambda: precision.is_native_here(recipe))
+    yield f"{line}, as far as this machine tells" if line else f"computing in {resolved.engine.dtype}"
+    yield from precision.slow_lines(resolved)
+
+
 def _room(recipe: StageRecipe) -> Iterator[str]:
     """The run's folder and its checkpoints can be written, with room for two; what is not there is not left behind."""
-    size = checkpoint_bytes(recipe)
+    size = checkpoint_bytes(precision.resolve_here(recipe))
     made = missing_folders(recipe.run.dir, *([] if "://" in recipe.run.saved_in else [Path(recipe.run.saved_in)]))
     try:
         check_room(recipe.run, size)
@@ -215,7 +223,7 @@ def _cluster(recipe: StageRecipe) -> Iterator[str]:
 
 def _memory(recipe: StageRecipe) -> Iterator[str]:
     """A rank's share fits the GPUs, as far as this machine has one to ask."""
-    wanted = predict(recipe, recipe.cluster.workers).device_bytes / GIB
+    wanted = predict(precision.resolve_here(recipe), recipe.cluster.workers).device_bytes / GIB
     yield f"a rank needs {wanted:.2f} GiB at least, of {recipe.cluster.workers} ranks"
     if not recipe.cluster.gpu:
         return
@@ -246,5 +254,5 @@ def _wandb(recipe: StageRecipe) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    _versions, _data, _inputs, _vq, _prompts, _start, _room, _cluster, _memory, _wandb,
+    _versions, _data, _inputs, _vq, _prompts, _start, _dtype, _room, _cluster, _memory, _wandb,
 )  # fmt: skip

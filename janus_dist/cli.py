@@ -68,19 +68,33 @@ def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str
 
 def take_number(arguments: Sequence[str], option: str) -> tuple[list[str], int | None]:
     """(other arguments, N) of a command line with `OPTION N` or `OPTION=N`, None without; ConfigError at no number."""
-    rest, found = list(arguments), None
-    for place, argument in enumerate(arguments):
+    rest, text = take_value(arguments, option)
+    if text is not None and (not text.isdecimal() or int(text) < 1):
+        raise ConfigError(f"{option} takes a whole number above 0, got {text!r}", f"write {option} 200")
+    return rest, None if text is None else int(text)
+
+
+def take_choice(arguments: Sequence[str], option: str, choices: Sequence[str]) -> tuple[list[str], str | None]:
+    """Split a command line into (other arguments, the value of an option); None without the option.
+
+    Raises ConfigError when the value is none of the choices.
+    """
+    rest, text = take_value(arguments, option)
+    if text is not None and text not in choices:
+        raise ConfigError(f"{option} takes {' or '.join(choices)}, got {text!r}", f"write {option} {choices[0]}")
+    return rest, text
+
+
+def take_value(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """Split a command line with `OPTION VALUE` or `OPTION=VALUE` into (other arguments, value); the value is empty
+    where nothing follows the option, and None without the option."""
+    for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name != option:
-            continue
-        taken = [argument] if equals else [*arguments[place : place + 2]]
-        text = value if equals else "".join(taken[1:])
-        if not text.isdecimal() or int(text) < 1:
-            raise ConfigError(f"{option} takes a whole number above 0, got {text!r}", f"write {option} 200")
-        rest[place : place + len(taken)] = []
-        found = int(text)
-        break
-    return rest, found
+        if name == option:
+            length = 1 if equals else 2
+            text = value if equals else "".join(arguments[index + 1 : index + 2])
+            return [*arguments[:index], *arguments[index + length :]], text
+    return list(arguments), None
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -39,7 +39,8 @@ from janus_dist.engine.find import refuse_if_never
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
-from janus_dist.room import ANSWER_S, POLL_S, Resources, of_nodes, ranks_for, wait_for_others
+from janus_dist.room import ANSWER_S, POLL_S, Resources, all_native, of_nodes, ranks_for, wait_for_others
+from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other
 from janus_dist.train.failure import in_short, log_file, told
 from janus_dist.train.stop import STOP, asked_by, forget_request
@@ -118,22 +119,28 @@ def resources() -> list[Resources] | None:
         ray.shutdown()
 
 
-def train(recipe: StageRecipe, show: Callable[[str], None], begins: Callable[[], object] = lambda: None) -> None:
+def train(
+    recipe: StageRecipe, show: Callable[[str], None], begins: Callable[[StageRecipe], object] = lambda recipe: None
+) -> None:
     """Train one stage on `recipe.cluster.workers` ranks; `show` takes the lines for the console. `begins` is called
-    when the run is this job's and its checkpoint belongs to the recipe: who is refused before leaves the run as it is.
+    with the recipe, its `engine.dtype` decided, when the run is this job's and its checkpoint belongs to the recipe:
+    who is refused before leaves the run as it is.
 
     When ranks or nodes are lost the run is started again from its newest checkpoint, on fewer ranks where
     `cluster.min_workers` allows it. Raises the first JanusError of any rank, and ClusterError when ranks were lost
     `cluster.restarts` times without a new checkpoint.
     """
     connect()
-    given = recipe
-    recipe = _if_never(recipe)
+    refuse_if_never(recipe.run)
     if recipe.monitor.prompts is not None:
         read_prompts(Path(recipe.monitor.prompts))  # faults in it end the run before it starts
     with _lines_of(recipe, show) as lines:
         refuse_other(recipe)
-        begins()
+        recipe, line = precision.resolve(recipe, lambda: all_native(recipe.cluster.gpu))
+        if line is not None:
+            show(line)
+        begins(recipe)
+        given, recipe = recipe, _if_never(recipe)
         with (
             Follower(lines, show),
             StopOnSignal(lambda: [recipe]),

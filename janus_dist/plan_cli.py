@@ -30,7 +30,9 @@ def show_plan(
     # here: they take PyTorch, and other commands start in a second
     from janus_dist.train.budget import budget
     from janus_dist.train.memory import predict
+    from janus_dist.train.precision import resolve_here
 
+    recipe = resolve_here(recipe)
     memory, taken = predict(recipe, world), budget(recipe, found, mfu, device)
     if as_json:
         print(

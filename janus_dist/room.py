@@ -7,6 +7,7 @@ they take.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -14,8 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ClusterError
+from janus_dist.model import native
 
 POLL_S = 0.5
+NATIVE_TIMEOUT_S = 120.0
+"""Seconds within which nodes say whether they compute in bfloat16; the first process of a node may take long."""
 ANSWER_S = 15.0
 """A node that takes longer is not there."""
 NODES_BACK_S = 60.0
@@ -93,16 +97,36 @@ def _answer() -> None:
     """What a node does to show that it is there."""
 
 
+@ray.remote(num_cpus=0)
+def _is_native(gpu: bool) -> bool:
+    """Return whether the node that runs this task computes in bfloat16 natively."""
+    return native.is_native(gpu)
+
+
+def all_native(gpu: bool) -> bool:
+    """Return whether every node with GPUs (else with CPUs) that answers computes in bfloat16 natively."""
+    kind = "GPU" if gpu else "CPU"
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
+    return all(answer for _, answer in _ask(nodes, _is_native, gpu, timeout_s=NATIVE_TIMEOUT_S))
+
+
 def _of_nodes_that_answer() -> list[Resources]:
     """What each node has that answers: Ray counts a node that has died for half a minute more."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node, _ in _ask(nodes, _answer, timeout_s=ANSWER_S)]
+
+
+def _ask(
+    nodes: Sequence[Mapping[str, Any]], task: Any, *arguments: Any, timeout_s: float
+) -> list[tuple[Mapping[str, Any], Any]]:
+    """Run a task on each node; return (node, result) of those that answer in time."""
+    strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     asked = {
-        _answer.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in ray.nodes()
-        if node["Alive"]
+        task.options(scheduling_strategy=strategy).remote(*arguments): node
+        for node, strategy in zip(nodes, strategies, strict=True)
     }
-    found: list[Resources] = []
-    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[0]:
+    answers: list[tuple[Mapping[str, Any], Any]] = []
+    for answer in ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)[0] if asked else []:
         with suppress(RayError):
-            ray.get(answer)
-            found.append(asked[answer]["Resources"])
-    return found
+            answers.append((asked[answer], ray.get(answer)))
+    return answers

@@ -106,7 +106,7 @@ def curve_command(run: RunDir, file: Annotated[Path, typer.Argument(metavar="FIL
     """Write the loss curves of a run into a small file, for others to be compared with."""
     curve = Curve.of(run)
     curve.write(file)
-    print(f"{file}: {curve.steps:,} steps of {', '.join(curve.losses)} on {curve.machine}")
+    print(f"{file}: {curve.steps:,} steps of {', '.join(curve.losses)} in {curve.dtype} on {curve.machine}")
 
 
 @runs_app.command("follows")
@@ -115,8 +115,9 @@ def follows_command(
 ) -> None:
     """Say whether a run follows a curve: bit for bit at first on the same kind of machine, within a band after; 3 if
     not."""
-    reference = Curve.read(file)
-    found = follow(Curve.of(run), reference)
+    curve = Curve.of(run)
+    reference = Curve.read(file, curve.dtype)
+    found = follow(curve, reference)
     kind = "the same" if found.is_same_kind else "another"
     print(f"{found.steps:,} steps in common, on {kind} kind of machine ({reference.machine}) and packages")
     print(f"the first {found.equal_steps:,} have losses that are equal bit for bit")

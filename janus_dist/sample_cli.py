@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from janus_dist.config.train import DtypeChoice
 from janus_dist.errors import ConfigError
 
 Source = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder (its newest checkpoint), or a checkpoint.")]
@@ -23,6 +24,9 @@ Guidance = Annotated[float | None, typer.Option("--guidance", help="The run's ev
 Temperature = Annotated[float | None, typer.Option("--temperature", min=0, help="Likewise; 0: the likeliest ids.")]
 TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Likewise; 0: of all ids.")]
 MaxTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")]
+Computed = Annotated[
+    DtypeChoice, typer.Option("--dtype", help="What the model computes in; auto: what fits run and device.")
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Sample every checkpoint while the run trains.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -42,6 +46,7 @@ def sample_command(
     top_k: TopK = None,
     max_new_tokens: MaxTokens = 64,
     device: Device = "cpu",
+    dtype: Computed = "auto",
     is_followed: Follow = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +69,7 @@ def sample_command(
         settings.temperature if temperature is None else temperature, settings.top_k if top_k is None else top_k
     )
     guidance = settings.guidance if guidance is None else guidance
-    how = How(seed, images_per_prompt, guidance, choice, max_new_tokens, device)
+    how = How(seed, images_per_prompt, guidance, choice, max_new_tokens, device, dtype)
     asked = asked or samples.fixed_prompts()
     if checkpoint is None:
         samples.follow(Path(source), asked, how, out or Path(source) / "samples", print)

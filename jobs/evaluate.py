@@ -3,6 +3,7 @@
     python jobs/evaluate.py                                        # runs/tiny/stage3, made by jobs/stage3.py
     python jobs/evaluate.py RECIPE.yaml ... [key.path=value ...]   # run.root and run.name say which run
     python jobs/evaluate.py RECIPE.yaml ... evaluate.benchmarks='{pope: data/pope, geneval: data/geneval}'
+    python jobs/evaluate.py RECIPE.yaml ... --dtype float32        # rather than what fits the run and the machine
 
 Without benchmarks easy-vqa, or scenes when they are among the recipe's inputs, in one process and without Ray; writes
 ROOT/evaluation and the report. With benchmarks what their scorers read (docs/evaluation.md), on `cluster.workers`
@@ -11,10 +12,13 @@ processes; the same command again goes on.
 
 import _start  # noqa: F401, I001
 
+import sys
 from pathlib import Path
+from typing import cast, get_args
 
-from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.cli import recipe_from_args, run_job, take_choice
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.train import Dtype, DtypeChoice
 from janus_dist.evaluation import run
 from janus_dist.evaluation.benchmarks import run as benchmarks
 from janus_dist.tasks import do_jobs
@@ -24,15 +28,17 @@ TINY = Path(__file__).parent / "recipes" / "tiny"
 
 
 def main() -> None:
-    recipe = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"]).recipe
+    arguments, dtype = take_choice(sys.argv[1:], "--dtype", get_args(Dtype))
+    dtype = cast(DtypeChoice, dtype or "auto")
+    recipe = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"], arguments).recipe
     if recipe.evaluate.benchmarks:
         do = benchmarks.do_here if recipe.cluster.workers == 1 else do_jobs
-        for name, summary in benchmarks.evaluate(recipe, do).items():
+        for name, summary in benchmarks.evaluate(recipe, do, dtype).items():
             show(summary["scores"], f"{name}/")
             print(f"{name}: {summary['questions']} questions, {summary['out']}")
         return
     root = Path(recipe.run.root)
-    show(run.evaluate(recipe, recipe.run.dir, root / "evaluation"))
+    show(run.evaluate(recipe, recipe.run.dir, root / "evaluation", dtype=dtype))
     print(f"report: {write_report(root)}")
 
 

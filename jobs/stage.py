@@ -3,6 +3,7 @@
 Invariant: a stage never starts without its shards, nor without the weights that it is to start from.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.prepare import prepare_data
@@ -36,8 +37,8 @@ def train_with_start(loaded: Loaded[StageRecipe]) -> None:
     run_dir = loaded.recipe.run.dir
     with Reported(run_dir, print) as reported:
 
-        def begins() -> None:
-            save(loaded, run_dir)
+        def begins(recipe: StageRecipe) -> None:
+            save(replace(loaded, recipe=recipe), run_dir)
             reported.begins()
 
         train(loaded.recipe, reported.show, begins)

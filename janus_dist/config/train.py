@@ -17,6 +17,10 @@ Part = Literal[
 ]
 
 
+Dtype = Literal["bfloat16", "float32"]
+DtypeChoice = Literal["auto", Dtype]
+
+
 class OptimConfig(Config):
     """AdamW and its schedule (Janus, Table 1)."""
 
@@ -67,8 +71,10 @@ class TrainConfig(Config):
 class EngineConfig(Config):
     """ZeRO-3 and numbers; DeepSpeed's own settings are made from these."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of weights at work and activations; master weights and moments are float32."""
+    dtype: DtypeChoice = "auto"
+    """Of weights at work and activations; master weights and moments are float32. `auto`: that of the checkpoint which
+    the run goes on from; for a new run bfloat16 if every node computes in it natively (a GPU of compute capability 8.0
+    or more; a CPU with AVX512-BF16, AMX or arm64 BF16), else float32."""
     reduce_dtype: Literal["bfloat16", "float32"] = "float32"
     """Of gradients on their way between ranks; bfloat16 halves the traffic and rounds what is summed."""
     accumulate_dtype: Literal["bfloat16", "float32"] = "float32"

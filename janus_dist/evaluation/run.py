@@ -18,6 +18,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.train import DtypeChoice
 from janus_dist.engine import commits
 from janus_dist.engine.find import newest
 from janus_dist.evaluation import easy_vqa, held_out, scenes
@@ -35,7 +36,12 @@ SHOWN_PAIRS = 16
 
 
 def evaluate(
-    recipe: BaseRecipe, run_dir: Path, out: Path, streams: Collection[Stream] = BOTH, with_images: bool = True
+    recipe: BaseRecipe,
+    run_dir: Path,
+    out: Path,
+    streams: Collection[Stream] = BOTH,
+    with_images: bool = True,
+    dtype: DtypeChoice = "auto",
 ) -> dict[str, Any]:
     """Evaluate what the newest checkpoint of a run has learned of `streams`, write what was found into `out`.
 
@@ -45,10 +51,12 @@ def evaluate(
     began = time.perf_counter()
     (out / "images").mkdir(parents=True, exist_ok=True)
     checkpoint = newest(recipe.run.saved_in)
-    sampler = Sampler.load(recipe, checkpoint, "cuda" if recipe.cluster.gpu else "cpu")
+    sampler = Sampler.load(recipe, checkpoint, "cuda" if recipe.cluster.gpu else "cpu", dtype)
     found = {
         "run": str(run_dir),
-        "of": what_decides(recipe, checkpoint, sampler.vq, streams, with_images),
+        "of": what_decides(recipe, checkpoint, sampler.vq, streams, with_images)
+        | ({} if dtype == "auto" else {"dtype": dtype}),
+        "dtype": sampler.dtype,
         **(understanding(sampler, out) if "understanding" in streams else {}),
         **(generation(sampler, out) if "generation" in streams else {}),
     }

@@ -3,6 +3,7 @@
 Invariant: everything comes from the run's own recipe, so that a checkpoint is asked as it was trained.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.train import Dtype, DtypeChoice
 from janus_dist.data import chat, images
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine.stored import StoredWeights
 from janus_dist.errors import ConfigError, DataError
-from janus_dist.model import janus, sample, single
+from janus_dist.model import janus, native, sample, single
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import Janus
 from janus_dist.model.sample import LIKELIEST, Choice
@@ -26,8 +28,19 @@ from janus_dist.model.start import load_start
 from janus_dist.model.vq_weights import load_vq
 from janus_dist.model.weights import check_shapes
 
+log = logging.getLogger("janus_dist")
+
 READ_ELEMENTS = 2**28
 """Of a checkpoint, read at once: 1 GiB in float32."""
+
+
+def dtype_for(recipe: BaseRecipe, device: str, choice: DtypeChoice = "auto") -> Dtype:
+    """Return the dtype to sample in: the one chosen; with `auto` float32 where the run is trained in it, else bfloat16
+    where the device computes in it natively, else float32."""
+    if choice != "auto":
+        return choice
+    is_native = native.is_native(gpu=torch.device(device).type == "cuda")
+    return "bfloat16" if is_native and recipe.engine.dtype != "float32" else "float32"
 
 
 @dataclass(frozen=True)
@@ -39,16 +52,28 @@ class Sampler:
     vq: JanusVQVAE
     tokenizer: Tokenizer
 
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype that the model computes in: bfloat16 or float32."""
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
     @classmethod
-    def load(cls, recipe: BaseRecipe, checkpoint: str | None, device: str = "cpu") -> "Sampler":
-        """A checkpoint's model in bfloat16, or without one that of `run.start_weights`; CheckpointError or DataError
-        when something does not fit the recipe."""
+    def load(
+        cls, recipe: BaseRecipe, checkpoint: str | None, device: str = "cpu", dtype: DtypeChoice = "auto"
+    ) -> "Sampler":
+        """Load a checkpoint's model, or without one that of `run.start_weights`, in the dtype of `dtype_for`.
+
+        Raises CheckpointError or DataError when something does not fit the recipe.
+        """
+        name = dtype_for(recipe, device, dtype)
+        if name == "bfloat16" and device == "cpu" and not native.is_native(gpu=False):
+            log.warning("%s", native.slow_line(native.emulation_slowdown(), "take --dtype float32 or auto"))
         tokenizer = load_tokenizer(recipe)
         vq = load_vq(recipe.model, recipe.data.vq_weights).to(device)  # pyright: ignore[reportArgumentType]
         model = janus.on_meta(recipe.model)
         for module in janus.made(model, recipe.run.seed, torch.device("cpu"), drawn=checkpoint is None):
             for parameter in module.parameters(recurse=False):  # not rotary frequencies: float32, as in training
-                parameter.data = parameter.data.bfloat16()
+                parameter.data = parameter.data.to(getattr(torch, name))
         if checkpoint is None:
             load_start(model, recipe.model, recipe.run.start_weights)
         else:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.train import DtypeChoice
 from janus_dist.engine import commits
 from janus_dist.engine.find import recipe_of, saved_in
 from janus_dist.errors import JanusError
@@ -45,6 +46,8 @@ class How:
     """Of VQ ids; answers are the likeliest."""
     max_new_tokens: int = 64
     device: str = "cpu"
+    dtype: DtypeChoice = "auto"
+    """What the model computes in; `auto` as `sampler.dtype_for`."""
 
 
 def fixed_prompts() -> list[Asked]:
@@ -54,7 +57,7 @@ def fixed_prompts() -> list[Asked]:
 
 def make(recipe: StageRecipe, checkpoint: str, asked: Sequence[Asked], how: How, out: Path) -> dict[str, Any]:
     """Answer and draw; writes OUT/step-XXXXXXXX and returns what its samples.json says."""
-    sampler = Sampler.load(recipe, checkpoint, how.device)
+    sampler = Sampler.load(recipe, checkpoint, how.device, how.dtype)
     folder = out / commits.name_of(checkpoint)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
@@ -65,6 +68,7 @@ def make(recipe: StageRecipe, checkpoint: str, asked: Sequence[Asked], how: How,
             "guidance": how.guidance,
             "temperature": how.choice.temperature,
             "top_k": how.choice.top_k,
+            "dtype": sampler.dtype,
             "drawings": _draw(sampler, [one.caption for one in asked if one.caption is not None], how, temporary),
             "answers": _answer(sampler, [one for one in asked if one.question is not None], how, temporary),
         }

@@ -34,6 +34,8 @@ class Curve:
     machine: str
     packages: dict[str, str]
     losses: dict[str, list[float | None]]
+    dtype: str = "bfloat16"
+    """What the run computed in (`engine.dtype`)."""
 
     @classmethod
     def of(cls, run_dir: Path) -> "Curve":
@@ -43,22 +45,27 @@ class Curve:
             raise DataError(f"{run_dir} has no steps", "give the folder of a run: RUN_ROOT/NAME")
         losses = {name: [line.get(f"loss/{name}") for line in lines] for name in STREAMS}
         packages = {name: version(name) for name in PACKAGES}
-        return cls(machine(), packages, {name: values for name, values in losses.items() if any(values)})
+        return cls(
+            machine(), packages, {name: values for name, values in losses.items() if any(values)}, _dtype(run_dir)
+        )
 
     @classmethod
-    def read(cls, path: Path) -> "Curve":
-        """From a file; DataError when it is none."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+    def read(cls, path: Path, dtype: str) -> "Curve":
+        """Return the curve of runs that compute in `dtype` from a file; DataError when the file has none."""
+        curves = _curves(path)
+        if dtype not in curves:
             raise DataError(
-                f"{path} holds no curves: {error}", "write them with `janus runs curve RUN FILE`"
-            ) from error
+                f"{path} holds no curve in {dtype}, only in {', '.join(curves)}",
+                "write one with `janus runs curve RUN FILE`, which keeps the others, or compare a run in that dtype",
+            )
+        return curves[dtype]
 
     def write(self, path: Path) -> None:
-        """To a file, losses as they are."""
+        """Write the losses as they are to a file, where curves in other dtypes stay."""
+        others = _curves(path) if path.exists() else {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self)) + "\n")
+        lines = [json.dumps(asdict(curve)) for _, curve in sorted((others | {self.dtype: self}).items())]
+        path.write_text("".join(f"{line}\n" for line in lines))
 
     @property
     def steps(self) -> int:
@@ -83,6 +90,23 @@ class Followed:
     def is_within(self) -> bool:
         equal = self.equal_steps >= min(EQUAL_STEPS, self.steps) or not self.is_same_kind
         return equal and max(self.worst.values(), default=0.0) <= BAND
+
+
+def _curves(path: Path) -> dict[str, Curve]:
+    """Return the curves of a file, one JSON object a line, by dtype; DataError when it holds none."""
+    try:
+        curves = [Curve(**json.loads(line)) for line in path.read_text().splitlines()]
+        if not curves:
+            raise ValueError("it is empty")
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} holds no curves: {error}", "write them with `janus runs curve RUN FILE`") from error
+    return {curve.dtype: curve for curve in curves}
+
+
+def _dtype(run_dir: Path) -> str:
+    """Return what a run computed in by its own recipe."""
+    config = run_dir / "config.json"
+    return json.loads(config.read_text())["engine"]["dtype"] if config.exists() else "bfloat16"
 
 
 def machine() -> str:

@@ -51,7 +51,8 @@ while the VQ tokenizer, by which A reads, knows their pixels only: the direction
 CURVES = (
     "## Reference curves",
     "",
-    "`jobs/recipes/tiny/curves/` has the losses of each stream in each stage of `make demo`. `make curves` runs the",
+    "`jobs/recipes/tiny/curves/` has the losses of each stream in each stage of `make demo`, a line for each",
+    "dtype that it can run in. `make curves` runs the",
     "demo and compares; a run of your own is compared by",
     "",
     "    janus runs follows runs/demo/stage2 jobs/recipes/tiny/curves/stage2.json",

@@ -71,6 +71,13 @@ def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str
             f"{path} holds a model of another size: {_differences('model', before, model)}",
             "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
         )
+    trained_in, dtype = commit.recipe.get("engine", {}).get("dtype", recipe.engine.dtype), recipe.engine.dtype
+    if dtype not in ("auto", trained_in):
+        raise CheckpointError(
+            f"{path} was trained in {trained_in}, the recipe says engine.dtype={dtype}",
+            f"take engine.dtype=auto, which goes on in {trained_in}, or start a new run (run.name=...) from these "
+            f"weights with run.start_from={recipe.run.name}",
+        )
     if plan is not None and commit.plan_digest != plan.digest:
         raise CheckpointError(
             f"{path} was trained on another plan: {_differences('', commit.plan, plan.identity)}",

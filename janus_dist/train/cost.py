@@ -21,6 +21,7 @@ from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSa
 from janus_dist.model import janus
 from janus_dist.model.flops import Counts
 from janus_dist.model.parts import set_trainable, train_mode
+from janus_dist.train.precision import resolve_here
 
 WORDS = 24
 """Text tokens beside an image in the documents that are timed."""
@@ -42,6 +43,7 @@ class Measured:
 
 def measure(recipe: StageRecipe, rounds: int = 5) -> Measured:
     """Time forward and backward of micro-steps of this recipe's model on this machine's device, without ZeRO."""
+    recipe = resolve_here(recipe)
     device = torch.device("cuda" if recipe.cluster.gpu else "cpu")
     if not recipe.cluster.gpu:
         torch.set_num_threads(recipe.cluster.cpus_per_worker)

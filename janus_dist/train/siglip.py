@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import SiglipConfig, SiglipModel
 
 from janus_dist.config.model import ModelConfig
+from janus_dist.model import native
 from janus_dist.model import vq as vq_model
 
 STEPS, BATCH, LR, WARMUP_STEPS = 2_000, 64, 1e-3, 50
@@ -63,7 +64,7 @@ def train_siglip(
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = training[torch.randint(len(training), (BATCH,), generator=generator)]
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with native.autocast(images.device.type):
             found = model(input_ids=captions[chosen], pixel_values=vq_model.to_float(images[chosen]))
         match = kind[chosen][:, None] == kind[chosen][None, :]
         loss = -F.logsigmoid(torch.where(match, 1.0, -1.0) * found.logits_per_text.float()).sum(-1).mean()

@@ -33,6 +33,7 @@ from janus_dist.train.budget import checkpoint_bytes
 from janus_dist.train.compatible import changed_settings, check_data
 from janus_dist.train.guard import MAX_RETURNS, Guard
 from janus_dist.train.left_out import plan_step, write_left_out
+from janus_dist.train.precision import resolve_on_ranks, slow_lines
 from janus_dist.train.schedule import learning_rate
 from janus_dist.train.speed import peak_gib, speed
 from janus_dist.train.startup import check_same, check_world
@@ -80,6 +81,7 @@ class Trainer:
         """Open the data, build the model and put it under ZeRO-3. `say` takes the first rank's console lines."""
         world = join(recipe.cluster, recipe.engine.timeout_s)
         check_same(recipe, world)  # what comes next would wait for ever for a rank that does otherwise
+        recipe = resolve_on_ranks(recipe, world)
         tokenizer = Tokenizer.load(recipe.data.tokenizer)
         shards = open_shards(recipe.data, recipe.mix, world.local_rank)
         check_data(recipe, tokenizer, shards)
@@ -185,7 +187,8 @@ class Trainer:
         self.watch.pause()
         mine = resume.chosen(self.engine, run, self.say)
         self.watch.pause()
-        for line in check_world(self.recipe, self.world, self.plan.digest, checkpoint_bytes(self.recipe)):
+        lines = check_world(self.recipe, self.world, self.plan.digest, checkpoint_bytes(self.recipe))
+        for line in [*lines, *self.world.on_first(partial(slow_lines, self.recipe))]:
             self.say(line)
         if mine is not None:
             before = self.world.on_first(lambda: commits.read(mine))

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dist.config.evaluate import VqTrainConfig
+from janus_dist.model import native
 from janus_dist.model import vq as vq_model
 
 BATCH, LR = 32, 1e-3
@@ -87,7 +88,7 @@ def measure(vq: JanusVQVAE, images: Tensor, batch: int = 64) -> VqQuality:
 
 
 def _step(vq: JanusVQVAE, pixels: Tensor, optimizer: torch.optim.Optimizer, quantise: bool):
-    with torch.autocast(pixels.device.type, torch.bfloat16):
+    with native.autocast(pixels.device.type):
         output = vq_model.training_forward(vq, pixels, quantise)
     error = output.pixels.float() - pixels
     loss = error.abs().mean() + error.square().mean() + output.quantisation_loss

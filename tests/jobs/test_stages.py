@@ -80,17 +80,20 @@ def test_stage2_prepares_what_is_missing_and_trains(unbroken):
     assert (unbroken / "stage2" / "report.html").exists()
     resolved = json.loads((unbroken / "stage2" / "config.json").read_text())
     assert resolved["train"]["steps"] == 12 and resolved["run"]["start_from"] == "stage1"
+    said = (unbroken.parent / "unbroken.log").read_text()
+    assert f"computing in {resolved['engine']['dtype']}: " in said, "decided once, said, and written down"
     newest = commits.latest(saved_in(unbroken / "stage1"))
     assert newest is not None
 
 
 def test_stage1_follows_its_reference_curve(unbroken):
     """It is that of the demo: an override of a batch is the stage's own, not that of the stage before."""
-    reference = Curve.read(ROOT / "jobs" / "recipes" / "tiny" / "curves" / "stage1.json")
-    found = follow(Curve.of(unbroken / "stage1"), reference)
+    curve = Curve.of(unbroken / "stage1")
+    reference = Curve.read(ROOT / "jobs" / "recipes" / "tiny" / "curves" / "stage1.json", curve.dtype)
+    found = follow(curve, reference)
     assert found.steps == reference.steps == 40 and found.is_within, found
     half = replace(reference, losses={name: [2 * value for value in each] for name, each in reference.losses.items()})
-    assert not follow(Curve.of(unbroken / "stage1"), half).is_within
+    assert not follow(curve, half).is_within
 
 
 def test_a_local_ray_leaves_no_token(unbroken):

@@ -215,6 +215,7 @@ def started_from(folders: list[str]) -> str:
     trainer.resume.chosen = lambda *_: None
     trainer.checkpoint_bytes = lambda *_: 0
     trainer.check_world = lambda *_: []
+    trainer.slow_lines = lambda *_: []
     trainer.checkpoint.fill = lambda *_: None
     trainer.make_sinks = lambda *_: []
     try:

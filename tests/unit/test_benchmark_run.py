@@ -211,7 +211,7 @@ def test_a_checkpoint_is_asked_before_what_it_started_from(make, tmp_path: Path,
     load = Sampler.load
     given: list[str | None] = []
     monkeypatch.setattr(
-        Sampler, "load", lambda recipe, checkpoint, device: (given.append(checkpoint), load(recipe, None))[1]
+        Sampler, "load", lambda recipe, checkpoint, device, dtype: (given.append(checkpoint), load(recipe, None))[1]
     )
     found = run.evaluate(recipe, run.do_here)["gqa"]
     assert given == [path] == [found["checkpoint"]]

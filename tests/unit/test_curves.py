@@ -28,9 +28,26 @@ def changed(curve: Curve, factor: float, first: int) -> Curve:
 
 def test_a_curve_is_written_and_read_as_it_is(curve, tmp_path):
     curve.write(tmp_path / "curves" / "stage1.json")
-    assert Curve.read(tmp_path / "curves" / "stage1.json") == curve
+    assert Curve.read(tmp_path / "curves" / "stage1.json", "bfloat16") == curve
     assert curve.losses["generation"][:4] == [6.0, None, 6.0, None] and curve.steps == STEPS
     assert set(curve.losses) == {"text", "generation"} and curve.machine and curve.packages["torch"]
+
+
+def test_a_file_has_one_curve_for_each_dtype(curve, tmp_path):
+    file = tmp_path / "stage1.json"
+    other = replace(curve, dtype="float32", losses={"text": curve.losses["text"]})
+    curve.write(file)
+    with pytest.raises(DataError, match=r"holds no curve in float32, only in bfloat16"):
+        Curve.read(file, "float32")
+    other.write(file)
+    curve.write(file)
+    assert [Curve.read(file, dtype) for dtype in ("bfloat16", "float32")] == [curve, other]
+
+
+def test_a_curve_knows_what_its_run_computed_in(curve, tmp_path):
+    assert curve.dtype == "bfloat16"
+    (tmp_path / "config.json").write_text('{"engine": {"dtype": "float32"}}')
+    assert Curve.of(tmp_path).dtype == "float32"
 
 
 def test_the_same_run_follows_itself(curve):
@@ -78,6 +95,6 @@ def test_what_is_no_curve_is_refused(curve, tmp_path):
         Curve.of(tmp_path / "none")
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DataError, match="holds no curves"):
-        Curve.read(tmp_path / "bad.json")
+        Curve.read(tmp_path / "bad.json", "bfloat16")
     with pytest.raises(DataError, match="the run has losses of text, the curve of text, generation"):
         follow(replace(curve, losses={"text": curve.losses["text"]}), curve)

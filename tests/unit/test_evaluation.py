@@ -72,7 +72,7 @@ def untrained(recipe: StageRecipe, monkeypatch) -> list[str]:
     mark(recipe.run.saved_in, recipe.train.steps, recipe=recipe.model_dump(mode="json"))
     devices: list[str] = []
 
-    def load(recipe: StageRecipe, checkpoint: str, device: str) -> Sampler:
+    def load(recipe: StageRecipe, checkpoint: str, device: str, dtype: str) -> Sampler:
         devices.append(device)
         return sampler_of(recipe)
 

@@ -37,7 +37,7 @@ def recipe(tmp_path, monkeypatch) -> StageRecipe:
     recipe = prepared.recipe(tmp_path, tmp_path / "runs", model={"init_std": 0.3}, train={"steps": STEPS})
     save(Loaded(recipe, {}, (), ()), recipe.run.dir)
 
-    def load(recipe: StageRecipe, checkpoint: str, device: str) -> Sampler:
+    def load(recipe: StageRecipe, checkpoint: str, device: str, dtype: str) -> Sampler:
         if not Path(checkpoint, commits.MARKER).is_file():
             raise CheckpointError(f"{checkpoint} cannot be read")
         model = janus.build(recipe.model, seed=1)

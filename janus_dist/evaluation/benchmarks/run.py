@@ -17,6 +17,7 @@ from typing import Any
 
 from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.train import DtypeChoice
 from janus_dist.data import storage
 from janus_dist.engine import commits
 from janus_dist.engine.find import newest
@@ -26,7 +27,7 @@ from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
 from janus_dist.evaluation.benchmarks.question import Question
 from janus_dist.evaluation.benchmarks.work import MARKERS, Job
-from janus_dist.evaluation.sampler import Sampler, load_tokenizer
+from janus_dist.evaluation.sampler import Sampler, dtype_for, load_tokenizer
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import digest, load_vq
 
@@ -48,15 +49,16 @@ class Work:
     jobs: list[Job]
 
 
-def evaluate(recipe: StageRecipe, do: Do) -> dict[str, dict[str, Any]]:
+def evaluate(recipe: StageRecipe, do: Do, dtype: DtypeChoice = "auto") -> dict[str, dict[str, Any]]:
     """Ask all of `evaluate.benchmarks` and write what their scorers read; the summaries, by name.
 
-    Jobs that an earlier call did are not done again. CheckpointError when the run has no checkpoint, DataError when a
+    `dtype`: what the model computes in, decided here for all processes (`sampler.dtype_for`). Jobs that an earlier call
+    did are not done again. CheckpointError when the run has no checkpoint, DataError when a
     benchmark's files are absent or of another format.
     """
     recipe = recipe.with_absolute_paths()
     checkpoint = _checkpoint(recipe)
-    prepared = [_prepare(recipe, name, checkpoint) for name in recipe.evaluate.benchmarks]
+    prepared = [_prepare(recipe, name, checkpoint, dtype) for name in recipe.evaluate.benchmarks]
     jobs = [job for one in prepared for job in one.jobs if not _is_done(job, recipe.evaluate.images_per_prompt)]
     total = sum(len(one.jobs) for one in prepared)
     source = checkpoint or recipe.run.start_weights["janus"]
@@ -68,11 +70,15 @@ def evaluate(recipe: StageRecipe, do: Do) -> dict[str, dict[str, Any]]:
 
 def do_here(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Job]) -> None:
     """Do jobs one after another in this process, on its GPU with `cluster.gpu`."""
-    sampler = Sampler.load(recipe, checkpoint, "cuda" if recipe.cluster.gpu else "cpu")
+    sampler = Sampler.load(recipe, checkpoint, _device(recipe), jobs[0].dtype)
     for number, job in enumerate(jobs, start=1):
         if work.load(job) is None:  # an attempt before this one may have come so far
             work.do(sampler, job)
         log.info("%s: job %d of %d", job.benchmark, number, len(jobs))
+
+
+def _device(recipe: StageRecipe) -> str:
+    return "cuda" if recipe.cluster.gpu else "cpu"
 
 
 def _checkpoint(recipe: StageRecipe) -> str | None:
@@ -111,15 +117,16 @@ def _settings(recipe: StageRecipe, checkpoint: str | None, is_drawn: bool) -> di
     }
 
 
-def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None) -> Work:
+def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, dtype: DtypeChoice) -> Work:
     """Read a benchmark and cut it into jobs; what another cut or other settings left is removed."""
     how, benchmark, folder = recipe.evaluate, BENCHMARKS[name], Path(recipe.evaluate.benchmarks[name]).absolute()
     questions = benchmark.read(folder)
     questions = questions[: how.max_questions] if how.max_questions else questions
     _check(name, questions, folder)
     out = f"{recipe.run.dir}/benchmarks/{commits.name_of(checkpoint) if checkpoint else 'start'}/{name}"
-    settings = _settings(recipe, checkpoint, benchmark.is_drawn)
-    jobs = work.cut(name, questions, out, how.batch, how.images_per_prompt, settings)
+    settings = _settings(recipe, checkpoint, benchmark.is_drawn) | ({} if dtype == "auto" else {"dtype": dtype})
+    computed_in = dtype_for(recipe, _device(recipe), dtype)
+    jobs = work.cut(name, questions, out, how.batch, how.images_per_prompt, settings, computed_in)
     if SUMMARY in storage.names(out):
         storage.remove(f"{out}/{SUMMARY}")
     known = {job.marker for job in jobs}

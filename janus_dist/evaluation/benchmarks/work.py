@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from janus_dist.config.evaluate import BenchmarkName
+from janus_dist.config.train import Dtype
 from janus_dist.data import storage
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
@@ -45,6 +46,8 @@ class Job:
     """Of its questions in the benchmark."""
     digest: str
     """sha256 of all that decides what it leaves."""
+    dtype: Dtype = "float32"
+    """What the model computes in, the same in all processes of an evaluation."""
 
     @property
     def marker(self) -> str:
@@ -65,7 +68,13 @@ class Marker:
 
 
 def cut(
-    name: BenchmarkName, questions: Sequence[Question], out: str, batch: int, each: int, settings: Mapping[str, Any]
+    name: BenchmarkName,
+    questions: Sequence[Question],
+    out: str,
+    batch: int,
+    each: int,
+    settings: Mapping[str, Any],
+    dtype: Dtype = "float32",
 ) -> list[Job]:
     """Jobs of a benchmark, a few batches of questions or one of drawings each; `each` prompt is drawn so often.
 
@@ -79,7 +88,7 @@ def cut(
         part = tuple(questions[place] for place in places)
         asked = [(place, _identity(question)) for place, question in zip(places, part, strict=True)]
         content = json.dumps([VERSION, name, asked, settings], sort_keys=True)
-        jobs.append(Job(name, out, part, places, hashlib.sha256(content.encode()).hexdigest()))
+        jobs.append(Job(name, out, part, places, hashlib.sha256(content.encode()).hexdigest(), dtype))
     return jobs
 
 
