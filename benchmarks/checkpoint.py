@@ -53,7 +53,7 @@ from janus_dist.engine.commits import Keep
 from janus_dist.engine.saver import Saver
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.model import janus
+from janus_dist.model import janus, native
 from janus_dist.model.parts import PREFIXES, set_trainable
 
 MID = ModelConfig(
@@ -95,7 +95,7 @@ class Training:
         model = MODELS[given.model]
         built = janus.on_meta(model)
         set_trainable(built, [part for part in PREFIXES if part != FROZEN])
-        engine = EngineConfig(bucket_elements=20_000_000, persist_elements=100_000)
+        engine = EngineConfig(dtype=native.best_dtype(gpu=False), bucket_elements=20_000_000, persist_elements=100_000)
         self.engine = ZeroEngine(built, janus.made(built, 0, world.device), engine, OptimConfig(lr=LR), world)
         self.engine.module.train()
         self.world, self.folder, self.number = world, folder, 0
@@ -313,6 +313,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     writing = times.get("ours.step_while_writing", [step])
     return {
         "world": given.world,
+        "dtype": native.best_dtype(gpu=False),
         "stall_ratio": stall / step,
         "stall_s": stall,
         "slowdown_while_writing": statistics.median(writing) / statistics.median(times["ours.step"]),

@@ -57,7 +57,7 @@ from janus_dist.data.sample import GenerationSample, Sample, TextSample, Underst
 from janus_dist.data.shard import write_shard
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.model import janus
+from janus_dist.model import janus, native
 from janus_dist.monitor.sinks import JsonlSink
 from janus_dist.train.step import train_step
 
@@ -218,7 +218,11 @@ class Setting:
         self.rows, self.row_tokens, self.folder = given.micro_rows, given.row_tokens, folder
         self.micro_steps = given.micro_steps
         self.world = join(ClusterConfig(workers=given.world), timeout_s=600)
-        self.engine = EngineConfig(bucket_elements=20_000_000, persist_elements=given.persist_elements)
+        self.engine = EngineConfig(
+            dtype=native.best_dtype(gpu=False),
+            bucket_elements=20_000_000,
+            persist_elements=given.persist_elements,
+        )
         self.samples = make_samples(self.model, given.row_tokens)
 
     def plan(self, world: int) -> Plan:
@@ -339,6 +343,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     ratios = {name: [ours / other for ours, other in pair] for name, pair in zip(CONTENDERS, pairs, strict=True)}
     return {
         "world": given.world,
+        "dtype": native.best_dtype(gpu=False),
         "micro_step_tokens": given.micro_rows * given.row_tokens,
         "ratio_handmade": statistics.median(ratios["handmade"]),
         "ratio_bare": statistics.median(ratios["bare"]),

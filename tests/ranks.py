@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-TIMEOUT_S = 240
+from tests.limits import HANG_S
+
 PRELOADED = ["janus_dist.train.trainer", "janus_dist.export.run", "tests.tiny"]
 
 multiprocessing.set_forkserver_preload(PRELOADED)
@@ -38,7 +39,7 @@ def run_ranks(
     found: dict[int, Any] = {}
     try:
         while len(found) < world:
-            rank, ok, value = results.get(timeout=TIMEOUT_S)
+            rank, ok, value = results.get(timeout=HANG_S)
             if not ok:
                 raise AssertionError(f"rank {rank} failed:\n{value}")
             found[rank] = torch.load(value, weights_only=False)

@@ -39,8 +39,7 @@ def dtype_for(recipe: BaseRecipe, device: str, choice: DtypeChoice = "auto") -> 
     where the device computes in it natively, else float32."""
     if choice != "auto":
         return choice
-    is_native = native.is_native(gpu=torch.device(device).type == "cuda")
-    return "bfloat16" if is_native and recipe.engine.dtype != "float32" else "float32"
+    return "float32" if recipe.engine.dtype == "float32" else native.best_dtype(torch.device(device).type == "cuda")
 
 
 @dataclass(frozen=True)

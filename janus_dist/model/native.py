@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
+from janus_dist.config.train import Dtype
+
 MIN_CAPABILITY = (8, 0)
 """Compute capability of the first NVIDIA GPUs with bfloat16 (A100)."""
 X86_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -34,6 +36,11 @@ def is_native(gpu: bool) -> bool:
         capabilities = gpu_capabilities()
         return bool(capabilities) and min(capabilities) >= MIN_CAPABILITY
     return cpu_is_native(_cpu_flags(), os.environ.get("ONEDNN_MAX_CPU_ISA"))
+
+
+def best_dtype(gpu: bool) -> Dtype:
+    """Return the fastest dtype of this machine's GPUs, or its CPU, that training takes: bfloat16 where it is native."""
+    return "bfloat16" if is_native(gpu) else "float32"
 
 
 def cpu_is_native(flags: set[str], onednn_limit: str | None) -> bool:

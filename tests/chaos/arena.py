@@ -24,10 +24,10 @@ from janus_dist.data import storage
 from janus_dist.engine import commits
 from janus_dist.monitor.sinks import read_lines
 from tests.chaos.driver import DRIVER_NODE
+from tests.limits import HANG_S
 from tests.moto_s3 import Server
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 180.0
 POLL_S = 0.02
 LONGEST_RUN_S = 1.0
 """A few steps, or the longer half of what lies between two checkpoints."""
@@ -87,7 +87,7 @@ class Arena:
     def wait(self, for_what: Callable[[], Any], what: str) -> None:
         """Until something is true; the console's text when it never is, or when the driver ends meanwhile."""
         assert self.driver is not None
-        end_s = time.monotonic() + LIMIT_S
+        end_s = time.monotonic() + HANG_S
         while not for_what():
             code = self.driver.poll()
             assert code is None, f"waiting for {what}: the driver ended with {code}\n{self.said[-4000:]}"
@@ -119,7 +119,7 @@ class Arena:
         while found is None and self.step > before:
             before = self.step
             with contextlib.suppress(subprocess.TimeoutExpired):
-                found = self.driver.wait(timeout=LIMIT_S)
+                found = self.driver.wait(timeout=HANG_S)
         assert found == code, f"the driver ended with {found}, not {code}\n{self.said[-4000:]}"
 
     # Faults. Each returns when the run goes on.
@@ -196,7 +196,7 @@ class Arena:
         self.let_run()
         os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
-        end_s = time.monotonic() + LIMIT_S
+        end_s = time.monotonic() + HANG_S
         while self.ranks() and time.monotonic() < end_s:
             time.sleep(POLL_S)  # until they have seen that their driver is gone, they may save
         newest = commits.latest(self.saved_in)
@@ -240,7 +240,7 @@ def drain(address: str, node_id: str) -> None:
             "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test",
             "--deadline-remaining-seconds", "600",
         ],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=HANG_S,
     )  # fmt: skip
 
 

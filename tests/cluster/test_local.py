@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
+
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 240
 PORT = 27379
 LISTENS = "0A"
 """As /proc/net/tcp writes it."""
@@ -53,7 +54,7 @@ def shell():
     def run(command: str) -> subprocess.CompletedProcess[str]:
         line = f'eval "$(cluster/local.sh env)"; {command}'
         return subprocess.run(
-            ["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+            ["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_S
         )
 
     try:

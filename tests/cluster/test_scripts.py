@@ -13,10 +13,10 @@ import pytest
 
 from cluster import wait
 from janus_dist.errors import ClusterError
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "cluster").glob("*.sh"))
-LIMIT_S = 60
 
 # Each writes down how it was called. `ray start` stays, as with --block, and leaves its process id.
 FAKES = {
@@ -64,11 +64,11 @@ class Allocation:
 
     def run(self) -> int:
         with self.start() as job:
-            self.said, _ = job.communicate(timeout=LIMIT_S)
+            self.said, _ = job.communicate(timeout=HANG_S)
         return job.returncode
 
     def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + HANG_S
         while not any(line.startswith(text) for line in self.lines):
             assert time.monotonic() < deadline, self.lines
             time.sleep(0.05)
@@ -135,7 +135,7 @@ def test_slurm_requeues_what_was_stopped_before_it_had_begun(tmp_path, sent, req
     with allocation.start() as job:
         allocation.wait_for("python")
         job.send_signal(sent)
-        said, _ = job.communicate(timeout=LIMIT_S)
+        said, _ = job.communicate(timeout=HANG_S)
     assert job.returncode == 143, said
     assert allocation.was_requeued == requeued
 
@@ -153,7 +153,7 @@ def test_slurm_asks_the_run_to_stop_and_waits_for_it(tmp_path, sent, requeued):
     with allocation.start() as job:
         allocation.wait_for("python")
         job.send_signal(sent)
-        said, _ = job.communicate(timeout=LIMIT_S)
+        said, _ = job.communicate(timeout=HANG_S)
     assert job.returncode == 75, said
     assert "asked" in allocation.lines and allocation.was_requeued == requeued
 
@@ -175,7 +175,7 @@ class Node:
         ready = self.folder / f"ready-{len(self.started)}"
         script = f"trap '{on_term}' TERM; touch {ready}; while :; do sleep 0.1; done"
         process = self.start("bash", "-c", f"exec -a '{name}' bash -c \"{script}\"")
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + HANG_S
         while not ready.exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -209,8 +209,8 @@ def going(tmp_path):
 @pytest.mark.parametrize("runner", ["python", "/opt/venv/bin/python3.11 -u", "python cluster/wait.py"])
 def test_leaving_stops_the_driver_and_waits_for_it(going, runner):
     driver = going.stand_in(f"{runner} {going.name}/jobs/stage2.py a.yaml", "sleep 1; exit 75")
-    assert going.leave().wait(LIMIT_S) == 0
-    assert driver.wait(LIMIT_S) == 75
+    assert going.leave().wait(HANG_S) == 0
+    assert driver.wait(HANG_S) == 75
     assert (going.folder / "notice").exists()
 
 
@@ -221,12 +221,12 @@ def test_leaving_waits_for_ranks_without_touching_them(going):
     assert leaving.poll() is None and rank.poll() is None
     rank.kill()
     rank.wait()
-    assert leaving.wait(LIMIT_S) == 0
+    assert leaving.wait(HANG_S) == 0
 
 
 def test_leaving_gives_up_and_says_on_what(going):
     rank = going.stand_in(f"ray::Rank {going.name}", "")
-    assert going.leave(limit_s=1).wait(LIMIT_S) == 6
+    assert going.leave(limit_s=1).wait(HANG_S) == 6
     assert f"still running after 1 s: {rank.pid}" in (going.folder / "said").read_text()
 
 
@@ -234,7 +234,7 @@ def test_leaving_gives_up_and_says_on_what(going):
 def test_leaving_spares_whoever_only_names_the_job(going, command):
     """`ray job submit`, and the shell in which Ray runs a job, which must be there to tell the driver's exit code."""
     bystander = going.stand_in(f"{command} {going.name}/jobs/stage2.py", "exit 1")
-    assert going.leave().wait(LIMIT_S) == 0
+    assert going.leave().wait(HANG_S) == 0
     time.sleep(0.3)
     assert bystander.poll() is None
 
@@ -293,13 +293,13 @@ def test_waiting_first_reads_the_command_line(arguments, said):
         env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "127.0.0.1:1"},
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=HANG_S,
     )
     assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
 def test_the_local_cluster_says_how_it_is_used():
-    done = subprocess.run(["cluster/local.sh"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(["cluster/local.sh"], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 2
     assert "cluster/local.sh down" in done.stderr and "set -euo" not in done.stderr
 
@@ -311,7 +311,7 @@ def local_environment(folder):
         env=os.environ | {"JANUS_LOCAL": str(folder), "JANUS_LOCAL_PORT": "27000"},
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=HANG_S,
     )
 
 

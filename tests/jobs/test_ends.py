@@ -15,9 +15,9 @@ import yaml
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data.manifest import is_there
 from tests import prepared
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 300.0
 FAILS = """
 import sys
 from pathlib import Path
@@ -61,15 +61,15 @@ def test_asked_to_stop_while_shards_are_made_a_job_ends_with_75_and_goes_on(tmp_
     log = tmp_path / "log"
     with log.open("w") as file:
         job = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=file, stderr=file)
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + HANG_S
     while not list((out / "pages").glob("*.tar")):
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=60) == 75, log.read_text()
+    assert job.wait(timeout=HANG_S) == 75, log.read_text()
     assert "the job was asked to stop by SIGTERM\n  what was done stays: the same" in log.read_text()
     assert "Traceback" not in log.read_text() and not is_there(out / "pages")
-    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"[1-9]\d* of \d+ jobs were done by an earlier run", done.stdout), done.stdout
 
@@ -80,7 +80,7 @@ def test_a_ranks_own_exception_ends_the_job_at_once(tmp_path):
     recipe.run.dir.mkdir()
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
     command = [sys.executable, "-c", FAILS, str(tmp_path / "recipe.json")]
-    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"rank 1 on \S+ failed: TypeError: 'NoneType' object is not callable", done.stderr), done.stderr
     assert "starting again" not in done.stdout and "Traceback" not in done.stderr

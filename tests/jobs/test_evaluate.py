@@ -10,7 +10,8 @@ import yaml
 
 from janus_dist.data.tokenizer import train_tokenizer
 from tests import benchmarks, prepared, published
-from tests.jobs.test_stages import LIMIT_S, run, start
+from tests.jobs.test_stages import run, start
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +64,7 @@ def test_killed_and_started_again_it_leaves_the_same_files(arguments: list[str],
     log, root = tmp_path / "killed.log", tmp_path / "killed"
     killed = ["cluster.workers=1", f"run.root={root}"]
     job = start([*arguments, *killed], log)
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + HANG_S
     while len(list(root.rglob("pope/jobs/*.json"))) < 2:
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)

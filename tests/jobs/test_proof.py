@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.test_stages import LIMIT_S, ROOT, environment
+from tests.jobs.test_stages import ROOT, environment
+from tests.limits import HANG_S
 
 SCRIPT = """
 import os, sys
@@ -37,7 +38,7 @@ def prove(root: Path, *more: str) -> subprocess.CompletedProcess[str]:
     ]  # fmt: skip
     command = [sys.executable, "-c", SCRIPT, *settings, *more]
     there = environment(root.parent) | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, timeout=LIMIT_S)
+    return subprocess.run(command, cwd=ROOT, env=there, capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.mark.long

@@ -19,9 +19,9 @@ from janus_dist.monitor import events
 from janus_dist.monitor.curves import Curve, follow
 from janus_dist.monitor.sinks import read_lines
 from tests.checkpoints import saved_in
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 420
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen:
 
 
 def run(arguments: list[str], log: Path) -> int:
-    return start(arguments, log).wait(timeout=LIMIT_S)
+    return start(arguments, log).wait(timeout=HANG_S)
 
 
 def losses(root: Path) -> list[tuple[float, float]]:
@@ -105,7 +105,7 @@ def test_a_ray_that_wants_another_token_is_left_alone(tmp_path):
     """Someone else's Ray on the same machine: it cannot be joined, so a local one is started beside it."""
     mine = environment(tmp_path)
     theirs = mine | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
-    shell = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": LIMIT_S}
+    shell = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": HANG_S}
     started = subprocess.run(
         ["ray", "start", "--head", "--port=6399", "--include-dashboard=false"], env=theirs, **shell
     )
@@ -121,7 +121,7 @@ def test_a_ray_that_wants_another_token_is_left_alone(tmp_path):
 
 def test_as_a_submitted_job(unbroken, tmp_path):
     """`ray start --head`, then `ray job submit -- python jobs/stage2.py`, as README says."""
-    shell = {"cwd": ROOT, "env": environment(tmp_path), "capture_output": True, "text": True, "timeout": LIMIT_S}
+    shell = {"cwd": ROOT, "env": environment(tmp_path), "capture_output": True, "text": True, "timeout": HANG_S}
     started = subprocess.run(["ray", "start", "--head"], **shell)
     assert started.returncode == 0, started.stderr
     shutil.copytree(unbroken / "stage1", tmp_path / "runs" / "stage1")
@@ -156,7 +156,7 @@ def start_and_wait(root: Path, log: Path, steps: int) -> subprocess.Popen:
 
 def wait_until(is_so: Callable[[], object], job: subprocess.Popen, log: Path) -> None:
     """While the job runs."""
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + HANG_S
     while not is_so():
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
@@ -182,7 +182,7 @@ def test_a_lost_rank_is_started_again_by_the_job_itself(unbroken, tmp_path):
     wait_until(lambda: commits.latest(saved_in(root / "stage2")), job, log)
     first, second = ranks_of(log)
     os.kill(second, signal.SIGKILL)
-    assert job.wait(timeout=LIMIT_S) == 0, log.read_text()
+    assert job.wait(timeout=HANG_S) == 0, log.read_text()
     said = log.read_text()
     assert re.search(r"a rank was lost: rank \d: .*; starting again \(1 of 3 without a new checkpoint\)", said), said
     assert re.search(r"resuming stage2 at step \d+ from ", said)
@@ -199,7 +199,7 @@ def test_stopped_and_killed_and_started_again_it_ends_with_the_same_losses(unbro
     shutil.copytree(unbroken / "stage1", root / "stage1")
     job = start_and_wait(root, log, steps=1)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=LIMIT_S) == 75, log.read_text()
+    assert job.wait(timeout=HANG_S) == 75, log.read_text()
     assert re.search(
         r"stage2 was asked to stop \(.*STOP on rank 0\) and saved step \d+ of 12\n  the same command goes on",
         log.read_text(),
@@ -224,7 +224,7 @@ def test_asked_to_stop_while_its_ranks_start_a_job_hears_it(unbroken, tmp_path):
     job = start(["jobs/stage2.py", *settings(root)], log)
     wait_until(lambda: ranks_of(log), job, log)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=LIMIT_S) == 75, log.read_text()
+    assert job.wait(timeout=HANG_S) == 75, log.read_text()
     assert "stage2/STOP on rank 0) and saved step 1 of 12" in log.read_text()
 
 

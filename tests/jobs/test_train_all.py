@@ -9,6 +9,7 @@ import pytest
 
 from janus_dist.engine import commits
 from tests import prepared
+from tests.limits import HANG_S
 from tests.ranks import run_ranks
 from tests.resume.test_trainer import fit, losses
 
@@ -36,7 +37,7 @@ def train_all(folder: Path, roots: list[Path], **sections) -> subprocess.Complet
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment = kept | {"OMP_NUM_THREADS": "1", "HOME": str(folder), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, *(str(root / "recipe.json") for root in roots)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_runs_beside_each_other_are_what_they_are_alone(tmp_path):

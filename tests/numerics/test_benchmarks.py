@@ -14,8 +14,9 @@ from benchmarks.handmade import Handmade, padded
 from benchmarks.train_step import BOI, EOI, IMAGE, PAD, TINY, make_samples
 from janus_dist.config.mix import STREAMS
 from janus_dist.data.collate import DocumentFormat, collate
-from janus_dist.model import janus
+from janus_dist.model import janus, native
 from tests import tiny
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
 RUNNABLE = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text())
@@ -56,7 +57,7 @@ def test_handmade_training_has_our_loss(stream):
 def run(name: str, *arguments: str) -> dict:
     """The JSON line of a benchmark."""
     command = [sys.executable, f"benchmarks/{name}.py", "--json", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -64,6 +65,7 @@ def run(name: str, *arguments: str) -> dict:
 @pytest.mark.slow
 def test_train_step_prints_its_ratios():
     found = run("train_step", "--model", "tiny", "--row-tokens", "256", "--rounds", "1", "--steps", "1")
+    assert found["dtype"] == native.best_dtype(gpu=False)
     assert found["ratio_handmade"] > 0 and found["ratio_bare"] > 0
     assert found["peak_rss_mb"].keys() == {"ours", "handmade", "bare"}
     assert found["step_seconds"]["ours"].keys() == {"data", "forward", "backward", "optimizer"}
@@ -84,6 +86,7 @@ def test_checkpoint_prints_its_ratios(tmp_path):
         "--folder",
         str(tmp_path),
     )
+    assert found["dtype"] == native.best_dtype(gpu=False)
     assert 1 <= found["bytes_over_minimum"] < 3, "small tensors have headers"
     assert all(found[key] > 0 for key in ("stall_ratio", "save_over_raw", "load_over_raw"))
     assert found["ratio_deepspeed"].keys() == {"stall", "save", "load", "bytes"}

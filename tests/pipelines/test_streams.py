@@ -1,6 +1,7 @@
 """The three streams under a real Ray: what goes in comes out once, as the recipe says; bad records have a reason."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import webdataset
 
-from data_pipelines import stream, work
+from data_pipelines import progress, stream, work
 from data_pipelines.inputs import formats
 from data_pipelines.prepare import prepare_data
 from janus_dist.data import images
@@ -228,7 +229,9 @@ def test_an_input_of_no_stream_is_a_fault_of_the_recipe(make_recipe):
         make_recipe("pipeline.inputs.text={format: jsonl}")
 
 
-def test_prepare_makes_what_is_missing_and_touches_nothing_else(make_recipe, photos, tmp_path, caplog):
+def test_prepare_makes_what_is_missing_and_touches_nothing_else(make_recipe, photos, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "SAY_EVERY_S", math.inf)  # lines of progress come by the clock
+
     def recipe(number):
         asked, drawn, said = conversations(tmp_path, 9), captions(tmp_path, 9), documents(tmp_path / "a", number)
         return make_recipe(

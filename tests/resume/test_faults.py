@@ -24,6 +24,7 @@ from janus_dist.train import guard, startup, watch
 from janus_dist.train.trainer import Trainer
 from tests import prepared, tiny
 from tests.checkpoints import folder_of, saved_in
+from tests.limits import HANG_S
 from tests.moto_s3 import moto_bucket
 from tests.ranks import run_ranks
 from tests.resume.test_trainer import losses
@@ -264,14 +265,14 @@ stands_still()
 
 def test_a_rank_that_stands_still_says_where_and_ends(tmp_path):
     stacks = tmp_path / "logs" / "stacks.txt"
-    done = subprocess.run([sys.executable, "-c", HANGS, str(stacks)], timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", HANGS, str(stacks)], timeout=HANG_S, check=False)
     assert done.returncode == 1
     text = stacks.read_text()
     assert "Timeout (0:00:00.500000)!" in text and "in stands_still" in text
     assert re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ process \d+\n", text)
     watch.Watch(stacks, timeout_s=60.0).end()
     assert stacks.read_text() == text, "who takes its place leaves it as it is"
-    subprocess.run([sys.executable, "-c", HANGS, str(stacks)], timeout=120, check=False)
+    subprocess.run([sys.executable, "-c", HANGS, str(stacks)], timeout=HANG_S, check=False)
     assert stacks.read_text().startswith(text) and stacks.read_text().count("in stands_still") == 2
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from janus_dist.data import fetch, reader
 from janus_dist.data.reader import Range, joined
 from janus_dist.errors import DataError
+from tests.limits import HANG_S
 from tests.reading import DATA, PAGE, PATH, SIZE, gib, pages_in, until, wanted
 from tests.unit.test_s3 import bucket  # noqa: F401
 
@@ -163,7 +164,7 @@ class TestLocalReads:
 
     def test_slow_ones_run_at_the_same_time(self, readers):
         """The caller reads one; of the others none ends before four have begun."""
-        me, four = threading.get_ident(), threading.Barrier(4, timeout=60)
+        me, four = threading.get_ident(), threading.Barrier(4, timeout=HANG_S)
         threads = readers(lambda: time.sleep(2 * reader.ALONE_S) if threading.get_ident() == me else four.wait())
         assert threads[me] == 1 and len(threads) == 1 + 4
 
@@ -233,7 +234,7 @@ class TestProcesses:
         processes = [child(tmp_path) for _ in range(2)]
         expected = b"".join(DATA[offset : offset + 1_000] for offset in range(0, 38_000, 2_500))
         for process in processes:
-            assert process.communicate(timeout=120)[0] == expected
+            assert process.communicate(timeout=HANG_S)[0] == expected
         times = Counter(page for seen in s3.requests for page in range(seen.start // PAGE, seen.stop // PAGE))
         assert set(times.values()) == {1}
 

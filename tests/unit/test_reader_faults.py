@@ -9,6 +9,7 @@ from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 from janus_dist.data import fetch
 from janus_dist.data.reader import Range
 from janus_dist.errors import DataError
+from tests.limits import HANG_S
 from tests.reading import DATA, PATH, until, wanted
 from tests.s3_faults import PROXIES, FaultyS3
 
@@ -136,7 +137,7 @@ class TestFaults:
             until(lambda: bool(s3.requests))
             made.close()
             with pytest.raises(DataError):
-                found.result(timeout=30)
+                found.result(timeout=HANG_S)
 
 
 class TestSecondRequests:

@@ -12,6 +12,7 @@ import pytest
 from janus_dist.cli import app
 from janus_dist.errors import JanusError
 from tests import shard_sets
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
 END = "<\uff5cend\u2581of\u2581sentence\uff5c>"
@@ -305,7 +306,7 @@ def test_report(words, janus):
 def run(*arguments):
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from janus_dist.cli import janus; janus()", "data", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment, check=False)
 
 
 def test_faults_end_the_process_with_their_code(words):

@@ -9,6 +9,7 @@ import pytest
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError
+from tests.limits import HANG_S
 from tests.unit.test_config_load import BASE, STAGE
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +165,7 @@ run_job(main)
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a command that needs the packages of this repository; its output is not a terminal."""
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment, check=False)
 
 
 RECIPE = 'loaded = recipe_from_args(StageRecipe, [Path("base.yaml"), Path("stage.yaml")]); print(loaded.recipe.stage)'

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SHARED = ("stage.py", "arms.py")
@@ -35,7 +37,7 @@ def test_the_tree_shows_what_is_there():
 @pytest.mark.parametrize("job", JOBS)
 def test_every_job_says_how_it_is_used(job):
     shown = subprocess.run(
-        [sys.executable, f"jobs/{job}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, f"jobs/{job}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=True
     ).stdout
     assert f"usage: python jobs/{job} [RECIPE.yaml ...] [key.path=value ...]" in shown
     assert "janus config show" in shown
