@@ -24,6 +24,13 @@ files. Made by `janus config docs`. A recipe is one or more YAML files, later on
 `key.path=value` on the command line over all; an unknown key is an error that names the nearest right one. For editors:
 `janus config schema > recipe.schema.json`, and `# yaml-language-server: $schema=recipe.schema.json` in the first line
 of a recipe.
+
+Sections of several files are merged, lists are replaced whole. `null` removes: an entry of a mapping by name
+(`pipeline.inputs.text: null`), all of them (`pipeline.inputs: null`), or what a file before says of a setting, which has
+its default again; where the type below has `null`, that is the value. `!replace` before a section drops what files before
+say of it (`inputs: !replace {text: ...}`). Both work on the command line: `pipeline.inputs.text=null`.
+
+Recipes are YAML 1.2: `2:3:5` and `no` are text, `010` is ten, `0o10` is eight; digits may be grouped (`5_000_000`).
 """
 
 
