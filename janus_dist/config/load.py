@@ -65,10 +65,8 @@ class Loaded(Generic[R_co]):
         written = self.origin[key].rpartition(":")[0]
         names = [shown(path) for path in self.files]
         place = names.index(written) if written in names else None
-        if place is None:
-            return Path(), list(self.overrides)
-        later = read(self.files[place + 1 :], ()).root
-        return self.files[place].parent, [*_as_overrides(later), *self.overrides]
+        later = read(self.files[place + 1 :] if place is not None else (), self.overrides).root
+        return self.files[place].parent if place is not None else Path(), list(_as_overrides(later))
 
 
 def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = ()) -> Loaded[R]:
@@ -235,7 +233,7 @@ def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
 
 def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Iterator[Fault]:
     """The faults that one of pydantic's errors stands for, in our words."""
-    path = detail["loc"]
+    path = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's mark of a key that is wrong itself
     name = ".".join(str(part) for part in path)
     if detail["type"] != "value_error":
         yield Fault(root.find(path).place, f"{name}: {_message(kind, detail)}")

@@ -108,8 +108,8 @@ def test_the_stage_before_lacks_what_was_removed_too(files: list[Path]):
     loaded = load(StageRecipe, [*files, Path("my.yaml")], ["pipeline.shard_samples=null"])
     _, overrides = loaded.beside("run.start_recipes")
     assert overrides == [
-        "pipeline.inputs=null", "pipeline.inputs.text.format=\"pydoc\"", "data.sources=null",
-        "pipeline.shard_samples=null",
+        "pipeline.inputs=null", "pipeline.inputs.text.format=\"pydoc\"", "pipeline.shard_samples=null",
+        "data.sources=null",
     ]  # fmt: skip
     assert load(BaseRecipe, ["base.yaml"], overrides).recipe.pipeline.inputs.keys() == {"text"}
 
