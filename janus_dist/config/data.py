@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 
 from janus_dist.config.base import Config, refuse
 from janus_dist.config.mix import STREAMS, Lane, Stream
+from janus_dist.config.paths import LocalPath, PathOrUrl
 
 
 class ChatConfig(Config):
@@ -26,7 +27,7 @@ class ChatConfig(Config):
 class ReadConfig(Config):
     """How shards are read, on local disk and from S3."""
 
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
     """Folder on a local disk of each node for a cache that its ranks share; none: every rank reads from the store."""
     cache_gib: PositiveFloat = 50.0
     """Disk space that the cache of a node takes at most, in GiB."""
@@ -37,16 +38,16 @@ class ReadConfig(Config):
 class DataConfig(Config):
     """The prepared data that training reads."""
 
-    root: str
+    root: PathOrUrl
     """Folder with one shard set per stream: `ROOT/{understanding,text,generation}/manifest.json`."""
-    tokenizer: str
+    tokenizer: LocalPath
     """A `tokenizer.json` file with Janus's special tokens."""
-    vq_weights: str
+    vq_weights: LocalPath
     """Safetensors of the VQ tokenizer."""
-    sources: dict[Stream, dict[str, str]] = Field(default={})
+    sources: dict[Stream, dict[str, PathOrUrl]] = Field(default={})
     """Streams of several shard sets: `generation: {imagenet: s3://..., captions: s3://...}`, weighted by `mix.sources`.
     A stream that is not named here has one source of its own name in `ROOT/STREAM`."""
-    validation_root: str | None = None
+    validation_root: PathOrUrl | None = None
     """Folder with held-out shard sets, laid out as `root` is; not every stream must be there."""
     max_bad_share: float = Field(default=0.001, ge=0.0, le=1.0)
     """Training stops when more than this share of the samples read was damaged; each is replaced by a placeholder."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from janus_dist.config.base import Config
+from janus_dist.config.paths import LocalPath
 
 BenchmarkName = Literal["geneval", "pope", "mme", "gqa", "mmbench", "seed", "mmvet"]
 
@@ -12,7 +13,7 @@ BenchmarkName = Literal["geneval", "pope", "mme", "gqa", "mmbench", "seed", "mmv
 class EvaluateConfig(Config):
     """Held-out questions and drawings."""
 
-    benchmarks: dict[BenchmarkName, str] = Field(default={})
+    benchmarks: dict[BenchmarkName, LocalPath] = Field(default={})
     """Folders of published benchmarks by their names (docs/evaluation.md). None: the
     held-out split of easy-vqa, or of scenes when the recipe has them as an input; neither needs a folder."""
     max_questions: NonNegativeInt = 0

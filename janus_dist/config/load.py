@@ -9,13 +9,15 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, Generic, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import Fault, Setting, read, shown
 from janus_dist.errors import ConfigError
@@ -30,6 +32,11 @@ override could say that: it would be one of the stages before as well, where oth
 paths of their own."""
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
+KEY = re.compile(r"[\w-]+")
+"""A key that can be written in an override."""
+COLONS = re.compile(r"[-+]?[0-9.]+(:[0-9.]+)+")
+"""Numbers with colons between them, as 2:3:5."""
+NUMBER_TYPES = ("int_parsing", "float_parsing")
 DOTTED = re.compile(r"\b[a-z_]\w*(?:\.[a-z_]\w*)*")
 
 
@@ -58,11 +65,8 @@ class Loaded(Generic[R_co]):
         written = self.origin[key].rpartition(":")[0]
         names = [shown(path) for path in self.files]
         place = names.index(written) if written in names else None
-        if place is None:
-            return Path(), list(self.overrides)
-        later = flatten(read(self.files[place + 1 :], ()).root.plain())
-        said = [f"{name}={json.dumps(value, default=str)}" for name, value in later]
-        return self.files[place].parent, [*said, *self.overrides]
+        later = read(self.files[place + 1 :] if place is not None else (), self.overrides).root
+        return self.files[place].parent if place is not None else Path(), list(_as_overrides(later))
 
 
 def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = ()) -> Loaded[R]:
@@ -74,19 +78,20 @@ def load(kind: type[R], files: Iterable[Path | str], overrides: Sequence[str] = 
     paths = tuple(Path(file) for file in files)
     settings = read(paths, overrides)
     faults = list(settings.faults)
+    root = _without_removed(kind, settings.root, "", faults)
     try:
-        recipe = kind.model_validate(settings.root.plain())
+        recipe = kind.model_validate(root.plain())
     except ValidationError as error:
         details = error.errors(include_url=False)
         for detail in details:
             # What an unreadable file would have said is unknown: its settings are not missed.
             unknown = not settings.complete and detail["type"] in ("missing", "value_error")
             if not unknown and not _follows(detail, details):
-                faults += _faults(kind, settings.root, detail)
+                faults += _faults(kind, root, detail)
     else:
         if not faults:
             placed = recipe.with_paths(place_of_a_copy)
-            return Loaded(placed, _origin(recipe, settings.root), paths, tuple(overrides))
+            return Loaded(placed, _origin(recipe, root), paths, tuple(overrides))
     raise RecipeError(_report(faults), _base_beside(paths, faults), faults=sorted(faults))
 
 
@@ -142,6 +147,49 @@ def _base_beside(paths: Sequence[Path], faults: Iterable[Fault]) -> str | None:
     return None
 
 
+def _without_removed(annotation: Any, setting: Setting, name: str, faults: list[Fault]) -> Setting:
+    """Return the setting without the keys that a null removes: those of a mapping by name, and those of a section that
+    have a default and do not take null themselves. A null for a key that is not in its mapping is a fault."""
+    if setting.section is None or annotation is None:
+        return setting
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    fields = annotation.model_fields if _section(annotation) is annotation else None
+    by_name = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    kept: dict[str, Setting] = {}
+    for key, child in setting.section.items():
+        field = fields.get(key) if fields is not None else None
+        if child.is_null and not child.is_empty:
+            if field is not None and not field.is_required() and NoneType not in get_args(field.annotation):
+                continue
+            if by_name is not None and child.removed is not None:
+                continue
+            if by_name is not None:
+                others = [other for other, beside in setting.section.items() if not beside.is_null]
+                faults.append(Fault(child.place, f"{name}{key}: there is none to remove; {_meant(key, others)}"))
+                continue
+        inner = field.annotation if field is not None else by_name
+        kept[key] = _without_removed(inner, child, f"{name}{key}.", faults)
+    return replace(setting, section=kept)
+
+
+def _meant(key: str, names: Sequence[str]) -> str:
+    close = _close(key, names)
+    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names) or 'none'}"
+
+
+def _as_overrides(setting: Setting, name: str = "") -> Iterator[str]:
+    """Yield a section as overrides, which laid over other files give what the section would give."""
+    section = setting.section
+    if name and setting.replaces:
+        yield f"{name}=null"
+    if section and all(KEY.fullmatch(key) for key in section):
+        for key, child in section.items():
+            yield from _as_overrides(child, f"{name}.{key}" if name else key)
+    elif name:
+        yield f"{name}={json.dumps(setting.plain(), default=str, ensure_ascii=False)}"
+
+
 def _origin(recipe: BaseRecipe, root: Setting) -> dict[str, str]:
     written = dict(_written(root))
     return {key: written.get(key, "default") for key, _ in flatten(recipe.model_dump(mode="json"))}
@@ -185,23 +233,28 @@ def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
 
 def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Iterator[Fault]:
     """The faults that one of pydantic's errors stands for, in our words."""
-    path = detail["loc"]
+    path = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's mark of a key that is wrong itself
     name = ".".join(str(part) for part in path)
     if detail["type"] != "value_error":
         yield Fault(root.find(path).place, f"{name}: {_message(kind, detail)}")
         return
     for message in str(detail.get("ctx", {})["error"]).split("\n"):  # a rule between settings; see base.refuse
-        yield Fault(_first_named(root, path, message).place, f"{name}: {message}" if name else message)
+        yield Fault(_blamed(root, path, message).place, f"{name}: {message}" if name else message)
 
 
-def _first_named(root: Setting, path: Sequence[str | int], message: str) -> Setting:
-    """The first setting that the message names (names are relative to the section the rule belongs to)."""
+def _blamed(root: Setting, path: Sequence[str | int], message: str) -> Setting:
+    """The setting to blame: of those that the message names (relative to the section the rule belongs to), the first,
+    unless all are written and an override or a later file wrote another one."""
     section = root.find(path)
-    for word in DOTTED.findall(message):
-        named = section.find(word.split("."))
-        if named is not section:
-            return named
-    return section
+    words = [word.split(".") for word in DOTTED.findall(message)]
+    named = [(word, section.find(word)) for word in words]
+    named = [(word, setting) for word, setting in named if setting is not section]
+    if not named:
+        return section
+    first_word, first = named[0]
+    if not section.has(first_word):  # it is absent: what is over it is where it would be
+        return first
+    return max((setting for word, setting in named if section.has(word)), key=lambda setting: setting.place.order)
 
 
 def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
@@ -211,14 +264,30 @@ def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
     if what == "extra_forbidden":
         return f"no such key; {_suggest(kind, path)}"
     if what in ("model_type", "model_attributes_type"):
-        return f"is a section with keys {', '.join(_section_at(kind, path).model_fields)}; got {_shown(value)}"
+        section = _section_at(kind, path)
+        return (
+            f"is a section with keys {', '.join(section.model_fields)}; got {_shown(value)}{_right_form(path, value)}"
+        )
     message = f"{re.sub(r'^[A-Z][a-z]+ should', 'should', detail['msg'])}; got {_shown(value)}"
     if what == "string_type" and not isinstance(value, list | dict | None):
         return f"{message}; put it in quotes"
+    if what in NUMBER_TYPES:
+        return message + _right_form(path, value)
     if what == "literal_error" and isinstance(value, str):
         options = re.findall(r"'(.*?)'", detail.get("ctx", {}).get("expected", ""))
         return message + "".join(f"; did you mean '{option}'?" for option in _close(value, options))
     return message
+
+
+def _right_form(path: Sequence[str | int], value: Any) -> str:
+    """Return how to write a value that YAML 1.1 would have read as a number of base 60."""
+    if not isinstance(value, str) or not COLONS.fullmatch(value):
+        return ""
+    parts = value.split(":")
+    if path[0] == "mix" and len(parts) == len(STREAMS):
+        ratio = ", ".join(f"{stream}: {part}" for stream, part in zip(STREAMS, parts, strict=True))
+        return f"; a ratio is one number for each stream: mix={{{ratio}}}"
+    return "; write one number without colons"
 
 
 def _suggest(kind: type[BaseModel], path: Sequence[str | int]) -> str:

@@ -1,12 +1,13 @@
 """What the pipelines read, which of it they keep, and how they cut it into shards."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
 from janus_dist.config.base import Config, refuse
 from janus_dist.config.mix import STREAMS, Stream
+from janus_dist.config.paths import PathOrUrl, PathRule, PlainName
 
 Format = Literal["webdataset", "parquet", "jsonl", "folders", "easy-vqa", "pydoc", "scenes"]
 BUILT_IN: tuple[Format, ...] = ("easy-vqa", "pydoc", "scenes")
@@ -41,14 +42,14 @@ class InputConfig(Config):
     or texts. `jsonl`: one record a line, plain, .gz or .zst; images are paths. `folders`: a folder of images for each
     class. `easy-vqa`: the training split of the Python package of that name. `pydoc`: Python's own help texts.
     `scenes`: the training split of coloured shapes made by a rule (docs/scenes.md)."""
-    path: str | tuple[str, ...] = ()
+    path: Annotated[str | tuple[str, ...], PathRule(is_store_allowed=True)] = ()
     """Files, folders or patterns (`s3://bucket/laion/*.tar`); a folder stands for all files of the format below it."""
-    images: str | None = None
+    images: PathOrUrl | None = None
     """Folder that images named by their paths are below; the folder of the file that names them when absent."""
     columns: dict[Column, str] = Field(default={})
     """Names of columns, keys or (webdataset) member endings, where they are not those of the format's tools; with
     `key`, records have the keys of that column, which must differ in the whole input."""
-    class_names: str | None = None
+    class_names: PathOrUrl | None = None
     """File that names the folders of `folders`: JSON `{folder: name}`, `{folder: [number, name]}` or `{number: [folder,
     name]}`, or lines `folder name, other name`."""
     layout: Literal["chat", "plain"] = "chat"
@@ -67,7 +68,7 @@ class InputConfig(Config):
 class PipelineConfig(Config):
     """What `jobs/tokenize.py` reads and how it cuts it."""
 
-    inputs: dict[str, InputConfig] = Field(default={})
+    inputs: dict[PlainName, InputConfig] = Field(default={})
     """Sources by name; one named like a stream is found by training without `data.sources`."""
     shard_samples: PositiveInt = 1_000
     """Samples in one shard, at most."""

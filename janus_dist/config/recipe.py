@@ -3,9 +3,9 @@
 A recipe is YAML files merged left to right, then `key.path=value` (see load.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -14,6 +14,7 @@ from janus_dist.config.data import BatchConfig, DataConfig
 from janus_dist.config.evaluate import EvaluateConfig, VqTrainConfig
 from janus_dist.config.mix import MixConfig, mix_faults
 from janus_dist.config.model import ModelConfig
+from janus_dist.config.paths import LocalPath, PathOrUrl, PathRule, PlainName, each_text, is_url
 from janus_dist.config.pipeline import PipelineConfig
 from janus_dist.config.train import ClusterConfig, EngineConfig, MonitorConfig, OptimConfig, TrainConfig
 
@@ -23,27 +24,29 @@ C = TypeVar("C", bound=Config)
 class RunConfig(Config):
     """Identity of a run and where it starts."""
 
-    root: str
-    """Folder that holds runs; this one is `ROOT/NAME`."""
-    name: str
+    root: Annotated[
+        str, PathRule(is_store_allowed=False, instead="run.checkpoints may be in a store, a run's folder not")
+    ]
+    """Folder that holds runs; this one is `ROOT/NAME`. On a disk that all nodes share."""
+    name: PlainName
     """Name of the run; its folder is `ROOT/NAME`."""
     seed: int = 0
     """Of random weights, of the order of samples, of what is dropped for guidance."""
     rebase: bool = False
     """Go on from a checkpoint with another mixture, batch or data than it was trained on: each source goes on where it
     was. Without this such a resume is refused."""
-    resume: str = "auto"
+    resume: PathOrUrl = "auto"
     """`auto`: from this run's newest checkpoint that is whole. `never`: refuse when there is one. Else the folder of
     the checkpoint to go on from, once; newer ones of this run are set aside (docs/resume.md)."""
-    checkpoints: str | None = None
+    checkpoints: PathOrUrl | None = None
     """Folder or `s3://` URL for the checkpoints of all runs of this root: a run's are in `CHECKPOINTS/NAME`. Else each
     run has them in its own folder."""
     start_from: str | None = None
     """Name of the run in the same root whose last committed weights this one starts from."""
-    start_weights: dict[Literal["janus", "language_model", "vision_tower"], str] = Field(default={})
+    start_weights: dict[Literal["janus", "language_model", "vision_tower"], LocalPath] = Field(default={})
     """Folders of published weights to start from, in the layout of DeepSeek or transformers: `janus`, or a
     `language_model` (Llama) and a `vision_tower` (SigLIP). What nothing gives starts at random (docs/weights.md)."""
-    start_recipes: tuple[str, ...] = ()
+    start_recipes: tuple[LocalPath, ...] = ()
     """Recipe files that make `start_from` when it is not there yet, or not to the end that its own recipe names;
     relative to the file that says so. Of the files and overrides that follow it `run.root`, `run.seed`, `model`,
     `data`, `pipeline`, `cluster`, `engine` and `monitor` are its as well."""
@@ -67,6 +70,10 @@ class RunConfig(Config):
     def _one_start(self) -> "RunConfig":
         faults: list[str] = []
         given = sorted(self.start_weights)
+        if self.start_from == self.name:
+            faults.append(
+                f"start_from={self.start_from} is the run itself; name another run, or set it to null to start anew"
+            )
         if self.start_from is not None and given:
             faults.append(
                 f"start_from={self.start_from} and start_weights ({', '.join(given)}) exclude each other; "
@@ -156,15 +163,8 @@ class StageRecipe(BaseRecipe):
 
 def _placed(section: C, place: Callable[[str], str], *names: str) -> C:
     """The section with `place` of each path that these settings hold."""
-    return section.model_copy(update={name: _each(getattr(section, name), place) for name in names})
 
+    def of_each(path: str) -> str:
+        return path if is_url(path) else place(path)
 
-def _each(value: Any, place: Callable[[str], str]) -> Any:
-    """`place` of a path, of each of several, or of each in a mapping by name."""
-    if isinstance(value, str):
-        return value if "://" in value else place(value)
-    if isinstance(value, Mapping):
-        return {name: _each(inner, place) for name, inner in cast(Mapping[str, Any], value).items()}
-    if isinstance(value, tuple):
-        return tuple(_each(inner, place) for inner in cast(tuple[Any, ...], value))
-    return value
+    return section.model_copy(update={name: each_text(getattr(section, name), of_each) for name in names})

@@ -6,7 +6,7 @@ Invariant: the page is made of the typed recipe; a test compares them.
 """
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from janus_dist.config.paths import PathRule
 from janus_dist.config.recipe import StageRecipe
 
 HEAD = """# Settings
@@ -24,6 +25,16 @@ files. Made by `janus config docs`. A recipe is one or more YAML files, later on
 `key.path=value` on the command line over all; an unknown key is an error that names the nearest right one. For editors:
 `janus config schema > recipe.schema.json`, and `# yaml-language-server: $schema=recipe.schema.json` in the first line
 of a recipe.
+
+Sections of several files are merged, lists are replaced whole. `null` removes: an entry of a mapping by name
+(`pipeline.inputs.text: null`), all of them (`pipeline.inputs: null`), or what a file before says of a setting, which
+has its default again; where the type below has `null`, that is the value. `!replace` before a section drops what files
+before say of it (`inputs: !replace {text: ...}`). Both work on the command line: `pipeline.inputs.text=null`.
+
+In paths `~`, `$NAME` and `${NAME}` are expanded where the job runs (`$$` is the sign itself); a variable that is not
+set is an error. Stores are named by `s3://BUCKET/FOLDER`.
+
+Recipes are YAML 1.2: `2:3:5` and `no` are text, `010` is ten, `0o10` is eight; digits may be grouped (`5_000_000`).
 """
 
 
@@ -80,8 +91,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    bounds = [_bound(one) for one in field.metadata]
-    return ", ".join([_name(field.annotation), *filter(None, bounds)]).replace("|", "\\|")
+    bounds = [_bound(rule) for rule in field.metadata]
+    return ", ".join([_name(field.annotation, field.metadata), *filter(None, bounds)]).replace("|", "\\|")
 
 
 def _bound(rule: Any) -> str:
@@ -98,12 +109,14 @@ def _bound(rule: Any) -> str:
             return ""
 
 
-def _name(kind: Any) -> str:
-    """A type in a reader's words."""
+def _name(kind: Any, rules: Sequence[Any] = ()) -> str:
+    """Return a type in a reader's words; `rules` are those of its annotation."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        bounds = [_bound(one) for one in inner[1:]]
-        return ", ".join([_name(inner[0]), *filter(None, bounds)])
+        bounds = [_bound(rule) for rule in inner[1:]]
+        return ", ".join([_name(inner[0], inner[1:]), *filter(None, bounds)])
+    if text := next((rule.kind for rule in rules if isinstance(rule, PathRule)), None):
+        return text if kind is str else f"{text}, or list of them"
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin in (typing.Union, UnionType):

@@ -9,14 +9,22 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+
+from janus_dist.config.yaml12 import Loader
 
 OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
 """What an override begins with; every other argument is a file."""
 PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
 """A name and a password in a URL."""
+MAX_BYTES = 1 << 20
+"""Size of the largest file that is read as a recipe; a recipe has a few kilobytes."""
+MAX_SETTINGS = 100_000
+"""Most values, lists and sections of one file, each use of an anchor counted."""
+REPLACE = "!replace"
+"""Tag of a section that takes the place of what files before it say of the same key, rather than being merged."""
 
 
 @dataclass(frozen=True, order=True)
@@ -46,6 +54,17 @@ class Setting:
     value: Any = None
     section: "dict[str, Setting] | None" = None
     items: "list[Setting] | None" = None
+    is_empty: bool = False
+    """Nothing is written after the key, which YAML reads as null."""
+    replaces: bool = False
+    """What files before say of the same key is dropped, not merged."""
+    removed: "Setting | None" = None
+    """What a null took the place of."""
+
+    @property
+    def is_null(self) -> bool:
+        """Whether this is a null, written out or by leaving the value away."""
+        return self.section is None and self.items is None and self.value is None
 
     def plain(self) -> Any:
         """The value without places."""
@@ -64,6 +83,13 @@ class Setting:
                 break
             found = inner[key]
         return found
+
+    def has(self, path: Iterable[str | int]) -> bool:
+        """Whether there is a setting at `path` itself."""
+        *above, last = path
+        over = self.find(above)
+        inner: dict[Any, Setting] = over.section or dict(enumerate(over.items or []))
+        return last in inner and (not above or self.has(above))
 
 
 @dataclass(frozen=True)
@@ -115,25 +141,35 @@ def shown(path: Path) -> str:
 
 
 def _merge(under: Setting, over: Setting) -> Setting:
-    if under.section is None or over.section is None:
+    if over.is_null:
+        return replace(over, removed=under.removed if under.is_null else under)
+    if over.section is None or over.replaces:
         return over
+    if under.section is None:
+        return replace(over, replaces=under.is_null)
     merged = dict(under.section)
     for key, setting in over.section.items():
         merged[key] = _merge(merged[key], setting) if key in merged else setting
     # A section stays where a file opened it: an override of one of its keys is not where the others are missing.
-    return Setting(under.place if over.place.is_override else over.place, section=merged)
+    place = under.place if over.place.is_override else over.place
+    return Setting(place, section=merged, replaces=under.replaces)
 
 
 def _read_file(path: Path, order: int, faults: list[Fault]) -> Setting | None:
     name = shown(path)
     whole = Place(order, 0, name)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:  # not read_text: a device or a pipe may have no end
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
     except FileNotFoundError:
         faults.append(Fault(whole, f"no such file{_nearest_file(path)}"))
         return None
     except (OSError, UnicodeDecodeError) as error:
         faults.append(Fault(whole, f"cannot be read: {error}"))
+        return None
+    if len(content) > MAX_BYTES:
+        faults.append(Fault(whole, f"is larger than {MAX_BYTES:,} bytes, which no recipe is"))
         return None
     return _Reader(name, order, faults).section(text)
 
@@ -167,6 +203,7 @@ class _Reader:
 
     def __init__(self, name: str, order: int, faults: list[Fault], fixed: Place | None = None, prefix: str = ""):
         self.name, self.order, self.faults, self.fixed, self.prefix = name, order, faults, fixed, prefix
+        self.settings = 0
 
     def section(self, text: str) -> Setting | None:
         """The text as a section; None (and a fault) when it is not one."""
@@ -181,9 +218,11 @@ class _Reader:
     def value(self, text: str) -> Setting | None:
         """The text as any value; None (and a fault) when it is not YAML."""
         try:
-            loader = yaml.SafeLoader(text)
+            loader = Loader(text)
             node = loader.get_single_node()
-            return Setting(self._place(0)) if node is None else self._setting(loader, node, (), self.prefix)
+            if node is None:
+                return Setting(self._place(0), is_empty=True)
+            return self._setting(loader, node, (), self.prefix)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self.faults.append(Fault(self._place(mark.line if mark else 0), f"is not YAML: {error.problem}"))
@@ -195,15 +234,22 @@ class _Reader:
         """`line` counts from 0, as PyYAML does."""
         return self.fixed or Place(self.order, line + 1, f"{self.name}:{line + 1}")
 
-    def _setting(self, loader: yaml.SafeLoader, node: yaml.Node, above: tuple[yaml.Node, ...], prefix: str) -> Setting:
+    def _setting(self, loader: Loader, node: yaml.Node, above: tuple[yaml.Node, ...], prefix: str) -> Setting:
         place = self._place(node.start_mark.line)
+        self.settings += 1
+        if self.settings > MAX_SETTINGS:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_SETTINGS:,} values once every alias is followed", problem_mark=node.start_mark
+            )
         if any(node is parent for parent in above):
             raise yaml.MarkedYAMLError(problem="an alias inside its own anchor", problem_mark=node.start_mark)
         above = (*above, node)
         if isinstance(node, yaml.SequenceNode):
             return Setting(place, items=[self._setting(loader, item, above, prefix) for item in node.value])
         if not isinstance(node, yaml.MappingNode):
-            return Setting(place, loader.construct_object(node))  # pyright: ignore[reportUnknownMemberType]
+            value = cast(Any, loader.construct_object(node))  # pyright: ignore[reportUnknownMemberType]
+            is_empty = isinstance(node, yaml.ScalarNode) and value is None and not node.value
+            return Setting(place, value, is_empty=is_empty)
         found: dict[str, Setting] = {}
         for key_node, value_node in node.value:
             key_place = self._place(key_node.start_mark.line)
@@ -215,4 +261,4 @@ class _Reader:
                 self.faults.append(Fault(key_place, f"{prefix}{key}: given twice; first at {found[key].place.text}"))
             # The key's line, not the value's: a section's own line is its name, a long list's is where it begins.
             found[key] = replace(self._setting(loader, value_node, above, f"{prefix}{key}."), place=key_place)
-        return Setting(place, section=found)
+        return Setting(place, section=found, replaces=node.tag == REPLACE)

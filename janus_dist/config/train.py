@@ -1,10 +1,11 @@
 """Optimizer, length, what learns, checkpoints, engine and monitoring of one training run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from janus_dist.config.base import Config
+from janus_dist.config.paths import LocalPath
 
 Part = Literal[
     "vision_tower",
@@ -19,6 +20,7 @@ Part = Literal[
 
 Dtype = Literal["bfloat16", "float32"]
 DtypeChoice = Literal["auto", Dtype]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class OptimConfig(Config):
@@ -34,7 +36,7 @@ class OptimConfig(Config):
     """Where the cosine ends; the papers do not state it."""
     weight_decay: NonNegativeFloat = 0.0
     """On matrices only; vectors (norms, biases) are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of AdamW's moments."""
     eps: PositiveFloat = 1e-8
     """AdamW's epsilon."""
@@ -110,7 +112,7 @@ class ClusterConfig(Config):
     """Times that a run is started again after it lost a rank without having committed a checkpoint in between."""
     min_bandwidth_gb_s: NonNegativeFloat = 0.0
     """GB a second in which all ranks must be able to sum a tensor before training starts."""
-    notice_file: str | None = None
+    notice_file: LocalPath | None = None
     """A file that appears on a node which is about to be taken away; the run saves and stops."""
 
 
@@ -119,6 +121,6 @@ class MonitorConfig(Config):
 
     wandb: Literal["disabled", "offline", "online"] = "offline"
     """The project is WANDB_PROJECT, `janus-dist` where that is not set."""
-    prompts: str | None = None
+    prompts: LocalPath | None = None
     """A JSONL file of prompts to draw and of questions (docs/sampling.md) that every checkpoint is given while the run
     trains, always with the same seeds; none: no samples."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from janus_dist.config.load import flatten, load
+from janus_dist.config.load import Loaded, flatten, load
 from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.engine import commits
 from janus_dist.errors import CheckpointError, ConfigError
@@ -19,6 +19,8 @@ DECISIVE = (
     "train.loss_mean",
 )  # fmt: skip
 """Settings that decide what a run learns, beside its data."""
+SHARED = ("run.root", "run.seed", "model", "data", "pipeline", "cluster", "engine", "monitor")
+"""Settings laid over a stage's recipe that are those of the stages before it as well."""
 
 
 def find(source: str, overrides: Sequence[str] = ()) -> tuple[StageRecipe, str]:
@@ -75,6 +77,51 @@ def start_is_complete(run: RunConfig) -> bool:
     if not (before / "config.json").is_file():  # its checkpoints were brought here alone
         return True
     return commits.step_of(newest) >= recipe_of(before).train.steps
+
+
+def start_recipe(loaded: Loaded[StageRecipe]) -> Loaded[StageRecipe]:
+    """Return the recipe of the run that this one starts from: the files of `run.start_recipes`, and of what was laid
+    over this recipe what all stages share. Raises ConfigError when it is wrong."""
+    folder, later = loaded.beside("run.start_recipes")
+    shared = [override for override in later if _is_shared(override.partition("=")[0])]
+    return load(StageRecipe, [folder / name for name in loaded.recipe.run.start_recipes], shared)
+
+
+def _is_shared(key: str) -> bool:
+    return any(key == shared or key.startswith(f"{shared}.") for shared in SHARED)
+
+
+def trains_start(run: RunConfig) -> bool:
+    """Return whether a start of `run` trains the run that it starts from first."""
+    if run.start_from is None or not run.start_recipes or commits.latest(run.saved_in) is not None:
+        return False
+    return not start_is_complete(run)
+
+
+def check_starts(loaded: Loaded[StageRecipe]) -> None:
+    """Read the recipes of all runs that are to be trained before this one.
+
+    Raises ConfigError when one is wrong, makes another run than `run.start_from`, or starts from a run that waits for
+    it.
+    """
+    names = [loaded.recipe.run.name]
+    while trains_start(run := loaded.recipe.run):
+        before = start_recipe(loaded)
+        name = before.recipe.run.name
+        if name != run.start_from:
+            raise ConfigError(
+                f"run.start_from={run.start_from}, but run.start_recipes ({', '.join(run.start_recipes)}) make the run "
+                f"{name}",
+                f"name the recipes of {run.start_from}, set run.start_from={name}, or set run.start_recipes=[] to "
+                "start from the weights that are there",
+            )
+        names.append(name)
+        if name in names[:-1]:
+            raise ConfigError(
+                f"runs start from each other: {' -> '.join(names)}",
+                "set run.start_from=null in the recipe of the run that is to be the first",
+            )
+        loaded = before
 
 
 def refuse_if_never(run: RunConfig) -> None:

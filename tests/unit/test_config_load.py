@@ -71,7 +71,7 @@ def test_exponents_without_a_point_are_numbers(files: list[Path]):
         ("run.start_from=null", "run", "start_from", None),
         ("run.start_from=", "run", "start_from", None),
         ("run.name='2026'", "run", "name", "2026"),
-        ("run.root=s3://bucket/a=b", "run", "root", "s3://bucket/a=b"),
+        ("data.root=s3://bucket/a=b", "data", "root", "s3://bucket/a=b"),
         ("train.trainable=[image_head, text_head]", "train", "trainable", ("image_head", "text_head")),
         ("optim={betas: [0.8, 0.9]}", "optim", "betas", (0.8, 0.9)),
     ],

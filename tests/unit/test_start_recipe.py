@@ -6,7 +6,10 @@ import pytest
 
 from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
-from jobs.stage import TINY, start_recipe
+from janus_dist.engine.find import check_starts, start_recipe
+from janus_dist.errors import ConfigError
+from jobs.stage import TINY
+from tests.unit.test_config_load import BASE
 
 PROOF = TINY.parent / "proof"
 MINE = """\
@@ -69,3 +72,52 @@ def test_an_overlay_may_name_another():
     before = start_recipe(loaded)
     assert before.files[-1] == PROOF / "stage2.yaml" and before.recipe.train.steps == 1_000
     assert start_recipe(before).files[-1] == PROOF / "stage1.yaml"
+
+
+def test_a_section_given_whole_on_the_command_line_is_its_as_well(mine: Path):
+    given = ("engine={dtype: float32, hpz_ranks: 2}", "data={root: other}", "cluster.workers=4", "pipeline.inputs=null")
+    before = start_recipe(stage2(mine, *given)).recipe
+    assert (before.engine.hpz_ranks, before.data.root, before.cluster.workers) == (2, "other", 4)
+    assert before.pipeline.inputs == {}
+
+
+CIRCLE = """\
+stage: {stage}
+run: {{name: {name}, start_from: {before}, start_recipes: [base.yaml, {before}.yaml]}}
+mix: {{understanding: 1, text: 1, generation: 2}}
+batch: {{rows: 4, row_tokens: 128}}
+optim: {{lr: 1e-4}}
+train: {{steps: 10, trainable: [language_model]}}
+"""
+
+
+@pytest.fixture
+def circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Recipes of two runs that start from each other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(BASE)
+    for stage, (name, before) in enumerate((("one", "two"), ("two", "one")), start=1):
+        (tmp_path / f"{name}.yaml").write_text(CIRCLE.format(stage=stage, name=name, before=before))
+    return [tmp_path / "base.yaml", tmp_path / "two.yaml"]
+
+
+def test_runs_that_start_from_each_other_are_named(circle: list[Path]):
+    with pytest.raises(ConfigError, match="runs start from each other: two -> one -> two") as caught:
+        check_starts(load(StageRecipe, circle))
+    assert caught.value.hint is not None and "run.start_from=null" in caught.value.hint
+    text = circle[1].with_name("one.yaml").read_text().replace("start_from: two", "start_from: null")
+    circle[1].with_name("one.yaml").write_text(text)
+    check_starts(load(StageRecipe, circle))  # the hint followed
+
+
+def test_a_run_that_starts_from_itself_is_refused_as_a_recipe(circle: list[Path]):
+    with pytest.raises(ConfigError, match=r"run: start_from=two is the run itself; .*null to start anew"):
+        load(StageRecipe, circle, ["run.start_from=two"])
+    load(StageRecipe, circle, ["run.start_from=null"])
+
+
+def test_recipes_that_make_another_run_than_the_start_are_refused(circle: list[Path]):
+    with pytest.raises(ConfigError, match=r"run.start_from=three, but run.start_recipes .* make the run one") as caught:
+        check_starts(load(StageRecipe, circle, ["run.start_from=three"]))
+    assert caught.value.hint is not None and "run.start_recipes=[]" in caught.value.hint
+    check_starts(load(StageRecipe, circle, ["run.start_from=three", "run.start_recipes=[]"]))

@@ -18,8 +18,8 @@ from janus_dist import submit_cli
 from janus_dist.cli import app
 from janus_dist.config.load import SUBMITTED_FROM, Loaded, load, place_of_a_copy
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.engine.find import start_recipe
 from janus_dist.errors import ClusterError, ConfigError
-from jobs.stage import start_recipe
 from tests.jobs.test_stages import ROOT, environment
 
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "jobs" / "recipes").glob("*/stage?.yaml"))
