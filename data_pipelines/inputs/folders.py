@@ -70,7 +70,7 @@ def _class_names(of: InputConfig) -> dict[str, str] | None:
     if of.class_names is None:
         return None
     try:
-        text = storage.read(of.class_names).decode().strip()
+        text = storage.read(of.class_names).decode("utf-8-sig").strip()
         pairs = [_pair(*one) for one in json.loads(text).items()] if text.startswith("{") else _lines(text)
         names = {folder: name.split(",")[0].replace("_", " ").strip() for folder, name in pairs}
         nameless = [folder for folder, name in names.items() if not name]

@@ -17,6 +17,7 @@ from data_pipelines.inputs import entries, files
 from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
+from janus_dist.data import json_lines
 from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError
 
@@ -109,7 +110,7 @@ def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Lin
         if size == limit and not line.endswith(b"\n"):
             size += _skip_line(opened, None)
             yield begin, DataError(f"too long: a line of {size} bytes, at most {limit} are read")
-        elif line := (line if begin else line.removeprefix(codecs.BOM_UTF8)).strip():
+        elif line := json_lines.strip(line, is_first=begin == 0):
             yield begin, line
         begin += size
 

@@ -1,10 +1,18 @@
 """Prompts of one's own: what a checkpoint is to draw and to answer. Invariant: reading them needs no model."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from janus_dist.data import json_lines
 from janus_dist.errors import ConfigError
+
+KEYS = ({"prompt"}, {"question"}, {"question", "images"}, {"question", "image"})
+RULE = 'a line is {"prompt": TEXT} to draw, or {"question": TEXT, "images": [FILE, ...]} to answer'
+SHOWN = 100
+"""Characters of a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -21,32 +29,37 @@ def read_prompts(path: Path) -> list[Asked]:
 
     Files are relative to the folder of `path`. ConfigError says which line is wrong.
     """
-    found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"the prompts {path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            found.append(_asked(line, f"{path}:{number}", path.parent))
-    if not found:
+    prompts = [_asked(line, f"{path}:{number}", path.parent) for number, line in json_lines.lines(content)]
+    if not prompts:
         raise ConfigError(f"the prompts {path} are empty", 'write lines like {"prompt": "a red circle"}')
-    return found
+    return prompts
 
 
-def _asked(line: str, where: str, folder: Path) -> Asked:
+def _asked(line: bytes, where: str, folder: Path) -> Asked:
     try:
-        values = json.loads(line)
+        values = json_lines.parse(line)
     except ValueError as error:
         raise ConfigError(f"{where} is not JSON: {error}") from error
-    if not isinstance(values, dict) or set(values) not in ({"prompt"}, {"question"}, {"question", "images"}):
+    if not isinstance(values, dict) or set(values) not in KEYS:
         keys = ", ".join(values) if isinstance(values, dict) else type(values).__name__
-        raise ConfigError(
-            f"{where} has {keys or 'nothing'}",
-            'a line is {"prompt": TEXT} to draw, or {"question": TEXT, "images": [FILE, ...]} to answer',
-        )
+        raise ConfigError(f"{where} has {keys or 'nothing'}", RULE)
+    for key in ("prompt", "question"):
+        if key in values and (not isinstance(values[key], str) or not values[key].strip()):
+            raise ConfigError(f"{where}: {key} is {json.dumps(values[key])[:SHOWN]}, not a text with words", RULE)
     if "prompt" in values:
-        return Asked(caption=str(values["prompt"]))
-    return Asked(
-        question=str(values["question"]), images=tuple(str(folder / name) for name in values.get("images", ()))
-    )
+        return Asked(caption=values["prompt"])
+    return Asked(question=values["question"], images=_files(values, where, folder))
+
+
+def _files(values: Mapping[str, Any], where: str, folder: Path) -> tuple[str, ...]:
+    """Return the paths of a question's images, of which there may be a single one or none."""
+    key = "image" if "image" in values else "images"
+    names = values.get(key, [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{where}: {key} is {json.dumps(values[key])[:SHOWN]}, not a file or a list of files", RULE)
+    return tuple(str(folder / name) for name in names)

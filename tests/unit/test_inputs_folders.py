@@ -96,6 +96,7 @@ def test_a_pattern_chooses_classes(tmp_path):
         json.dumps({"n01": [0, "tench"], "n02": [1, "great white shark"]}),
         "n01 tench, Tinca tinca\n\nn02 great white shark, white shark\r\n",
         "n01\ttench\nn02\tgreat white shark",
+        "\ufeff" + json.dumps({"n01": "tench", "n02": "great white shark"}),
     ],
 )
 def test_class_names(tmp_path, names):

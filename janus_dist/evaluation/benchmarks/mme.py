@@ -36,7 +36,7 @@ def _read_task(folder: Path) -> list[Question]:
     by_stem = {path.stem: path for path in images.iterdir() if path.suffix != ".txt"}
     found: list[Question] = []
     for path in sorted(texts.glob("*.txt")):
-        lines = [line.split("\t") for line in read_text(path).splitlines() if line.strip()]
+        lines = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
         if len(lines) != 2 or any(len(line) != 2 for line in lines):
             raise DataError(f"{path} has not two lines of a question, a tab and an answer")
         picture = by_stem.get(path.stem, images / f"{path.stem}.jpg")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_dist.data import json_lines
 from janus_dist.errors import DataError
 
 # What LLaVA says after a question (haotian-liu/LLaVA docs/Evaluation.md), and Janus is asked with in
@@ -66,17 +67,17 @@ def load_json(path: Path) -> Any:
 
 
 def load_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; DataError says which line is none."""
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    """Return the objects of a JSONL file; DataError names the line that is not one."""
+    entries: list[dict[str, Any]] = []
+    for number, line in json_lines.lines(read_bytes(path)):
         try:
-            entry = json.loads(line)
+            entry = json_lines.parse(line)
         except ValueError as error:
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(entry, dict):
             raise DataError(f"{path}:{number} is {type(entry).__name__}, not an object")
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def dump_lines(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -87,13 +88,19 @@ def dump_lines(entries: Iterable[Mapping[str, Any]]) -> str:
 def read_text(path: Path) -> str:
     """The text of a published file; DataError when it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a published file; DataError when it cannot be read."""
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", "docs/evaluation.md says what is expected"
         ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8: {error}") from error
 
 
 def fields(entry: Any, names: Sequence[str], where: str) -> list[Any]:

@@ -1,0 +1,33 @@
+"""JSON Lines: cut a file into lines and read the value of a line, in one way for pipelines and evaluation.
+
+Invariant: only a line feed ends a line (U+2028 and U+0085 may stand inside a JSON string); a byte order mark and blank
+lines are not entries.
+"""
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import Any
+
+BLANK = b" \t\r\n\v\f"
+"""Bytes that are removed around a line."""
+
+
+def lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (number of the line, counted from 1; its bytes) for each line of a file that is not blank."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if stripped := strip(line, is_first=number == 1):
+            yield number, stripped
+
+
+def strip(line: bytes, is_first: bool) -> bytes:
+    """Return a line without white space around it and, where it begins a file, without the byte order mark."""
+    return (line.removeprefix(codecs.BOM_UTF8) if is_first else line).strip(BLANK)
+
+
+def parse(line: bytes) -> Any:
+    """Return the value of a line; ValueError says why there is none (UnicodeDecodeError: it is not UTF-8)."""
+    try:
+        return json.loads(line.decode())
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
