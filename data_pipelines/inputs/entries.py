@@ -6,6 +6,8 @@ Invariant: whatever the values are, there is a record or a DataError.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 from data_pipelines.inputs.files import image_folder, inside
@@ -30,7 +32,8 @@ HEAD_BYTES = 64
 """Of a reject, for people."""
 LONGEST_SHOWN = 100
 """Characters of a value in a reason."""
-SCALARS = (str, int, float, bool)
+SCALARS = (str, int, float, bool, Decimal, date, time, timedelta)
+"""Types of values that are columns for `where`; `date` includes time stamps."""
 
 
 class LostError(DataError):
@@ -90,7 +93,7 @@ def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, fo
         columns={
             name: value
             for name, value in values.items()
-            if isinstance(value, SCALARS) and (name not in taken or name in of.where)
+            if value is not None and (name in of.where or (isinstance(value, SCALARS) and name not in taken))
         },
     )
 
@@ -131,7 +134,7 @@ def _caption(value: Any, key: str) -> Any:
     """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
     if not isinstance(value, list):
         return value
-    found = [one for one in value if not isinstance(one, str) or one.strip()]
+    found = [one for one in value if one is not None and (not isinstance(one, str) or one.strip())]
     return found[int(drawn(f"caption {key}") * len(found))] if found else None
 
 

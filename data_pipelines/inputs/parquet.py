@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.inputs import entries, files
+from data_pipelines.inputs.columns import check_rule_columns, partition_columns
 from data_pipelines.inputs.entries import LostError
 from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Record, Unit
@@ -47,6 +48,8 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     if not whole:
         raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
     _check_columns(of, whole[0][0].path, whole[0][1][0])
+    names = {name for file, (columns, _) in whole for name in [*columns, *partition_columns(file.path)]}
+    check_rule_columns("pipeline.inputs", of.where, names)
     rows = sum(rows for _, (_, groups) in whole for rows, _ in groups)
     cut: list[Unit] = []
     for file, footer in zip(found, footers, strict=True):
