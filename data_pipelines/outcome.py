@@ -3,6 +3,7 @@
 Invariant: a shard set without a sample is never committed.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 
@@ -12,6 +13,8 @@ from data_pipelines.job import InputWork
 from janus_dist.errors import DataError
 
 SHOWN_COUNTS = 8
+
+log = logging.getLogger("janus_dist")
 
 
 def check_outcome(of: InputWork, gathered: Gathered) -> None:
@@ -25,7 +28,7 @@ def check_outcome(of: InputWork, gathered: Gathered) -> None:
             f"{of.name}: the input holds no record, so there is nothing to train on",
             f"see pipeline.inputs.{of.name}.path={_paths(of)} (format={of.source.format})",
         )
-    reasons = [text for text in (refused_line(gathered.bad), dropped_line(gathered.dropped)) if text]
+    reasons = [text for text in (_refused(gathered.bad), _dropped(gathered.dropped)) if text]
     hints = []
     if gathered.bad:
         hints.append(f"`janus data quarantine {of.folder}` lists the refused records")
@@ -37,12 +40,23 @@ def check_outcome(of: InputWork, gathered: Gathered) -> None:
     )
 
 
-def refused_line(bad: Mapping[str, int]) -> str:
+def report_counts(of: InputWork, gathered: Gathered) -> None:
+    """Print how many records were refused and dropped, by reason, and warn of losses of unknown size."""
+    for line in filter(None, (_refused(gathered.bad), _dropped(gathered.dropped))):
+        log.info("%s: %s", of.name, line)
+    if gathered.cut_short:
+        log.warning(
+            "%s: %d files end too soon and nothing says how many records they lack: see `janus data quarantine %s`",
+            *(of.name, gathered.cut_short, of.folder),
+        )
+
+
+def _refused(bad: Mapping[str, int]) -> str:
     """Return the counts of refused records by kind of reason, the most frequent first; empty when there are none."""
     return f"refused: {_counts(bad)}" if bad else ""
 
 
-def dropped_line(dropped: Mapping[str, int]) -> str:
+def _dropped(dropped: Mapping[str, int]) -> str:
     """Return the counts of dropped records by rule, the most frequent first; empty when there are none."""
     return f"dropped by rules: {_counts(dropped)}" if dropped else ""
 

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Mapping
 
-from data_pipelines.outcome import dropped_line, refused_line
 from janus_dist.data.manifest import Manifest
 from janus_dist.monitor.console import count, duration
 
@@ -68,8 +67,8 @@ class Progress:
         total = sum(self.seconds.values())
         return " ".join(f"{step} {seconds / total:.0%}" for step, seconds in self.seconds.items()) if total else ""
 
-    def close(self, manifest: Manifest, bad: Mapping[str, int], dropped: Mapping[str, int]) -> None:
-        """Print what came out; `bad` by kind of reason, `dropped` by rule, both in records."""
+    def close(self, manifest: Manifest) -> None:
+        """Print what came out."""
         passed_s = time.monotonic() - self.began
         rate = f"{self.records} records in {duration(passed_s)}, {count(self.records / max(passed_s, 1e-9))}/s"
         log.info(
@@ -81,5 +80,3 @@ class Progress:
             manifest.quarantined,
             f"{rate}; {self.steps()}" if self.records else "nothing was left to do",
         )
-        for line in filter(None, (refused_line(bad), dropped_line(dropped))):
-            log.info("%s: %s", self.name, line)

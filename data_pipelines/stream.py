@@ -20,7 +20,7 @@ from data_pipelines import gather, work
 from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats
 from data_pipelines.job import InputWork
-from data_pipelines.outcome import check_outcome
+from data_pipelines.outcome import check_outcome, report_counts
 from data_pipelines.progress import Progress
 from data_pipelines.task import SHOWN_REASONS, Summary, do_job
 from data_pipelines.work import ShardJob
@@ -92,7 +92,8 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     work.remove_strays(of.folder, jobs, gathered.entries)
     manifest = gathered.manifest(of, made_by)
     manifest.save(of.folder)
-    progress.close(manifest, gathered.bad, gathered.dropped)
+    progress.close(manifest)
+    report_counts(of, gathered)
     return manifest
 
 

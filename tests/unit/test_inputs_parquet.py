@@ -3,6 +3,7 @@
 import datetime
 import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ from tests.inputs import read, reasons, source
 LLAVA = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 TURNS = (("<image>\nWhat?", "A cat."),)
 CAPTIONS = {"image": [b"0", b"1", b"2"], "caption": ["a", "b", "c"]}
+
+CASES = Path(__file__).parents[1] / "cases"
 
 
 def write(folder, columns, name="train-00000.parquet", **options):
@@ -320,3 +323,8 @@ def test_any_bytes_become_records_and_rejects(tmp_path_factory, changes):
     (folder / "broken.parquet").write_bytes(content)
     records, rejects = read(of)
     assert all(isinstance(one, Record | Reject) for one in [*records, *rejects]) and len(records) >= 3
+
+
+def test_of_captions_with_a_null_another_is_drawn():
+    records, rejects = read(source("parquet", CASES / "captions_with_null"))
+    assert not rejects and records and all(record.caption for record in records)
