@@ -43,6 +43,10 @@ class Gathered:
     """By kind of reason."""
     dropped: Counter[str] = field(default_factory=Counter)
     """By rule."""
+    columns: set[str] | None = field(default_factory=set)
+    """Names of columns with a value in some record; None when a marker does not say them."""
+    cut_short: int = 0
+    """Files that lost records without a sign of how many."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     entries: list[ShardEntry] = field(default_factory=list)
@@ -52,6 +56,9 @@ class Gathered:
         self.records += marker.records
         self.bad.update(kinds(marker.rejects))
         self.dropped.update(marker.dropped)
+        self.cut_short += sum(reject.at_least for reject in marker.rejects)
+        known = self.columns is not None and marker.columns is not None
+        self.columns = {*(self.columns or ()), *(marker.columns or ())} if known else None
         for name, bins in marker.histograms.items():
             self.histograms.setdefault(name, Counter()).update(bins)
         for step, seconds in marker.seconds.items():

@@ -24,6 +24,7 @@ from data_pipelines import work
 from data_pipelines.inputs import formats
 from data_pipelines.inputs.entries import HEAD_BYTES
 from data_pipelines.record import Dropped, Made, Picture, Record, Unit
+from data_pipelines.steps import keep
 from data_pipelines.steps.generation import Generation, Prepared
 from data_pipelines.steps.text import Text
 from data_pipelines.steps.understanding import Understanding
@@ -48,6 +49,8 @@ EXAMPLE_SIDE = 160
 EXAMPLE_QUALITY = 85
 EXAMPLE_PIXELS = 50_000_000
 WORDS = 300
+MOST_COLUMNS = 500
+"""Names of columns that are counted; those of JSON may be as many as there are records."""
 
 Result = TypeVar("Result")
 Encoded = Callable[[], NDArray[np.uint16]]
@@ -81,6 +84,8 @@ class Tally:
     records: int = 0
     rejects: list[Reject] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+    """Records with a value, by column."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -104,6 +109,12 @@ class Tally:
             if self.with_examples and self.dropped[dropped.rule] <= EXAMPLES:
                 self.examples.append(_example(record, dropped.rule, dropped.value, _thumbnail(record)))
         return None
+
+    def note_columns(self, record: Record) -> None:
+        """Count which columns have a value in a record."""
+        for name, value in record.columns.items():
+            if (name in self.columns or len(self.columns) < MOST_COLUMNS) and not keep.is_missing(value):
+                self.columns[name] += 1
 
     def made(self, record: Record, made: Made, crop: NDArray[np.uint8] | None = None) -> Made:
         """Note a record that was kept; `crop` is what a batch of VQ ids was made of."""
@@ -137,6 +148,7 @@ def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: 
         shards=tuple(shards),
         rejects=tuple(_legible(reject) for reject in tally.rejects),
         dropped=dict(tally.dropped),
+        columns=dict(tally.columns),
         histograms={name: dict(bins) for name, bins in tally.histograms.items()},
         examples=tuple(tally.examples),
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
@@ -191,7 +203,10 @@ def _records(
         tally.records += entry.records if isinstance(entry, Reject) else 1
         if isinstance(entry, Reject):
             tally.rejects.append(entry)
-        elif tally.attempt(entry, lambda record: check(record) or record) is not None:
+            continue
+        if of.source.where:
+            tally.note_columns(entry)
+        if tally.attempt(entry, lambda record: check(record) or record) is not None:
             yield entry
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 
 from data_pipelines import stream
+from data_pipelines.inputs.braces import expand
 from data_pipelines.job import InputWork
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
@@ -73,6 +74,7 @@ def check_apart(found: Sequence[InputWork]) -> None:
         f"pipeline.inputs.{work.name}.path={path} and the folder of its shards, {work.folder}, are not apart"
         for work in found
         for path in _paths(work)
+        for path in expand(path)
         if _overlap(_parts(path), _parts(work.folder))
     ]
     if faults:

@@ -20,6 +20,7 @@ from data_pipelines import gather, work
 from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats
 from data_pipelines.job import InputWork
+from data_pipelines.outcome import check_outcome, report_counts
 from data_pipelines.progress import Progress
 from data_pipelines.task import SHOWN_REASONS, Summary, do_job
 from data_pipelines.work import ShardJob
@@ -30,7 +31,7 @@ from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.tasks import cancel
 
-PIPELINE_VERSION = 3  # goes into the digests of jobs; raise it with every change of what a step makes of a record
+PIPELINE_VERSION = 4  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
 """Of a job, whatever its failures; after them the others go on and the run fails at its end."""
 PAUSE_S = 4.0
@@ -55,7 +56,8 @@ log = logging.getLogger("janus_dist")
 def run(of: InputWork, limit: int | None = None) -> Manifest:
     """Make what is missing of an input's shards and commit their manifest; needs an initialised Ray.
 
-    DataError when more than `pipeline.max_bad_share` of the records are bad, ClusterError when jobs could not be done:
+    DataError when more than `pipeline.max_bad_share` of the records are bad, when a rule asks for a column that no
+    record has, or when no sample was made; ClusterError when jobs could not be done:
     what was done stays, and the same call again does the rest. `limit`: records to read, from the beginning.
     """
     shard_samples = of.recipe.pipeline.shard_samples
@@ -86,10 +88,12 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
             f"{'; '.join(failures[:SHOWN_REASONS]) or 'their markers are gone'}",
             "what was done stays: run the same command again",
         )
+    check_outcome(of, gathered)
     work.remove_strays(of.folder, jobs, gathered.entries)
     manifest = gathered.manifest(of, made_by)
     manifest.save(of.folder)
     progress.close(manifest)
+    report_counts(of, gathered)
     return manifest
 
 
@@ -126,15 +130,15 @@ def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
 def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
     """What earlier runs did, by the digest of the job.
 
-    Where that alone has too many bad records, the run would fail for ever, whatever became of its source: jobs that
-    refused records lose their markers and are done again.
+    Where that alone has too many bad records, or no sample, the run would fail for ever, whatever became of its source:
+    jobs that refused records lose their markers and are done again.
     """
     found = {marker.job: Summary.of(marker) for marker in work.done(of.folder, jobs)}
     judge = Judge(of)
     for summary in found.values():
         judge.add(summary, 1.0)
-    if judge.failed:
-        again = [job for job in jobs if job.digest in found and found[job.digest].bad]
+    again = [job for job in jobs if job.digest in found and found[job.digest].bad]
+    if judge.failed or (again and not any(summary.samples for summary in found.values())):
         log.info(
             "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
             *(of.name, judge.bad, judge.records, len(again)),

@@ -64,6 +64,8 @@ class Marker:
     examples: tuple[Example, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By step; what the job's process waited for or did."""
+    columns: Mapping[str, int] | None = None
+    """Records with a value, by column, where the recipe has rules; None of an earlier version."""
 
     @property
     def samples(self) -> int:

@@ -6,12 +6,17 @@ Invariant: whatever the values are, there is a record or a DataError.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
 
-from data_pipelines.inputs.files import image_folder, inside
+from data_pipelines.inputs.files import image_folder, inside, mean_size_of_others
 from data_pipelines.inputs.keys import drawn, safe_key
 from data_pipelines.record import Picture, Record, Turn, Unit
 from janus_dist.config.pipeline import InputConfig
+from janus_dist.data import storage
 from janus_dist.data.chat import IMAGE_MARK
 from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError
@@ -30,15 +35,27 @@ HEAD_BYTES = 64
 """Of a reject, for people."""
 LONGEST_SHOWN = 100
 """Characters of a value in a reason."""
-SCALARS = (str, int, float, bool)
+SCALARS = (str, int, float, bool, Decimal, date, time, timedelta)
+"""Types of values that are columns for `where`; `date` includes time stamps."""
 
 
 class LostError(DataError):
     """Several records cannot be read; one reject stands for them."""
 
-    def __init__(self, message: str, records: int):
-        super().__init__(message)
-        self.records = records
+    def __init__(self, message: str, loss: "Loss"):
+        super().__init__(f"{message}{loss.words}")
+        self.loss = loss
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How many records a damage costs."""
+
+    records: int
+    at_least: bool = False
+    """Nothing says how many more."""
+    words: str = ""
+    """What a reason says of it."""
 
 
 def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> int:
@@ -46,6 +63,22 @@ def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> 
     hold `records`, or of usual size where those hold none."""
     mean_bytes = read_bytes / records if records else usual_bytes
     return max(1, round(unread_bytes / max(1, mean_bytes)))
+
+
+def lost_at_end(of: InputConfig, endings: Sequence[str], unit: Unit, records: int) -> Loss:
+    """Estimate what is lost of a file that was cut short, after `records` that could be read.
+
+    The statistics that img2dataset writes beside a tar say it; else the mean size of the input's other files does.
+    """
+    path = unit.path.removesuffix(max((one for one in endings if unit.path.endswith(one)), key=len, default=""))
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        number = int(json.loads(storage.read(f"{path}_stats.json"))["successes"]) - records
+        return Loss(max(1, number), words=f"; {path}_stats.json counts {max(1, number)} more")
+    whole = mean_size_of_others(of, endings, unit.path)
+    if whole is None or whole <= unit.size or not records:
+        return Loss(1, True, "; how many records are lost behind that is unknown, 1 is counted")
+    number = lost(round(whole) - unit.size, unit.size, records, 0)
+    return Loss(number, words=f"; {number} lost by the mean size of the other files, {round(whole)} bytes")
 
 
 def records(
@@ -66,8 +99,8 @@ def records(
                 seen.add(key)
             yield record(of, values, key, source, image_folder(of, unit))
         except DataError as error:
-            stands_for = error.records if isinstance(error, LostError) else 1
-            yield Reject(source, key, error.message, head[:HEAD_BYTES], stands_for)
+            loss = error.loss if isinstance(error, LostError) else Loss(1)
+            yield Reject(source, key, error.message, head[:HEAD_BYTES], loss.records, loss.at_least)
 
 
 def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, folder: str) -> Record:
@@ -90,7 +123,7 @@ def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, fo
         columns={
             name: value
             for name, value in values.items()
-            if isinstance(value, SCALARS) and (name not in taken or name in of.where)
+            if value is not None and (name in of.where or (isinstance(value, SCALARS) and name not in taken))
         },
     )
 
@@ -131,7 +164,7 @@ def _caption(value: Any, key: str) -> Any:
     """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
     if not isinstance(value, list):
         return value
-    found = [one for one in value if not isinstance(one, str) or one.strip()]
+    found = [one for one in value if one is not None and (not isinstance(one, str) or one.strip())]
     return found[int(drawn(f"caption {key}") * len(found))] if found else None
 
 

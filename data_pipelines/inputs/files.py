@@ -10,18 +10,22 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipelines.inputs.braces import expand
 from data_pipelines.record import Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.errors import DataError
 
 MAGIC = re.compile(r"[*?\[]")
+BRACES = re.compile(r"\{.*[,.].*\}")
+"""What may be a brace pattern; a name of a file with braces that is there is taken as it is."""
 LONGEST_NAME = 255
 """Bytes of one name in a path, on every disk."""
 LONGEST_PATH = 1024
@@ -69,6 +73,24 @@ def find(of: InputConfig, endings: Sequence[str]) -> list[Found]:
     return found
 
 
+def mean_size_of_others(of: InputConfig, endings: Sequence[str], path: str) -> float | None:
+    """Return the mean bytes of the input's files other than `path`; None when there are none or they cannot be listed.
+
+    A process lists an input once.
+    """
+    try:
+        sizes = _known_sizes((of.path,) if isinstance(of.path, str) else of.path, tuple(endings))
+    except DataError:
+        return None
+    others = len(sizes) - (path in sizes)
+    return (sum(sizes.values()) - sizes.get(path, 0)) / others if others else None
+
+
+@lru_cache(maxsize=8)
+def _known_sizes(paths: tuple[str, ...], endings: tuple[str, ...]) -> dict[str, int]:
+    return {name: size for path in paths for name, size in _listing(path, endings)[1].items()}
+
+
 def inside(folder: str, name: str) -> str:
     """The path of a file that an entry of the input names; DataError when it is not below the folder.
 
@@ -93,7 +115,7 @@ def image_folder(of: InputConfig, unit: Unit) -> str:
     return of.images or unit.path.rpartition("/")[0]
 
 
-def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> BinaryIO:
+def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> io.BufferedReader:
     """A file to read from its beginning to its end; from a store it is fetched `ahead` bytes at a time.
 
     Without `ahead`, what is asked for is fetched as it is asked for. FileNotFoundError when there is none; reading
@@ -159,6 +181,8 @@ def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
 
 
 def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
+    if BRACES.search(name) and not files.exists(name):
+        return _fixed_folder(name), _search_names(files, name, endings)
     if not MAGIC.search(name) or files.exists(name):
         sizes = _below(files, name, endings)
         return (_parent(name) if list(sizes) == [name] else name), sizes
@@ -166,6 +190,31 @@ def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[st
     for one, entry in files.glob(name, detail=True).items():
         sizes |= _below(files, one, endings) if _is_local(files) or entry["type"] == "directory" else _size(one, entry)
     return _fixed_folder(name), sizes
+
+
+def _search_names(files: Any, pattern: str, endings: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of the files that a brace pattern names; each of their folders is listed once.
+
+    DataError when one of the names is not there.
+    """
+    sizes: dict[str, int] = {}
+    listed: dict[str, dict[str, Any]] = {}
+    names = expand(pattern)
+    for name in names:
+        folder = _parent(name)
+        if folder not in listed and not MAGIC.search(name):
+            entries = files.ls(folder, detail=True) if files.isdir(folder) else []
+            listed[folder] = {entry["name"].rstrip("/"): entry for entry in entries}
+        entry = listed.get(folder, {}).get(name.rstrip("/"))
+        is_file = entry is not None and entry["type"] == "file"
+        some = _size(name, entry) if entry is not None and is_file else _search(files, name, endings)[1]
+        if not some:
+            raise DataError(
+                f"pipeline.inputs: nothing at {_url(files, name)}, one of {len(names):,} names of {pattern}",
+                _what_is_there(files, name, endings),
+            )
+        sizes |= some
+    return sizes
 
 
 def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
@@ -235,7 +284,7 @@ def _shared_folder(folders: Sequence[str]) -> str:
 
 def _fixed_folder(pattern: str) -> str:
     """The last folder before what may vary."""
-    return MAGIC.split(pattern)[0].rpartition("/")[0]
+    return re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
 
 
 def _parent(name: str) -> str:

@@ -4,15 +4,14 @@ Invariant: a class without a name stops the run before it begins.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.inputs import files
 from data_pipelines.inputs.keys import safe_key
-from data_pipelines.inputs.tar import IMAGES
 from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import storage
+from janus_dist.data import images, storage
 from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError
 
@@ -22,7 +21,8 @@ HINT = "give JSON {folder: name}, or lines `folder name, other name`"
 def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     """Up to `shard_samples` files of one class each, and what lies beside the classes.
 
-    DataError when there are no folders, or `class_names` has no name for one.
+    DataError when there are no folders, `class_names` has no name for one, or most images have a caption in a file of
+    their own, which would not be used.
     """
     found: dict[tuple[str, str], list[tuple[str, files.Found]]] = {}
     for file in files.find(of, ("",)):
@@ -31,6 +31,7 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     classes = {name for _, name in found if name}
     if not classes:
         raise DataError(f"pipeline.inputs: no folders in {next(iter(found))[0]}", "each class has a folder of its own")
+    _check_no_captions(found)
     names = _class_names(of)
     nameless = sorted(classes - set(names)) if names is not None else []
     if nameless:
@@ -58,10 +59,26 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
         ending = below.rpartition("/")[2].rpartition(".")[2] if "." in below else ""
         if not name:
             yield Reject(path, key, "no class: it lies beside the folders of classes", b"")
-        elif ending and ending.lower() not in IMAGES:
+        elif ending and ending.lower() not in images.ENDINGS:
             yield Reject(path, key, f"no image: its name ends with .{ending}", b"")
         else:
             yield Record(key, path, (Picture(path),), caption=caption)
+
+
+def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, files.Found]]]) -> None:
+    """Raise DataError when most images have a text beside them: then folders are not classes."""
+    paths = {file.path for members in classes.values() for _, file in members}
+    shown = [path for path in paths if path.rpartition(".")[2].lower() in images.ENDINGS]
+    captioned = sorted(path for path in shown if f"{path.rpartition('.')[0]}.txt" in paths)
+    if len(captioned) <= len(shown) / 2:
+        return
+    folder, _, name = captioned[0].rpartition("/")
+    raise DataError(
+        f"pipeline.inputs: {len(captioned):,} of {len(shown):,} images have a caption in a file beside them "
+        f"({name}, {name.rpartition('.')[0]}.txt), but format=folders takes the name of a folder as the caption",
+        f"make a tar of each folder, `tar --sort=name -cf {folder}.tar -C {folder} .`, "
+        f"and read the tars with format=webdataset, path={folder.rpartition('/')[0]}/*.tar",
+    )
 
 
 def _class_names(of: InputConfig) -> dict[str, str] | None:

@@ -1,9 +1,11 @@
 """Every format of inputs, by its name: what can be cut into units, and the records of a unit."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import ModuleType
 
 from data_pipelines.inputs import built_in, folders, jsonl, parquet, tar
+from data_pipelines.inputs.columns import partition_columns
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import Format, InputConfig
 from janus_dist.data.inspect import Reject
@@ -29,4 +31,11 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order, and a Reject for what is none. OSError when its file cannot be reached."""
-    return MODULES[of.format].records(of, unit)
+    entries = MODULES[of.format].records(of, unit)
+    partition = partition_columns(unit.path)
+    if not partition or not of.where:
+        return entries
+    return (
+        replace(entry, columns={**partition, **entry.columns}) if isinstance(entry, Record) else entry
+        for entry in entries
+    )

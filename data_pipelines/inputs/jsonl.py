@@ -57,7 +57,7 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
-    return entries.records(of, unit, ((place, _object(line), _head(line)) for place, line in _lines(unit)))
+    return entries.records(of, unit, ((place, _object(line), _head(line)) for place, line in _lines(of, unit)))
 
 
 def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
@@ -72,9 +72,9 @@ def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
     return values
 
 
-def _lines(unit: Unit) -> Iterator[Line]:
+def _lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
     if unit.path.endswith(COMPRESSED):
-        yield from _compressed_lines(unit)
+        yield from _compressed_lines(of, unit)
         return
     with files.open_stream(unit.path, min(files.READ_AHEAD_BYTES, max(1, unit.size))) as opened:
         begin = unit.start
@@ -84,7 +84,7 @@ def _lines(unit: Unit) -> Iterator[Line]:
         yield from _lines_until(opened, unit.stop, begin)
 
 
-def _compressed_lines(unit: Unit) -> Iterator[Line]:
+def _compressed_lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
     number = 0
     with files.open_stream(unit.path) as opened:
         try:
@@ -95,8 +95,10 @@ def _compressed_lines(unit: Unit) -> Iterator[Line]:
             raise
         except (OSError, EOFError, zlib.error) as error:
             read = min(unit.size, opened.tell())
-            about = entries.lost(unit.size - read, read, number, USUAL_BYTES)
-            yield number, entries.LostError(f"damaged: the file ends after {number} lines: {error}", about)
+            loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
+            if isinstance(error, EOFError) and read == unit.size:
+                loss = entries.lost_at_end(of, ENDINGS, unit, number)
+            yield number, entries.LostError(f"damaged: the file ends after {number} lines: {error}", loss)
 
 
 def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Line]:

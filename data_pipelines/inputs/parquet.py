@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.inputs import entries, files
-from data_pipelines.inputs.entries import LostError
+from data_pipelines.inputs.columns import check_rule_columns, partition_columns
+from data_pipelines.inputs.entries import Loss, LostError
 from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
@@ -47,11 +48,15 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     if not whole:
         raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
     _check_columns(of, whole[0][0].path, whole[0][1][0])
+    names = {name for file, (columns, _) in whole for name in [*columns, *partition_columns(file.path)]}
+    check_rule_columns("pipeline.inputs", of.where, names)
     rows = sum(rows for _, (_, groups) in whole for rows, _ in groups)
     cut: list[Unit] = []
     for file, footer in zip(found, footers, strict=True):
         if isinstance(footer, DataError):
-            about = entries.lost(file.size, sum(file.size for file, _ in whole), rows, file.size)
+            whole_bytes = sum(file.size for file, _ in whole)
+            size = max(file.size, whole_bytes // len(whole))  # a file without a footer was cut short, mostly
+            about = entries.lost(size, whole_bytes, rows, size)
             cut.append(Unit(file.path, file.size, records=about, stem=file.stem))
         else:
             cut += _cut(file, footer[1], shard_samples)
@@ -95,7 +100,7 @@ def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] 
         except UnreachableError:
             raise
         except FAULTS as error:
-            yield 0, LostError(f"damaged: no row can be read: {error}", max(1, unit.records or 1)), b""
+            yield 0, LostError(f"damaged: no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
             return
         names = [name for name in file.schema_arrow.names if name in _used(of)]
         size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
@@ -110,7 +115,7 @@ def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] 
                 raise
             except FAULTS as error:
                 said = f"damaged: rows {place} to {end - 1} cannot be read: {error}"
-                yield place, LostError(said, max(1, end - place)), b""
+                yield place, LostError(said, Loss(max(1, end - place))), b""
 
 
 def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:

@@ -1,7 +1,7 @@
 """WebDataset tars as img2dataset writes them: members of one key (what stands before the first dot) are one entry.
 
-Invariants: every member belongs to a record or a reject; the members of one entry are in memory, and of those only what
-a record is made of.
+Invariants: every member belongs to a record or a reject, but for the notes of macOS about others (`._a.jpg`); the
+members of one entry are in memory, and of those only what a record is made of.
 """
 
 import gzip
@@ -16,11 +16,12 @@ from data_pipelines.inputs.keys import record_key, safe_key
 from data_pipelines.inputs.tar_stream import DamagedError, Member, TarStream
 from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
+from janus_dist.data import images
 from janus_dist.data.inspect import Reject
+from janus_dist.data.sample import TAR_BLOCK
 from janus_dist.errors import DataError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")
 LONGEST_ENTRY_BYTES = 2**30
 USUAL_BYTES = 50_000
 """Of an entry where none could be read: a photograph as img2dataset stores it."""
@@ -28,6 +29,11 @@ NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 """Key and ending of a member, as webdataset splits them."""
 NUMBER = re.compile(r"(\d{1,9})\.")
 SHOWN_ENDINGS = 8
+GZIP = b"\x1f\x8b"
+USTAR = slice(257, 262)
+"""Bytes of a tar's header that say that it is one."""
+CODECS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of compressed files that are not read."""
 
 
 @dataclass
@@ -51,9 +57,17 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a tar, in their order."""
-    seen: set[str] = set()
+    seen: dict[str, list[str]] = {}
     with files.open_stream(unit.path) as opened:
-        stream = opened if unit.path.endswith(".tar") else cast(BinaryIO, gzip.GzipFile(fileobj=opened))
+        head = opened.peek(TAR_BLOCK)[:TAR_BLOCK]
+        codec = next((name for magic, name in CODECS.items() if head.startswith(magic)), "")
+        if codec:
+            about = entries.lost(unit.size, 0, 0, USUAL_BYTES)
+            reason = f"not a tar: the file is compressed by {codec}; decompress it, or compress it by gzip"
+            yield Reject(unit.path, safe_key(unit.stem), reason, head[: entries.HEAD_BYTES], about)
+            return
+        is_gzip = head.startswith(GZIP) or not (unit.path.endswith(".tar") or head[USTAR].startswith(b"ustar"))
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
         tar = TarStream(stream)
         for number, entry in enumerate(_entries(tar, lambda ending: _limit(of, ending))):
             source = f"{unit.path}:{entry.key}" if entry.key else unit.path
@@ -62,14 +76,28 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
                 if entry.fault:
                     raise DataError(entry.fault)
                 if entry.key in seen:
-                    raise DataError(f"duplicate key: {short(entry.key)} was there before")
+                    raise DataError(_repeated(entry, seen[entry.key]))
                 yield _record(of, entry, key, source, files.image_folder(of, unit))
             except DataError as error:
                 head = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
                 read = min(unit.size, tar.offset if stream is opened else opened.tell())
-                about = entries.lost(unit.size - read, read, number, USUAL_BYTES) if entry.is_last else 1
-                yield Reject(source, key, error.message, head, about)
-            seen.add(entry.key)
+                loss = entries.Loss(1)
+                if entry.is_last and read < unit.size:
+                    loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
+                elif entry.is_last:
+                    loss = entries.lost_at_end(of, ENDINGS, unit, number)
+                yield Reject(source, key, f"{error.message}{loss.words}", head, loss.records, loss.at_least)
+            seen.setdefault(entry.key, entry.endings)
+
+
+def _repeated(entry: _Entry, before: list[str]) -> str:
+    """Return why a key that comes again is refused: two entries have it, or the members of one entry lie apart."""
+    if set(before) & set(entry.endings):
+        return f"duplicate key: {short(entry.key)} was there before"
+    return (
+        f"torn apart: {short(entry.key)} has {', '.join(before)} in one place of the tar and "
+        f"{', '.join(entry.endings)} in another; members of one key must lie together, as `tar --sort=name` writes them"
+    )
 
 
 def _record(of: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
@@ -79,11 +107,11 @@ def _record(of: InputConfig, entry: _Entry, key: str, source: str, folder: str) 
         values = found if isinstance(found, dict) else {of.columns.get("turns", "messages"): found}
     for name in {of.columns.get("caption", "txt"), of.columns.get("text")} & set(entry.contents):
         values["caption" if name == "txt" else name] = entries.utf8(entry.contents[name], short(f"{entry.key}.{name}"))
-    images = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
-    if not images and entries.value_of(of, values, "turns") is None:
+    shown = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
+    if not shown and entries.value_of(of, values, "turns") is None:
         raise DataError(f"no image: {short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
     columns: Any = {what: name for what, name in of.columns.items() if what != "image"}  # which is an ending here
-    values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in images]
+    values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in shown]
     return entries.record(of.model_copy(update={"columns": columns}), values, key, source, folder)
 
 
@@ -93,7 +121,7 @@ def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]
     fault = ""
     try:
         while (member := tar.next()) is not None:
-            if member.kind == "folder":
+            if member.kind == "folder" or _is_metadata(member.name):
                 continue
             key, ending = _split(member.name)
             if current is None or current.key != key:
@@ -113,6 +141,12 @@ def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]
         yield current
     if fault:
         yield _Entry("", fault, is_last=True)
+
+
+def _is_metadata(name: str) -> bool:
+    """Tell whether a member holds what macOS notes about another one: `._a.jpg`, `.DS_Store`, `__MACOSX/a.jpg`."""
+    *folders, last = name.split("/")
+    return last.startswith("._") or last == ".DS_Store" or "__MACOSX" in folders
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -150,7 +184,7 @@ def _limit(of: InputConfig, ending: str) -> int:
 
 def _is_image(of: InputConfig, ending: str) -> bool:
     named, last = of.columns.get("image"), ending.rpartition(".")[2]
-    return named in (last, ending) if named else last in IMAGES
+    return named in (last, ending) if named else last in images.ENDINGS
 
 
 def _order(ending: str) -> tuple[int, str]:

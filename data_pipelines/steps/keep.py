@@ -5,16 +5,29 @@ Invariant: a record without the value that a rule asks for is dropped, never kep
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, date, datetime
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from data_pipelines.record import Dropped
+from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import Keep
 from janus_dist.data import images
 
 OF_PICTURES = ("width", "height", "aspect")
 CAPTION_CHARS = "caption_chars"
+TEXT_CHARS = "text_chars"
+COMPUTED: Mapping[Stream, tuple[str, ...]] = {
+    "text": (TEXT_CHARS,),
+    "understanding": (*OF_PICTURES, CAPTION_CHARS),
+    "generation": (*OF_PICTURES, CAPTION_CHARS),
+}
+"""Values that a stream's step computes; all other rules are on columns of the input."""
+TRUE_WORDS = ("true", "yes", "on")
+FALSE_WORDS = ("false", "no", "off")
+"""Texts that count as truth values, as in YAML 1.1."""
 SHOWN = 100
 """Characters of a value."""
 
@@ -41,36 +54,56 @@ def measures(picture: Image.Image) -> dict[str, float]:
     return {"width": width, "height": height, "aspect": max(width, height) / min(width, height)}
 
 
+def is_missing(value: Any) -> bool:
+    """Tell whether a value counts as absent: null, an empty text or NaN, as CSV and Parquet of pandas hold it."""
+    return value is None or _text(value).lower() in ("", "nan", "nat")
+
+
 def _check(name: str, rule: Keep, value: Any) -> None:
-    if value is None or _text(value).lower() in ("", "nan"):  # CSV and Parquet written by pandas
+    if isinstance(value, np.generic):
+        value = value.item()
+    if is_missing(value):
         raise Dropped(f"{name} is missing", "")
     shown = _shown(value)
-    if rule.min is not None or rule.max is not None:
-        number = _number(value)
-        if number is None or math.isnan(number):
-            raise Dropped(f"{name} is no number", shown)
-        if rule.min is not None and not number >= rule.min:
-            raise Dropped(f"{name} >= {_shown(rule.min)}", shown)
-        if rule.max is not None and not number <= rule.max:
-            raise Dropped(f"{name} <= {_shown(rule.max)}", shown)
+    for bound, sign in ((rule.min, ">="), (rule.max, "<=")):
+        if bound is None:
+            continue
+        found = _date(value) if isinstance(bound, datetime) else _number(value)
+        if found is None:
+            raise Dropped(f"{name} is no {'date' if isinstance(bound, datetime) else 'number'}", shown)
+        if not (found >= bound if sign == ">=" else found <= bound):  # pyright: ignore[reportOperatorIssue]
+            raise Dropped(f"{name} {sign} {_shown(bound)}", shown)
     if rule.one_of and not any(_same(value, choice) for choice in rule.one_of):
         raise Dropped(f"{name} is one of {', '.join(map(_shown, rule.one_of))}", shown)
 
 
 def _same(value: Any, choice: str | float | bool) -> bool:
-    """Whether a value is what the recipe says, also where its file holds it as text."""
-    if isinstance(choice, bool) or isinstance(value, bool):
+    """Tell whether a value is what the recipe says, also where its file holds it as text or as another type."""
+    if isinstance(choice, bool):
+        return _text(value).lower() in (TRUE_WORDS if choice else FALSE_WORDS)
+    if isinstance(value, bool):
         return _text(value).lower() == _text(choice).lower()
     if isinstance(choice, str):
-        return _text(value) == choice
+        return choice in (_text(value), _shown(value)) or (isinstance(value, date) and _date(choice) == _date(value))
     return _number(value) == choice
 
 
 def _number(value: Any) -> float | None:
+    """Convert a number, or a text that holds one, to a float; None for anything else, NaN included."""
     try:
-        return float(value)
+        number = float(value)
     except (ValueError, TypeError, OverflowError):
         return None
+    return None if math.isnan(number) else number
+
+
+def _date(value: Any) -> datetime | None:
+    """Convert a date, a time stamp or an ISO 8601 text to a time stamp in UTC; None for anything else."""
+    try:
+        found = datetime.fromisoformat(value.isoformat() if isinstance(value, date) else _text(value))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _text(value: Any) -> str:
@@ -78,7 +111,9 @@ def _text(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as people write it: 256, not 256.0."""
+    """Format a value as people write it: 256, not 256.0; a day without its midnight."""
+    if isinstance(value, datetime):
+        return value.isoformat().removesuffix("+00:00").removesuffix("T00:00:00")
     if isinstance(value, float):
         value = int(value) if value.is_integer() else f"{value:.6g}"
     return _text(value)[:SHOWN]

@@ -22,7 +22,7 @@ class Text:
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what has no words or breaks a rule."""
-        keep.check(self.rules, {**record.columns, "text_chars": len(record.text)})
+        keep.check(self.rules, {**record.columns, keep.TEXT_CHARS: len(record.text)})
         words(record.text, "the text")
 
     def make(self, record: Record) -> Made:

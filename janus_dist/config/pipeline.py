@@ -1,9 +1,12 @@
 """What the pipelines read, which of it they keep, and how they cut it into shards."""
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from janus_dist.config.base import Config, refuse
 from janus_dist.config.mix import STREAMS, Stream
@@ -24,12 +27,46 @@ COLUMNS: Mapping[Format, tuple[Column, ...]] = {
 class Keep(Config):
     """A rule on one value of a record; a record without the value is dropped too."""
 
-    min: float | None = None
-    """The least that is kept."""
-    max: float | None = None
-    """The most."""
+    min: float | datetime | None = None
+    """The least that is kept: a number, or a date as 2024-05-31 or 2024-05-31T12:00:00 (UTC where no zone is given)."""
+    max: float | datetime | None = None
+    """The most, a number or a date."""
     one_of: tuple[str | float | bool, ...] = ()
     """Only these values; any when empty."""
+
+    @field_validator("min", "max", mode="before")
+    @classmethod
+    def _bound(cls, value: Any) -> Any:
+        """Convert a text to a number or to a time stamp with a zone."""
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                with suppress(ValueError):
+                    value = datetime.fromisoformat(value)
+        if isinstance(value, date):
+            value = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{value!r} is neither a number nor a date as 2024-05-31")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Keep":
+        faults: list[str] = []
+        texts = [value for value in self.one_of if isinstance(value, str)]
+        if texts and len(texts) < len(self.one_of) and any(isinstance(value, bool) for value in self.one_of):
+            faults.append(
+                f"one_of={list(self.one_of)} mixes truth values with texts; YAML reads no, off, yes and on without "
+                f"quotes as truth values: write ['no', {texts[0]!r}] for texts"
+            )
+        kinds = {type(bound) for bound in (self.min, self.max) if bound is not None}
+        if datetime in kinds and len(kinds) > 1:
+            faults.append(f"min={self.min} and max={self.max} are a number and a date; give two of one kind")
+        refuse(faults)
+        return self
 
 
 class InputConfig(Config):

@@ -7,6 +7,7 @@ Invariant: the page is made of the typed recipe; a test compares them.
 
 import typing
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
@@ -127,5 +128,11 @@ def _name(kind: Any, rules: Sequence[Any] = ()) -> str:
         return f"map of {_name(inner[0])} to {_name(inner[1])}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "section"
-    words: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    words: dict[Any, str] = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        datetime: "date",
+    }
     return words[kind]

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError, features
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.MpoImagePlugin import MpoImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -27,7 +28,19 @@ from janus_dist.errors import DataError
 
 # Pillow tries every format that it knows otherwise; that of EPS starts Ghostscript.
 READERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile, TiffImageFile, AvifImageFile)
-FORMATS = tuple(reader.format for reader in READERS if reader.format)
+OPTIONAL_FORMATS = ("WEBP", "AVIF")
+"""Formats that a build of Pillow may lack."""
+FORMATS = tuple(
+    reader.format
+    for reader in READERS
+    if reader.format and (reader.format not in OPTIONAL_FORMATS or features.check(reader.format.lower()))
+)
+ENDINGS = frozenset(
+    ending.removeprefix(".")
+    for ending, form in Image.EXTENSION.items()
+    if form in FORMATS or form == MpoImageFile.format  # which the reader of JPEG opens
+)
+"""Endings of file names, without the dot, of the formats that this build of Pillow decodes."""
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each core has a job of its own
 
 PADDING = (127, 127, 127)

@@ -63,6 +63,8 @@ class Reject:
     head: bytes
     records: int = 1
     """How many it stands for: more than one where a file is damaged, estimated where the format does not count them."""
+    at_least: bool = False
+    """More may be lost than `records`: the file was cut short and nothing says how much it held."""
 
     @property
     def kind(self) -> str:

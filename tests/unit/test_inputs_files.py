@@ -18,6 +18,7 @@ from janus_dist.config.pipeline import PipelineConfig
 from janus_dist.errors import DataError
 from tests.inputs import source
 
+CASES = Path(__file__).parents[1] / "cases"
 TEXTS = st.text(st.characters()) | st.text("a/.%~-_", max_size=12)
 SAFE = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-/%")
 
@@ -33,6 +34,40 @@ def stems(of) -> list[str]:
 
 
 # --- files ---
+
+
+def test_brace_patterns_of_webdataset():
+    of = source("webdataset", CASES / "brace_pattern" / "{0000..0001}.tar")
+    assert [found.stem for found in find(of, (".tar",))] == ["0000", "0001"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("{a,b}/{1..2}.tar", ["a/1", "a/2", "b/1", "b/2"]),
+        ("{a,b}/1*", ["a/1", "a/10", "b/1"]),
+        ("{a,c}", ["a/1", "a/10", "a/2", "c/{1..2}"]),
+        ("c/{1..2}.tar", ["{1..2}"]),
+    ],
+)
+def test_choices_and_ranges(tmp_path, pattern, expected):
+    put(tmp_path, "a/1.tar", "a/2.tar", "a/10.tar", "b/1.tar", "b/2.tar", "c/{1..2}.tar")
+    assert stems(source("webdataset", tmp_path / pattern)) == expected
+
+
+def test_a_name_of_a_brace_pattern_that_is_not_there_is_told(tmp_path):
+    put(tmp_path, "000.tar", "001.tar")
+    with pytest.raises(DataError, match=f"nothing at {tmp_path}/002.tar, one of 3 names of") as caught:
+        find(source("webdataset", tmp_path / "{000..002}.tar"), (".tar",))
+    assert "has 000.tar, no 002.tar" in (caught.value.hint or "") or "001.tar" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"), [("{0..9999999}.tar", "stands for more than 200,000 names"), ("{a,b.tar}}", "Unbalanced")]
+)
+def test_brace_patterns_that_are_refused(tmp_path, pattern, reason):
+    with pytest.raises(DataError, match=reason):
+        find(source("webdataset", tmp_path / pattern), (".tar",))
 
 
 def test_folders_are_searched_for_endings_in_the_order_of_paths(tmp_path):

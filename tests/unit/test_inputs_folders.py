@@ -3,15 +3,20 @@
 import hashlib
 import json
 import pydoc_data.topics
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.inputs import formats
 from data_pipelines.record import Picture, Record
+from janus_dist.data import images
 from janus_dist.errors import DataError
 from tests.inputs import entries, read, source
 
+CASES = Path(__file__).parents[1] / "cases"
 EASY_VQA = "48477c074746e806b4111cc4dde22e4115e00f366c15e4c014ab9694d4507140"
 """sha256 of keys, files, questions in their order and captions, as shards of earlier versions hold them."""
 
@@ -137,6 +142,28 @@ def test_a_folder_without_folders(tmp_path):
     put(tmp_path, "1.jpg")
     with pytest.raises(DataError, match=f"no folders in {tmp_path}"):
         formats.units(source("folders", tmp_path), 10)
+
+
+def test_images_with_captions_beside_them_are_no_classes(tmp_path):
+    """The hint is followed: what it says reads them."""
+    shutil.copytree(CASES / "img2dataset_files_layout", tmp_path / "in")
+    with pytest.raises(DataError, match="3 of 3 images have a caption in a file beside them") as caught:
+        formats.units(source("folders", tmp_path / "in"), 10)
+    command, _, rest = (caught.value.hint or "").partition("`")[2].partition("`")
+    subprocess.run(shlex.split(command), check=True)
+    records, rejects = read(source("webdataset", rest.partition("path=")[2]))
+    assert not rejects and len(records) == 3
+    assert [record.caption for record in records] == [
+        path.read_text() for path in sorted((tmp_path / "in/00000").glob("*.txt"))
+    ]
+
+
+def test_every_ending_that_is_taken_decodes_and_no_other_is():
+    records, rejects = read(source("folders", CASES / "image_formats"))
+    for record in records:
+        images.load(Path(record.pictures[0].source).read_bytes())
+    assert {Path(record.source).suffix for record in records} == {".jfif", ".mpo", ".JPG", ""}
+    assert [reject.reason for reject in rejects] == ["no image: its name ends with .jp2"]
 
 
 # --- sources of packages ---

@@ -1,9 +1,12 @@
 """WebDataset tars: whole ones by several writers, and everything that can be wrong with one."""
 
+import bz2
 import gzip
 import json
+import lzma
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -17,6 +20,7 @@ from data_pipelines.record import Picture, Record
 from janus_dist.data.inspect import Reject
 from tests.inputs import ENDS, member, read, reasons, source, tar
 
+CASES = Path(__file__).parents[1] / "cases"
 META = {"width": 4, "height": 3, "url": "http://x", "exif": {"a": 1}, "caption": "of the JSON"}
 THREE = [(f"{key}.{ending}", f"{key}{ending}".encode()) for key in ("000", "001", "002") for ending in ("jpg", "txt")]
 
@@ -172,7 +176,7 @@ def test_reading_twice_gives_the_same(tmp_path):
         ([member("0.jpg", kind=tarfile.FIFOTYPE)], "not a file: '0.jpg' is a pipe"),
         ([member("0.jpg", b"x", kind=b"Z")], "not a file: '0.jpg' is of no known type"),
         ([member("README", b"x")], "no key: 'README' has no ending behind a dot"),
-        ([member("._0.jpg", b"x")], "no key: '._0.jpg' has no ending behind a dot"),
+        ([member(".0.jpg", b"x")], "no key: '.0.jpg' has no ending behind a dot"),
         ([member("0.jpg", b"x"), member("0.JPG", b"y")], "duplicate key: '0.JPG' is there twice"),
         ([member("0.txt", b"x"), member("0.mp4", b"y")], "no image: '0' has txt, mp4"),
         ([member("0.jpg", b"x"), member("0.txt", b"ab\xff")], "not UTF-8: '0.txt' at byte 2"),
@@ -247,7 +251,8 @@ def test_memory_does_not_grow_with_the_tar(tmp_path):
 
 def cut(tmp_path, content: bytes):
     records, rejects = read(write(tmp_path, content))
-    return [record.key for record in records], [(reject.key, reject.reason) for reject in rejects]
+    unknown = "; how many records are lost behind that is unknown, 1 is counted"
+    return [record.key for record in records], [(reject.key, reject.reason.removesuffix(unknown)) for reject in rejects]
 
 
 def test_a_tar_that_ends_inside_a_member(tmp_path):
@@ -341,6 +346,37 @@ def test_damaged_gzip(tmp_path, damage, reason):
     assert reject.reason.startswith("damaged: ") and reason in reject.reason
     assert [record.key for record in records] == [f"00012/{number}" for number in range(len(records))]
     assert all(images(record) == [noise[number][1]] for number, record in enumerate(records))
+
+
+# --- tars of other makers ---
+
+
+def test_notes_of_macos_are_left_aside():
+    records, rejects = read(source("webdataset", CASES / "tar_appledouble"))
+    assert not rejects and len(records) >= 2 and all(len(record.pictures) == 1 and record.caption for record in records)
+
+
+def test_more_notes_of_macos(tmp_path):
+    names = ["0.jpg", "._0.jpg", "a/.DS_Store", "__MACOSX/0.jpg", "__MACOSX/a/._0.txt", "0.txt"]
+    (record,), rejects = read(write(tmp_path, tar([(name, name.encode()) for name in names])))
+    assert not rejects and (images(record), record.caption) == ([b"0.jpg"], "0.txt")
+
+
+def test_a_gzipped_tar_is_known_by_its_content(tmp_path):
+    records, rejects = read(source("webdataset", CASES / "tar_gz_named_tar"))
+    assert records and not rejects
+    assert len(read(write(tmp_path, tar(THREE), "plain.tgz"))[0]) == 3
+
+
+@pytest.mark.parametrize(("compress", "name"), [(bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_another_codec_is_named(tmp_path, compress, name):
+    records, (reject,) = read(write(tmp_path, compress(tar(THREE) * 9)))
+    assert not records and reject.reason.startswith(f"not a tar: the file is compressed by {name}; decompress it")
+
+
+def test_members_of_one_key_must_lie_together():
+    torn = [reason for reason in reasons(source("webdataset", CASES / "tar_unsorted")) if "torn apart" in reason]
+    assert torn and all("members of one key must lie together, as `tar --sort=name` writes" in one for one in torn)
 
 
 @settings(max_examples=300)

@@ -1,10 +1,12 @@
 """Rules on values of records: what is kept, and what each record that is dropped is told."""
 
 import math
+from datetime import date, datetime
 from decimal import Decimal
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from data_pipelines.record import Dropped
 from data_pipelines.steps import keep
@@ -18,6 +20,11 @@ def rule(**values):
     return InputConfig.model_validate({"format": "jsonl", "path": "a", "where": {"x": values}}).where["x"]
 
 
+def pd_nat():
+    """The null of a column of time stamps."""
+    return np.datetime64("NaT")
+
+
 @pytest.mark.parametrize(
     ("values", "found"),
     [
@@ -28,6 +35,17 @@ def rule(**values):
         ({"max": 2}, 2.0),
         ({"max": 2}, np.float32(2)),
         ({"max": 2}, Decimal("1.5")),
+        ({"min": 0.3}, Decimal("0.40")),
+        ({"min": 1}, np.int64(1)),
+        ({"min": "2024-05-31"}, date(2024, 5, 31)),
+        ({"min": "2024-05-31"}, "2024-06-01T10:00:00Z"),
+        ({"max": "2024-05-31T12:00:00+02:00"}, datetime(2024, 5, 31, 10)),
+        ({"one_of": ["2024-05-31"]}, datetime(2024, 5, 31)),
+        ({"one_of": ["1"]}, 1.0),
+        ({"one_of": [0.4]}, Decimal("0.40")),
+        ({"one_of": [False]}, "no"),
+        ({"one_of": [True]}, "Yes"),
+        ({"one_of": ["true"]}, np.True_),
         ({"min": 1, "max": 1}, True),
         ({"min": -1, "max": 1}, 0),
         ({"one_of": ["en", "de"]}, "de"),
@@ -66,6 +84,12 @@ def test_what_is_kept(values, found):
         ({"one_of": ["en"]}, "x" * 500, ("x is one of en", "x" * 100)),
         ({"min": 3}, "many", ("x is no number", "many")),
         ({"min": 3}, [4], ("x is no number", "[4]")),
+        ({"min": 0.3}, Decimal("0.2"), ("x >= 0.3", "0.2")),
+        ({"min": "2024-05-31"}, date(2024, 5, 30), ("x >= 2024-05-31", "2024-05-30")),
+        ({"min": "2024-05-31"}, 5, ("x is no date", "5")),
+        ({"min": 3}, date(2024, 5, 30), ("x is no number", "2024-05-30")),
+        ({"one_of": [False]}, "nein", ("x is one of False", "nein")),
+        ({"min": 3}, pd_nat(), ("x is missing", "")),
         ({"min": 3}, "-nan", ("x is no number", "-nan")),
         ({"min": 3}, 10**400, ("x is no number", "1" + "0" * 99)),
         ({"min": 3}, None, ("x is missing", "")),
@@ -80,6 +104,21 @@ def test_what_is_dropped(values, found, expected):
     with pytest.raises(Dropped) as caught:
         keep.check({"x": rule(**values)}, {"x": found})
     assert (caught.value.rule, caught.value.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"one_of": [False, "en"]}, r"mixes truth values with texts; YAML reads no, off.*write \['no', 'en'\]"),
+        ({"min": "many"}, "'many' is neither a number nor a date as 2024-05-31"),
+        ({"min": True}, "True is neither a number nor a date"),
+        ({"max": math.nan}, "nan is not a finite number"),
+        ({"min": 3, "max": "2024-01-01"}, "are a number and a date"),
+    ],
+)
+def test_rules_that_are_refused(values, message):
+    with pytest.raises(ValidationError, match=message):
+        rule(**values)
 
 
 def test_a_column_that_is_not_there_is_missing():

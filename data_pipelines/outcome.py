@@ -1,0 +1,73 @@
+"""What a run says at its end: counts of what was kept, refused and dropped, and the error of a run that kept nothing.
+
+Invariant: a shard set without a sample is never committed.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+
+from data_pipelines.gather import Gathered
+from data_pipelines.inputs.columns import check_rule_columns
+from data_pipelines.job import InputWork
+from janus_dist.errors import DataError
+
+SHOWN_COUNTS = 8
+
+log = logging.getLogger("janus_dist")
+
+
+def check_outcome(of: InputWork, gathered: Gathered) -> None:
+    """Raise DataError when a rule asks for a column that no record has, or when no sample was made."""
+    if gathered.columns is not None and gathered.records > gathered.bad.total():
+        check_rule_columns(of.name, of.source.where, gathered.columns)
+    if any(entry.samples for entry in gathered.entries):
+        return
+    if not gathered.records:
+        raise DataError(
+            f"{of.name}: the input holds no record, so there is nothing to train on",
+            f"see pipeline.inputs.{of.name}.path={_paths(of)} (format={of.source.format})",
+        )
+    reasons = [text for text in (_refused(gathered.bad), _dropped(gathered.dropped)) if text]
+    hints = []
+    if gathered.bad:
+        hints.append(f"`janus data quarantine {of.folder}` lists the refused records")
+    if gathered.dropped:
+        hints.append(f"loosen pipeline.inputs.{of.name}.where")
+    raise DataError(
+        f"{of.name}: none of {gathered.records:,} records became a sample: {'; '.join(reasons)}",
+        f"{'; '.join(hints)}; nothing was committed",
+    )
+
+
+def report_counts(of: InputWork, gathered: Gathered) -> None:
+    """Print how many records were refused and dropped, by reason, and warn of losses of unknown size."""
+    for line in filter(None, (_refused(gathered.bad), _dropped(gathered.dropped))):
+        log.info("%s: %s", of.name, line)
+    if gathered.cut_short:
+        log.warning(
+            "%s: %d files end too soon and nothing says how many records they lack: see `janus data quarantine %s`",
+            *(of.name, gathered.cut_short, of.folder),
+        )
+
+
+def _refused(bad: Mapping[str, int]) -> str:
+    """Return the counts of refused records by kind of reason, the most frequent first; empty when there are none."""
+    return f"refused: {_counts(bad)}" if bad else ""
+
+
+def _dropped(dropped: Mapping[str, int]) -> str:
+    """Return the counts of dropped records by rule, the most frequent first; empty when there are none."""
+    return f"dropped by rules: {_counts(dropped)}" if dropped else ""
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """Format counts as `too small (12), missing (3)`."""
+    found = Counter(counts).most_common()
+    more = sum(number for _, number in found[SHOWN_COUNTS:])
+    parts = [f"{name} ({number:,})" for name, number in found[:SHOWN_COUNTS]]
+    return ", ".join([*parts, f"{len(found) - SHOWN_COUNTS} others ({more:,})"] if more else parts)
+
+
+def _paths(of: InputWork) -> str:
+    return of.source.path if isinstance(of.source.path, str) else ", ".join(of.source.path)
