@@ -4,11 +4,14 @@ Invariant: whoever reads a name that `write_whole` wrote sees all of its bytes o
 temporary name, fsync and rename; an object store shows an object only when its upload is complete.
 """
 
+import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +27,14 @@ os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
 
 FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
 """How a disk or a store says that it does not do what it is asked to."""
+QUICK = {"connect_timeout": 5, "read_timeout": 10, "retries": {"max_attempts": 1}}
+"""Limits of a store's client, in seconds, for small requests whose answer is worthless when it comes late."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Errors of a file system that has no hard links."""
+NO_CONDITIONS = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
+"""Errors that a store's refusal of a request header becomes (501, 400, 405)."""
+SECOND_LOOK_S = 3.0
+"""Seconds between a write and the look whether another writer's content has replaced it: longer than a PUT takes."""
 
 
 @contextmanager
@@ -42,9 +53,16 @@ def reached(where: str | Path, failure: type[JanusError] = DataError) -> Iterato
         ) from error
 
 
-def write_whole(path: str | Path, content: bytes) -> None:
+def _connect(path: str | Path, quick: bool) -> tuple[Any, str]:
+    """Return the file system of a path and the path in it; `quick`: with a client of its own that waits for seconds,
+    not minutes."""
+    options = {"config_kwargs": QUICK} if quick and str(path).startswith(("s3://", "s3a://")) else {}
+    return fsspec.core.url_to_fs(str(path), **options)
+
+
+def write_whole(path: str | Path, content: bytes, quick: bool = False) -> None:
     """Write a file that is whole or absent, whatever happens meanwhile; its folder is made."""
-    files, name = fsspec.core.url_to_fs(str(path))
+    files, name = _connect(path, quick)
     if not isinstance(files, LocalFileSystem):
         files.pipe_file(name, content)
         return
@@ -52,21 +70,82 @@ def write_whole(path: str | Path, content: bytes) -> None:
         temporary.replace(name)
 
 
-def create(path: str | Path, content: bytes) -> bool:
+def create(path: str | Path, content: bytes, conditional: bool = True, quick: bool = False) -> bool:
     """Write a file like `write_whole` unless there is one of that name; of several writers exactly one gets True.
 
-    By a hard link on disks, by a conditional PUT (`If-None-Match: *`) in S3.
+    By a hard link on disks (an exclusive open where the file system has no links), by a conditional PUT
+    (`If-None-Match: *`) in S3. With `conditional=False`, for a store that ignores the condition
+    (`honours_conditions`), by a second look after SECOND_LOOK_S: `content` must then differ between writers.
     """
-    files, name = fsspec.core.url_to_fs(str(path))
-    try:
-        if not isinstance(files, LocalFileSystem):
+    files, name = _connect(path, quick)
+    if isinstance(files, LocalFileSystem):
+        return _create_on_disk(Path(name), content)
+    if conditional:
+        try:
             files.pipe_file(name, content, mode="create")
-            return True
-        with _written(Path(name), content) as temporary:
-            os.link(temporary, name)
+        except FileExistsError:
+            return False
+        return True
+    files.invalidate_cache()
+    if files.exists(name):
+        return False
+    files.pipe_file(name, content)
+    time.sleep(SECOND_LOOK_S)
+    return files.cat_file(name) == content
+
+
+def _create_on_disk(final: Path, content: bytes) -> bool:
+    try:
+        with _written(final, content) as temporary:
+            try:
+                os.link(temporary, final)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                with final.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
     except FileExistsError:
         return False
     return True
+
+
+def honours_conditions(folder: str | Path) -> bool:
+    """Return whether of several writers of a name in a folder exactly one can win, by trying: some stores accept a
+    conditional PUT and overwrite all the same. Raises what the store raises when it cannot be reached."""
+    if is_local(folder):
+        return True
+    probe = f"{folder}/probe-{uuid.uuid4().hex}"
+    try:
+        create(probe, b"1")
+        return not create(probe, b"2")
+    except OSError as error:
+        if error.errno not in NO_CONDITIONS:
+            raise
+        return False
+    finally:
+        with suppress(*FAILURES):
+            remove(probe)
+
+
+def version(path: str | Path, fresh: bool = True) -> str:
+    """Return what tells a file from another of the same name: its size and modification time, in a store size and ETag.
+
+    FileNotFoundError when there is none. `fresh=False`: a listing that was just made will do, without a request.
+    """
+    files, name = fsspec.core.url_to_fs(str(path))
+    if isinstance(files, LocalFileSystem):
+        status = Path(name).stat()
+        seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+        modified = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09d} UTC"
+        return f"{status.st_size} bytes, modified {modified}"
+    if fresh:
+        files.invalidate_cache()
+    entry = files.info(name)
+    # times are left out where there is an ETag: a listing has milliseconds, the answer for one object has seconds
+    mark = next((f"{key} {entry[key]}" for key in ("ETag", "etag", "mtime", "LastModified") if entry.get(key)), "")
+    return f"{entry.get('size')} bytes, {mark}".removesuffix(", ")
 
 
 @contextmanager
@@ -84,9 +163,9 @@ def _written(final: Path, content: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: str | Path) -> bytes:
+def read(path: str | Path, quick: bool = False) -> bytes:
     """All bytes of a file; FileNotFoundError when there is none."""
-    files, name = fsspec.core.url_to_fs(str(path))
+    files, name = _connect(path, quick)
     return files.cat_file(name)
 
 
@@ -105,7 +184,11 @@ def sizes(folder: str | Path) -> dict[str, int]:
 
     One request for a thousand objects.
     """
-    files, name = fsspec.core.url_to_fs(str(folder))
+    return _sizes(folder, quick=False)
+
+
+def _sizes(folder: str | Path, quick: bool) -> dict[str, int]:
+    files, name = _connect(folder, quick)
     files.invalidate_cache()
     try:
         found = {
@@ -117,14 +200,14 @@ def sizes(folder: str | Path) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def names(folder: str | Path) -> list[str]:
+def names(folder: str | Path, quick: bool = False) -> list[str]:
     """Names of the files directly in a folder, sorted; none when there is no such folder."""
-    return list(sizes(folder))
+    return list(_sizes(folder, quick))
 
 
-def remove(path: str | Path) -> None:
+def remove(path: str | Path, quick: bool = False) -> None:
     """Remove one file."""
-    files, name = fsspec.core.url_to_fs(str(path))
+    files, name = _connect(path, quick)
     files.rm_file(name)
 
 
