@@ -22,7 +22,7 @@ from janus_dist.data.compare import leaves
 from janus_dist.data.manifest import NAME, Manifest, is_there
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
-from janus_dist.launch import connect
+from janus_dist.ray_session import connect
 
 log = logging.getLogger("janus_dist")
 

@@ -210,11 +210,11 @@ def missing_folders(*folders: Path) -> list[Path]:
 
 def _cluster(recipe: StageRecipe) -> Iterator[str]:
     """The Ray cluster has room for the ranks, where one is running."""
-    from janus_dist import launch, room  # here: Ray takes seconds, and settings are looked at before
+    from janus_dist import ray_session, room  # here: Ray takes seconds, and settings are looked at before
 
-    there = launch.resources()
+    there = ray_session.resources()
     if there is None:
-        yield "no Ray cluster answers here: whether there is room for the ranks is not known"
+        yield "no Ray cluster answers here: a local Ray would be started, whose room for the ranks is not known"
         return
     cores, gpus = (sum(node.get(kind, 0) for node in there) for kind in ("CPU", "GPU"))
     yield f"the Ray cluster has {cores:g} CPUs and {gpus:g} GPUs on {len(there)} nodes"

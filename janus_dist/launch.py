@@ -1,15 +1,12 @@
-"""Ray: find or start a cluster, start the ranks of a run by Ray Train, relay their lines and the first failure.
+"""Start the ranks of a run by Ray Train, relay their lines and the first failure.
 
-Of the library only room.py, beside.py, tasks.py and submit_cli.py name ray as well. Invariant: the driver holds no
-model and no data; it prints what the first rank says and turns what happened into one message and one exit code.
+Of the library only ray_session.py, ray_process.py, room.py, beside.py, tasks.py and submit_cli.py name ray as well.
+Invariant: the driver holds no model and no data; it prints what the first rank says and turns what happened into one
+message and one exit code.
 """
 
 import logging
 import os
-import secrets
-import signal
-import socket
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,12 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES of a process without GPUs
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
-from ray._private.services import extract_ip_port, get_ray_address_from_environment
-from ray.exceptions import AuthenticationError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -39,7 +34,8 @@ from janus_dist.engine.find import refuse_if_never
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor import events
-from janus_dist.room import ANSWER_S, POLL_S, Resources, all_native, of_nodes, ranks_for, wait_for_others
+from janus_dist.ray_session import connect
+from janus_dist.room import POLL_S, all_native, ranks_for, wait_for_others
 from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other
 from janus_dist.train.failure import in_short, log_file, told
@@ -47,76 +43,8 @@ from janus_dist.train.stop import STOP, asked_by, forget_request
 
 GONE_S = 45.0
 """Of a job whose node died Ray may take so long to end what it had."""
-SETTINGS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "janus_dist"}
-"""Of a driver."""
-RAY_TOKEN = Path.home() / ".ray" / "auth_token"
-"""Where Ray keeps a token of this user."""
 
 log = logging.getLogger("janus_dist")
-
-
-def connect() -> None:
-    """Join the running Ray cluster (that of the submitted job, or of this machine), or start a local one."""
-    if ray.is_initialized():
-        return
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    named = os.environ.get("RAY_ADDRESS")
-    try:
-        try:
-            if not (named or _answers()):
-                raise ConnectionError
-            with _sigterm_kept():
-                ray.init(address="auto", **SETTINGS)
-        except (ConnectionError, AuthenticationError):  # there is none, or it is someone else's and wants their token
-            if named:
-                raise
-            # A token of its own: Ray would write one to ~/.ray/auth_token, and from then on `ray start` would demand it
-            # of a `ray job submit` that does not send it.
-            # Where there is that file, the token in it is the one that this process has tried by now.
-            if not RAY_TOKEN.exists():
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            with _sigterm_kept():
-                ray.init(address="local", **SETTINGS)
-    except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError) as error:
-        raise ClusterError(
-            f"Ray cannot be reached or started: {error}",
-            "see `ray status`; unset RAY_ADDRESS to start a local Ray; a cluster that wants a token takes it from "
-            "RAY_AUTH_TOKEN with RAY_AUTH_MODE=token",
-        ) from error
-
-
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Keep the job's own way to end by SIGTERM, which Ray replaces when it is joined."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
-def _answers() -> bool:
-    """Whether a Ray runs that "auto" would join. One that was killed leaves its address in a file (Ray removes it with
-    `ray stop` alone), where ray.init would wait for it for more than five minutes."""
-    try:
-        host, port = extract_ip_port(get_ray_address_from_environment("auto", None))
-        socket.create_connection((host, port), timeout=ANSWER_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def resources() -> list[Resources] | None:
-    """What the nodes have of the Ray cluster that a job would join; None where none answers. Starts none."""
-    if not _answers():
-        return None
-    try:
-        ray.init(address="auto", **SETTINGS)
-    except (ConnectionError, TimeoutError, RuntimeError, AuthenticationError):
-        return None
-    try:
-        return of_nodes()
-    finally:
-        ray.shutdown()
 
 
 def train(

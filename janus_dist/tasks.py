@@ -20,7 +20,8 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine.find import is_complete
 from janus_dist.errors import ClusterError, JanusError, PreemptedError
-from janus_dist.launch import connect, train
+from janus_dist.launch import train
+from janus_dist.ray_session import connect
 from janus_dist.room import POLL_S, of_nodes, room_in
 from janus_dist.train.stop import request_stop
 

@@ -111,7 +111,9 @@ def test_a_ray_that_wants_another_token_is_left_alone(tmp_path):
     )
     assert started.returncode == 0, started.stderr
     try:
-        code = "from janus_dist.launch import connect; connect(); import ray; print(ray.cluster_resources()['CPU'])"
+        code = (
+            "from janus_dist.ray_session import connect; connect(); import ray; print(ray.cluster_resources()['CPU'])"
+        )
         command = [sys.executable, "-W", "ignore", "-c", code]
         done = subprocess.run(command, env=mine | {"PYTHONPATH": str(ROOT)}, **shell)
     finally:

@@ -1,17 +1,13 @@
-"""Which Ray a job joins: the one that answers, or a local one of its own; what it makes of ranks that fail."""
+"""A run's driver: one job for each run, ranks that are started again, and what it makes of ranks that fail."""
 
 import pickle
 import platform
-import signal
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from ray._private import services
 from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -23,23 +19,6 @@ from janus_dist.monitor import events
 from janus_dist.train.failure import told
 from janus_dist.train.stop import request_stop
 from tests import prepared
-
-
-@pytest.fixture
-def joined(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Addresses that Ray was started with, on a machine where none runs."""
-    found: list[str] = []
-
-    def init(address: str, **settings: Any) -> None:
-        found.append(address)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does
-
-    monkeypatch.setattr(launch.ray, "init", init)
-    monkeypatch.setattr(launch.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
-    before = signal.getsignal(signal.SIGTERM)
-    yield found
-    signal.signal(signal.SIGTERM, before)
 
 
 def test_never_is_of_the_start_of_a_job(monkeypatch, tmp_path):
@@ -169,52 +148,6 @@ def test_ranks_are_told_whole_paths(monkeypatch, tmp_path):
     ):
         recipe = prepared.recipe(tmp_path, tmp_path, run={"resume": given})
         assert recipe.with_absolute_paths().run.resume == expected
-
-
-def record(monkeypatch: pytest.MonkeyPatch, folder: Path, address: str) -> None:
-    """The file that `ray start` writes."""
-    monkeypatch.setenv("RAY_TMPDIR", str(folder))
-    (folder / "ray").mkdir()
-    (folder / "ray" / "ray_current_cluster").write_text(address)
-
-
-def test_without_any_a_local_one_is_started(monkeypatch, joined, tmp_path):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    launch.connect()
-    assert joined == ["local"]
-
-
-def test_a_jobs_own_way_to_end_is_kept(monkeypatch, joined, tmp_path):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    signal.signal(signal.SIGTERM, mine := lambda *_: None)
-    launch.connect()
-    assert joined and signal.getsignal(signal.SIGTERM) is mine
-
-
-def test_the_address_of_one_that_was_killed_is_not_waited_for(monkeypatch, joined, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        record(monkeypatch, tmp_path, f"127.0.0.1:{server.getsockname()[1]}")
-    launch.connect()
-    assert joined == ["local"]
-
-
-def test_one_that_answers_is_joined(monkeypatch, joined, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        record(monkeypatch, tmp_path, f"127.0.0.1:{server.getsockname()[1]}")
-        launch.connect()
-    assert joined == ["auto"]
-
-
-def test_one_that_was_named_is_joined_or_the_job_ends(monkeypatch, joined):
-    def init(address: str, **settings: Any) -> None:
-        joined.append(address)
-        raise ConnectionError("refused")
-
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    monkeypatch.setattr(launch.ray, "init", init)
-    with pytest.raises(launch.ClusterError, match="Ray cannot be reached or started: refused"):
-        launch.connect()
-    assert joined == ["auto"]
 
 
 GONE = RuntimeError(

@@ -8,7 +8,7 @@ import yaml
 from ray._private import services
 
 from data_pipelines.prepare import prepare_data
-from janus_dist import launch
+from janus_dist import ray_session
 from janus_dist.cli import app
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.recipe import StageRecipe
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(launch, "resources", lambda: None)  # of whatever else runs on this machine
+    monkeypatch.setattr(ray_session, "resources", lambda: None)  # of whatever else runs on this machine
     prepared.prepare(tmp_path)
     recipe = prepared.recipe(tmp_path, tmp_path / "runs", 2)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
@@ -182,7 +182,7 @@ def test_what_is_read_during_a_run_is_looked_at_before(folder, check):
 
 
 def test_a_cluster_that_is_too_small_is_found(folder, check, monkeypatch):
-    monkeypatch.setattr(launch, "resources", lambda: [{"CPU": 3.0}, {"CPU": 1.0}])
+    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 3.0}, {"CPU": 1.0}])
     assert "  the Ray cluster has 4 CPUs and 0 GPUs on 2 nodes" in check()[1]
     assert check("cluster.workers=4")[0] == 0
     code, out = check("cluster.workers=2", "cluster.cpus_per_worker=2")
@@ -194,5 +194,5 @@ def test_a_cluster_that_is_too_small_is_found(folder, check, monkeypatch):
 def test_no_cluster_is_started_to_look_at(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
-    monkeypatch.setattr(launch.ray, "init", lambda **_: pytest.fail("Ray was started"))
-    assert launch.resources() is None
+    monkeypatch.setattr(ray_session.ray, "init", lambda **_: pytest.fail("Ray was started"))
+    assert ray_session.resources() is None
