@@ -78,11 +78,12 @@ test: setup
 	$(BIN)/pytest -m "not slow and not long" -n 2 --dist loadfile
 
 test-slow: setup
-	$(BIN)/pytest -m slow --durations=20
+	$(BIN)/pytest -m "slow and not long" --durations=20
 
-# What is run before the proof is changed, not with every change: the proof itself, made short.
+# What does not fit into every change's time: all of it, or the folders of what was changed, make test-long AREA="jobs resume".
+# CONTRIBUTING.md says who runs which.
 test-long: setup
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long --durations=20 $(addprefix tests/,$(AREA))
 
 lint: setup
 	$(BIN)/ruff check

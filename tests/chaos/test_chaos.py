@@ -20,7 +20,7 @@ def test_the_schedule_holds_every_kind_and_enough_kills(seed):
     assert schedule(faults=10, seed=seed, kills=0) == list(KINDS)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # Ray warns of its own settings and leaves sockets to the garbage collector
 def test_a_run_to_which_everything_happens_is_the_run_to_which_nothing_did(tmp_path, monkeypatch):
     assert set(FAULTS) <= set(KINDS)

@@ -13,7 +13,7 @@ from tests import benchmarks, prepared, published
 from tests.jobs.test_stages import run, start
 from tests.limits import HANG_S
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 JOBS = 20 + 3
 """Four of 80 questions in each, and one of three prompts."""

@@ -101,6 +101,7 @@ def test_a_local_ray_leaves_no_token(unbroken):
     assert not (unbroken.parent / ".ray" / "auth_token").exists()
 
 
+@pytest.mark.long
 def test_a_ray_that_wants_another_token_is_left_alone(tmp_path):
     """Someone else's Ray on the same machine: it cannot be joined, so a local one is started beside it."""
     mine = environment(tmp_path)
@@ -220,6 +221,7 @@ def test_stopped_and_killed_and_started_again_it_ends_with_the_same_losses(unbro
     assert losses(root) == losses(unbroken)
 
 
+@pytest.mark.long
 def test_asked_to_stop_while_its_ranks_start_a_job_hears_it(unbroken, tmp_path):
     root, log = unbroken.parent / "early", tmp_path / "log"
     shutil.copytree(unbroken / "stage1", root / "stage1")
@@ -244,6 +246,7 @@ def test_more_workers_than_the_cluster_has_are_refused(unbroken, tmp_path):
     assert "cluster.workers=4000 need 4000 CPUs, the Ray cluster has" in log.read_text()
 
 
+@pytest.mark.long
 def test_evaluate_a_run(unbroken, tmp_path):
     overrides = [f"run.root={unbroken}", "run.name=stage2", "evaluate.max_questions=40", "evaluate.images_per_prompt=1"]
     log = tmp_path / "log"

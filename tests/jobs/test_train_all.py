@@ -25,7 +25,7 @@ recipes = [StageRecipe.model_validate_json(Path(path).read_text()) for path in s
 run_job(lambda: train_all(recipes, show=print))
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def train_all(folder: Path, roots: list[Path], **sections) -> subprocess.CompletedProcess[str]:

@@ -62,7 +62,7 @@ def run(name: str, *arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_step_prints_its_ratios():
     found = run("train_step", "--model", "tiny", "--row-tokens", "256", "--rounds", "1", "--steps", "1")
     assert found["dtype"] == native.best_dtype(gpu=False)
@@ -71,7 +71,7 @@ def test_train_step_prints_its_ratios():
     assert found["step_seconds"]["ours"].keys() == {"data", "forward", "backward", "optimizer"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_checkpoint_prints_its_ratios(tmp_path):
     found = run(
         "checkpoint",

@@ -138,7 +138,7 @@ def left(folder: str) -> set[str]:
     return {name for name in storage.names(folder) if name.endswith((".tar", ".npy"))}
 
 
-@pytest.mark.parametrize("where", ["disk", "s3"])
+@pytest.mark.parametrize("where", ["disk", pytest.param("s3", marks=pytest.mark.long)])
 def test_nothing_is_lost_and_nothing_twice(make_work: MakeWork, tmp_path, monkeypatch, request, where):
     root = request.getfixturevalue("s3") if where == "s3" else str(tmp_path / "out")
     cluster: Cluster = request.getfixturevalue("cluster")  # its processes take over the environment of now

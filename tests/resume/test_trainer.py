@@ -85,7 +85,10 @@ def test_a_run_that_was_killed_after_a_checkpoint_gives_the_same_losses(folder, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "micro_rows"), [(1, 1), (1, 4), (3, 2)])
+@pytest.mark.parametrize(
+    ("workers", "micro_rows"),
+    [pytest.param(1, 1, marks=pytest.mark.long), pytest.param(1, 4, marks=pytest.mark.long), (3, 2)],
+)
 def test_the_world_and_accumulation_change_rounding_only(folder, unbroken, tmp_path, workers, micro_rows):
     train(folder, tmp_path, workers, batch={"micro_rows": micro_rows})
     for step, expected in losses(unbroken).items():

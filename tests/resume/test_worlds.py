@@ -98,7 +98,7 @@ def losses_with(settings: dict[str, Any], run_dir: Path | None = None) -> list[f
     return found + train_steps(engine, 2, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_kept_within_a_node_change_no_loss(tmp_path):
     """hpZ on two nodes of two ranks, also behind a restored checkpoint, whose weights the copies do not have."""
     plain = run_ranks(losses_with, 4, tmp_path / "a", {"dtype": "float32"})[0]
