@@ -23,6 +23,7 @@ from PIL import Image
 from data_pipelines import work
 from data_pipelines.inputs import formats
 from data_pipelines.inputs.entries import HEAD_BYTES
+from data_pipelines.inputs.pictures import read_picture
 from data_pipelines.record import Dropped, Made, Picture, Record, Unit
 from data_pipelines.steps import keep
 from data_pipelines.steps.generation import Generation, Prepared
@@ -32,7 +33,7 @@ from data_pipelines.work import Marker, ShardJob
 from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data import images, storage
+from janus_dist.data import images
 from janus_dist.data.inspect import Example, Reject
 from janus_dist.data.sample import GenerationSample, Sample
 from janus_dist.data.shard import ShardEntry, write_shard
@@ -215,7 +216,7 @@ def _fetched(records: Iterator[Record], pool: ThreadPoolExecutor, tally: Tally) 
     waiting: deque[tuple[Record, list[Future[Picture]]]] = deque()
     for record in chain(records, repeat(None)):
         if record is not None:
-            waiting.append((record, [pool.submit(_read, one) for one in record.pictures if one.content is None]))
+            waiting.append((record, [pool.submit(read_picture, one) for one in record.pictures if one.content is None]))
             if len(waiting) <= READERS and waiting[-1][1]:
                 continue
         elif not waiting:
@@ -232,22 +233,6 @@ def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
     return replace(
         record, pictures=tuple(next(read).result() if one.content is None else one for one in record.pictures)
     )
-
-
-def _read(picture: Picture) -> Picture:
-    """A picture with its bytes; DataError when it is not there. Other failures are the store's: they end the job.
-
-    So does a permission that a store refuses: it does so for keys that ran out, too, and then for every picture.
-    """
-    try:
-        content = storage.read(picture.source)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"missing: no file {picture.source}") from error
-    except (IsADirectoryError, PermissionError) as error:
-        if not storage.is_local(picture.source):
-            raise
-        raise DataError(f"does not open: {type(error).__name__}: {error}") from error
-    return replace(picture, content=content)
 
 
 def _made(records: Iterator[Record], make: Callable[[Record], Made], tally: Tally) -> Iterator[Made]:
