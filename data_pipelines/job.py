@@ -24,6 +24,7 @@ from data_pipelines import work
 from data_pipelines.inputs import formats
 from data_pipelines.inputs.entries import HEAD_BYTES
 from data_pipelines.inputs.pictures import read_picture
+from data_pipelines.limit import read_evenly
 from data_pipelines.record import Dropped, Made, Picture, Record, Unit
 from data_pipelines.steps import keep
 from data_pipelines.steps.generation import Generation, Prepared
@@ -195,7 +196,8 @@ def _records(
     units: Sequence[Unit], limit: int | None, of: InputWork, check: Callable[[Record], None], tally: Tally
 ) -> Iterator[Record]:
     """The records of all units that are not refused before their pictures are read."""
-    entries = islice(chain.from_iterable(formats.records(of.source, unit) for unit in units), limit)
+    readers = (formats.records(of.source, unit) for unit in units)
+    entries = chain.from_iterable(readers) if limit is None else read_evenly(readers, limit)
     while True:
         with tally.timed("read"):
             entry = next(entries, None)

@@ -20,6 +20,7 @@ from data_pipelines import gather, work
 from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats
 from data_pipelines.job import InputWork
+from data_pipelines.limit import limit_line
 from data_pipelines.outcome import check_outcome, report_counts
 from data_pipelines.progress import Progress
 from data_pipelines.task import SHOWN_REASONS, Summary, do_job
@@ -58,12 +59,14 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
 
     DataError when more than `pipeline.max_bad_share` of the records are bad, when a rule asks for a column that no
     record has, or when no sample was made; ClusterError when jobs could not be done:
-    what was done stays, and the same call again does the rest. `limit`: records to read, from the beginning.
+    what was done stays, and the same call again does the rest. `limit`: records to read, spread over the input.
     """
     shard_samples = of.recipe.pipeline.shard_samples
     units = formats.units(of.source, shard_samples)  # first, since it says what is wrong with the source
     made_by = settings(of)
     jobs = work.cut(units, shard_samples, made_by, limit)
+    if limit is not None:
+        log.info("%s: %s", of.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
     progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
     judge = Judge(of)
     found = _found(of, jobs)
