@@ -49,6 +49,21 @@ class Found:
     """The folder of `path` that it was found below."""
 
 
+@dataclass
+class _Meter:
+    """Counts the bytes that this process read from files of inputs, for the progress of its job."""
+
+    read_bytes: int = 0
+
+
+_METER = _Meter()
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process read from files of inputs so far; a job takes the difference."""
+    return _METER.read_bytes
+
+
 class UnreachableError(OSError):
     """A store or a disk failed to give bytes that it has, or no longer has them."""
 
@@ -152,7 +167,9 @@ class _Source(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            return self.opened.readinto(buffer)
+            number = self.opened.readinto(buffer)
+            _METER.read_bytes += number or 0
+            return number
         except Exception as error:
             raise _unreachable(self.path, error) from error
 
