@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipelines import work
-from data_pipelines.inputs import formats
+from data_pipelines.inputs import files, formats
 from data_pipelines.inputs.entries import HEAD_BYTES
+from data_pipelines.inputs.pictures import read_picture
+from data_pipelines.limit import read_evenly
 from data_pipelines.record import Dropped, Made, Picture, Record, Unit
+from data_pipelines.reports import Report, Reporter, Send
 from data_pipelines.steps import keep
 from data_pipelines.steps.generation import Generation, Prepared
 from data_pipelines.steps.text import Text
@@ -32,8 +35,8 @@ from data_pipelines.work import Marker, ShardJob
 from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data import images, storage
-from janus_dist.data.inspect import Example, Reject
+from janus_dist.data import images
+from janus_dist.data.inspect import Example, Reject, kinds
 from janus_dist.data.sample import GenerationSample, Sample
 from janus_dist.data.shard import ShardEntry, write_shard
 from janus_dist.data.tokenizer import Tokenizer
@@ -49,6 +52,7 @@ EXAMPLE_SIDE = 160
 EXAMPLE_QUALITY = 85
 EXAMPLE_PIXELS = 50_000_000
 WORDS = 300
+SHOWN_REASONS = 3
 MOST_COLUMNS = 500
 """Names of columns that are counted; those of JSON may be as many as there are records."""
 
@@ -89,6 +93,10 @@ class Tally:
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    kept: int = 0
+    job: ShardJob | None = None
+    reporter: Reporter = field(default_factory=lambda: Reporter(None))
+    bytes_before: int = field(default_factory=files.bytes_read)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -110,6 +118,18 @@ class Tally:
                 self.examples.append(_example(record, dropped.rule, dropped.value, _thumbnail(record)))
         return None
 
+    def report(self) -> None:
+        """Send how far the job is, when it is time to."""
+        if self.job is None or not self.reporter.is_due:
+            return
+        done = self.kept + sum(self.dropped.values()) + sum(reject.records for reject in self.rejects)
+        total = self.job.limit or sum(unit.records or 0 for unit in self.job.units)
+        if self.job.limit is None and any(unit.records is None for unit in self.job.units):
+            read = (files.bytes_read() - self.bytes_before) / max(1, self.job.size)
+            total = self.records / read if read else 0
+        share = min(1.0, done / total) if total else 0.0
+        self.reporter.put(Report(share, done, kinds(self.rejects), first_reasons(self.rejects), dict(self.seconds)))
+
     def note_columns(self, record: Record) -> None:
         """Count which columns have a value in a record."""
         for name, value in record.columns.items():
@@ -118,6 +138,8 @@ class Tally:
 
     def made(self, record: Record, made: Made, crop: NDArray[np.uint8] | None = None) -> Made:
         """Note a record that was kept; `crop` is what a batch of VQ ids was made of."""
+        self.kept += 1
+        self.report()
         for name, value in made.facts:
             self.histograms.setdefault(name, Counter())[bin_of(value)] += 1
         if self.with_examples and crop is not None and sum(not one.rule for one in self.examples) < EXAMPLES:
@@ -128,12 +150,16 @@ class Tally:
         return made
 
 
-def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: bool) -> Marker | None:
+def run_job(
+    job: ShardJob, of: InputWork, encode: Encode | None, with_examples: bool, send: Send | None = None
+) -> Marker | None:
     """Do a job and commit it; None when another attempt had committed it before.
 
-    `encode` is needed for the generation stream. Raises OSError when the input's files or the output cannot be reached.
+    `encode` is needed for the generation stream; `send` gets reports of how far the job is. Raises OSError when the
+    input's files or the output cannot be reached.
     """
-    attempt, tally, shards = work.attempt_name(), Tally(with_examples), list[ShardEntry]()
+    tally = Tally(with_examples, job=job, reporter=Reporter(send))
+    attempt, shards = work.attempt_name(), list[ShardEntry]()
     special = (of.tokenizer.boi, of.tokenizer.image, of.tokenizer.eoi)
     samples = _samples(job, of, encode, tally)
     while part := list(islice(samples, of.recipe.pipeline.shard_samples)):
@@ -165,6 +191,11 @@ def prepared(of: InputWork) -> list[Prepared]:
         return [found for _, found in _prepared(records, step, tally)]
 
 
+def first_reasons(rejects: Sequence[Reject]) -> tuple[str, ...]:
+    """Return the reasons of the first rejects, each with its key."""
+    return tuple(f"{reject.key}: {reject.reason}" for reject in rejects[:SHOWN_REASONS])
+
+
 def bin_of(value: float) -> str:
     """The lower edge of a value's bin in a histogram: four bins from one power of two to the next."""
     return "0" if value <= 0 else f"{2 ** (np.floor(4 * np.log2(value)) / 4):.4g}"
@@ -194,8 +225,10 @@ def _records(
     units: Sequence[Unit], limit: int | None, of: InputWork, check: Callable[[Record], None], tally: Tally
 ) -> Iterator[Record]:
     """The records of all units that are not refused before their pictures are read."""
-    entries = islice(chain.from_iterable(formats.records(of.source, unit) for unit in units), limit)
+    readers = (formats.records(of.source, unit) for unit in units)
+    entries = chain.from_iterable(readers) if limit is None else read_evenly(readers, limit)
     while True:
+        tally.report()
         with tally.timed("read"):
             entry = next(entries, None)
         if entry is None:
@@ -215,7 +248,7 @@ def _fetched(records: Iterator[Record], pool: ThreadPoolExecutor, tally: Tally) 
     waiting: deque[tuple[Record, list[Future[Picture]]]] = deque()
     for record in chain(records, repeat(None)):
         if record is not None:
-            waiting.append((record, [pool.submit(_read, one) for one in record.pictures if one.content is None]))
+            waiting.append((record, [pool.submit(read_picture, one) for one in record.pictures if one.content is None]))
             if len(waiting) <= READERS and waiting[-1][1]:
                 continue
         elif not waiting:
@@ -232,22 +265,6 @@ def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
     return replace(
         record, pictures=tuple(next(read).result() if one.content is None else one for one in record.pictures)
     )
-
-
-def _read(picture: Picture) -> Picture:
-    """A picture with its bytes; DataError when it is not there. Other failures are the store's: they end the job.
-
-    So does a permission that a store refuses: it does so for keys that ran out, too, and then for every picture.
-    """
-    try:
-        content = storage.read(picture.source)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"missing: no file {picture.source}") from error
-    except (IsADirectoryError, PermissionError) as error:
-        if not storage.is_local(picture.source):
-            raise
-        raise DataError(f"does not open: {type(error).__name__}: {error}") from error
-    return replace(picture, content=content)
 
 
 def _made(records: Iterator[Record], make: Callable[[Record], Made], tally: Tally) -> Iterator[Made]:

@@ -6,8 +6,10 @@ they are read.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 
+from data_pipelines.reports import Report
 from janus_dist.data.manifest import Manifest
 from janus_dist.monitor.console import count, duration
 
@@ -17,19 +19,36 @@ log = logging.getLogger("janus_dist")
 
 
 class Progress:
-    """Jobs done and bytes of input behind them."""
+    """Jobs done, bytes of input behind them, and how far running jobs are."""
 
     def __init__(self, name: str, jobs: int, size: int):
         """`size`: bytes of all input."""
         self.name, self.jobs, self.size = name, jobs, max(1, size)
         self.jobs_done = self.bytes_found = self.bytes_done = self.records = 0
         self.seconds: dict[str, float] = {}
+        self.running: list[tuple[int, int, Report]] = []
+        """Number, bytes of input and the latest report of each running job."""
         self.began = self.said = time.monotonic()
 
     @property
     def share(self) -> float:
         """Of the input that is done, above 0."""
-        return max(1, self.bytes_found + self.bytes_done) / self.size
+        return max(1, self.bytes_found + self.bytes_worked) / self.size
+
+    @property
+    def bytes_worked(self) -> float:
+        """Bytes of input behind what this run did, running jobs included."""
+        return self.bytes_done + sum(size * report.share for _, size, report in self.running)
+
+    @property
+    def reports(self) -> list[Report]:
+        """Return the latest reports of running jobs."""
+        return [report for _, _, report in self.running]
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether the last line is SAY_EVERY_S ago."""
+        return time.monotonic() - self.said >= SAY_EVERY_S
 
     def found(self, size: int) -> None:
         """A job that an earlier run did."""
@@ -46,26 +65,31 @@ class Progress:
 
     def say(self) -> None:
         """Print a line if the last one is long ago."""
-        if time.monotonic() - self.said >= SAY_EVERY_S:
+        if self.is_due:
             self.said = time.monotonic()
             log.info("%s", self.line(self.said - self.began))
 
     def line(self, passed_s: float) -> str:
         """How far it is after `passed_s` seconds."""
         parts = [f"{self.name}: {self.jobs_done} of {self.jobs} jobs, {min(self.share, 1):.1%}"]
-        if self.bytes_done:
-            left = max(0, self.size - self.bytes_found - self.bytes_done)
+        worked = self.bytes_worked
+        if worked:
+            left = max(0, self.size - self.bytes_found - worked)
+            records = self.records + sum(report.records for _, _, report in self.running)
             parts += [
-                f"{count(self.records)} records, {count(self.records / passed_s)}/s",
-                f"eta {duration(passed_s * left / self.bytes_done)}",
+                f"{count(records)} records, {count(records / passed_s)}/s",
+                f"eta {duration(passed_s * left / worked)}",
                 self.steps(),
             ]
         return "  ".join(part for part in parts if part)
 
     def steps(self) -> str:
         """Share of the jobs' time in each step."""
-        total = sum(self.seconds.values())
-        return " ".join(f"{step} {seconds / total:.0%}" for step, seconds in self.seconds.items()) if total else ""
+        by_step = Counter(self.seconds)
+        for _, _, report in self.running:
+            by_step.update(report.seconds)
+        total = sum(by_step.values())
+        return " ".join(f"{step} {seconds / total:.0%}" for step, seconds in by_step.items()) if total else ""
 
     def close(self, manifest: Manifest) -> None:
         """Print what came out."""

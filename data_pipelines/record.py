@@ -41,6 +41,8 @@ class Picture:
     """Path or URL, or the place in a larger file, for people."""
     content: bytes | None = None
     """None: to be read from `source`."""
+    root: str = field(default="", compare=False)
+    """Folder that a link at `source` must not lead out of; it may lead anywhere when empty."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import logging
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from ray.exceptions import RayError, RayTaskError
 from data_pipelines import gather, work
 from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats
-from data_pipelines.job import InputWork
+from data_pipelines.job import SHOWN_REASONS, InputWork
+from data_pipelines.limit import limit_line
 from data_pipelines.outcome import check_outcome, report_counts
 from data_pipelines.progress import Progress
-from data_pipelines.task import SHOWN_REASONS, Summary, do_job
+from data_pipelines.reports import Report, ReportBoard
+from data_pipelines.task import Summary, do_job
 from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
@@ -49,6 +52,8 @@ JOBS_AHEAD = 2
 ENCODED_CPUS = 0.5
 """Cores of a job that mostly waits for VQ ids: with two a core, one feeds the encoders while another begins or ends."""
 POLL_S = 1.0
+LOOK_EVERY_S = 5.0
+"""Between two looks at what running jobs report."""
 
 log = logging.getLogger("janus_dist")
 
@@ -58,12 +63,14 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
 
     DataError when more than `pipeline.max_bad_share` of the records are bad, when a rule asks for a column that no
     record has, or when no sample was made; ClusterError when jobs could not be done:
-    what was done stays, and the same call again does the rest. `limit`: records to read, from the beginning.
+    what was done stays, and the same call again does the rest. `limit`: records to read, spread over the input.
     """
     shard_samples = of.recipe.pipeline.shard_samples
     units = formats.units(of.source, shard_samples)  # first, since it says what is wrong with the source
     made_by = settings(of)
     jobs = work.cut(units, shard_samples, made_by, limit)
+    if limit is not None:
+        log.info("%s: %s", of.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
     progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
     judge = Judge(of)
     found = _found(of, jobs)
@@ -75,9 +82,10 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     if left and found:
         log.info("%s: %d of %d jobs were done by an earlier run", of.name, len(found), len(jobs))
     failures: list[str] = []
-    for job, summary in _finished(of, left, failures, progress):
+    for job, summary in _finished(of, left, failures, progress, judge):
         progress.add(job.size, summary.records, summary.seconds)
         judge.add(summary, progress.share)
+        judge.watch(progress.reports, progress.share)
         if judge.too_many:
             break
     gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
@@ -153,14 +161,35 @@ class Judge:
     """Whether too many records are bad."""
 
     def __init__(self, of: InputWork):
-        self.of, self.records, self.bad, self.expected = of, 0, 0, 0.0
+        self.of, self.expected = of, 0.0
+        self.records_done = 0
+        self.bad_done, self.bad_running = Counter[str](), Counter[str]()
+        """By kind of reason, of jobs that are done and of those that run."""
+        self.records_running = 0
         self.reasons: list[str] = []
+
+    @property
+    def records(self) -> int:
+        return self.records_done + self.records_running
+
+    @property
+    def bad(self) -> int:
+        return self.bad_done.total() + self.bad_running.total()
 
     def add(self, summary: Summary, share_done: float) -> None:
         """`share_done`: of the input, by bytes."""
-        self.records += summary.records
-        self.bad += summary.bad
+        self.records_done += summary.records
+        self.bad_done.update(summary.bad_kinds)
         self.reasons += summary.reasons[: SHOWN_REASONS - len(self.reasons)]
+        self.expected = self.records / share_done
+
+    def watch(self, running: Iterable[Report], share_done: float) -> None:
+        """Take what running jobs report; `share_done` of the input, by bytes, those jobs included."""
+        self.records_running, self.bad_running = 0, Counter()
+        for report in running:
+            self.records_running += report.records
+            self.bad_running.update(report.bad)
+            self.reasons += report.reasons[: SHOWN_REASONS - len(self.reasons)]
         self.expected = self.records / share_done
 
     @property
@@ -187,10 +216,35 @@ class Judge:
         return self.bad > self.of.recipe.pipeline.max_bad_share * records
 
 
+@dataclass
+class Watcher:
+    """Takes the reports of running jobs for the console and for the judge."""
+
+    board: ReportBoard
+    progress: Progress
+    judge: Judge
+    looked_at: float = field(default_factory=time.monotonic)
+
+    def look(self, running: Iterable[ShardJob]) -> None:
+        """Take the latest reports, LOOK_EVERY_S apart; a board that does not answer is asked again later."""
+        now = time.monotonic()
+        if now - self.looked_at < LOOK_EVERY_S and not self.progress.is_due:
+            return
+        self.looked_at = now
+        reports = self.board.read()
+        if reports is not None:
+            known = [job for job in running if job.number in reports]
+            self.progress.running = [(job.number, job.size, reports[job.number]) for job in known]
+            self.judge.watch(self.progress.reports, self.progress.share)
+
+
 def _finished(
-    of: InputWork, jobs: Sequence[ShardJob], failures: list[str], progress: Progress
+    of: InputWork, jobs: Sequence[ShardJob], failures: list[str], progress: Progress, judge: Judge
 ) -> Iterator[tuple[ShardJob, Summary]]:
-    """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`."""
+    """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`.
+
+    Ends before all are done when those that run report too many bad records.
+    """
     if not jobs:
         return
     encoders = EncoderPool.start(of.recipe) if of.stream == "generation" else None
@@ -199,6 +253,7 @@ def _finished(
     paused: list[tuple[float, ShardJob]] = []
     every = max(1, len(jobs) // EXAMPLE_JOBS)
     running: dict[ray.ObjectRef, ShardJob] = {}
+    watcher = Watcher(ReportBoard.start(), progress, judge)
     try:
         while (waiting or paused or running) and len(failures) < FAILED_JOBS:
             now = time.monotonic()
@@ -208,13 +263,17 @@ def _finished(
                 job = waiting.popleft()
                 attempts[job.number] += 1
                 do = do_job.options(num_cpus=cpus)
-                running[do.remote(job, shared, encoders, job.number % every == 0)] = job
+                running[do.remote(job, shared, encoders, job.number % every == 0, watcher.board)] = job
+            watcher.look(running.values())
+            if judge.too_many:
+                return
             progress.say()
             if not running:
                 time.sleep(POLL_S)
                 continue
             for done in ray.wait(list(running), timeout=POLL_S)[0]:
                 job = running.pop(done)
+                progress.running = [entry for entry in progress.running if entry[0] != job.number]
                 try:
                     yield job, ray.get(done)
                 except (RayError, JanusError, OSError) as error:
@@ -224,6 +283,7 @@ def _finished(
                         failures.append(_failure(job, error))
     finally:
         cancel(list(running))
+        watcher.board.stop()
         if encoders is not None:
             encoders.stop()
 

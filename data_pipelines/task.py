@@ -10,10 +10,10 @@ import ray
 
 from data_pipelines import work
 from data_pipelines.encoder import EncoderPool, NearEncoders
-from data_pipelines.job import InputWork, run_job
+from data_pipelines.job import InputWork, first_reasons, run_job
+from data_pipelines.reports import ReportBoard
 from data_pipelines.work import Marker, ShardJob
-
-SHOWN_REASONS = 3
+from janus_dist.data.inspect import kinds
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,26 @@ class Summary:
     reasons: tuple[str, ...]
     """Of the first bad records."""
     seconds: dict[str, float]
+    bad_kinds: dict[str, int]
+    """Bad records by kind of reason."""
 
     @classmethod
     def of(cls, marker: Marker) -> "Summary":
-        reasons = tuple(f"{reject.key}: {reject.reason}" for reject in marker.rejects[:SHOWN_REASONS])
-        bad = sum(reject.records for reject in marker.rejects)
-        return cls(marker.records, marker.samples, bad, reasons, dict(marker.seconds))
+        by_kind = kinds(marker.rejects)
+        reasons, bad = first_reasons(marker.rejects), sum(by_kind.values())
+        return cls(marker.records, marker.samples, bad, reasons, dict(marker.seconds), by_kind)
 
 
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
-def do_job(job: ShardJob, of: InputWork, encoders: EncoderPool | None, with_examples: bool) -> Summary:
+def do_job(
+    job: ShardJob, of: InputWork, encoders: EncoderPool | None, with_examples: bool, board: ReportBoard
+) -> Summary:
     """Do a job, unless an earlier attempt lived long enough to commit it, but not to say so."""
     marker = work.load_marker(of.folder, job)
     if marker is None:
-        marker = run_job(job, of, NearEncoders(encoders) if encoders else None, with_examples)
+        marker = run_job(
+            job, of, NearEncoders(encoders) if encoders else None, with_examples, board.send_for(job.number)
+        )
     if marker is None:
         marker = work.load_marker(of.folder, job)
     assert marker is not None, "an attempt lost against a marker that is not there"

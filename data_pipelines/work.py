@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
+from data_pipelines.limit import SPREAD, share_out, spread
 from data_pipelines.record import Unit
 from janus_dist.data import storage
 from janus_dist.data.inspect import COMMITS, Example, Reject
@@ -73,11 +75,13 @@ class Marker:
 
 
 def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int | None) -> list[ShardJob]:
-    """Jobs of at least `shard_samples` records where units say how many they hold, else of one unit.
+    """Cut units into jobs of at least `shard_samples` records where units say how many they hold, else of one unit.
 
-    With a `limit`, the first so many records: of units that say how many they hold, as few jobs as hold them; from the
-    first unit on that does not say, one job, which reads unit after unit until it has them.
+    With a `limit`, jobs that read so many records in all, spread over the units (`spread`): of units that say how many
+    they hold, jobs of about `shard_samples` records; else one job.
     """
+    if limit is not None:
+        return _cut_limited(units, shard_samples, settings, limit)
     groups: list[list[Unit]] = []
     open_for = 0
     for unit in units:
@@ -87,20 +91,22 @@ def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], 
             continue
         groups.append([unit])
         open_for = max(0, shard_samples - unit.records) if unit.records is not None else 0
-    if limit is None:
-        return [_job(number, group, None, settings) for number, group in enumerate(groups)]
-    jobs: list[ShardJob] = []
-    left = limit
-    for number, group in enumerate(groups):
-        if left <= 0:
-            break
-        if any(unit.records is None for unit in group):
-            rest = [unit for group in groups[number:] for unit in group]
-            return [*jobs, _job(number, rest, left, settings)]
-        share = min(left, sum(unit.records or 0 for unit in group))
-        jobs.append(_job(number, group, share, settings))
-        left -= share
-    return jobs
+    return [_job(number, group, None, settings) for number, group in enumerate(groups)]
+
+
+def _cut_limited(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int) -> list[ShardJob]:
+    """Deal the units out to as few jobs as make shards of the usual size, and share the limit among the jobs."""
+    ordered = spread(units)
+    is_known = all(unit.records is not None for unit in units)
+    jobs = min(len(units), -(-limit // shard_samples) if is_known else 1)
+    if is_known:  # no job needs the names of a million files
+        enough = next(
+            (n for n, total in enumerate(accumulate(unit.records or 0 for unit in ordered), 1) if total >= limit), 0
+        )
+        ordered = ordered[: max(enough, SPREAD * jobs)] if enough else ordered
+    groups = [ordered[number::jobs] for number in range(jobs)]
+    shares = share_out(limit, [sum(unit.records or 0 for unit in group) if is_known else limit for group in groups])
+    return [_job(number, groups[number], share, settings) for number, share in enumerate(shares) if share]
 
 
 def attempt_name() -> str:

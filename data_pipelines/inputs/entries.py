@@ -199,7 +199,7 @@ def _picture(value: Any, source: str, folder: str) -> Picture | None:
         case bytes() | {"bytes": bytes()}:
             return Picture(source, value if isinstance(value, bytes) else value["bytes"])
         case str() | {"path": str()}:
-            return Picture(inside(folder, value if isinstance(value, str) else value["path"]))
+            return Picture(inside(folder, value if isinstance(value, str) else value["path"]), root=folder)
         case _:
             raise DataError(f"images: {_kind(value)} is neither bytes nor a path")
 

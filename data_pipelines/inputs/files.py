@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
 from data_pipelines.inputs.braces import expand
+from data_pipelines.inputs.local_files import local_entry
 from data_pipelines.record import Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.errors import DataError
@@ -46,6 +47,21 @@ class Found:
     """Its path below what all paths of the input share, without its ending."""
     root: str
     """The folder of `path` that it was found below."""
+
+
+@dataclass
+class _Meter:
+    """Counts the bytes that this process read from files of inputs, for the progress of its job."""
+
+    read_bytes: int = 0
+
+
+_METER = _Meter()
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process read from files of inputs so far; a job takes the difference."""
+    return _METER.read_bytes
 
 
 class UnreachableError(OSError):
@@ -151,7 +167,9 @@ class _Source(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            return self.opened.readinto(buffer)
+            number = self.opened.readinto(buffer)
+            _METER.read_bytes += number or 0
+            return number
         except Exception as error:
             raise _unreachable(self.path, error) from error
 
@@ -188,7 +206,11 @@ def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[st
         return (_parent(name) if list(sizes) == [name] else name), sizes
     sizes = {}
     for one, entry in files.glob(name, detail=True).items():
-        sizes |= _below(files, one, endings) if _is_local(files) or entry["type"] == "directory" else _size(one, entry)
+        sizes |= (
+            _below(files, one, endings)
+            if _is_local(files) or entry["type"] == "directory"
+            else _size(one, entry, endings)
+        )
     return _fixed_folder(name), sizes
 
 
@@ -207,7 +229,7 @@ def _search_names(files: Any, pattern: str, endings: Sequence[str]) -> dict[str,
             listed[folder] = {entry["name"].rstrip("/"): entry for entry in entries}
         entry = listed.get(folder, {}).get(name.rstrip("/"))
         is_file = entry is not None and entry["type"] == "file"
-        some = _size(name, entry) if entry is not None and is_file else _search(files, name, endings)[1]
+        some = _size(name, entry, endings) if entry is not None and is_file else _search(files, name, endings)[1]
         if not some:
             raise DataError(
                 f"pipeline.inputs: nothing at {_url(files, name)}, one of {len(names):,} names of {pattern}",
@@ -224,21 +246,21 @@ def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
     for one, entry in entries.items():
         below = one[len(name) :]
         if not below or ("/." not in below and below.endswith(tuple(endings))):
-            sizes |= _size(one, entry)
+            sizes |= _size(one, entry, endings)
     return sizes
 
 
 def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
     """Entries of the files below a folder of a disk, or of the file; fsspec leaves out folders that it cannot list."""
     if not files.isdir(name):
-        return {name: files.info(name)} if files.exists(name) else {}
+        return {name: local_entry(name)} if os.path.lexists(name) else {}
     found: dict[str, Any] = {}
     for folder, folders, names in os.walk(name, onerror=_raise):
         for one in (f"{folder}/{one}" for one in folders):
             if files.islink(one):
                 what = "is a link to a folder, which is not searched"
                 raise DataError(f"pipeline.inputs: {one} {what}", "name its target in `path`")
-        found |= {one: files.info(one) for one in (f"{folder}/{one}" for one in names)}
+        found |= {one: local_entry(one) for one in (f"{folder}/{one}" for one in names)}
     return found
 
 
@@ -246,11 +268,18 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _size(name: str, entry: dict[str, Any]) -> dict[str, int]:
-    """Bytes of a file by its name; nothing for what is none."""
+def _size(name: str, entry: dict[str, Any], endings: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of a file by its name, nothing for a folder.
+
+    What is neither is refused, but for a format of which each file is a record: that one record is refused later.
+    """
     if "::" in name:
         raise DataError(f"pipeline.inputs: {name} cannot be read, '::' stands for a chain of files", "rename the file")
-    return {name: int(entry["size"] or 0)} if entry["type"] == "file" else {}
+    if entry["type"] != "file" and entry["type"] != "directory" and "" not in endings:
+        raise DataError(
+            f"pipeline.inputs: {name} is {entry['type']}, not a file", "remove it, or name others in `path`"
+        )
+    return {} if entry["type"] == "directory" else {name: int(entry["size"] or 0)}
 
 
 def _what_is_there(files: Any, name: str, endings: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """An image each, with the name of its class; a Reject for what its name tells to be no image."""
-    name = unit.path.rpartition("/")[2]  # none: what lies beside the classes
+    root, _, name = unit.path.rpartition("/")  # no name: what lies beside the classes
     names = _class_names(of)
     caption = name.replace("_", " ") if names is None else names.get(name, "")
     for below in unit.names:
@@ -62,7 +62,7 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
         elif ending and ending.lower() not in images.ENDINGS:
             yield Reject(path, key, f"no image: its name ends with .{ending}", b"")
         else:
-            yield Record(key, path, (Picture(path),), caption=caption)
+            yield Record(key, path, (Picture(path, root=root),), caption=caption)
 
 
 def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, files.Found]]]) -> None:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from data_pipelines import job, stream
+from data_pipelines import stream
+from data_pipelines.inputs import pictures as picture_files
 from janus_dist.data import storage
 from janus_dist.errors import DataError
 from tests.alone import without_ray, work_on
@@ -56,10 +57,13 @@ def test_a_repaired_source_is_read_anew(pictures, tmp_path, caplog, lost):
     assert len(list((tmp_path / "data/understanding").glob("*.tar"))) == len(manifest.shards)
 
 
-@pytest.mark.parametrize("images", ["s3://bucket/photos", "/photos"])
+@pytest.mark.parametrize("images", ["s3://bucket/photos", "in"])
 def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(tmp_path, monkeypatch, images):
     """S3 answers 403 to keys that ran out, and s3fs makes PermissionError of that."""
     source, rule = captions(tmp_path / "in", 8), "pipeline.max_bad_share=1"
+    for number in range(8):
+        (tmp_path / f"in/photo-{number:03d}.png").write_bytes(png(noise(20, 20)))
+    images = images if "://" in images else str(tmp_path / images)
     of = work_on("understanding", source, tmp_path / "data", rule, f"pipeline.inputs.understanding.images={images}")
     read = storage.read
 
@@ -68,8 +72,8 @@ def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(
             raise PermissionError(13, "ExpiredToken")
         return read(path)
 
-    monkeypatch.setattr(job.storage, "read", refuse)
-    if images == "/photos":
+    monkeypatch.setattr(picture_files.storage, "read", refuse)
+    if "://" not in images:
         with pytest.raises(DataError, match=r"none of 8 records became a sample: refused: does not open \(8\)"):
             stream.run(of)
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import work
+from data_pipelines.limit import SPREAD
 from data_pipelines.record import Unit
 from data_pipelines.work import Marker
 from janus_dist.data import storage
@@ -45,20 +46,34 @@ def test_the_digest_tells_settings_and_units_apart_but_not_their_place():
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"),
-    [(1, [1]), (4, [4]), (7, [4, 3]), (14, [4, 10]), (23, [4, 10, 3, 6]), (60, [4, 10, 3, 10])],
+    ("records", "limit", "expected"),
+    [
+        ((4, 3, 10, 3), 1, [1]),
+        ((4, 3, 10, 3), 10, [10]),
+        ((4, 3, 10, 3), 14, [8, 6]),
+        ((10, 7, 10), 20, [13, 7]),
+        ((10, 7, 10), 27, [10, 7, 10]),
+        ((10, 7, 10), 60, [10, 7, 10]),
+    ],
 )
-def test_a_limit_is_what_the_first_jobs_that_hold_it_read(limit, expected):
-    jobs = cut(4, 10, 3, 10, limit=limit)
+def test_a_limit_is_shared_among_jobs_of_the_usual_size_as_far_as_their_units_hold_it(records, limit, expected):
+    jobs = cut(*records, limit=limit)
     assert [job.limit for job in jobs] == expected
-    assert [unit.path for job in jobs for unit in job.units] == [f"/in/{place}" for place in range(len(expected))]
+    paths = [unit.path for job in jobs for unit in job.units]
+    assert sorted(paths) == [f"/in/{place}" for place in range(len(records))], "every unit once"
 
 
-def test_a_limit_beyond_units_of_unknown_size_is_left_to_one_job():
-    known, rest = cut(10, None, None, 10, limit=12)
-    assert (len(known.units), known.limit) == (1, 10)
-    assert ([unit.path for unit in rest.units], rest.limit) == (["/in/1", "/in/2", "/in/3"], 2)
-    assert [job.limit for job in cut(10, None, limit=10)] == [10]
+def test_a_job_with_a_limit_holds_no_more_units_than_it_reads_from():
+    (job,) = cut(*[5] * 1_000, samples=1_000, limit=20)
+    assert len(job.units) == SPREAD and job.limit == 20
+    (job,) = cut(*[5] * 1_000, samples=1_000, limit=1_000)
+    assert len(job.units) == 200
+
+
+def test_a_limit_on_units_of_unknown_size_is_left_to_one_job():
+    (job,) = cut(10, None, None, 10, limit=12)
+    assert ([unit.path for unit in job.units], job.limit) == (["/in/0", "/in/1", "/in/2", "/in/3"], 12)
+    assert cut(limit=12) == []
 
 
 def make_marker(folder, job, words, attempt="a" * 12, samples=3):

@@ -1,0 +1,68 @@
+"""What `--limit` reads: so many records, spread evenly over an input's units.
+
+Invariant: which records are read is a function of the units and the limit alone.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import TypeVar
+
+from data_pipelines.record import Unit
+
+SPREAD = 32
+"""Units that a limited job reads from first, which lie evenly over the input."""
+
+T = TypeVar("T")
+
+
+def spread(units: Sequence[Unit]) -> list[Unit]:
+    """Order units so that those at the beginning lie evenly over all: every SPREAD-th part's first one, then the rest.
+
+    The order depends on the number of units alone.
+    """
+    number = len(units)
+    first = sorted({place * number // SPREAD for place in range(SPREAD)}) if number > SPREAD else range(number)
+    chosen = set(first)
+    return [*(units[place] for place in first), *(unit for place, unit in enumerate(units) if place not in chosen)]
+
+
+def share_out(number: int, room: Sequence[int]) -> list[int]:
+    """Share a number among parts as evenly as their room allows; all of it where there is room for it."""
+    shares, left, open_parts = [0] * len(room), number, list(range(len(room)))
+    while left and open_parts:
+        each, more = divmod(left, len(open_parts))
+        for place, part in enumerate(open_parts):
+            taken = min(each + (place < more), room[part] - shares[part])
+            shares[part] += taken
+            left -= taken
+        open_parts = [part for part in open_parts if shares[part] < room[part]]
+    return shares
+
+
+def read_evenly(readers: Iterable[Iterator[T]], limit: int) -> Iterator[T]:
+    """Yield up to `limit` items, of the first SPREAD readers equally many each as far as they have them.
+
+    What some lack, the others of them make up for, and then the readers that follow.
+    """
+    waiting = iter(readers)
+    current, left = list(islice(waiting, SPREAD)), limit
+    while left and current:
+        shares = share_out(left, [left] * len(current))
+        unfinished: list[Iterator[T]] = []
+        for reader, share in zip(current, shares, strict=True):
+            before = left
+            for item in islice(reader, share):
+                left -= 1
+                yield item
+            if share and before - left == share:
+                unfinished.append(reader)
+        current = unfinished
+    yield from islice(chain.from_iterable(waiting), left)
+
+
+def limit_line(units: Sequence[Sequence[Unit]], limits: Sequence[int]) -> str:
+    """Return in words what the jobs of a limited run read; `units` and `limits` by job."""
+    paths = {unit.path for job in units for unit in job}
+    first = {unit.path for job, limit in zip(units, limits, strict=True) for unit in job[: min(SPREAD, limit)]}
+    kind = "folder" if any(unit.names for job in units for unit in job) else "file"
+    return f"reads {sum(limits):,} records, spread over {len(first):,} of {len(paths):,} {kind}s"
