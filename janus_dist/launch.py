@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.data.lease import Claim, Lease
 from janus_dist.data.reader import PATIENCE_S
-from janus_dist.data.storage import is_local
 from janus_dist.engine import commits
 from janus_dist.engine.find import refuse_if_never
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusError, PreemptedError, RankError
@@ -39,6 +39,7 @@ from janus_dist.room import POLL_S, all_native, ranks_for, wait_for_others
 from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other
 from janus_dist.train.failure import in_short, log_file, told
+from janus_dist.train.ownership import check_held, follow, hold_run
 from janus_dist.train.stop import STOP, asked_by, forget_request
 
 GONE_S = 45.0
@@ -62,7 +63,7 @@ def train(
     refuse_if_never(recipe.run)
     if recipe.monitor.prompts is not None:
         read_prompts(Path(recipe.monitor.prompts))  # faults in it end the run before it starts
-    with _lines_of(recipe, show) as lines:
+    with hold_run(recipe, show) as leases, _lines_of(recipe, show) as lines:
         refuse_other(recipe)
         recipe, line = precision.resolve(recipe, lambda: all_native(recipe.cluster.gpu))
         if line is not None:
@@ -75,14 +76,17 @@ def train(
             StopOnDrain(lines, recipe.run.dir),
             Samples(recipe, lines, show),
         ):
-            _until_done(given, recipe, lines, show)
+            _until_done(given, recipe, lines, show, leases)
 
 
-def _until_done(given: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None]) -> None:
-    """Start ranks, again where some are lost."""
+def _until_done(
+    given: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None], leases: Sequence[Lease] = ()
+) -> None:
+    """Start ranks, again where some are lost; LeaseLostError when the run is another job's by now."""
     run = recipe.run
     lost, before, has_lost = 0, _newest(run.saved_in), False
     while True:
+        check_held(leases)
         try:
             workers = ranks_for(recipe, before is not None, has_lost)
             ray.get(lines.begin.remote())
@@ -90,9 +94,10 @@ def _until_done(given: StageRecipe, recipe: StageRecipe, lines: Any, show: Calla
             wait_for_others(recipe, workers, show, look)
             look()
             show(f"starting {workers} rank{'s' if workers > 1 else ''}")
-            _train_once(recipe, lines, workers)
+            _train_once(recipe, lines, workers, [lease.claim for lease in leases])
             return
         except TrainingFailedError as error:
+            check_held(leases)
             if any(isinstance(found, WorkerGroupStartupTimeoutError) for found in _chain(error)):
                 show("Ray found no place for all ranks at once: trying again")
                 continue
@@ -113,25 +118,19 @@ def _until_done(given: StageRecipe, recipe: StageRecipe, lines: Any, show: Calla
 
 @contextmanager
 def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]:
-    """The actor that takes the run's lines; its name is the run's, so that a cluster has one job for it at a time, and
-    one for checkpoints that are kept apart from it. What the run before was asked is forgotten.
+    """The actor that takes the run's lines; its name is the run's, so that what a job of this cluster left of the run
+    has ended before ranks are started. What the run before was asked is forgotten.
 
     ConfigError where another job has it: both would write into one folder.
     """
-    run, deadline = recipe.run, time.monotonic() + GONE_S
-    names = [f"lines of {run.dir.resolve()}"]
-    if run.checkpoints is not None:
-        names.append(f"checkpoints of {Path(run.saved_in).resolve() if is_local(run.saved_in) else run.saved_in}")
-    held: list[Any] = []
+    run = recipe.run
+    lines = _actor(f"lines of {run.dir.resolve()}", f"run {run.dir}", time.monotonic() + GONE_S, show)
     try:
-        for name in names:
-            held.append(_actor(name, f"run {run.dir}", deadline, show))
         forget_request(run.dir)  # of the run before; ranks come later, so that none of this run is missed
-        yield held[0]
+        yield lines
     finally:
-        for actor in held:
-            with suppress(RayError):
-                ray.kill(actor)
+        with suppress(RayError):
+            ray.kill(lines)
 
 
 def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -> Any:
@@ -198,13 +197,17 @@ def _steps(checkpoint: str | None) -> int:
     return 0 if checkpoint is None else commits.step_of(checkpoint)
 
 
-def _train_once(recipe: StageRecipe, lines: Any, workers: int) -> None:
+def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[Claim]) -> None:
     """Start the ranks and wait for them."""
     cluster = recipe.cluster
     recipe = recipe.model_copy(update={"cluster": cluster.model_copy(update={"workers": workers})})
     TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe.with_absolute_paths().model_dump(mode="json"), "lines": lines},
+        train_loop_config={
+            "recipe": recipe.with_absolute_paths().model_dump(mode="json"),
+            "lines": lines,
+            "claims": list(claims),
+        },
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo", timeout_s=recipe.engine.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -232,11 +235,14 @@ def _worker(settings: dict[str, Any]) -> None:
     recipe = StageRecipe.model_validate(settings["recipe"])
     log_to_own_file(log_file(recipe.run.dir, rank))
     with told(rank, recipe.run.dir):
+        watch = follow(settings["claims"]) if rank == 0 else None
         from janus_dist.train.trainer import Trainer  # here, so that the driver needs neither DeepSpeed nor a model
 
         trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
         if trainer.world.is_first:
             trainer.watchers.append(RayMetrics(recipe.run.name))
+        if watch is not None:
+            trainer.saver.check = watch.check
         trainer.fit()
 
 

@@ -22,7 +22,18 @@ from pathlib import Path
 from typing import Protocol
 
 from janus_dist.data import storage
-from janus_dist.data.lease_files import NAME, Holder, Process, has_ended, helpers, names, newest, prefix, read
+from janus_dist.data.lease_files import (
+    NAME,
+    Holder,
+    Process,
+    has_ended,
+    helper_file,
+    helpers,
+    names,
+    newest,
+    prefix,
+    read,
+)
 from janus_dist.errors import ClusterError, ConfigError, DataError, JanusError
 
 
@@ -121,13 +132,16 @@ class Lease:
             _write_beat(self.claim, self._beats, has_ended=False)
             self._seen_s = now
 
-    def release(self) -> None:
-        """Let others have the folder at once."""
+    def release(self, without_helpers: bool = True) -> None:
+        """Let others have the folder at once; where helpers of this job may still run, when those have ended."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
         if self._lost is None:
             with suppress(*storage.FAILURES):  # others then wait until they see that it is not renewed
+                if without_helpers:
+                    with suppress(FileNotFoundError):
+                        storage.remove(helper_file(self.folder, self.claim.number), quick=True)
                 _write_beat(self.claim, self._beats + 1, has_ended=True)
 
     def _renew_until_ended(self) -> None:
@@ -157,10 +171,15 @@ def hold(
     with storage.reached(folder, failure):
         lease = take(str(folder), what, purpose, show, hint)
     lease.start()
+    without_helpers = False  # an interruption, say, that helpers have not heard of yet
     try:
         yield lease
+        without_helpers = True
+    except JanusError as error:
+        without_helpers = not isinstance(error, ClusterError)
+        raise
     finally:
-        lease.release()
+        lease.release(without_helpers)
 
 
 def take(
@@ -222,21 +241,20 @@ class _Seen:
                 self.last = None
 
     def judge(self, holder: Holder) -> str:
-        """Return free, dead, silent, alive or unknown."""
+        """Return free, silent, alive or unknown."""
         try:
             beat = read(f"{prefix(self.folder, holder.number)}.beat")
+            is_over = has_ended(beat) or holder.process.is_gone
+            if is_over and all(helper.is_gone for helper in helpers(self.folder, holder.number)):
+                return "free"
         except storage.FAILURES:
             self.last = None
             return "unknown"
-        if has_ended(beat):
-            return "free"
-        if holder.process.is_gone and all(helper.is_gone for helper in helpers(self.folder, holder.number)):
-            return "dead"
-        now = self.clock.monotonic()
-        if self.last is None or self.last[0] != holder.number:
-            self.last, self.since_s = (holder.number, beat), now
+        now, current = self.clock.monotonic(), (holder.number, beat)
+        if self.last is None or self.last[0] != holder.number or (is_over and self.last != current):
+            self.last, self.since_s = current, now
             return "unknown"
-        if beat != self.last[1]:
+        if self.last != current:
             return "alive"
         return "silent" if now - self.since_s >= self.times.silence_s else "unknown"
 
@@ -251,13 +269,21 @@ class Watch:
 
     def join(self) -> None:
         """Let those who wait for the lease know of this process; LeaseLostError when another job holds it by now."""
+        content = json.dumps(asdict(Process.current()), sort_keys=True).encode()
         for claim in self.claims:
-            content = json.dumps(asdict(Process.current()), sort_keys=True).encode()
-            storage.write_whole(f"{prefix(claim.folder, claim.number)}.helper.json", content, quick=True)
+            with storage.reached(claim.folder, ClusterError):
+                storage.write_whole(helper_file(claim.folder, claim.number), content, quick=True)
+                claim.check()
+
+    def check(self) -> None:
+        """Raise LeaseLostError when another job holds a lease by now, OSError when that cannot be seen."""
+        for claim in self.claims:
             claim.check()
 
     def start(self, end: Callable[[str], None]) -> None:
         """Call `end` in a thread, with the reason, when this process has to end."""
+        if not self.claims:
+            return
         threading.Thread(target=self._follow, args=(end,), name="lease watch", daemon=True).start()
 
     def look(self) -> str | None:
@@ -277,6 +303,8 @@ class Watch:
             except storage.FAILURES:
                 self.beats.pop(claim.folder, None)  # nobody else sees it either: counted anew
                 continue
+            if has_ended(beat):
+                return f"the driver of this job has released {claim.folder}"
             if self.beats.setdefault(claim.folder, (beat, now))[0] != beat:
                 self.beats[claim.folder] = (beat, now)
             if now - self.beats[claim.folder][1] >= self.times.helper_s:

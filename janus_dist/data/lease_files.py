@@ -105,7 +105,7 @@ def has_ended(beat: bytes) -> bool:
 
 def helpers(folder: str, number: int) -> list[Process]:
     """Return the helpers of a holder that are known."""
-    content = read(f"{prefix(folder, number)}.helper.json")
+    content = read(helper_file(folder, number))
     try:
         return [_process(json.loads(content))] if content else []
     except ValueError:
@@ -136,6 +136,11 @@ def names(folder: str) -> list[str]:
 def prefix(folder: str, number: int) -> str:
     """Return what the names of a holder's files begin with."""
     return f"{folder}/{NAME}/{number:08d}"
+
+
+def helper_file(folder: str, number: int) -> str:
+    """Return the path of the file in which a helper of a holder describes itself."""
+    return f"{prefix(folder, number)}.helper.json"
 
 
 def read(path: str) -> bytes:

@@ -79,12 +79,22 @@ def snapshot(engine: ZeroEngine, saved_in: str, step: int, identity: dict[str, A
     return Snapshot(commits.folder(saved_in, step), state, commit)
 
 
-def write(taken: Snapshot, ranks: Background) -> None:
+def write(taken: Snapshot, ranks: Background, check: Callable[[], None] = lambda: None) -> None:
     """Write and commit a snapshot; all ranks call it, in a thread beside the training or not.
 
+    `check` raises where the folder is another job's by now; the first rank calls it before it deletes or commits.
     OSError, on every rank, when a rank cannot write; what was written is gone then.
     """
-    ranks.on_first(lambda: storage.remove_folder(taken.path))  # left behind by a run that was killed while it wrote
+
+    def begin() -> None:
+        check()
+        storage.remove_folder(taken.path)  # left behind by a run that was killed while it wrote
+
+    def commit() -> None:
+        check()
+        commits.write_marker(taken.path, replace(taken.commit, files=files))
+
+    ranks.on_first(begin)
     writer = HashedWriter(taken.path)
     try:
         dcp.save(taken.state, storage_writer=writer, planner=SharesToSave(), process_group=ranks.group)
@@ -95,7 +105,7 @@ def write(taken: Snapshot, ranks: Background) -> None:
                 storage.remove_folder(taken.path)
         raise OSError(f"rank {rank}: {cause}") from error
     files = {name: described for part in ranks.gather(writer.written) for name, described in part.items()}
-    ranks.on_first(lambda: commits.write_marker(taken.path, replace(taken.commit, files=files)))
+    ranks.on_first(commit)
 
 
 def restore(engine: ZeroEngine, path: str) -> Commit:

@@ -5,6 +5,7 @@ told and costs that save, never the run.
 """
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,9 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._hosts = Hosts()
         self._running: Future[Saved] | None = None
+        self.check: Callable[[], None] = lambda: None
+        """Raises when the folder is another job's by now; called by the first rank before what it writes or deletes
+        counts."""
 
     def start(self, step: int, identity: dict[str, Any], keep: commits.Keep) -> bool:
         """Copy the state after `step` steps and begin to write it; False while another save is being written."""
@@ -64,11 +68,12 @@ class Saver:
     def _write(self, taken: Snapshot, keep: commits.Keep) -> Saved:
         began, failure, not_pruned = time.perf_counter(), None, None
         try:
-            checkpoint.write(taken, self._ranks)
+            checkpoint.write(taken, self._ranks, self.check)
         except Exception as error:  # also RuntimeError, gloo's when another rank is gone
             failure = _in_a_line(error)
         if failure is None and self.engine.world.is_first:
             try:
+                self.check()
                 commits.prune(self.saved_in, keep)
             except Exception as error:
                 not_pruned = _in_a_line(error)

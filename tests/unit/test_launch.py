@@ -2,6 +2,8 @@
 
 import pickle
 import platform
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,9 +15,20 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from janus_dist import launch
+from janus_dist.data import lease
+from janus_dist.data.lease import LeaseLostError, Times
 from janus_dist.engine import commits
-from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError, PreemptedError, RankError
+from janus_dist.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    JanusError,
+    PreemptedError,
+    RankError,
+)
 from janus_dist.monitor import events
+from janus_dist.train import ownership
 from janus_dist.train.failure import told
 from janus_dist.train.stop import request_stop
 from tests import prepared
@@ -43,8 +56,8 @@ def test_a_job_that_was_started_by_never_is_not_told_to_start_so_again(tmp_path)
     assert launch._as_given(never, refused) is refused
 
 
-def test_a_cluster_has_one_job_for_a_run(monkeypatch, tmp_path):
-    """Two would write into one folder. What a killed job had is waited for."""
+def test_what_a_killed_job_left_on_the_cluster_is_waited_for(monkeypatch, tmp_path):
+    """Its ranks may still write into the folder."""
     taken, names = [3], []
 
     class Named:
@@ -79,24 +92,49 @@ def test_a_cluster_has_one_job_for_a_run(monkeypatch, tmp_path):
         launch._lines_of(recipe, said.append).__enter__()
 
 
-def test_checkpoints_apart_from_the_run_have_one_job_too(monkeypatch, tmp_path):
+@pytest.mark.parametrize("apart", [False, True])
+def test_one_job_has_a_run_and_its_checkpoints_whatever_cluster_it_is_in(tmp_path, monkeypatch, apart):
     """Of two users with run folders of their own, each would delete what the other saved."""
-    names = []
-    monkeypatch.setattr(launch, "_actor", lambda name, *_: names.append(name))
-    monkeypatch.setattr(launch.ray, "kill", lambda _: None)
-    for run in ({}, {"checkpoints": str(tmp_path / "saved")}, {"checkpoints": "s3://bucket/saved/"}):
-        with launch._lines_of(prepared.recipe(tmp_path, tmp_path, run=run), print):
+    monkeypatch.setattr(lease, "TIMES", Times(renew_s=0.01, poll_s=0.01))
+    monkeypatch.setattr(lease.take, "__defaults__", (lease.TIMES, time))
+    run = {"checkpoints": str(tmp_path / "saved")} if apart else {}
+    mine = prepared.recipe(tmp_path, tmp_path, run=run)
+    other = prepared.recipe(tmp_path, tmp_path / "other" if apart else tmp_path, run=run)
+    said: list[str] = []
+    with ownership.hold_run(mine, said.append) as held:
+        assert len(held) == 1 + apart and not said
+        with pytest.raises(ConfigError) as refused, ownership.hold_run(other, said.append):
             pass
-    lines = f"lines of {tmp_path / 'run'}"
-    apart = [f"checkpoints of {tmp_path / 'saved' / 'run'}", "checkpoints of s3://bucket/saved/run"]
-    assert names == [lines, lines, apart[0], lines, apart[1]]
+        what = f"the folder of checkpoints {tmp_path}/saved/run" if apart else f"run {tmp_path}/run"
+        assert refused.value.message.startswith(f"{what} is held by another job, which is alive: ")
+        assert "(training stage 2, process " in refused.value.message and "run.name" in (refused.value.hint or "")
+        assert len(said) == 1 and said[0].startswith(f"{what} is held by ")
+    with ownership.hold_run(other, said.append):
+        assert len(said) == 1, "it was let go"
+
+
+def test_a_run_that_is_another_jobs_by_now_is_not_started_again(started):
+    lost = LeaseLostError("run was taken over", "wait")
+    held = Mock(check=Mock(side_effect=[None, lost]))
+    with pytest.raises(LeaseLostError):
+        started([WorkerGroupError("all", {1: DEAD})] * 3, leases=[held])
+    assert held.check.call_count == 2, "before ranks are started, and when some are lost"
+
+
+def test_a_run_folder_that_cannot_be_read_for_a_moment_is_still_this_jobs(monkeypatch):
+    away = ClusterError("s3://bucket cannot be reached")
+    monkeypatch.setattr(ownership, "POLL_S", 0.0)
+    ownership.check_held([Mock(check=Mock(side_effect=[away, away, None]))])
+    monkeypatch.setattr(ownership, "PATIENCE_S", 0.0)
+    with pytest.raises(ClusterError, match="cannot be reached"):
+        ownership.check_held([Mock(check=Mock(side_effect=away))])
 
 
 @pytest.fixture
 def started(monkeypatch, tmp_path):
     """Trains a run whose ranks fail so, time after time, and at last are done; what was said."""
 
-    def until_done(failures: list[Exception], **run: Any) -> list[str]:
+    def until_done(failures: list[Exception], leases: Sequence[Any] = (), **run: Any) -> list[str]:
         said: list[str] = []
         monkeypatch.setattr(launch.ray, "get", lambda found: found)
         monkeypatch.setattr(launch, "ranks_for", lambda *_: 2)
@@ -105,7 +143,7 @@ def started(monkeypatch, tmp_path):
         monkeypatch.setattr(launch, "_train_once", Mock(side_effect=[*failures, None]))
         recipe = prepared.recipe(tmp_path, tmp_path, run=run)
         recipe.run.dir.mkdir(exist_ok=True)
-        launch._until_done(recipe, recipe, Mock(), said.append)
+        launch._until_done(recipe, recipe, Mock(), said.append, leases)
         return said
 
     return until_done

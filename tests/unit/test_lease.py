@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,39 @@ def test_a_lease_is_held_during_a_block_whatever_ends_it(tmp_path):
         raise KeyboardInterrupt
     beat = json.loads((tmp_path / "lease" / "00000001.beat").read_text())
     assert beat["has_ended"] and not held._thread.is_alive()
+
+
+@pytest.mark.parametrize(("error", "waits"), [(None, False), (ConfigError("x"), False), (KeyboardInterrupt(), True)])
+def test_what_a_job_has_elsewhere_is_waited_for_unless_it_is_known_to_have_ended(tmp_path, monkeypatch, error, waits):
+    """Ctrl-C ends a driver before its ranks, which may be on other machines."""
+    with pytest.raises(type(error)) if error else nullcontext(), hold(tmp_path, "x", "y", print, HINT) as held:
+        watch = Watch([held.claim])
+        monkeypatch.setattr(Process, "current", lambda: dataclasses.replace(ME, machine="another"))
+        watch.join()
+        if error:
+            raise error
+    monkeypatch.undo()
+    reason = watch.look()
+    assert reason is not None and reason.startswith("the driver of this job has released")
+    taken(tmp_path, clock := Turned())
+    assert (clock.now_s >= 1000 + TIMES.silence_s) == waits
+
+
+def test_a_driver_that_dies_right_after_a_renewal_is_not_taken_for_alive(tmp_path, monkeypatch):
+    claim = taken(tmp_path).claim
+    Watch([claim]).join()
+
+    def dies() -> None:
+        if clock.now_s == 1003:
+            lease._write_beat(claim, 7, has_ended=False)
+            monkeypatch.setattr(Process, "is_gone", property(lambda self: clock.now_s >= 1003 + self.is_helper))
+
+    clock = Turned(dies)
+    monkeypatch.setattr(lease, "helpers", lambda *_: [dataclasses.replace(ME, host="helper")])
+    monkeypatch.setattr(Process, "is_helper", property(lambda self: 3 * (self.host == "helper")), raising=False)
+    monkeypatch.setattr(Process, "is_gone", property(lambda self: False))
+    taken(tmp_path, clock)
+    assert clock.now_s == 1006
 
 
 def test_a_disk_without_hard_links_has_leases_too(tmp_path, monkeypatch):
