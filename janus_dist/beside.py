@@ -21,6 +21,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.metrics import Gauge
 
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.errors import InterruptError, PreemptedError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor.grafana import gauge_name
 from janus_dist.monitor.metrics import METRICS
@@ -30,6 +31,8 @@ log = logging.getLogger("janus_dist")
 
 POLL_S = 0.5
 DRAIN_POLL_S = 5.0
+GRACE_S = 600.0
+"""Seconds that a run has to save after Ctrl-C, as many as `janus submit` gives a job that is stopped."""
 SAMPLES_S = 600.0
 """Longest wait for the samples of the last checkpoint when training is over."""
 SAMPLES_EACH = 2
@@ -37,23 +40,45 @@ SAMPLES_EACH = 2
 
 
 class StopOnSignal:
-    """While a `with` block runs, SIGTERM to the driver (`ray job stop`) asks the runs to save and stop."""
+    """While a `with` block runs, SIGTERM to the driver (`ray job stop`) and Ctrl-C ask the runs to save and stop.
+
+    After Ctrl-C the block ends with InterruptError where it would have ended with PreemptedError or well. A second
+    Ctrl-C raises KeyboardInterrupt at once, and so does the end of GRACE_S.
+    """
 
     def __init__(self, runs: Callable[[], Iterable[StageRecipe]]):
         self.runs = runs
+        self.grace: threading.Timer | None = None
 
     def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGTERM, self._stop)
+        self.before = {sent: signal.signal(sent, self._stop) for sent in (signal.SIGTERM, signal.SIGINT)}
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, sent: int, _: object) -> None:
+        by = "SIGTERM to its job"
+        if sent == signal.SIGINT:
+            if self.grace is not None:
+                raise KeyboardInterrupt
+            by = "Ctrl-C"
+            self.grace = threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGINT))
+            self.grace.daemon = True
+            self.grace.start()
+            os.write(2, b"\ninterrupted: the run is asked to save and stop; Ctrl-C again ends it at once\n")
         for recipe in self.runs():
             try:
-                request_stop(recipe.run.dir, "SIGTERM to its job")
+                request_stop(recipe.run.dir, by)
             except OSError as error:
                 log.error("%s could not be asked to stop (%s): send SIGTERM again", recipe.run.dir, error)
 
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        for sent, handler in self.before.items():
+            signal.signal(sent, handler)
+        if self.grace is None:
+            return
+        self.grace.cancel()
+        if isinstance(error, PreemptedError):
+            raise InterruptError(error.message, error.hint) from error
+        if error is None:
+            raise InterruptError("interrupted, as the last step was done and saved", "the same command goes on")
 
 
 class StopOnDrain:

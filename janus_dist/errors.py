@@ -58,3 +58,9 @@ class PreemptedError(JanusError):
     """The run was asked to stop and saved a checkpoint; the same command goes on from there."""
 
     exit_code = 75
+
+
+class InterruptError(PreemptedError):
+    """The run was interrupted from the keyboard and saved a checkpoint; the same command goes on from there."""
+
+    exit_code = 130

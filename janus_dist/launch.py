@@ -201,7 +201,7 @@ def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[
     """Start the ranks and wait for them."""
     cluster = recipe.cluster
     recipe = recipe.model_copy(update={"cluster": cluster.model_copy(update={"workers": workers})})
-    TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "recipe": recipe.with_absolute_paths().model_dump(mode="json"),
@@ -220,7 +220,10 @@ def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[
             # starting again is for `train`: Ray Train would wait for ever for the room that there was before
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
-    ).fit()
+    )
+    # Ray Train would take SIGINT over and end the ranks at once, without a checkpoint; StopOnSignal lets them save
+    trainer._register_sigint_handler = lambda controller: None
+    trainer.fit()
 
 
 class LostRankError(ClusterError):

@@ -58,13 +58,14 @@ def train_all(
                 for done in _ended(running, asked.is_set()):
                     del running[done]
                     _get(done)
-        finally:
+        except Exception:  # a second Ctrl-C does not wait
             while running:
                 for done in _ended(running, is_to_stop=True):
                     del running[done]
-    if waiting:
-        names = ", ".join(recipe.run.name for recipe in waiting)
-        raise PreemptedError(f"asked to stop before {names} began", "the same command goes on")
+            raise
+        if waiting:
+            names = ", ".join(recipe.run.name for recipe in waiting)
+            raise PreemptedError(f"asked to stop before {names} began", "the same command goes on")
 
 
 def _ended(running: Mapping[ray.ObjectRef, StageRecipe], is_to_stop: bool) -> list[ray.ObjectRef]:

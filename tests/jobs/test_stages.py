@@ -221,15 +221,19 @@ def test_stopped_and_killed_and_started_again_it_ends_with_the_same_losses(unbro
     assert losses(root) == losses(unbroken)
 
 
-@pytest.mark.long
-def test_asked_to_stop_while_its_ranks_start_a_job_hears_it(unbroken, tmp_path):
+def test_interrupted_while_its_ranks_start_a_job_saves_and_ends_with_130(unbroken, tmp_path):
+    """Ctrl-C of a terminal, which sends it to all processes of the job."""
     root, log = unbroken.parent / "early", tmp_path / "log"
     shutil.copytree(unbroken / "stage1", root / "stage1")
     job = start(["jobs/stage2.py", *settings(root)], log)
     wait_until(lambda: ranks_of(log), job, log)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=HANG_S) == 75, log.read_text()
-    assert "stage2/STOP on rank 0) and saved step 1 of 12" in log.read_text()
+    os.killpg(job.pid, signal.SIGINT)
+    assert job.wait(timeout=HANG_S) == 130, log.read_text()
+    assert re.search(
+        r"asked to stop \(Ctrl-C: .*stage2/STOP on rank 0\) and saved step 1 of 12\n  the same command goes on",
+        log.read_text(),
+    )
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_complete_run_is_not_trained_again(unbroken, tmp_path):

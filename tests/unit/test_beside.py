@@ -1,6 +1,7 @@
 """What the driver does beside a run, without a Ray: notices of nodes that are about to go."""
 
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from janus_dist import beside, launch
+from janus_dist.errors import DataError, InterruptError, PreemptedError
 from janus_dist.train.stop import STOP
 from tests import prepared
 
@@ -89,3 +91,55 @@ def test_a_wish_to_stop_that_cannot_be_written_ends_nothing(monkeypatch, tmp_pat
     with beside.StopOnSignal(lambda: [recipe]):
         signal.raise_signal(signal.SIGTERM)
     assert "could not be asked to stop" in caplog.text and "send SIGTERM again" in caplog.text
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    made = prepared.recipe(tmp_path, tmp_path)
+    made.run.dir.mkdir()
+    return made
+
+
+def test_ctrl_c_asks_the_run_to_save_and_ends_with_130(recipe, capfd):
+    stopped = PreemptedError("run was asked to stop and saved step 3 of 9", "the same command goes on from there")
+    with pytest.raises(InterruptError) as caught, beside.StopOnSignal(lambda: [recipe]):
+        signal.raise_signal(signal.SIGINT)
+        assert (recipe.run.dir / STOP).read_text() == "Ctrl-C\n"
+        raise stopped
+    assert (caught.value.exit_code, str(caught.value)) == (130, str(stopped))
+    assert "Ctrl-C again ends it at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_at_the_last_step_begins_nothing_else(recipe):
+    """A job of several stages would begin the next one."""
+    with pytest.raises(InterruptError, match="the last step was done"), beside.StopOnSignal(lambda: [recipe]):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("error", [DataError("no shard"), PreemptedError("asked to stop")])
+def test_other_ends_stay_what_they_are(recipe, error):
+    sent = signal.SIGTERM if isinstance(error, PreemptedError) else signal.SIGINT
+    with pytest.raises(type(error)) as caught, beside.StopOnSignal(lambda: [recipe]):
+        signal.raise_signal(sent)
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("grace_s", [600.0, 0.05])
+def test_a_second_ctrl_c_and_the_end_of_the_grace_end_at_once(monkeypatch, recipe, grace_s):
+    monkeypatch.setattr(beside, "GRACE_S", grace_s)
+    with pytest.raises(KeyboardInterrupt), beside.StopOnSignal(lambda: [recipe]):
+        signal.raise_signal(signal.SIGINT)
+        if grace_s == 600.0:
+            signal.raise_signal(signal.SIGINT)
+        threading.Event().wait(60)
+
+
+def test_ray_train_leaves_ctrl_c_to_the_driver(monkeypatch, recipe):
+    """Its own handler ends the ranks without a checkpoint; it is replaced by its name."""
+    assert callable(launch.TorchTrainer._register_sigint_handler)
+    monkeypatch.setattr(launch.TorchTrainer, "fit", lambda self: self._register_sigint_handler(None))
+    before = signal.getsignal(signal.SIGINT)
+    launch._train_once(recipe, Mock(), 1)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -40,8 +40,9 @@ def train_all(monkeypatch, tmp_path) -> Callable[[Wait], list[str]]:
 
     def train(wait: Wait) -> list[str]:
         monkeypatch.setattr(tasks.ray, "wait", wait)
-        with pytest.raises(PreemptedError, match="asked to stop before b, c began"):
+        with pytest.raises(PreemptedError, match="asked to stop before b, c began") as caught:
             tasks.train_all(recipes(tmp_path), show=print)
+        started.append(str(caught.value.exit_code))
         return started
 
     return train
@@ -52,14 +53,15 @@ def recipes(folder: Path) -> list[StageRecipe]:
     return [prepared.recipe(folder, folder, 1, run={"name": name}) for name in "abc"]
 
 
-def test_asked_to_stop_between_trainings_no_other_run_begins(train_all):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, "75"), (signal.SIGINT, "130")])
+def test_asked_to_stop_between_trainings_no_other_run_begins(train_all, sent, code):
     """A run that is being evaluated hears of no stop: the next ones must not begin."""
 
     def wait(given: list[str], **_: Any) -> tuple[list[str], list[str]]:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), sent)
         return given, []
 
-    assert train_all(wait) == ["a"]
+    assert train_all(wait) == ["a", code]
 
 
 def test_a_run_that_forgot_what_it_was_asked_is_asked_again(train_all, tmp_path):
@@ -73,4 +75,14 @@ def test_a_run_that_forgot_what_it_was_asked_is_asked_again(train_all, tmp_path)
         stop.unlink(missing_ok=True)
         return ([], given) if len(calls) < 3 else (given, [])
 
-    assert train_all(wait) == ["a"] and calls == [False, True, True]
+    assert train_all(wait) == ["a", "75"] and calls == [False, True, True]
+
+
+def test_a_second_ctrl_c_waits_for_no_run(train_all, monkeypatch, tmp_path):
+    def wait(given: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return [], given
+
+    monkeypatch.setattr(tasks.ray, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        tasks.train_all(recipes(tmp_path), show=print)
