@@ -141,5 +141,5 @@ def test_ray_train_leaves_ctrl_c_to_the_driver(monkeypatch, recipe):
     assert callable(launch.TorchTrainer._register_sigint_handler)
     monkeypatch.setattr(launch.TorchTrainer, "fit", lambda self: self._register_sigint_handler(None))
     before = signal.getsignal(signal.SIGINT)
-    launch._train_once(recipe, Mock(), 1)
+    launch._train_once(recipe, Mock(), 1, [])
     assert signal.getsignal(signal.SIGINT) is before

@@ -20,8 +20,9 @@ def _files() -> list[Path]:
 
 
 FILES = _files()
-WRITTEN = [path for path in FILES if ROOT / "tests" / "kept" not in path.parents]
-"""Files but for those that an older version of the program made."""
+FOREIGN = {ROOT / "tests" / "kept", ROOT / "tests" / "cases"}
+"""Folders of what older versions of the program wrote, and of inputs with what users' files have."""
+WRITTEN = [path for path in FILES if not FOREIGN & set(path.parents)]
 MODULES = [path for path in FILES if path.suffix == ".py" and path.name != "__init__.py"]
 
 
