@@ -15,9 +15,10 @@ ENDS = bytes(1024)
 
 
 def source(form: str, path: Any = (), **values: Any) -> InputConfig:
-    """Settings of an input; the stream plays no part in reading."""
-    given = [str(one) for one in path] if isinstance(path, list) else str(path) if path else ()
-    return InputConfig.model_validate({"format": form, "path": given, "stream": "generation", **values})
+    """Settings of an input; the stream plays no part in reading. fsspec's memory:// may stand for any store."""
+    paths = tuple(str(each) for each in path) if isinstance(path, list) else str(path) if path else ()
+    settings = InputConfig.model_validate({"format": form, "path": "any", "stream": "generation", **values})
+    return settings.model_copy(update={"path": paths})
 
 
 def entries(of: InputConfig, shard_samples: int = 1_000) -> list[Record | Reject]:

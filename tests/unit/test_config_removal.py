@@ -56,7 +56,7 @@ def test_null_removes_a_source_a_weight_and_a_rule(files: list[Path]):
 def test_null_gives_a_key_its_default_again_or_is_its_value(files: list[Path]):
     text = "optim: {eps: 1e-3, betas: [0.5, 0.6]}\nengine: {dtype: float32}\ntrain: {spike_sigmas: 4}\n"
     recipe = overlaid(files, text, "optim.eps=null", "optim.betas=null", "engine=null", "train.spike_sigmas=null")
-    assert (recipe.optim.eps, recipe.optim.betas, recipe.engine.dtype) == (1e-8, (0.9, 0.95), "bfloat16")
+    assert (recipe.optim.eps, recipe.optim.betas, recipe.engine.dtype) == (1e-8, (0.9, 0.95), "auto")
     assert recipe.train.spike_sigmas is None, "null means something of its own here"
     assert recipe.optim.lr == 1e-4
 

@@ -59,7 +59,7 @@ def test_who_is_refused_leaves_the_run_its_settings(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
     def fails(recipe, show, begins):
-        begins()
+        begins(recipe)
         raise CheckpointError("it is damaged")
 
     monkeypatch.setattr(stage, "train", fails)

@@ -38,7 +38,7 @@ def test_a_source_beside_its_shards_is_not(tmp_path, monkeypatch, path, root):
     prepare.check_apart([work_on("understanding", path, root, form="webdataset")])
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/data", "s3://bucket/data/understanding/*.tar", "s3a://bucket/*"])
+@pytest.mark.parametrize("path", ["s3://bucket/data", "s3://bucket/data/understanding/*.tar", "s3://bucket/*"])
 def test_a_source_in_a_store_is_compared_too(path):
     with pytest.raises(ConfigError, match="are not apart"):
         prepare.check_apart([work_on("understanding", path, "s3://bucket/data", form="webdataset")])
