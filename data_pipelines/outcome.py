@@ -5,20 +5,55 @@ Invariant: a shard set without a sample is never committed.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from data_pipelines.explain import explain
 from data_pipelines.gather import Gathered
-from data_pipelines.inputs.columns import check_rule_columns
+from data_pipelines.inputs.columns import check_rule_columns, rule_columns
+from data_pipelines.inputs.contents import contents
 from data_pipelines.job import InputWork
+from data_pipelines.record import Unit
+from data_pipelines.task import Summary
 from janus_dist.errors import DataError
 
 SHOWN_COUNTS = 8
+WATCHED_RECORDS = 10_000
+"""Records without a value for a rule, after which the rest of the input is looked at."""
 
 log = logging.getLogger("janus_dist")
 
 
-def check_outcome(of: InputWork, gathered: Gathered) -> None:
-    """Raise DataError when a rule asks for a column that no record has, or when no sample was made."""
+class RuleWatch:
+    """Ends a run early when a rule asks for a column that the input does not have."""
+
+    def __init__(self, of: InputWork, units: Sequence[Unit]):
+        self.of, self.units, self.columns = of, units, set[str]()
+        self.records = 0
+        self.is_settled = not rule_columns(of.source.where)
+
+    def add(self, summary: Summary) -> None:
+        """Take a finished job; DataError when after WATCHED_RECORDS neither the records read nor the first entries of
+        units that lie evenly over the input have a value for a rule."""
+        if self.is_settled:
+            return
+        self.records += summary.records - summary.bad
+        self.columns |= summary.columns or set()
+        if self.records >= WATCHED_RECORDS:
+            self.is_settled = True
+            check_rule_columns(self.of.name, self.of.source.where, {*self.columns, *self._columns_elsewhere()})
+
+    def _columns_elsewhere(self) -> set[str]:
+        """Return the names in units that were not read yet; none where all rules have their columns."""
+        if all(name in self.columns for name in rule_columns(self.of.source.where)):
+            return set()
+        return set(contents(self.of.source, self.units))
+
+
+def check_outcome(of: InputWork, gathered: Gathered, units: Sequence[Unit] = ()) -> None:
+    """Raise DataError when a rule asks for a column that no record has, or when no sample was made.
+
+    `units` are looked at when nearly all records failed alike.
+    """
     if gathered.columns is not None and gathered.records > gathered.bad.total():
         check_rule_columns(of.name, of.source.where, gathered.columns)
     if any(entry.samples for entry in gathered.entries):
@@ -29,7 +64,8 @@ def check_outcome(of: InputWork, gathered: Gathered) -> None:
             f"see pipeline.inputs.{of.name}.path={_paths(of)} (format={of.source.format})",
         )
     reasons = [text for text in (_refused(gathered.bad), _dropped(gathered.dropped)) if text]
-    hints = []
+    reason = explain(of, units, gathered.bad, gathered.records)
+    hints = [reason] if reason else []
     if gathered.bad:
         hints.append(f"`janus data quarantine {of.folder}` lists the refused records")
     if gathered.dropped:

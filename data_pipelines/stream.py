@@ -19,11 +19,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from data_pipelines import gather, work
 from data_pipelines.encoder import EncoderPool
+from data_pipelines.explain import explain
 from data_pipelines.inputs import formats
 from data_pipelines.job import SHOWN_REASONS, InputWork
 from data_pipelines.limit import limit_line
-from data_pipelines.outcome import check_outcome, report_counts
+from data_pipelines.outcome import RuleWatch, check_outcome, report_counts
 from data_pipelines.progress import Progress
+from data_pipelines.record import Unit
 from data_pipelines.reports import Report, ReportBoard
 from data_pipelines.task import Summary, do_job
 from data_pipelines.work import ShardJob
@@ -72,7 +74,7 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     if limit is not None:
         log.info("%s: %s", of.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
     progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
-    judge = Judge(of)
+    judge, rules = Judge(of), RuleWatch(of, units)
     found = _found(of, jobs)
     for job in jobs:
         if job.digest in found:
@@ -84,19 +86,20 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     failures: list[str] = []
     for job, summary in _finished(of, left, failures, progress, judge):
         progress.add(job.size, summary.records, summary.seconds)
+        rules.add(summary)
         judge.add(summary, progress.share)
         judge.watch(progress.reports, progress.share)
         if judge.too_many:
             break
     gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
-    judge.check()
+    judge.check(units)
     if failures or gathered.jobs != len(jobs):
         raise ClusterError(
             f"{of.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
             f"{'; '.join(failures[:SHOWN_REASONS]) or 'their markers are gone'}",
             "what was done stays: run the same command again",
         )
-    check_outcome(of, gathered)
+    check_outcome(of, gathered, units)
     work.remove_strays(of.folder, jobs, gathered.entries)
     manifest = gathered.manifest(of, made_by)
     manifest.save(of.folder)
@@ -202,13 +205,16 @@ class Judge:
         """Whether too many of the records read are bad."""
         return self._beyond(self.records)
 
-    def check(self) -> None:
-        """DataError when too many of the records read are bad."""
+    def check(self, units: Sequence[Unit] = ()) -> None:
+        """DataError when too many of the records read are bad; `units` are looked at when nearly all fail alike."""
         if self.failed:
+            bad = self.bad_done + self.bad_running
+            reason = explain(self.of, units, bad, self.records)
             raise DataError(
                 f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
                 f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(self.reasons)}",
-                f"see {self.of.folder}/{QUARANTINE}; repair the source, or raise pipeline.max_bad_share, "
+                f"{f'{reason}. Else ' if reason else ''}see {self.of.folder}/{QUARANTINE}; "
+                "repair the source, or raise pipeline.max_bad_share, "
                 "and run the same command again: it reads anew what had bad records, and keeps the rest",
             )
 

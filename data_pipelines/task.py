@@ -28,12 +28,15 @@ class Summary:
     seconds: dict[str, float]
     bad_kinds: dict[str, int]
     """Bad records by kind of reason."""
+    columns: frozenset[str] | None = None
+    """Columns with a value in some record, where the recipe has rules; None of an earlier version."""
 
     @classmethod
     def of(cls, marker: Marker) -> "Summary":
+        columns = None if marker.columns is None else frozenset(marker.columns)
         by_kind = kinds(marker.rejects)
         reasons, bad = first_reasons(marker.rejects), sum(by_kind.values())
-        return cls(marker.records, marker.samples, bad, reasons, dict(marker.seconds), by_kind)
+        return cls(marker.records, marker.samples, bad, reasons, dict(marker.seconds), by_kind, columns)
 
 
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")

@@ -4,6 +4,7 @@ Invariant: nothing is written but the report; with `--json`, stdout holds one JS
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from janus_dist.data.lint import Fault, Findings, Scope, ShardFindings, lint
 from janus_dist.data.makers import check_vq, find_codes, find_tokenizer, need_tokenizer
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.data.plan import Plan, open_shards
+from janus_dist.data.quarantine import lines_of_table, quarantine_folders, write_csv
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.monitor.console import count
@@ -153,10 +155,30 @@ def diff(
             print(f"  {line}")
 
 
+@data_app.command("quarantine")
+def quarantine_command(
+    folder: Folder,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all rows as CSV.")] = False,
+    kind: Annotated[str | None, typer.Option(help="Only rows of this kind of reason, as `too small`.")] = None,
+    number: Annotated[int, typer.Option(min=0, help="Rows shown of each input without --csv.")] = 20,
+) -> None:
+    """List the records that the pipelines refused, with the reason of each; also of a run that failed."""
+    with _reading(folder):
+        tables = quarantine_folders(folder)
+        if as_csv:
+            write_csv(tables, sys.stdout, kind)
+            return
+        for each in tables:
+            for line in lines_of_table(each, kind, number):
+                print(line)
+
+
 @data_app.command("report")
 def report(
     folder: Folder,
-    out: Annotated[str, typer.Option("--out", help="Where the page goes.")] = "data-report.html",
+    out: Annotated[
+        str | None, typer.Option("--out", help="Where the page goes; FOLDER/data-report.html without it.")
+    ] = None,
     cards: Annotated[int, typer.Option(min=0, help="Samples shown of each shard set.")] = 12,
     seed: Seed = 0,
     tokenizer: TokenizerPath = None,
@@ -174,7 +196,8 @@ def report(
         opened = [ShardSet.open(each) for each in shard_set_folders(folder)]
         tokenizers = [need_tokenizer(shards.manifest, tokenizer) for shards in opened]
         paint = None if recipe is None else _painter(recipe, vq_weights, [shards.manifest for shards in opened])
-        print(write_data_report(folder, list(zip(opened, tokenizers, strict=True)), out, cards, seed, paint))
+        page = out or f"{folder.rstrip('/') or '/'}/data-report.html"
+        print(write_data_report(folder, list(zip(opened, tokenizers, strict=True)), page, cards, seed, paint))
 
 
 @contextmanager

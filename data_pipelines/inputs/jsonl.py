@@ -57,7 +57,12 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
-    return entries.records(of, unit, ((place, _object(line), _head(line)) for place, line in _lines(of, unit)))
+    return entries.records(of, unit, rows(of, unit))
+
+
+def rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
+    """Yield the place of each line, its values or what is wrong with it, and its first bytes."""
+    return ((place, _object(line), _head(line)) for place, line in _lines(of, unit))
 
 
 def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:

@@ -123,7 +123,7 @@ def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]
         while (member := tar.next()) is not None:
             if member.kind == "folder" or _is_metadata(member.name):
                 continue
-            key, ending = _split(member.name)
+            key, ending = split_name(member.name)
             if current is None or current.key != key:
                 if current is not None:
                     yield current
@@ -149,8 +149,8 @@ def _is_metadata(name: str) -> bool:
     return last.startswith("._") or last == ".DS_Store" or "__MACOSX" in folders
 
 
-def _split(name: str) -> tuple[str, str]:
-    """(key, ending) of a member; the ending is empty when it has none."""
+def split_name(name: str) -> tuple[str, str]:
+    """Return key and ending of a member by its name; the ending is empty when it has none."""
     match = NAME.fullmatch(name.removeprefix("./"))
     return (match[1], match[2].lower()) if match else (name, "")
 

@@ -34,6 +34,7 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 from fsspec.config import conf
 
+from janus_dist.data.repair import REMAKE_MISSING, REMAKE_SHARD
 from janus_dist.errors import DataError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
@@ -185,8 +186,7 @@ class LocalStore:
             finally:
                 os.close(file)
         except (FileNotFoundError, NotADirectoryError) as error:
-            hint = "make the shards again with jobs/tokenize.py, or point data.root at them"
-            raise FailureError("there is no such file", False, hint) from error
+            raise FailureError("there is no such file", False, REMAKE_MISSING) from error
         except (PermissionError, IsADirectoryError) as error:
             raise FailureError(str(error.strerror), False, "check the path and who may read it") from error
         except OSError as error:  # a network disk: stale handle, time-out, an error that passes
@@ -362,8 +362,8 @@ def _refused(error: ClientError) -> FailureError:
     if status >= 500 or status == 429 or code in TRANSIENT_CODES:
         return FailureError(cause, True, RESUME)
     hints = {
-        404: "it was removed or never written: make the shards again with jobs/tokenize.py, or point data.root at them",
+        404: f"it was removed or never written: {REMAKE_MISSING}",
         403: "check the credentials, AWS_ENDPOINT_URL, and what the bucket's policy allows",
-        416: "the object is shorter than its index says: delete this shard with its index, then run jobs/tokenize.py",
+        416: f"the object is shorter than its index says; {REMAKE_SHARD}",
     }
     return FailureError(cause, False, hints.get(status, "check AWS_ENDPOINT_URL, region and credentials"))

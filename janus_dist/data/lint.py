@@ -24,7 +24,7 @@ from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 
 WORKERS = 4
-WHOLE_SET = "delete the manifest and run jobs/tokenize.py: it makes what is missing and writes the manifest again"
+WHOLE_SET = "delete manifest.json and run jobs/tokenize.py: it makes what is missing and writes the manifest again"
 STRAY = "delete it, or tokenize into an empty folder: a plain WebDataset reader would take it for data"
 TWICE = "trained on twice: give each item of the source a key of its own and tokenize again"
 

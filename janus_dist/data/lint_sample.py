@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image
 
 from janus_dist.data.manifest import Manifest
+from janus_dist.data.repair import REMAKE_SHARD
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample, decode, learned
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 
-AGAIN = "make this shard again: delete it with its index and manifest, then run jobs/tokenize.py"
+AGAIN = REMAKE_SHARD
 WRITTEN_SO = "it was written so: mend the source or the pipeline, then make the shard again"
-OTHER_VERSION = "index and shard are of different versions: delete both with the manifest, then run jobs/tokenize.py"
+OTHER_VERSION = f"index and shard are of different versions; {REMAKE_SHARD}"
 
 
 @dataclass(frozen=True)

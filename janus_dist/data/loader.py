@@ -23,6 +23,7 @@ from janus_dist.data.collate import Document, DocumentFormat, collate, decode_im
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan, StepPlan
 from janus_dist.data.reader import Range
+from janus_dist.data.repair import REMAKE_SHARD
 from janus_dist.data.sample import UnderstandingSample, decode
 from janus_dist.errors import DataError
 
@@ -192,7 +193,7 @@ class BadSamples:
                 raise DataError(
                     f"{self.number} of {self.read} samples are damaged, more than "
                     f"data.max_bad_share={self.max_share:g} allows; the last one is {which}: {error.message}",
-                    "make the shards again with jobs/tokenize.py, or raise data.max_bad_share to train without them",
+                    f"{REMAKE_SHARD}; or raise data.max_bad_share to train without such samples",
                 )
         log.warning("%s is damaged, training goes on without it: %s", which, error.message)
 
@@ -222,7 +223,7 @@ def read_payloads(shards: ShardSet, samples: np.ndarray, records: np.ndarray) ->
             if found == right
             else DataError(
                 f"{asked.path} from byte {asked.offset} has checksum {found:08x}, the index says {right:08x}",
-                "make this shard again: delete it with its index and manifest, then run jobs/tokenize.py",
+                REMAKE_SHARD,
             )
         )
     return payloads

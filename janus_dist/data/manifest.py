@@ -24,6 +24,7 @@ from janus_dist.config.data import ReadConfig
 from janus_dist.config.mix import Stream
 from janus_dist.data.order import Blocks
 from janus_dist.data.reader import Range, Reader
+from janus_dist.data.repair import REMAKE_MISSING, REMAKE_SHARD
 from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 from janus_dist.data.storage import reached, read, size, write_whole
 from janus_dist.errors import DataError
@@ -208,7 +209,7 @@ class ShardSet:
             raise DataError(
                 f"{folder}/{NAME} says {manifest.samples} samples of {manifest.tokens} tokens, "
                 f"its shards hold {found[0]} of {found[1]}",
-                "make the shards again with jobs/tokenize.py",
+                REMAKE_MISSING,
             )
         return cls(str(folder), manifest, reader or Reader(ReadConfig()))
 
@@ -275,8 +276,7 @@ class ShardSet:
         raise DataError(
             f"{wanted.path} is not what the manifest describes: the records at byte {wanted.offset} have the checksum "
             f"{zlib.crc32(content):08x}, the manifest says {asked:08x}",
-            "index and manifest are of different runs, or the index is damaged; make this shard again: delete it with "
-            "its index and manifest, then run jobs/tokenize.py",
+            f"index and manifest are of different runs, or the index is damaged; {REMAKE_SHARD}",
         )
 
 
@@ -319,7 +319,7 @@ def table_name(digest: str) -> str:
 
 
 def _load_table(path: str, digest: str) -> ShardTable:
-    hint = "manifest and table are of different runs; make the shards again with jobs/tokenize.py"
+    hint = f"manifest and table are of different runs; {REMAKE_MISSING}"
     try:
         with reached(path):
             table = ShardTable.from_parquet(read(path))

@@ -13,6 +13,7 @@ from functools import partial
 from janus_dist.config.data import ReadConfig
 from janus_dist.data.cache import BLOCK_BYTES, PAGE_BYTES, RUN_PAGES, PageCache
 from janus_dist.data.fetch import Fetcher, ReadCounters, Tally, is_local
+from janus_dist.data.repair import REMAKE_SHARD
 from janus_dist.errors import DataError
 
 SPAN_BYTES = RUN_PAGES * PAGE_BYTES  # ranges are joined up to this; more would be faster as two requests at once
@@ -218,6 +219,6 @@ def cut_out(range: Range, content: bytes, start: int) -> bytes:
         raise DataError(
             f"{range.path} ends at byte {start + len(content)}, its index expects bytes {range.offset} to "
             f"{range.stop - 1}",
-            "shard and index are of different runs: delete this shard with its index, then run jobs/tokenize.py",
+            f"shard and index are of different runs; {REMAKE_SHARD}",
         )
     return found

@@ -172,8 +172,8 @@ def test_plain_webdataset_reads_the_shards(make_work, photos, tmp_path):
 )  # fmt: skip
 def test_records_without_what_they_need_are_quarantined(make_work, tmp_path, name, entry, reason):
     work_ = make_work(name, lines(tmp_path / "in.jsonl", [entry]), "pipeline.max_bad_share=1")
-    manifest = stream.run(work_)
-    assert (manifest.samples, manifest.quarantined, len(manifest.shards)) == (0, 1, 0)
+    with pytest.raises(DataError, match="none of 1 records became a sample"):
+        stream.run(work_)
     assert [row["reason"] for row in quarantine(work_.folder)] == [reason]
 
 
@@ -182,7 +182,8 @@ def test_a_conversation_longer_than_the_model_is_quarantined(make_work, photos, 
     source = lines(tmp_path / "in.jsonl", [{"image": "photo-001.png", "conversations": turns}])
     work_ = make_work("understanding", source, f"pipeline.inputs.understanding.images={photos}",
                       "pipeline.max_bad_share=1", "model.text.max_positions=40")  # fmt: skip
-    stream.run(work_)
+    with pytest.raises(DataError, match="none of 1 records became a sample"):
+        stream.run(work_)
     (row,) = quarantine(work_.folder)
     assert row["reason"].endswith("tokens, the model has 40 positions")
 

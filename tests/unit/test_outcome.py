@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines import stream
+from data_pipelines import outcome, stream
 from data_pipelines.inputs.columns import partition_columns
 from janus_dist.errors import DataError
 from tests.alone import without_ray, work_on
@@ -54,6 +54,21 @@ def test_a_rule_that_some_records_have_a_value_for_drops_the_others(tmp_path, ca
     with caplog.at_level("INFO", logger="janus_dist"):
         assert run(tmp_path, path, "{score: {min: 0.5}}").samples == 2
     assert "text: dropped by rules: score is missing (1)" in caplog.messages
+
+
+@pytest.mark.parametrize("last", ["scores", "other"])
+def test_a_misspelt_rule_ends_a_long_run_unless_files_that_come_later_have_the_column(tmp_path, monkeypatch, last):
+    monkeypatch.setattr(outcome, "WATCHED_RECORDS", 20)
+    for number in range(20):
+        name = last if number > 10 else "score"
+        lines(tmp_path / f"in/{number:02d}.jsonl", [{"text": "some words", name: 1.0}] * 9)
+    rule, few = "{scores: {min: 0.5}}", "pipeline.shard_samples=9"
+    if last == "scores":
+        assert run(tmp_path, tmp_path / "in", rule, few).samples == 81
+        return
+    message, _ = refusal(tmp_path, tmp_path / "in", rule, few)
+    assert "no record has a value for 'scores'" in message
+    assert len(list((tmp_path / "data/text/commits").iterdir())) < 10, "the rest is not read"
 
 
 def test_a_rule_on_a_value_that_the_stream_does_not_have_is_told(tmp_path):

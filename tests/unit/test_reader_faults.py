@@ -46,7 +46,7 @@ class TestFaults:
         [
             ("ok", "s3://shards/b.tar", 0, "404 NoSuchKey (The specified key does not exist.)", "jobs/tokenize.py"),
             ("denied", PATH, 0, "403 AccessDenied (Access Denied)", "check the credentials, AWS_ENDPOINT_URL"),
-            ("ok", PATH, 50_000, "416 InvalidRange (The requested range is not satisfiable)", "delete this shard"),
+            ("ok", PATH, 50_000, "416 InvalidRange (The requested range is not satisfiable)", "make this shard"),
         ],
     )
     def test_that_stay_are_not_tried_again(self, s3, make_reader, fault, path, start, cause, hint):

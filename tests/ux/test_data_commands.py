@@ -1,6 +1,8 @@
 """What a user of `janus data` sees: the output of every command, every refusal word for word, exit codes."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from janus_dist.cli import app
+from janus_dist.data.repair import REMAKE_SHARD
 from janus_dist.errors import JanusError
 from tests import shard_sets
 from tests.limits import HANG_S
@@ -17,7 +20,7 @@ from tests.limits import HANG_S
 ROOT = Path(__file__).parents[2]
 END = "<\uff5cend\u2581of\u2581sentence\uff5c>"
 BEGIN = END.replace("end", "begin")
-AGAIN = "make this shard again: delete it with its index and manifest, then run jobs/tokenize.py"
+AGAIN = REMAKE_SHARD
 
 
 @pytest.fixture
@@ -303,6 +306,38 @@ def test_report(words, janus):
     assert (code, out) == (0, "page.html\n") and Path("page.html").stat().st_size > 10_000
 
 
+def test_report_goes_beside_what_it_describes(words, janus):
+    code, out, _ = janus("report", "data", "--tokenizer", "tokenizer.json")
+    assert (code, out) == (0, "data/data-report.html\n") and not Path("data-report.html").exists()
+    assert janus("info", "data")[0] == 0, "the page is no shard set"
+
+
+def test_quarantine(words, janus):
+    code, out, _ = janus("quarantine", "data")
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == "data/generation: 3 records refused (too small 2, empty 1)" and len(lines) == 4
+    assert lines[-1] == "  c  empty: no words  (c.png)"
+    _, out, _ = janus("quarantine", "data/generation", "--number", "1")
+    assert out.splitlines()[-1] == "  and 2 more rows; --csv prints all"
+    _, out, _ = janus("quarantine", "data/generation", "--kind", "empty")
+    assert out.splitlines()[1:] == ["  c  empty: no words  (c.png)"]
+
+
+def test_quarantine_as_csv(words, janus):
+    rejects = [("a,b.png", "k", 'too small: "5x5"\nand more', b"\xff\xd8\\x"), ("c", "l", "empty: no words", b"")]
+    shard_sets.write_quarantine(Path("data/generation"), *rejects)
+    Path("data/generation/manifest.json").unlink()  # a run that failed leaves none
+    code, out, _ = janus("quarantine", "data/generation", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0 and list(rows[0]) == ["input", "source", "key", "kind", "reason", "records", "head"]
+    assert [(row["source"], row["key"], row["reason"]) for row in rows] == [reject[:3] for reject in rejects]
+    assert [(row["input"], row["kind"], row["records"], row["head"]) for row in rows] == [
+        ("generation", "too small", "1", r"\xff\xd8\x5cx"),
+        ("generation", "empty", "1", ""),
+    ]
+    assert janus("quarantine", "data/text")[2].startswith("no quarantine table in data/text: neither quarantine.parq")
+
+
 def run(*arguments):
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from janus_dist.cli import janus; janus()", "data", *arguments]
@@ -319,4 +354,4 @@ def test_faults_end_the_process_with_their_code(words):
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0
-    assert all(f" {name} " in done.stdout for name in ("info", "lint", "preview", "diff", "report"))
+    assert all(f" {name} " in done.stdout for name in ("info", "lint", "preview", "diff", "quarantine", "report"))

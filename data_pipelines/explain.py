@@ -1,0 +1,108 @@
+"""Why nearly all records of an input fail: what its reader looks for, what the records hold, and what would read them.
+
+Invariant: a message is all that comes of it; when nothing can be said, nothing is.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from data_pipelines.inputs.contents import BYTES, CONVERSATION, IMAGE, TEXT, contents
+from data_pipelines.inputs.entries import NAMES
+from data_pipelines.job import InputWork
+from data_pipelines.record import Unit
+from janus_dist.config.mix import Stream
+from janus_dist.config.pipeline import COLUMNS, Column, InputConfig
+
+NEARLY_ALL = 0.9
+"""Share of the records that fail for one reason, from which on it is explained."""
+SHOWN_NAMES = 12
+NEEDED: Mapping[Stream, tuple[Column, ...]] = {
+    "text": ("text",),
+    "understanding": ("image", "turns", "caption"),
+    "generation": ("image", "caption"),
+}
+"""What samples of a stream are made of."""
+KINDS: Mapping[Column, tuple[str, ...]] = {
+    "image": (IMAGE, BYTES),
+    "caption": (TEXT, "list of text"),
+    "text": (TEXT,),
+    "turns": (CONVERSATION,),
+}
+"""Kinds of values that a column may have."""
+FOLDER_OF_IMAGES = ("missing", "unsafe link", "unsafe name")
+"""Kinds of reasons that another folder of images may settle."""
+
+
+def explain(of: InputWork, units: Sequence[Unit], bad: Mapping[str, int], records: int) -> str:
+    """Return in words what the reader looks for, what the records hold, and the setting that would read them.
+
+    Empty unless nearly all of the records, `bad` of them by kind of reason, fail for one.
+    """
+    kind = max(bad, key=lambda name: bad[name], default="")
+    if not kind or bad[kind] < NEARLY_ALL * records:
+        return ""
+    start = f"nearly all records ({bad[kind]:,} of {records:,}) fail as {kind!r}"
+    if kind in FOLDER_OF_IMAGES:
+        folder = of.source.images or "the folder of the file that names them"
+        return f"{start}: paths of images are looked for below {folder}; set pipeline.inputs.{of.name}.images"
+    names = contents(of.source, units)
+    if not names:
+        return start
+    held = ", ".join(f"{name} ({what})" for name, what in list(names.items())[:SHOWN_NAMES])
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    columns = suggested_columns(of.source, of.stream, names)
+    setting = ", ".join(f"{column}: {name}" for column, name in columns.items())
+    would = f"; pipeline.inputs.{of.name}.columns={{{setting}}} would read them" if columns else ""
+    return f"{start}: {_looked_for(of.source, of.stream)}; the records hold {held}{more}{would}"
+
+
+def suggested_columns(of: InputConfig, stream: Stream, names: Mapping[str, str]) -> dict[Column, str]:
+    """Return which of the names, by kind of value, may stand for what a stream needs and does not find.
+
+    Of several names of a kind the one nearest to a usual name is taken, else the first.
+    """
+    if of.format not in COLUMNS:
+        return {}
+    absent = _absent_columns(of, stream, names)
+    used = {name for column in COLUMNS[of.format] if column not in absent for name in _usual_names(of, column)}
+    columns: dict[Column, str] = {}
+    for column in absent:
+        taken = {*used, *columns.values()}
+        fitting = [name for name, kind in names.items() if kind in KINDS[column] and name not in taken]
+        near = [name for usual in NAMES[column] for name in difflib.get_close_matches(usual, fitting, 1)]
+        if fitting and not (column == "caption" and "turns" in columns):
+            columns[column] = (near or fitting)[0]
+    return columns
+
+
+def _absent_columns(of: InputConfig, stream: Stream, names: Mapping[str, str]) -> list[Column]:
+    """Return the columns that a stream needs and that none of the names stands for."""
+    needed: list[Column] = [column for column in NEEDED[stream] if column in COLUMNS[of.format]]
+    absent: list[Column] = [column for column in needed if not any(name in names for name in _usual_names(of, column))]
+    has_words = any(column in needed and column not in absent for column in ("turns", "caption"))
+    if stream == "understanding" and has_words:
+        absent = [column for column in absent if column == "image"]
+    if of.format == "webdataset" and "image" not in of.columns and IMAGE in names.values():
+        absent = [column for column in absent if column != "image"]
+    return absent
+
+
+def _usual_names(of: InputConfig, column: Column) -> tuple[str, ...]:
+    """Return the names that a column is looked for under."""
+    named = of.columns.get(column)
+    if named is not None:
+        return (named,)
+    return (
+        (*NAMES.get(column, ()), "txt") if of.format == "webdataset" and column == "caption" else NAMES.get(column, ())
+    )
+
+
+def _looked_for(of: InputConfig, stream: Stream) -> str:
+    """Return in words where a reader looks for what a stream needs."""
+    parts = []
+    for column in NEEDED[stream]:
+        if column in COLUMNS.get(of.format, ()):
+            is_ending = of.format == "webdataset" and column == "image" and "image" not in of.columns
+            where = "members with an image's ending" if is_ending else " or ".join(_usual_names(of, column))
+            parts.append(f"{column} in {where}")
+    return f"format={of.format} looks for {', '.join(parts)}" if parts else f"format={of.format}"

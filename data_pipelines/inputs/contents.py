@@ -1,0 +1,132 @@
+"""What the entries of an input hold, for messages: names and kinds of values, as they are in its files.
+
+Invariant: a few entries are read, and nothing here decides what becomes of a record.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+
+import pyarrow.parquet as pq
+
+from data_pipelines.inputs import files, jsonl, tar
+from data_pipelines.inputs.columns import partition_columns
+from data_pipelines.inputs.tar_stream import DamagedError, TarStream
+from data_pipelines.record import Unit
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.data import images
+from janus_dist.errors import DataError
+
+SAMPLED = 20
+"""Entries of a unit that are looked at."""
+SAMPLED_UNITS = 8
+SAMPLED_MEMBERS = 200
+SHOWN_KEYS = 4
+ROLE_KEYS = ("from", "role")
+IMAGE, BYTES, TEXT, CONVERSATION, NUMBER = "path of an image", "bytes", "text", "conversation", "number"
+"""Kinds of values."""
+
+
+def contents(of: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
+    """Return the names in the first entries of units that lie evenly over all, each with the kind of its first value.
+
+    For tars, endings of members and keys of their JSON; for folders, endings of files. What cannot be read is left out.
+    """
+    found: dict[str, str] = {}
+    last = len(units) - 1
+    for place in sorted({round(part * last / (SAMPLED_UNITS - 1)) for part in range(SAMPLED_UNITS)} if units else ()):
+        unit = units[place]
+        try:
+            for entry in _entries(of, unit):
+                for name, value in entry.items():
+                    kind = kind_of_value(value)
+                    if kind:
+                        found.setdefault(str(name), kind)
+        except (DataError, OSError, ValueError, KeyError, TypeError):  # damaged, or gone meanwhile
+            continue
+        for name in partition_columns(unit.path):
+            found.setdefault(name, "name of a folder")
+    return found
+
+
+def kind_of_value(value: Any) -> str:
+    """Return in words what a value is; empty for null and for an empty text."""
+    match value:
+        case None | "":
+            return ""
+        case bool() | int() | float():
+            return NUMBER
+        case str() if value.startswith("data:"):
+            return "image as a data URI"
+        case str():
+            return IMAGE if PurePosixPath(value).suffix.removeprefix(".").lower() in images.ENDINGS else TEXT
+        case bytes() | {"bytes": bytes()}:
+            return BYTES
+        case {"path": str()}:
+            return IMAGE
+        case [first, *_] if isinstance(first, Mapping) and any(key in first for key in ROLE_KEYS):
+            return CONVERSATION
+        case [first, *_]:
+            inner = kind_of_value(first)
+            return inner if inner in (IMAGE, BYTES) else f"list of {inner or 'null'}"
+        case Mapping():
+            return f"object with {', '.join(map(str, islice(value, SHOWN_KEYS)))}"
+        case _:
+            return type(value).__name__
+
+
+def _entries(of: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
+    match of.format:
+        case "jsonl":
+            return (row for _, row, _ in islice(jsonl.rows(of, unit), SAMPLED) if not isinstance(row, DataError))
+        case "parquet":
+            return _rows(unit)
+        case "webdataset":
+            return _members(unit)
+        case "folders":
+            suffixes = (PurePosixPath(name).suffix.removeprefix(".") for name in unit.names[:SAMPLED])
+            return [{suffix: f"a.{suffix}"} for suffix in suffixes if suffix]
+        case _:
+            return []
+
+
+def _rows(unit: Unit) -> Iterator[Mapping[str, Any]]:
+    """Yield rows of a Parquet file with all of their columns."""
+    with files.open_stream(unit.path, ahead=0) as opened:
+        for batch in pq.ParquetFile(opened).iter_batches(SAMPLED, [unit.start], use_threads=False):
+            yield from batch.to_pylist()
+            return
+
+
+def _members(unit: Unit) -> Iterator[Mapping[str, Any]]:
+    """Yield the endings of a tar's members, and what the JSON among them holds."""
+    with files.open_stream(unit.path) as opened:
+        is_gzip = opened.peek(2)[:2] == tar.GZIP
+        stream = TarStream(cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened)
+        for _ in range(SAMPLED_MEMBERS):
+            try:
+                member = stream.next()
+            except DamagedError:
+                return
+            if member is None:
+                return
+            ending = tar.split_name(member.name)[1]
+            if not ending or member.kind != "file" or member.size > files.BUFFER_BYTES:
+                continue
+            if ending in images.ENDINGS:
+                yield {ending: f"a.{ending}"}
+            elif ending == "json":
+                values = json.loads(stream.read(member))
+                yield values if isinstance(values, dict) else {}
+            else:
+                yield {ending: _text_or_bytes(stream.read(member))}
+
+
+def _text_or_bytes(content: bytes) -> str | bytes:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content
