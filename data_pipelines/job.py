@@ -23,6 +23,7 @@ from PIL import Image
 from data_pipelines import work
 from data_pipelines.inputs import formats
 from data_pipelines.inputs.entries import HEAD_BYTES
+from data_pipelines.inputs.versions import check_unchanged, digest
 from data_pipelines.record import Dropped, Made, Picture, Record, Unit
 from data_pipelines.steps.generation import Generation, Prepared
 from data_pipelines.steps.text import Text
@@ -33,6 +34,7 @@ from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import images, storage
 from janus_dist.data.inspect import Example, Reject
+from janus_dist.data.lease import Claim
 from janus_dist.data.sample import GenerationSample, Sample
 from janus_dist.data.shard import ShardEntry, write_shard
 from janus_dist.data.tokenizer import Tokenizer
@@ -71,6 +73,8 @@ class InputWork:
     source: InputConfig
     recipe: BaseRecipe
     tokenizer: Tokenizer
+    claim: Claim | None = None
+    """The lease of the folder, which every commit looks at."""
 
 
 @dataclass
@@ -120,8 +124,10 @@ class Tally:
 def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: bool) -> Marker | None:
     """Do a job and commit it; None when another attempt had committed it before.
 
-    `encode` is needed for the generation stream. Raises OSError when the input's files or the output cannot be reached.
+    `encode` is needed for the generation stream. Raises OSError when the input's files or the output cannot be reached,
+    DataError when a file has changed since the work was cut, LeaseLostError when the folder is another run's by now.
     """
+    check_unchanged(job.units)
     attempt, tally, shards = work.attempt_name(), Tally(with_examples), list[ShardEntry]()
     special = (of.tokenizer.boi, of.tokenizer.image, of.tokenizer.eoi)
     samples = _samples(job, of, encode, tally)
@@ -140,8 +146,10 @@ def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: 
         histograms={name: dict(bins) for name, bins in tally.histograms.items()},
         examples=tuple(tally.examples),
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
+        versions=digest(job.units),
     )
-    return marker if work.commit(of.folder, marker) else None
+    check_unchanged(job.units)  # again: a file that was cut short while it was read ends like one that is whole
+    return marker if work.commit(of.folder, marker, of.claim) else None
 
 
 def prepared(of: InputWork) -> list[Prepared]:
