@@ -24,6 +24,7 @@ from data_pipelines import work
 from data_pipelines.inputs import files, formats
 from data_pipelines.inputs.entries import HEAD_BYTES
 from data_pipelines.inputs.pictures import read_picture
+from data_pipelines.inputs.versions import check_unchanged, digest
 from data_pipelines.limit import read_evenly
 from data_pipelines.record import Dropped, Made, Picture, Record, Unit
 from data_pipelines.reports import Report, Reporter, Send
@@ -37,6 +38,7 @@ from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import images
 from janus_dist.data.inspect import Example, Reject, kinds
+from janus_dist.data.lease import Claim
 from janus_dist.data.sample import GenerationSample, Sample
 from janus_dist.data.shard import ShardEntry, write_shard
 from janus_dist.data.tokenizer import Tokenizer
@@ -78,6 +80,8 @@ class InputWork:
     source: InputConfig
     recipe: BaseRecipe
     tokenizer: Tokenizer
+    claim: Claim | None = None
+    """The lease of the folder, which every commit looks at."""
 
 
 @dataclass
@@ -156,8 +160,10 @@ def run_job(
     """Do a job and commit it; None when another attempt had committed it before.
 
     `encode` is needed for the generation stream; `send` gets reports of how far the job is. Raises OSError when the
-    input's files or the output cannot be reached.
+    input's files or the output cannot be reached, DataError when a file has changed since the work was cut,
+    LeaseLostError when the folder is another run's by now.
     """
+    check_unchanged(job.units)
     tally = Tally(with_examples, job=job, reporter=Reporter(send))
     attempt, shards = work.attempt_name(), list[ShardEntry]()
     special = (of.tokenizer.boi, of.tokenizer.image, of.tokenizer.eoi)
@@ -178,8 +184,10 @@ def run_job(
         histograms={name: dict(bins) for name, bins in tally.histograms.items()},
         examples=tuple(tally.examples),
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
+        versions=digest(job.units),
     )
-    return marker if work.commit(of.folder, marker) else None
+    check_unchanged(job.units)  # again: a file that was cut short while it was read ends like one that is whole
+    return marker if work.commit(of.folder, marker, of.claim) else None
 
 
 def prepared(of: InputWork) -> list[Prepared]:

@@ -3,7 +3,6 @@
 Invariant: a folder with a manifest is never touched.
 """
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -13,12 +12,12 @@ from pathlib import Path
 import fsspec
 
 from data_pipelines import stream
+from data_pipelines.committed import refuse_other_settings
 from data_pipelines.inputs.braces import expand
 from data_pipelines.job import InputWork
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
-from janus_dist.data.compare import leaves
 from janus_dist.data.manifest import NAME, Manifest, is_there
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
@@ -27,24 +26,29 @@ from janus_dist.ray_session import connect
 log = logging.getLogger("janus_dist")
 
 
-def prepare_data(recipe: BaseRecipe, limit: int | None = None) -> None:
+def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = False) -> None:
     """Make the shards of the inputs that have no manifest yet; starts or joins Ray only if there are any.
 
-    With a `limit`, of so many records of each input, in a folder of its own beside `data.root`. ConfigError when an
-    input's files and its shards would lie in one folder; CheckpointError when the VQ tokenizer's weights are absent or
+    With a `limit`, of so many records of each input, in a folder of its own beside `data.root`. With `anew`, what
+    differs from the recipe or the files of now is made beside the shards that are there, and replaces them at the end.
+    ConfigError when an input's files and its shards would lie in one folder, when shards were made with other settings,
+    or when another job writes into their folder; CheckpointError when the VQ tokenizer's weights are absent or
     do not fit; DataError when shards are of other weights, or as `stream.run`.
     """
     if limit is not None:
         root = f"{recipe.data.root.rstrip('/')}-first-{limit}"
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+    mine = {f"{recipe.data.root}/{name}" for name in recipe.pipeline.inputs}
     missing = [name for name in recipe.pipeline.inputs if not is_there(f"{recipe.data.root}/{name}")]
     for folder in recipe.data.lanes.values():
-        if is_there(folder):
+        if is_there(folder) and not (anew and folder in mine):
             _show(folder, recipe)
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
     for name in recipe.pipeline.inputs:
-        if name not in missing:
-            _warn_of_other_settings(input_work(name, recipe, tokenizer))
+        if name not in missing and not anew:
+            _check_settings(input_work(name, recipe, tokenizer))
+    if anew:
+        missing = list(recipe.pipeline.inputs)
     if not missing:
         return
     found = [input_work(name, recipe, tokenizer) for name in missing]
@@ -56,7 +60,7 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None) -> None:
     connect()
     for work in found:
         log.info("%s: tokenizing %s into %s", work.name, _shown(work), work.folder)
-        stream.run(work, limit)
+        stream.run(work, limit, anew)
 
 
 def input_work(name: str, recipe: BaseRecipe, tokenizer: Tokenizer) -> InputWork:
@@ -117,20 +121,15 @@ def _show(folder: str, recipe: BaseRecipe) -> None:
     log.info("%s: %d samples, %d tokens in %s", manifest.stream, manifest.samples, manifest.tokens, folder)
 
 
-def _warn_of_other_settings(work: InputWork) -> None:
-    """Say which settings are not those that made the shards of an input; weights and files are checked elsewhere."""
+def _check_settings(work: InputWork) -> None:
+    """Raise ConfigError when the shards of an input were made with other settings; weights are checked elsewhere."""
     manifest = Manifest.load(work.folder)
     try:
-        now = json.loads(json.dumps(stream.settings(work, manifest.vq_sha256)))
+        now = stream.settings(work, manifest.vq_sha256)
     except OSError:  # a source that made shards long ago may be gone
         return
-    old, new = dict(leaves(manifest.settings)), dict(leaves(now))
-    differ = [f"{name} ({old.get(name)} there)" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    if differ:
-        log.warning(
-            "%s: its shards were made with other settings than the recipe's and are left as they are: %s",
-            *(work.name, ", ".join(differ)),
-        )
+    if said := refuse_other_settings(work, manifest, now):
+        log.warning("%s: its shards are taken as they are, though %s", work.name, ", ".join(said))
 
 
 def _shown(work: InputWork) -> str:

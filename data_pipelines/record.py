@@ -31,6 +31,8 @@ class Unit:
     """Files of a folder."""
     stem: str = ""
     """What keys of its records begin with: the path below what all files of the input share, without its ending."""
+    versions: tuple[tuple[str, str], ...] = ()
+    """(path, version) of the files that it is read from, when the work was cut; does not count for what it is."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """One input from its files to a manifest: cut, do the jobs that have no marker yet, gather, commit.
 
-Invariant: the manifest is made of markers only and written last, so an interrupted run leaves no manifest and the next
-one does the jobs that are missing.
+Invariants: the manifest is made of markers only and written last, so an interrupted run leaves no manifest and the next
+one does the jobs that are missing. One run at a time writes into a folder, and none removes a shard that a committed
+manifest lists before another manifest has taken its place.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,21 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from data_pipelines import gather, work
+from data_pipelines.committed import refuse_other_settings
 from data_pipelines.encoder import EncoderPool
-from data_pipelines.explain import explain
-from data_pipelines.inputs import formats
+from data_pipelines.inputs import formats, versions
 from data_pipelines.job import SHOWN_REASONS, InputWork
+from data_pipelines.judge import Judge
 from data_pipelines.limit import limit_line
 from data_pipelines.outcome import RuleWatch, check_outcome, report_counts
 from data_pipelines.progress import Progress
-from data_pipelines.record import Unit
-from data_pipelines.reports import Report, ReportBoard
+from data_pipelines.reports import ReportBoard
 from data_pipelines.task import Summary, do_job
 from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
-from janus_dist.data.inspect import QUARANTINE
-from janus_dist.data.manifest import Manifest
+from janus_dist.data.lease import Lease, LeaseLostError, hold
+from janus_dist.data.manifest import Manifest, is_there
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.tasks import cancel
 
@@ -43,10 +44,6 @@ PAUSE_S = 4.0
 """Before the second attempt; 4, 9, 16 and 25 times as long before the next: a store may be down for minutes."""
 FAILED_JOBS = 10
 """After so many the run stops at once."""
-JUDGED_RECORDS = 10_000
-"""From so many records on, `max_bad_share` is held against those read so far, not against all that there will be."""
-DOUBT = 1.25
-"""How far the number of records expected by bytes of input may be off."""
 EXAMPLE_JOBS = 32
 """Jobs that keep examples, spread over all."""
 JOBS_AHEAD = 2
@@ -56,20 +53,33 @@ ENCODED_CPUS = 0.5
 POLL_S = 1.0
 LOOK_EVERY_S = 5.0
 """Between two looks at what running jobs report."""
+IN_USE = "follow or stop that job, or give this one another data.root; what has a manifest by then is left as it is"
 
 log = logging.getLogger("janus_dist")
 
 
-def run(of: InputWork, limit: int | None = None) -> Manifest:
+def run(of: InputWork, limit: int | None = None, anew: bool = False) -> Manifest:
     """Make what is missing of an input's shards and commit their manifest; needs an initialised Ray.
 
+    Shards with a manifest are left as they are, unless `anew`: then what differs from settings and files of now is made
+    beside them, and replaces them at the end. `limit`: records to read, spread over the input.
+
     DataError when more than `pipeline.max_bad_share` of the records are bad, when a rule asks for a column that no
-    record has, or when no sample was made; ClusterError when jobs could not be done:
-    what was done stays, and the same call again does the rest. `limit`: records to read, spread over the input.
+    record has, when no sample was made or a file has changed since the work was cut; ClusterError when jobs could not
+    be done: what was done stays, and the same call again does the rest. ConfigError when another run writes into the
+    folder, or the shards there were made with other settings.
     """
+    with hold(of.folder, f"the shard set {of.folder}", f"tokenizing {of.name}", log.info, IN_USE) as lease:
+        return _make(replace(of, claim=lease.claim), limit, anew, lease)
+
+
+def _make(of: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifest:
+    """`run` for whoever holds the folder."""
     shard_samples = of.recipe.pipeline.shard_samples
     units = formats.units(of.source, shard_samples)  # first, since it says what is wrong with the source
     made_by = settings(of)
+    if not anew and (made := _committed(of, made_by)) is not None:
+        return made
     jobs = work.cut(units, shard_samples, made_by, limit)
     if limit is not None:
         log.info("%s: %s", of.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
@@ -83,28 +93,65 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
     left = [job for job in jobs if job.digest not in found]
     if left and found:
         log.info("%s: %d of %d jobs were done by an earlier run", of.name, len(found), len(jobs))
-    failures: list[str] = []
+    failures: list[Failure] = []
     for job, summary in _finished(of, left, failures, progress, judge):
+        lease.check()
         progress.add(job.size, summary.records, summary.seconds)
         rules.add(summary)
         judge.add(summary, progress.share)
         judge.watch(progress.reports, progress.share)
         if judge.too_many:
             break
+    lease.check()
     gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
     judge.check(units)
     if failures or gathered.jobs != len(jobs):
-        raise ClusterError(
+        raise (DataError if any(isinstance(one.error, DataError) for one in failures) else ClusterError)(
             f"{of.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
-            f"{'; '.join(failures[:SHOWN_REASONS]) or 'their markers are gone'}",
-            "what was done stays: run the same command again",
+            f"{'; '.join(one.text for one in failures[:SHOWN_REASONS]) or 'their markers are gone'}",
+            next((one.error.hint for one in failures if isinstance(one.error, DataError)), None)
+            or "what was done stays: run the same command again",
         )
     check_outcome(of, gathered, units)
-    work.remove_strays(of.folder, jobs, gathered.entries)
     manifest = gathered.manifest(of, made_by)
-    manifest.save(of.folder)
+    _commit(of, manifest, jobs, anew, lease)
     progress.close(manifest)
     report_counts(of, gathered)
+    return manifest
+
+
+def _commit(of: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: bool, lease: Lease) -> None:
+    """Write the manifest. Shards that no manifest lists are removed before, those of one that is replaced after it."""
+    lease.check()
+    try:
+        before = _manifest(of.folder)
+    except DataError:
+        if not anew:
+            raise
+        before = None  # a damaged one keeps no shards
+    if before is not None and not anew:
+        raise DataError(
+            f"{of.folder} got a manifest while its shards were made: by a job that does not know of the lease there",
+            "see which job that is (of an older version, perhaps); both lists of shards are whole, and this job's are "
+            "removed by: python jobs/tokenize.py RECIPE.yaml ... --replace",
+        )
+    work.remove_strays(of.folder, jobs, [*manifest.shards, *(before.shards if before is not None else ())])
+    lease.check()
+    manifest.save(of.folder)
+    if before is not None:
+        work.remove_strays(of.folder, jobs, manifest.shards)
+
+
+def _manifest(folder: str) -> Manifest | None:
+    return Manifest.load(folder) if is_there(folder) else None
+
+
+def _committed(of: InputWork, made_by: dict[str, Any]) -> Manifest | None:
+    """The manifest of shards that are there; ConfigError when they were made with other settings."""
+    manifest = _manifest(of.folder)
+    if manifest is not None:
+        refuse_other_settings(of, manifest, made_by)
+        log.info("%s: %d samples are there, made by another job", of.name, manifest.samples)
     return manifest
 
 
@@ -144,7 +191,26 @@ def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
     Where that alone has too many bad records, or no sample, the run would fail for ever, whatever became of its source:
     jobs that refused records lose their markers and are done again.
     """
-    found = {marker.job: Summary.of(marker) for marker in work.done(of.folder, jobs)}
+    by_digest, found, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
+    for marker in work.done(of.folder, jobs):
+        job = by_digest[marker.job]
+        if marker.versions in ("", versions.digest(job.units)):
+            found[marker.job] = Summary.of(marker)
+        else:
+            changed.append(job)
+    if changed:
+        log.info(
+            "%s: %d jobs were done by an earlier run from files that have changed since, as %s: they are done again",
+            *(of.name, len(changed), changed[0].units[0].path),
+        )
+    for job in changed:
+        work.forget(of.folder, job)
+    if others := work.of_other_cuts(of.folder, jobs):
+        log.info(
+            "%s: %d jobs in %s were done with other settings or from other files: they do not count, and what they "
+            "made is removed when all is done",
+            *(of.name, len(others), of.folder),
+        )
     judge = Judge(of)
     for summary in found.values():
         judge.add(summary, 1.0)
@@ -160,66 +226,12 @@ def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
     return found
 
 
-class Judge:
-    """Whether too many records are bad."""
+@dataclass(frozen=True)
+class Failure:
+    """Why a job could not be done."""
 
-    def __init__(self, of: InputWork):
-        self.of, self.expected = of, 0.0
-        self.records_done = 0
-        self.bad_done, self.bad_running = Counter[str](), Counter[str]()
-        """By kind of reason, of jobs that are done and of those that run."""
-        self.records_running = 0
-        self.reasons: list[str] = []
-
-    @property
-    def records(self) -> int:
-        return self.records_done + self.records_running
-
-    @property
-    def bad(self) -> int:
-        return self.bad_done.total() + self.bad_running.total()
-
-    def add(self, summary: Summary, share_done: float) -> None:
-        """`share_done`: of the input, by bytes."""
-        self.records_done += summary.records
-        self.bad_done.update(summary.bad_kinds)
-        self.reasons += summary.reasons[: SHOWN_REASONS - len(self.reasons)]
-        self.expected = self.records / share_done
-
-    def watch(self, running: Iterable[Report], share_done: float) -> None:
-        """Take what running jobs report; `share_done` of the input, by bytes, those jobs included."""
-        self.records_running, self.bad_running = 0, Counter()
-        for report in running:
-            self.records_running += report.records
-            self.bad_running.update(report.bad)
-            self.reasons += report.reasons[: SHOWN_REASONS - len(self.reasons)]
-        self.expected = self.records / share_done
-
-    @property
-    def too_many(self) -> bool:
-        """Whether no hope is left, by what is expected still to come, generously."""
-        return self._beyond(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
-
-    @property
-    def failed(self) -> bool:
-        """Whether too many of the records read are bad."""
-        return self._beyond(self.records)
-
-    def check(self, units: Sequence[Unit] = ()) -> None:
-        """DataError when too many of the records read are bad; `units` are looked at when nearly all fail alike."""
-        if self.failed:
-            bad = self.bad_done + self.bad_running
-            reason = explain(self.of, units, bad, self.records)
-            raise DataError(
-                f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
-                f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(self.reasons)}",
-                f"{f'{reason}. Else ' if reason else ''}see {self.of.folder}/{QUARANTINE}; "
-                "repair the source, or raise pipeline.max_bad_share, "
-                "and run the same command again: it reads anew what had bad records, and keeps the rest",
-            )
-
-    def _beyond(self, records: float) -> bool:
-        return self.bad > self.of.recipe.pipeline.max_bad_share * records
+    text: str
+    error: BaseException
 
 
 @dataclass
@@ -245,7 +257,7 @@ class Watcher:
 
 
 def _finished(
-    of: InputWork, jobs: Sequence[ShardJob], failures: list[str], progress: Progress, judge: Judge
+    of: InputWork, jobs: Sequence[ShardJob], failures: list[Failure], progress: Progress, judge: Judge
 ) -> Iterator[tuple[ShardJob, Summary]]:
     """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`.
 
@@ -297,15 +309,15 @@ def _finished(
 def _may_pass(error: Exception) -> bool:
     """Whether another attempt may succeed: our own faults do not pass, a store, a disk or a node may come back."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, OSError | RayError | ClusterError)
+    return isinstance(cause, OSError | RayError | ClusterError) and not isinstance(cause, LeaseLostError)
 
 
-def _failure(job: ShardJob, error: Exception) -> str:
+def _failure(job: ShardJob, error: Exception) -> Failure:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, JanusError | OSError | RayError):
         log.error("%s", "".join(traceback.format_exception(error)))
     said = str(cause).strip().split("\n")[0]
-    return f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {said}"
+    return Failure(f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {said}", cause)
 
 
 def vq_sha256(recipe: BaseRecipe) -> str:

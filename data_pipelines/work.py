@@ -12,7 +12,7 @@ import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -21,6 +21,7 @@ from data_pipelines.limit import SPREAD, share_out, spread
 from data_pipelines.record import Unit
 from janus_dist.data import storage
 from janus_dist.data.inspect import COMMITS, Example, Reject
+from janus_dist.data.lease import Claim
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 
 LISTERS = 32
@@ -68,6 +69,8 @@ class Marker:
     """By step; what the job's process waited for or did."""
     columns: Mapping[str, int] | None = None
     """Records with a value, by column, where the recipe has rules; None of an earlier version."""
+    versions: str = ""
+    """Digest of the versions of the files that it read; empty where none are known, as in older markers."""
 
     @property
     def samples(self) -> int:
@@ -119,14 +122,20 @@ def shard_name(job: ShardJob, part: int, attempt: str) -> str:
     return f"{job.number:06d}-{part:02d}-{attempt}"
 
 
-def commit(folder: str, marker: Marker) -> bool:
-    """Make a job's shards count; False, and its shards removed, when another attempt did so before."""
+def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
+    """Make a job's shards count; False, and its shards removed, when another attempt did so before.
+
+    LeaseLostError when the folder, whose lease is `claim`, is another run's by now.
+    """
     values = asdict(marker)
     for reject in values["rejects"]:
         reject["head"] = b64encode(reject["head"]).decode()
     for example in values["examples"]:
         example["image"] = b64encode(example["image"]).decode()
-    if storage.create(_path(folder, marker.job), json.dumps(values, sort_keys=True).encode()):
+    if claim is not None:
+        claim.check()
+    conditional = claim is None or claim.conditional
+    if storage.create(_path(folder, marker.job), json.dumps(values, sort_keys=True).encode(), conditional):
         return True
     # A request whose answer got lost is sent again, and then finds its own marker: that is no other attempt's.
     if json.loads(storage.read(_path(folder, marker.job)))["attempt"] == marker.attempt:
@@ -181,8 +190,14 @@ def forget(folder: str, job: ShardJob) -> None:
     storage.remove(_path(folder, job.digest))
 
 
+def of_other_cuts(folder: str, jobs: Sequence[ShardJob]) -> list[str]:
+    """Return the names of markers that are of no job of this cut: of other settings or files, or of other versions."""
+    mine = {f"{_name(job.digest)}.json" for job in jobs}
+    return [name for name in storage.names(f"{folder}/{COMMITS}") if MARKER_FILE.fullmatch(name) and name not in mine]
+
+
 def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:
-    """Remove shards of attempts that do not count and markers of another cut; no file of a name that is not ours.
+    """Remove shards that are not among `entries` and markers of another cut; no file of a name that is not ours.
 
     A plain tar reader would take the former for data.
     """
@@ -190,10 +205,8 @@ def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[Shard
     for name in storage.names(folder):
         if SHARD_FILE.fullmatch(name) and name not in kept:
             storage.remove(f"{folder}/{name}")
-    kept = {f"{_name(job.digest)}.json" for job in jobs}
-    for name in storage.names(f"{folder}/{COMMITS}"):
-        if MARKER_FILE.fullmatch(name) and name not in kept:
-            storage.remove(f"{folder}/{COMMITS}/{name}")
+    for name in of_other_cuts(folder, jobs):
+        storage.remove(f"{folder}/{COMMITS}/{name}")
 
 
 def _is_whole(entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
@@ -215,5 +228,8 @@ def _name(digest: str) -> str:
 
 
 def _job(number: int, units: Sequence[Unit], limit: int | None, settings: Mapping[str, Any]) -> ShardJob:
-    content = json.dumps([settings, [asdict(unit) for unit in units], limit], sort_keys=True)
+    described = [asdict(replace(unit, versions=())) for unit in units]
+    for values in described:
+        del values["versions"]  # compared by themselves: a file that was only touched makes no other job
+    content = json.dumps([settings, described, limit], sort_keys=True)
     return ShardJob(number, tuple(units), limit, hashlib.sha256(content.encode()).hexdigest())

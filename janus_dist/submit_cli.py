@@ -37,6 +37,8 @@ RAYS_OWN = re.compile(
 """What Ray says at the beginning of each job's log."""
 SAVED = re.compile(r"was asked to stop \(.*\) and saved step \d+ of \d+")
 """What a stage says last when it stopped with a checkpoint; Ray keeps no exit code of a job that was stopped."""
+FLAGS = ("--replace",)
+"""Options of jobs that take no value."""
 DETACHED = 130
 TERMINATED = 143
 """Stopped before anything was saved, or killed because that took too long."""
@@ -104,8 +106,8 @@ def check_recipe(job: Path, words: Sequence[str]) -> None:
 
 
 def without_options(words: Sequence[str]) -> list[str]:
-    """A job's command line without its own options: `--limit 200`, `--limit=200`."""
-    is_value = [False, *(word.startswith("-") and "=" not in word for word in words)]
+    """A job's command line without its own options: `--limit 200`, `--limit=200`, `--replace`."""
+    is_value = [False, *(word.startswith("-") and "=" not in word and word not in FLAGS for word in words)]
     return [word for word, skip in zip(words, is_value, strict=False) if not skip and not word.startswith("-")]
 
 

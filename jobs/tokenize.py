@@ -3,9 +3,11 @@
     python jobs/tokenize.py                                        # the embedded default, on a local Ray
     python jobs/tokenize.py RECIPE.yaml ... [key.path=value ...]   # your own
     python jobs/tokenize.py RECIPE.yaml ... --limit 200            # of 200 records of each input, into ROOT-first-200
+    python jobs/tokenize.py RECIPE.yaml ... --replace              # make again what other settings or files had made
     ray job submit -- python jobs/tokenize.py RECIPE.yaml ...      # on a cluster
 
-The same command again goes on where it was interrupted; inputs with a manifest are left as they are.
+The same command again goes on where it was interrupted; inputs with a manifest are left as they are, and refused when
+the recipe has other settings than made them.
 """
 
 import _start  # noqa: F401, I001
@@ -17,12 +19,15 @@ from janus_dist.cli import recipe_from_args, run_job, take_number
 from janus_dist.config.recipe import BaseRecipe
 from data_pipelines.prepare import prepare_data
 
+REPLACE = "--replace"
 DEFAULTS = [Path(__file__).parent / "recipes" / "tiny" / "base.yaml"]
 
 
 def main() -> None:
     arguments, limit = take_number(sys.argv[1:], "--limit")
-    prepare_data(recipe_from_args(BaseRecipe, DEFAULTS, arguments).recipe, limit)
+    anew = REPLACE in arguments
+    arguments = [argument for argument in arguments if argument != REPLACE]
+    prepare_data(recipe_from_args(BaseRecipe, DEFAULTS, arguments).recipe, limit, anew)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from data_pipelines.inputs import built_in, folders, jsonl, parquet, tar
 from data_pipelines.inputs.columns import partition_columns
+from data_pipelines.inputs.versions import with_versions
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import Format, InputConfig
 from janus_dist.data.inspect import Reject
@@ -22,11 +23,12 @@ MODULES: Mapping[Format, ModuleType] = {
 
 
 def units(of: InputConfig, shard_samples: int) -> list[Unit]:
-    """The units of an input, in their fixed order, each about `shard_samples` records where the format lets it be cut.
+    """The units of an input, in their fixed order, each about `shard_samples` records where the format lets it be cut,
+    with the versions of the files that they are cut from.
 
     DataError when there is nothing, or what is there is not of the format.
     """
-    return MODULES[of.format].units(of, shard_samples)
+    return with_versions(of, MODULES[of.format].units(of, shard_samples))
 
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:

@@ -41,6 +41,7 @@ class ZeroEngine:
         `made` gives its modules, children before parents, each as soon as its own parameters have values: a rank never
         holds more than one of them whole. What counts are the first rank's values.
         """
+        assert engine.dtype != "auto", "decided before: train/precision.py"
         self.world = world
         self.model = model
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]

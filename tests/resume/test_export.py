@@ -372,7 +372,7 @@ def test_a_sampler_is_the_model_of_the_checkpoint_and_is_never_whole_in_float32(
 
     monkeypatch.setattr(StoredWeights, "read", counted)
     monkeypatch.setattr(sampler, "READ_ELEMENTS", 10_000)
-    found = sampler.Sampler.load(recipe, str(folder_of(recipe.run.dir, 2))).model
+    found = sampler.Sampler.load(recipe, str(folder_of(recipe.run.dir, 2)), dtype="bfloat16").model
     monkeypatch.undo()
     whole = ours(recipe, torch.bfloat16)
     total = sum(parameter.numel() for parameter in whole.parameters())

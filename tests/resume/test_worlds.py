@@ -121,7 +121,8 @@ def state_of_one(sent_as: str | None) -> tuple[str, State]:
         zero.deepspeed_config = lambda *of: made(*of) | {"communication_data_type": sent_as}
     world, model = join(ClusterConfig(workers=1), timeout_s=60), janus.on_meta(tiny.MODEL)
     set_trainable(model, TRAINABLE)
-    engine = ZeroEngine(model, janus.made(model, 0, world.device), EngineConfig(), OptimConfig(lr=1e-2), world)
+    settings = EngineConfig(dtype="bfloat16")
+    engine = ZeroEngine(model, janus.made(model, 0, world.device), settings, OptimConfig(lr=1e-2), world)
     train_steps(engine, 0, 2)
     return str(engine.optimizer.communication_data_type), everything(engine)
 

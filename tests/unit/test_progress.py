@@ -7,9 +7,9 @@ import pytest
 from data_pipelines import reports, work
 from data_pipelines.inputs import formats
 from data_pipelines.job import run_job
+from data_pipelines.judge import Judge
 from data_pipelines.progress import Progress
 from data_pipelines.reports import Report, Reporter
-from data_pipelines.stream import Judge
 from data_pipelines.task import Summary
 from tests.alone import work_on
 from tests.pipelines.conftest import documents

@@ -1,0 +1,92 @@
+"""Shard sets that are there already: whether a recipe would make the same.
+
+Invariant: a shard set that was made with other settings is neither replaced nor trained on unless the user says so.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.job import InputWork
+from janus_dist.config.data import ChatConfig
+from janus_dist.config.pipeline import InputConfig
+from janus_dist.data.compare import leaves
+from janus_dist.data.manifest import Manifest
+from janus_dist.errors import ConfigError
+
+WHERE = ("input.path", "input.images", "input.class_names")
+"""Settings that say where files are, which may have been moved since."""
+WITHOUT_EFFECT = ("pipeline_version", "input.stream")
+"""The version of the program, which can be no user's mistake, and a stream that is compared by itself."""
+PIPELINE = ("shard_samples", "text_document_tokens", "jpeg_quality", "max_image_pixels")
+
+
+def refuse_other_settings(work: InputWork, manifest: Manifest, settings: dict[str, Any]) -> list[str]:
+    """Raise ConfigError when an input's shards were made with other settings than the recipe's, `settings`.
+
+    Returns the differences that do not decide what the samples are: where the files were, and the version of the
+    program.
+    """
+    now = json.loads(json.dumps(settings))
+    found = list(differences(manifest.settings, now))
+    real = [_shown(work, name, old, new) for name, old, new in found if not _is_mild(name, old, new)]
+    if real:
+        raise ConfigError(
+            f"{work.name}: the shards in {work.folder} were made with other settings than the recipe's: "
+            f"{', '.join(real)}",
+            "undo that, or give another data.root; to make these shards again: python jobs/tokenize.py RECIPE.yaml ... "
+            "--replace",
+        )
+    return [_shown(work, name, old, new) for name, old, new in found]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name with dots, old value, new value) of settings that differ.
+
+    Settings that only one side knows of, since it is of another version of the program, count as their defaults, and
+    where they have none they are not compared.
+    """
+    defaults = {
+        "input": {
+            name: field.get_default(call_default_factory=True)
+            for name, field in InputConfig.model_fields.items()
+            if not field.is_required()
+        },
+        "chat": ChatConfig().model_dump(mode="json"),
+    }
+    defaults = json.loads(json.dumps(defaults))
+    sides = []
+    for side, other in ((old, new), (new, old)):
+        known = {name: value for name, value in side.items() if name in other}
+        for section, values in defaults.items():
+            if isinstance(known.get(section), dict):
+                known[section] = values | known[section]
+        sides.append(dict(leaves(known)))
+    before, now = sides
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            yield name, before.get(name), now.get(name)
+
+
+def _is_mild(name: str, old: Any, new: Any) -> bool:
+    """Return whether a difference leaves the samples as they are."""
+    if name in WITHOUT_EFFECT:
+        return True
+    return name in WHERE and None not in (old, new) and _number(old) == _number(new)
+
+
+def _number(paths: Any) -> int:
+    return len(paths) if isinstance(paths, list) else 1
+
+
+def _shown(work: InputWork, name: str, old: Any, new: Any) -> str:
+    section, _, rest = name.partition(".")
+    if section == "input":
+        name = f"pipeline.inputs.{work.name}.{rest}"
+    elif section in PIPELINE:
+        name = f"pipeline.{name}"
+    return f"{name}={_value(new)} (the shards: {_value(old)})"
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)[:200]
