@@ -64,7 +64,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str,
         sides.append(dict(leaves(known)))
     before, now = sides
     for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
+        if _or_none(before.get(name)) != _or_none(now.get(name)):
             yield name, before.get(name), now.get(name)
 
 
@@ -73,6 +73,10 @@ def _is_mild(name: str, old: Any, new: Any) -> bool:
     if name in WITHOUT_EFFECT:
         return True
     return name in WHERE and None not in (old, new) and _number(old) == _number(new)
+
+
+def _or_none(value: Any) -> Any:
+    return None if value == [] else value
 
 
 def _number(paths: Any) -> int:

@@ -35,11 +35,11 @@ def breaking(patch, point, when):
     asked, pattern = point.split(" ")
 
     def broken(name, do):
-        def call(path, *content):
+        def call(path, *content, **how):
             hit = name == asked and Path(path).match(pattern)
             if hit and when == "before":
                 raise BrokenOff(path)
-            done = do(path, *content)
+            done = do(path, *content, **how)
             if hit:
                 raise BrokenOff(path)
             return done

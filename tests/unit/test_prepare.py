@@ -2,10 +2,13 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
 from data_pipelines import prepare, stream
+from data_pipelines.committed import differences
+from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ConfigError
 from tests.alone import without_ray, work_on
 
@@ -50,23 +53,87 @@ def alone(of):
     return of.recipe.model_copy(update={"pipeline": pipeline})
 
 
-def test_shards_of_other_settings_are_named_and_left_alone(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Work on three documents whose shards are there, and the same with settings changed."""
     without_ray(monkeypatch)
     source = tmp_path / "in.jsonl"
-    source.write_text(json.dumps({"text": "some words"}))
-    of = work_on("text", source, tmp_path / "data")
-    manifest = stream.run(of)
+    source.write_text("".join(json.dumps({"text": words}) + "\n" for words in ("some words", "no", "many more words")))
+
+    def work(*overrides: str):
+        return work_on("text", source, tmp_path / "data", *overrides)
+
+    stream.run(work())
+    return work
+
+
+RULE = "pipeline.inputs.text.where={text_chars: {min: 3}}"
+
+
+def test_shards_of_other_settings_are_refused_and_left_alone(made, caplog):
+    manifest = stream.run(made())
     with caplog.at_level(logging.WARNING, logger="janus_dist"):
-        prepare.prepare_data(alone(of))
-        assert not caplog.messages
-        rule = "pipeline.inputs.text.where={text_chars: {min: 3}}"
-        prepare.prepare_data(alone(work_on("text", source, tmp_path / "data", rule, "pipeline.shard_samples=9")))
+        prepare.prepare_data(alone(made()))
+    assert not caplog.messages
+    other = made(RULE, "pipeline.shard_samples=9")
+    for refused in (lambda: prepare.prepare_data(alone(other)), lambda: stream.run(other)):
+        with pytest.raises(ConfigError) as error:
+            refused()
+        assert error.value.message == (
+            f"text: the shards in {other.folder} were made with other settings than the recipe's: "
+            "pipeline.inputs.text.where.text_chars.min=3.0 (the shards: none), pipeline.shard_samples=9 (the shards: 8)"
+        )
+        assert error.value.exit_code == 2 and "--replace" in (error.value.hint or "")
+    assert stream.run(made()) == manifest
+
+
+def test_shards_are_replaced_when_that_is_asked_for_and_not_before_the_others_are_whole(made, monkeypatch):
+    before = stream.run(made())
+    other, saved = made(RULE), Manifest.save
+
+    def save(manifest, folder):
+        assert all((Path(folder) / f"{entry.name}.tar").exists() for entry in before.shards), "still to be read"
+        saved(manifest, folder)
+
+    monkeypatch.setattr(Manifest, "save", save)
+    monkeypatch.setattr(prepare, "connect", lambda: None)
+    prepare.prepare_data(alone(other), anew=True)
+    after = Manifest.load(other.folder)
+    assert (before.samples, after.samples) == (3, 2)
+    tars = {path.stem for path in Path(other.folder).glob("*.tar")}
+    assert tars == {entry.name for entry in after.shards}
+    prepare.prepare_data(alone(other))
+
+
+def test_files_that_were_moved_and_another_version_of_the_program_are_named_only(made, caplog, tmp_path):
+    moved = made(f"pipeline.inputs.text.path={tmp_path}/elsewhere.jsonl")
+    with caplog.at_level(logging.WARNING, logger="janus_dist"):
+        prepare.prepare_data(alone(moved))
     (line,) = caplog.messages
-    assert line.startswith(
-        "text: its shards were made with other settings than the recipe's and are left as they are: "
-    )
-    assert "shard_samples (8 there)" in line and "input.where.text_chars.min (None there)" in line
-    assert "jpeg_quality" not in line and stream.run(of) == manifest
+    assert line.startswith("text: its shards are taken as they are, though pipeline.inputs.text.path=[")
+    with pytest.raises(ConfigError, match="path="):
+        prepare.prepare_data(alone(made(f"pipeline.inputs.text.path=[{tmp_path}/in.jsonl, {tmp_path}/more.jsonl]")))
+
+
+def test_settings_that_an_older_version_did_not_know_count_as_their_defaults():
+    now = {
+        "shard_samples": 8,
+        "new": 1,
+        "pipeline_version": 4,
+        "input": {"format": "jsonl", "where": {}, "crop": "center"},
+    }
+    old = {"shard_samples": 8, "gone": 2, "pipeline_version": 3, "input": {"format": "jsonl", "where": {}}}
+    assert list(differences(old, now)) == [("pipeline_version", 3, 4)]
+    random = now | {"input": {"format": "jsonl", "crop": "random"}}
+    assert ("input.crop", "center", "random") in list(differences(old, random))
+    assert list(differences({}, now)) == [], "of shards that say nothing"
+
+
+def test_a_job_that_waited_for_another_takes_what_that_one_made(made, caplog):
+    """The manifest is looked for again once the folder is this job's."""
+    caplog.set_level(logging.INFO, logger="janus_dist")
+    assert stream.run(made()).samples == 3
+    assert caplog.messages == ["text: 3 samples are there, made by another job"]
 
 
 def test_the_content_of_class_names_is_a_setting(tmp_path):

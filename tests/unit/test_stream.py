@@ -1,13 +1,18 @@
 """A run from its files to its manifest, in one process: what it does after failures of the source and of itself."""
 
 import json
+import os
+import time
 
 import pytest
 
-from data_pipelines import stream
+from data_pipelines import job, stream, work
+from data_pipelines.inputs import formats
 from data_pipelines.inputs import pictures as picture_files
-from janus_dist.data import storage
-from janus_dist.errors import DataError
+from janus_dist.data import lease, storage
+from janus_dist.data.lease import LeaseLostError, Times
+from janus_dist.errors import ConfigError, DataError
+from tests import alone as alone_module
 from tests.alone import without_ray, work_on
 from tests.images import noise, png
 from tests.inputs import tar
@@ -67,10 +72,10 @@ def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(
     of = work_on("understanding", source, tmp_path / "data", rule, f"pipeline.inputs.understanding.images={images}")
     read = storage.read
 
-    def refuse(path):
+    def refuse(path, **how):
         if str(path).startswith(images):
             raise PermissionError(13, "ExpiredToken")
-        return read(path)
+        return read(path, **how)
 
     monkeypatch.setattr(picture_files.storage, "read", refuse)
     if "://" not in images:
@@ -99,3 +104,107 @@ def test_a_limit_reads_so_many_records_where_the_input_has_them(tmp_path, form, 
     name = "text" if form == "jsonl" else "understanding"
     of = work_on(name, tmp_path / "in", tmp_path / "data", form=form)
     assert stream.run(of, limit).samples == expected
+
+
+def test_while_one_run_makes_a_shard_set_another_does_nothing_to_it(tmp_path, monkeypatch, caplog):
+    """Another set of settings would take the first one's finished shards for strays."""
+    monkeypatch.setattr(lease.take, "__defaults__", (Times(poll_s=0.01, renew_s=0.01), time))
+    source = lines(tmp_path / "in.jsonl", [{"text": f"text {number}"} for number in range(20)])
+    of, other = (work_on("text", source, tmp_path / "data", f"pipeline.shard_samples={each}") for each in (8, 5))
+    real, refused = job.run_job, []
+
+    def beside(*arguments, **named):
+        marker = real(*arguments, **named)
+        with pytest.raises(
+            ConfigError, match=r"is held by another job, which is alive: .*tokenizing text, process"
+        ) as error:
+            stream.run(other)
+        refused.append(error.value)
+        return marker
+
+    monkeypatch.setattr(alone_module, "run_job", beside)
+    manifest = stream.run(of)
+    assert manifest.samples == 20 and len(refused) == 3 and "data.root" in refused[0].hint
+    assert {path.stem for path in (tmp_path / "data/text").glob("*.tar")} == {one.name for one in manifest.shards}
+
+
+@pytest.mark.parametrize("how", ["cut short", "longer", "touched", "of the same size and time"])
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_source_that_changes_while_it_is_read_fails_and_is_read_anew(tmp_path, monkeypatch, how, when):
+    entries = [{"text": f"text {number:02d}"} for number in range(24)]
+    source = lines(tmp_path / "in.jsonl", entries)
+    of = work_on("text", source, tmp_path / "data")
+    before = source.stat()
+
+    def change():
+        content = source.read_bytes()
+        if how == "cut short":
+            source.write_bytes(content[: len(content) // 2 - 7])
+        elif how == "longer":
+            source.write_bytes(content + content)
+        else:
+            source.write_bytes(content.replace(b"text 2", b"TEXT 2"))
+            times = (before.st_atime_ns, before.st_mtime_ns) if how.startswith("of") else (1, 1)
+            os.utime(source, ns=times)
+
+    if how.startswith("of") and when == "before":
+        pytest.skip("no different from a file that stays as it is")
+    real = job.formats.records if when == "while" else formats.units
+
+    def changes(*arguments):
+        result = list(real(*arguments))
+        if not changed:
+            changed.append(1)
+            change()
+        return result
+
+    changed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "records" if when == "while" else "units", changes)
+        if how.startswith("of"):
+            assert stream.run(of).samples == 24
+            return
+        with pytest.raises(DataError) as error:
+            stream.run(of)
+    size = source.stat().st_size
+    assert error.value.message.startswith(
+        f"{source} has changed since the work was cut: it had {before.st_size} bytes, "
+    )
+    assert f"now it has {size} bytes, modified " in error.value.message and error.value.exit_code == 3
+    assert not (tmp_path / "data/text/manifest.json").exists()
+    records = len(source.read_bytes().splitlines())
+    manifest = stream.run(work_on("text", source, tmp_path / "data", "pipeline.max_bad_share=1"))
+    assert manifest.samples + manifest.quarantined == records
+
+
+def test_jobs_that_were_done_from_an_earlier_version_of_a_file_are_done_again(tmp_path, monkeypatch, caplog):
+    source = lines(tmp_path / "in.jsonl", [{"text": f"text {number:02d}"} for number in range(24)])
+    other = lines(tmp_path / "other.jsonl", [{"text": f"text {number:02d}"} for number in range(8)])
+    of = work_on("text", source, tmp_path / "data", f"pipeline.inputs.text.path=[{source}, {other}]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream.Manifest, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stream.run(of)
+    source.write_bytes(source.read_bytes().replace(b"text 0", b"TEXT 0"))
+    os.utime(source, ns=(1, 1))
+    caplog.set_level("INFO", logger="janus_dist")
+    assert stream.run(of).samples == 32
+    assert f"jobs were done by an earlier run from files that have changed since, as {source}: they are" in caplog.text
+    assert "(24 records in " in caplog.text, "the other file's job stays done"
+
+
+def test_a_run_that_lost_its_folder_commits_nothing(tmp_path, monkeypatch):
+    source = lines(tmp_path / "in.jsonl", [{"text": f"text {number}"} for number in range(8)])
+    of = work_on("text", source, tmp_path / "data")
+    real = work.shard_name
+
+    def taken_over(*arguments):
+        beat = tmp_path / "data/text/lease/00000001.beat"
+        beat.write_text('{"has_ended": true}')
+        lease.take(of.folder, "it", "another job", print, "wait")
+        return real(*arguments)
+
+    monkeypatch.setattr(work, "shard_name", taken_over)
+    with pytest.raises(LeaseLostError, match="was taken over by another job"):
+        stream.run(of)
+    assert storage.names(f"{of.folder}/commits") == [] and storage.size(f"{of.folder}/manifest.json") is None

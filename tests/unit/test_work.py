@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines import work
+from data_pipelines.inputs import versions
 from data_pipelines.limit import SPREAD
 from data_pipelines.record import Unit
 from data_pipelines.work import Marker
@@ -43,6 +44,14 @@ def test_the_digest_tells_settings_and_units_apart_but_not_their_place():
     assert one[0].digest != two[0].digest
     later = work.cut([Unit("/in/new", 10, records=10), *units(10)], 10, SETTINGS, None)
     assert later[1].digest == one[0].digest, "a file that comes before does not make others again"
+
+
+def test_versions_of_files_make_no_other_job_and_digests_are_those_of_before():
+    """What users have half done is found by the digests of its jobs."""
+    versioned = [dataclasses.replace(unit, versions=((unit.path, "10 bytes"),)) for unit in units(10)]
+    (job,), (same,) = cut(10), work.cut(versioned, 10, SETTINGS, None)
+    assert job.digest == same.digest == "5b43e48e14e5d8431600db75d02b02bc83140fe2a39f26b28a2749928418c509"
+    assert versions.digest(job.units) == "" != versions.digest(same.units)
 
 
 @pytest.mark.parametrize(
