@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.job import InputWork
+from data_pipelines.job import InputWork, first_reasons
 from data_pipelines.work import Marker
 from janus_dist.data import manifest as manifest_file
 from janus_dist.data import storage
@@ -41,6 +41,8 @@ class Gathered:
     records: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     """By kind of reason."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """The first reason of each kind, with the key of its record."""
     dropped: Counter[str] = field(default_factory=Counter)
     """By rule."""
     columns: set[str] | None = field(default_factory=set)
@@ -55,6 +57,7 @@ class Gathered:
         self.jobs += 1
         self.records += marker.records
         self.bad.update(kinds(marker.rejects))
+        self.reasons = {**first_reasons(marker.rejects), **self.reasons}
         self.dropped.update(marker.dropped)
         self.cut_short += sum(reject.at_least for reject in marker.rejects)
         known = self.columns is not None and marker.columns is not None

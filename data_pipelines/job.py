@@ -54,7 +54,6 @@ EXAMPLE_SIDE = 160
 EXAMPLE_QUALITY = 85
 EXAMPLE_PIXELS = 50_000_000
 WORDS = 300
-SHOWN_REASONS = 3
 MOST_COLUMNS = 500
 """Names of columns that are counted; those of JSON may be as many as there are records."""
 
@@ -199,9 +198,12 @@ def prepared(of: InputWork) -> list[Prepared]:
         return [found for _, found in _prepared(records, step, tally)]
 
 
-def first_reasons(rejects: Sequence[Reject]) -> tuple[str, ...]:
-    """Return the reasons of the first rejects, each with its key."""
-    return tuple(f"{reject.key}: {reject.reason}" for reject in rejects[:SHOWN_REASONS])
+def first_reasons(rejects: Sequence[Reject]) -> dict[str, str]:
+    """Return by kind the first reason of each, with the key of its record."""
+    reasons: dict[str, str] = {}
+    for reject in rejects:
+        reasons.setdefault(reject.kind, f"{reject.key}: {reject.reason}")
+    return reasons
 
 
 def bin_of(value: float) -> str:

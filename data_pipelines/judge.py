@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from data_pipelines.explain import explain
-from data_pipelines.job import SHOWN_REASONS, InputWork
+from data_pipelines.job import InputWork
+from data_pipelines.outcome import shown_reasons
 from data_pipelines.record import Unit
 from data_pipelines.reports import Report
 from data_pipelines.task import Summary
@@ -29,7 +30,8 @@ class Judge:
         self.bad_done, self.bad_running = Counter[str](), Counter[str]()
         """By kind of reason, of jobs that are done and of those that run."""
         self.records_running = 0
-        self.reasons: list[str] = []
+        self.reasons: dict[str, str] = {}
+        """The first reason of each kind."""
 
     @property
     def records(self) -> int:
@@ -43,7 +45,7 @@ class Judge:
         """`share_done`: of the input, by bytes."""
         self.records_done += summary.records
         self.bad_done.update(summary.bad_kinds)
-        self.reasons += summary.reasons[: SHOWN_REASONS - len(self.reasons)]
+        self.reasons = {**summary.reasons, **self.reasons}
         self.expected = self.records / share_done
 
     def watch(self, running: Iterable[Report], share_done: float) -> None:
@@ -52,7 +54,7 @@ class Judge:
         for report in running:
             self.records_running += report.records
             self.bad_running.update(report.bad)
-            self.reasons += report.reasons[: SHOWN_REASONS - len(self.reasons)]
+            self.reasons = {**report.reasons, **self.reasons}
         self.expected = self.records / share_done
 
     @property
@@ -72,7 +74,7 @@ class Judge:
             reason = explain(self.of, units, bad, self.records)
             raise DataError(
                 f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
-                f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(self.reasons)}",
+                f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
                 f"{f'{reason}. Else ' if reason else ''}see {self.of.folder}/{QUARANTINE}; "
                 "repair the source, or raise pipeline.max_bad_share, "
                 "and run the same command again: it reads anew what had bad records, and keeps the rest",

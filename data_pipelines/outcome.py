@@ -17,6 +17,7 @@ from data_pipelines.task import Summary
 from janus_dist.errors import DataError
 
 SHOWN_COUNTS = 8
+SHOWN_REASONS = 3
 WATCHED_RECORDS = 10_000
 """Records without a value for a rule, after which the rest of the input is looked at."""
 
@@ -64,6 +65,7 @@ def check_outcome(of: InputWork, gathered: Gathered, units: Sequence[Unit] = ())
             f"see pipeline.inputs.{of.name}.path={_paths(of)} (format={of.source.format})",
         )
     reasons = [text for text in (_refused(gathered.bad), _dropped(gathered.dropped)) if text]
+    reasons += shown_reasons(gathered.reasons, gathered.bad)
     reason = explain(of, units, gathered.bad, gathered.records)
     hints = [reason] if reason else []
     if gathered.bad:
@@ -74,6 +76,11 @@ def check_outcome(of: InputWork, gathered: Gathered, units: Sequence[Unit] = ())
         f"{of.name}: none of {gathered.records:,} records became a sample: {'; '.join(reasons)}",
         f"{'; '.join(hints)}; nothing was committed",
     )
+
+
+def shown_reasons(reasons: Mapping[str, str], bad: Mapping[str, int]) -> list[str]:
+    """Return one reason of each of the most frequent kinds; `reasons` by kind, `bad` records by kind."""
+    return [reasons[kind] for kind, _ in Counter(bad).most_common(SHOWN_REASONS) if kind in reasons]
 
 
 def report_counts(of: InputWork, gathered: Gathered) -> None:

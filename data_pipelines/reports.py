@@ -27,8 +27,8 @@ class Report:
     """That are kept, refused or dropped by now."""
     bad: Mapping[str, int]
     """Refused records by kind of reason."""
-    reasons: tuple[str, ...]
-    """Of the first refused records."""
+    reasons: Mapping[str, str]
+    """The first reason of each kind."""
     seconds: Mapping[str, float]
     """By step."""
 

@@ -22,10 +22,10 @@ from data_pipelines import gather, work
 from data_pipelines.committed import refuse_other_settings
 from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats, versions
-from data_pipelines.job import SHOWN_REASONS, InputWork
+from data_pipelines.job import InputWork
 from data_pipelines.judge import Judge
 from data_pipelines.limit import limit_line
-from data_pipelines.outcome import RuleWatch, check_outcome, report_counts
+from data_pipelines.outcome import SHOWN_REASONS, RuleWatch, check_outcome, report_counts
 from data_pipelines.progress import Progress
 from data_pipelines.reports import ReportBoard
 from data_pipelines.task import Summary, do_job

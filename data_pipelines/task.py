@@ -23,8 +23,8 @@ class Summary:
     records: int
     samples: int
     bad: int
-    reasons: tuple[str, ...]
-    """Of the first bad records."""
+    reasons: dict[str, str]
+    """The first reason of each kind."""
     seconds: dict[str, float]
     bad_kinds: dict[str, int]
     """Bad records by kind of reason."""

@@ -116,7 +116,10 @@ def test_a_run_that_keeps_nothing_says_why_and_reads_a_repaired_source_again(tmp
         "text: none of 3 records became a sample: dropped by rules: score >= 0.5 (2), text_chars >= 5 (1)"
     )
     message, hint = refusal(tmp_path, lines(tmp_path / "b.jsonl", [{"text": "    "}] * 2))
-    assert "none of 2 records became a sample: refused: empty (2)" in message and "janus data quarantine" in hint
+    assert (
+        "none of 2 records became a sample: refused: empty (2); b-0: empty: the text has no words" in message
+        and "janus data quarantine" in hint
+    )
     (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace("    ", "word"))
     assert run(tmp_path, tmp_path / "b.jsonl").samples == 2
 
@@ -129,3 +132,10 @@ def test_counts_are_on_the_console(tmp_path, caplog):
     assert caplog.messages[-1] == "text: dropped by rules: n >= 2 (2), n <= 6 (2), n is missing (1)"
     stats = json.loads((tmp_path / "data/text/stats.json").read_text())
     assert sum(stats["dropped"].values()) == 5
+
+
+def test_each_frequent_kind_of_reason_is_shown_once(tmp_path):
+    """Of a tar whose members are not sorted the first reasons are all alike, and say nothing of the order."""
+    of = work_on("understanding", CASES / "tar_unsorted", tmp_path / "data", form="webdataset")
+    with pytest.raises(DataError, match="members of one key must lie together, as `tar --sort=name` writes them"):
+        stream.run(of)

@@ -14,7 +14,7 @@ from data_pipelines.task import Summary
 from tests.alone import work_on
 from tests.pipelines.conftest import documents
 
-RUNNING = Report(0.25, 250, {}, (), {"make": 3.0, "encode": 1.0})
+RUNNING = Report(0.25, 250, {}, {}, {"make": 3.0, "encode": 1.0})
 
 
 def test_a_job_that_runs_counts_as_far_as_it_is():
@@ -59,7 +59,7 @@ def test_a_job_reports_its_share(tmp_path, monkeypatch, limit):
 
 
 def summary(records: int, bad: int) -> Summary:
-    return Summary(records, records - bad, bad, ("a: empty: no words",) * min(bad, 3), {}, {"empty": bad})
+    return Summary(records, records - bad, bad, {"empty": "a: empty: no words"}, {}, {"empty": bad})
 
 
 def judge(tmp_path, share: float) -> Judge:
@@ -70,8 +70,8 @@ def test_a_run_whose_jobs_report_too_many_bad_records_is_given_up_before_they_en
     found = judge(tmp_path, 0.01)
     found.watch([replace(RUNNING, records=100, bad={"empty": 99})], 0.1)
     assert found.too_many, "99 of 1,000 expected are too many"
-    found.watch([replace(RUNNING, records=5_000, bad={"empty": 4_990}, reasons=("k: empty: no words",))], 0.01)
-    assert found.too_many and found.reasons == ["k: empty: no words"]
+    found.watch([replace(RUNNING, records=5_000, bad={"empty": 4_990}, reasons={"empty": "k: empty: no words"})], 0.01)
+    assert found.too_many and found.reasons == {"empty": "k: empty: no words"}
     found.watch([replace(RUNNING, records=5_000, bad={"empty": 40})], 0.01)
     assert not found.too_many
 
