@@ -23,11 +23,11 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import AuthenticationError
 
-from janus_dist.cli import run_job, split_arguments
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import ClusterConfig
 from janus_dist.errors import ClusterError, ConfigError
+from janus_dist.job_cli import run_job, split_arguments
 from janus_dist.room import of_nodes, room_in
 
 TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"

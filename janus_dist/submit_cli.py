@@ -22,6 +22,7 @@ import typer
 from janus_dist.config.load import SUBMITTED_FROM, load_any
 from janus_dist.config.settings import OVERRIDE
 from janus_dist.errors import ClusterError, ConfigError, PreemptedError
+from janus_dist.job_cli import LOCAL_OPTION
 
 EXCLUDED = (
     "/data", "/runs", "/weights", "/wandb", "/.git", "/.venv*", "**/__pycache__", "**/.*_cache", "/.hypothesis",
@@ -81,6 +82,11 @@ def submit_command(
     words = list(arguments or ())
     if not job.is_file():
         raise ConfigError(f"there is no job {job}", "run this in the repository's folder: janus submit jobs/stage2.py")
+    if LOCAL_OPTION in words:
+        raise ConfigError(
+            f"{LOCAL_OPTION} starts a Ray of the job's own, and janus submit runs the job on a cluster",
+            f"leave {LOCAL_OPTION} out, or run the job here: python {job} {LOCAL_OPTION}",
+        )
     check_recipe(job, words)
     command = ["python", *(["cluster/wait.py"] if wait_for_nodes else []), job.as_posix(), *words]
     environment = variables(os.environ, env or ()) | {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)}
@@ -144,6 +150,11 @@ def _run(address: str | None, command: str, runtime_env: dict[str, Any], no_wait
     if address is not None:
         for name in ADDRESSES:
             os.environ.pop(name, None)
+    if not os.environ.get(ADDRESSES[0]) and os.environ.get(ADDRESSES[1]) == "local":
+        raise ConfigError(
+            f"{ADDRESSES[1]}=local asks for a Ray of the job's own, and janus submit runs the job on a cluster",
+            f"unset {ADDRESSES[1]}, or give --address http://HEAD:8265",
+        )
     asked = address or next((os.environ[name] for name in ADDRESSES if os.environ.get(name)), LOCAL)
     try:
         client = JobSubmissionClient(asked)  # which turns Ray's logs on: what is packed, when a connection closes

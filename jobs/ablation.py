@@ -11,14 +11,16 @@ import _start  # noqa: F401, I001
 import json
 import sys
 
-from janus_dist.cli import recipe_from_args, run_job, split_arguments
+from janus_dist.job_cli import recipe_from_args, run_job, split_arguments
 from janus_dist.config.recipe import StageRecipe
-from jobs.arms import FILES, ablation
+from jobs.defaults import tiny
 
 
 def main() -> None:
-    recipe_from_args(StageRecipe, FILES)  # faults in what is given end here, before any run starts
+    recipe_from_args(StageRecipe, tiny("stage2"))  # faults in what is given end here, before any run starts
     files, overrides = split_arguments(sys.argv[1:])
+    from jobs.arms import FILES, ablation  # here: after the recipe, whose faults are told at once
+
     print(json.dumps(ablation(overrides, files or FILES), indent=1))
 
 

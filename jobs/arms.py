@@ -21,10 +21,9 @@ from janus_dist.errors import ConfigError
 from janus_dist.evaluation.run import evaluate, found_before
 from janus_dist.report.results import CHANCES
 from janus_dist.tasks import train_all
-from jobs.stage import TINY
+from jobs.defaults import PROOF, tiny
 
-PROOF = TINY.parent / "proof"
-FILES = (TINY / "base.yaml", TINY / "stage2.yaml")
+FILES = tuple(tiny("stage2"))
 ROOT = "runs/ablation"
 ARMS = {
     "A": "single encoder (VQ) for both",

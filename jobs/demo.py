@@ -14,14 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine.find import is_complete
-from janus_dist.evaluation.run import evaluate
-from janus_dist.monitor.sinks import read_lines
-from janus_dist.report.run import write_report
-from jobs.stage import TINY, run_stage
+from jobs.defaults import tiny
 
 ROOT = "runs/demo"
 STAGES = ("stage1", "stage2", "stage3")
@@ -33,7 +29,12 @@ HEADLINES = ("understanding_accuracy", "understanding_majority", "generation_acc
 def main() -> None:
     began = time.perf_counter()
     overrides = [f"run.root={ROOT}", f"data.root={ROOT}/data", *sys.argv[1:]]
-    loaded = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"], overrides)
+    loaded = recipe_from_args(StageRecipe, tiny("stage3"), overrides)
+    from janus_dist.engine.find import is_complete  # here: after the recipe, whose faults are told at once
+    from janus_dist.evaluation.run import evaluate
+    from janus_dist.report.run import write_report
+    from jobs.stage import run_stage
+
     root = Path(loaded.recipe.run.root)
     if not is_complete(loaded.recipe):
         run_stage(loaded)  # which first prepares the data and the stages before
@@ -50,6 +51,8 @@ def main() -> None:
 
 def final_losses(path: Path) -> dict[str, Any]:
     """Mean loss of each stream over the last steps of a run."""
+    from janus_dist.monitor.sinks import read_lines  # here: as above
+
     lines = read_lines(path)[-LAST_STEPS:]
     found = {name: [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line] for name in STREAMS}
     return {name: round(sum(values) / len(values), 4) for name, values in found.items() if values}

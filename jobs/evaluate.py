@@ -16,22 +16,24 @@ import sys
 from pathlib import Path
 from typing import cast, get_args
 
-from janus_dist.cli import recipe_from_args, run_job, take_choice
+from janus_dist.job_cli import recipe_from_args, run_job, take_choice
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import Dtype, DtypeChoice
-from janus_dist.evaluation import run
-from janus_dist.evaluation.benchmarks import run as benchmarks
-from janus_dist.tasks import do_jobs
-from janus_dist.report.run import write_report
 
-TINY = Path(__file__).parent / "recipes" / "tiny"
+from jobs.defaults import tiny
 
 
 def main() -> None:
     arguments, dtype = take_choice(sys.argv[1:], "--dtype", get_args(Dtype))
     dtype = cast(DtypeChoice, dtype or "auto")
-    recipe = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"], arguments).recipe
+    recipe = recipe_from_args(StageRecipe, tiny("stage3"), arguments).recipe
+    from janus_dist.evaluation import run  # here: after the recipe, whose faults are told at once
+    from janus_dist.evaluation.benchmarks import run as benchmarks
+    from janus_dist.report.run import write_report
+
     if recipe.evaluate.benchmarks:
+        from janus_dist.tasks import do_jobs  # here: Ray takes seconds, and an evaluation of one process does without
+
         do = benchmarks.do_here if recipe.cluster.workers == 1 else do_jobs
         for name, summary in benchmarks.evaluate(recipe, do, dtype).items():
             show(summary["scores"], f"{name}/")

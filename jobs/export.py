@@ -8,16 +8,17 @@ One process, without Ray. `janus export` takes any checkpoint and knows DeepSeek
 
 import _start  # noqa: F401
 
-from janus_dist.cli import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine import commits
-from janus_dist.engine.find import newest
-from janus_dist.export.run import export
-from jobs.stage import TINY
+from janus_dist.job_cli import recipe_from_args, run_job
+from jobs.defaults import tiny
 
 
 def main() -> None:
-    recipe = recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"]).recipe
+    recipe = recipe_from_args(StageRecipe, tiny("stage3")).recipe
+    from janus_dist.engine import commits  # here: after the recipe, whose faults are told at once
+    from janus_dist.engine.find import newest
+    from janus_dist.export.run import export
+
     checkpoint = newest(recipe.run.saved_in)
     found = export(checkpoint, recipe.run.dir / "export" / commits.name_of(checkpoint), "transformers")
     print(f"{found.folder}: step {found.step}, {found.bytes / 1e9:.3f} GB")

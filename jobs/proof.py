@@ -10,118 +10,43 @@ interruption, it goes on; what is done is not done again.
 import _start  # noqa: F401, I001
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-from janus_dist.cli import recipe_from_args, run_job, split_arguments
-from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine.find import is_complete
 from janus_dist.errors import ConfigError
-from janus_dist.evaluation.run import evaluate, found_before
-from janus_dist.report.results import read_notes, write_results
-from janus_dist.report.run import write_report
-from janus_dist.report.summary import Summary
-from jobs.arms import PROOF, ablation
-from jobs.demo import HEADLINES, STAGES, final_losses
-from jobs.stage import TINY, run_stage
+from janus_dist.job_cli import recipe_from_args, run_job, split_arguments
+from jobs.defaults import PROOF, Part, proof
 
 ROOT = "runs/proof"
 NOTES = PROOF / "notes.yaml"
-SCENES = [
-    f"data.vq_weights={PROOF / 'scenes_vq.safetensors'}",
-    "pipeline.inputs.understanding.format=scenes",
-    "pipeline.inputs.generation.format=scenes",
-    "evaluate.guidance=3.0",
-    "evaluate.temperature=0.8",
-]
-"""Guidance and temperature drew best of eleven pairs, with other seeds than are judged: 0.32, where those of stage 3
-draw 0.10; far from convergence the likeliest id is the background's nearly everywhere, and pages stay empty."""
-SCENES_TOWER = [f"run.start_weights.vision_tower={PROOF / 'scenes_siglip'}"]
-"""Of stage 1, from which the others start."""
-MORE = (
-    "generation_exact_accuracy", "understanding_intervals", "generation_intervals", "understanding_blind",
-    "detector_accuracy_on_real", "detector_accuracy_on_reconstructions", "vq_psnr_db", "vq_codes_used",
-)  # fmt: skip
-"""Further figures, of those that an evaluation has."""
+NAMES = get_args(Part)
+"""The parts, in their order."""
 
 
 def main() -> None:
     files, given = split_arguments([argument for argument in sys.argv[1:] if argument not in ("--help", "-h")])
     wanted = [str(file) for file in files]
-    if others := [name for name in wanted if name not in PARTS]:
+    if others := [name for name in wanted if name not in NAMES]:
         raise ConfigError(
             f"the proof has its own recipes, {', '.join(others)} has no place among them",
-            f"name parts of it ({', '.join(PARTS)}) or nothing, and give settings as key.path=value",
+            f"name parts of it ({', '.join(NAMES)}) or nothing, and give settings as key.path=value",
         )
     asks_for_help = [argument for argument in sys.argv[1:] if argument in ("--help", "-h")]
-    asked = recipe_from_args(StageRecipe, recipes_of("stage3"), [f"run.root={ROOT}", *given, *asks_for_help]).recipe
+    asked = recipe_from_args(StageRecipe, proof("stage3"), [f"run.root={ROOT}", *given, *asks_for_help]).recipe
+    from janus_dist.report.results import (  # here: after the recipe, whose faults are told at once
+        read_notes,
+        write_results,
+    )
+    from janus_dist.report.summary import Summary
+    from jobs.proof_parts import PARTS
+
     summary = Summary(Path(asked.run.root) / "summary.json", given)
     for name, prove in PARTS.items():
         if not wanted or name in wanted:
             prove(asked, given, summary)
             summary.write()
             print(f"results: {write_results(summary.found, summary.path.parent / 'results', read_notes(NOTES))}")
-
-
-def easy_vqa(asked: StageRecipe, given: list[str], summary: Summary) -> None:
-    """The embedded default for as long as it learns."""
-    root = asked.run.root
-    summary.found |= learned([f"data.root={root}/data", *given, f"run.root={root}"], summary, "easy-vqa")
-
-
-def ablated(asked: StageRecipe, given: list[str], summary: Summary) -> None:
-    """What each of its encoders is worth, on the same shards."""
-    overrides = [f"data.root={asked.run.root}/data", *given, *apart(asked, "ablation")]
-    summary.found["ablation"] = ablation(overrides, around=summary.working("ablation"))
-
-
-def scenes(asked: StageRecipe, given: list[str], summary: Summary) -> None:
-    """The same three stages on the harder data set."""
-    overrides = [*given, *SCENES, *apart(asked, "scenes"), f"data.root={asked.run.root}/scenes/data"]
-    summary.found["scenes"] = learned(overrides, summary, "scenes", SCENES_TOWER)
-
-
-PARTS = {"easy-vqa": easy_vqa, "ablation": ablated, "scenes": scenes}
-
-
-def apart(asked: StageRecipe, part: str) -> list[str]:
-    """Folders of a part's own for runs that have the names of others."""
-    saved = asked.run.checkpoints
-    return [f"run.root={asked.run.root}/{part}", *([f"run.checkpoints={saved.rstrip('/')}/{part}"] if saved else [])]
-
-
-def learned(overrides: list[str], summary: Summary, part: str, of_stage1: Sequence[str] = ()) -> dict[str, Any]:
-    """Train and evaluate what is missing; what the runs learned."""
-    stages = [recipe_of(name, [*overrides, *(of_stage1 if name == "stage1" else ())]) for name in STAGES]
-    for loaded in stages:
-        if not is_complete(loaded.recipe):
-            with summary.working(part):
-                run_stage(loaded)
-    last = stages[-1].recipe
-    root = Path(last.run.root)
-    found = found_before(last, root / "evaluation")
-    if found is None:
-        with summary.working(part):
-            found = evaluate(last, last.run.dir, root / "evaluation")
-            print(f"report: {write_report(root)}")
-    return {
-        **{name: found[name] for name in HEADLINES},
-        "seconds": summary.took_s(part),
-        "final_losses": {stage: final_losses(root / stage / "metrics.jsonl") for stage in STAGES},
-        **{name: found[name] for name in MORE if name in found},
-    }
-
-
-def recipe_of(name: str, overrides: list[str]) -> Loaded[StageRecipe]:
-    """The recipe of a stage."""
-    return load(StageRecipe, recipes_of(name), overrides)
-
-
-def recipes_of(name: str) -> list[Path]:
-    """The files of a stage's recipe."""
-    return [TINY / "base.yaml", TINY / f"{name}.yaml", PROOF / f"{name}.yaml"]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Invariant: a stage never starts without its shards, nor without the weights that
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from data_pipelines.prepare import prepare_data
 from janus_dist.config.load import Loaded, save
@@ -13,8 +12,6 @@ from janus_dist.engine.find import check_starts, is_complete, start_recipe, trai
 from janus_dist.errors import ConfigError
 from janus_dist.launch import train
 from janus_dist.report.live import Reported
-
-TINY = Path(__file__).parent / "recipes" / "tiny"
 
 
 def run_stage(loaded: Loaded[StageRecipe]) -> None:

@@ -9,13 +9,16 @@ What is missing is prepared first: shards (jobs/tokenize.py) and the stage befor
 
 import _start  # noqa: F401
 
-from janus_dist.cli import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
-from jobs.stage import TINY, run_stage
+from janus_dist.job_cli import recipe_from_args, run_job
+from jobs.defaults import tiny
 
 
 def main() -> None:
-    run_stage(recipe_from_args(StageRecipe, [TINY / "base.yaml", TINY / "stage3.yaml"]))
+    loaded = recipe_from_args(StageRecipe, tiny("stage3"))
+    from jobs.stage import run_stage  # here: after the recipe, whose faults are told at once
+
+    run_stage(loaded)
 
 
 if __name__ == "__main__":

@@ -13,21 +13,22 @@ the recipe has other settings than made them.
 import _start  # noqa: F401, I001
 
 import sys
-from pathlib import Path
 
-from janus_dist.cli import recipe_from_args, run_job, take_number
+from janus_dist.job_cli import recipe_from_args, run_job, take_number
 from janus_dist.config.recipe import BaseRecipe
-from data_pipelines.prepare import prepare_data
+from jobs.defaults import TINY
 
 REPLACE = "--replace"
-DEFAULTS = [Path(__file__).parent / "recipes" / "tiny" / "base.yaml"]
 
 
 def main() -> None:
     arguments, limit = take_number(sys.argv[1:], "--limit")
     anew = REPLACE in arguments
     arguments = [argument for argument in arguments if argument != REPLACE]
-    prepare_data(recipe_from_args(BaseRecipe, DEFAULTS, arguments).recipe, limit, anew)
+    recipe = recipe_from_args(BaseRecipe, [TINY / "base.yaml"], arguments).recipe
+    from data_pipelines.prepare import prepare_data  # here: after the recipe, whose faults are told at once
+
+    prepare_data(recipe, limit, anew)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import _start  # noqa: F401, I001
 import sys
 from pathlib import Path
 
-from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.load import place_of_a_copy
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ConfigError
-from data_pipelines.siglip_training import train
+from jobs.defaults import TINY
 
-DEFAULTS = [Path(__file__).parent / "recipes" / "tiny" / "base.yaml"]
 OUT = "runs/siglip"
 
 
@@ -31,7 +30,10 @@ def main() -> None:
             raise ConfigError("--out takes a folder", f"write --out {OUT}")
         out = arguments[place + 1]
         arguments[place : place + 2] = []
-    train(recipe_from_args(BaseRecipe, DEFAULTS, arguments).recipe, Path(out), command, print)
+    recipe = recipe_from_args(BaseRecipe, [TINY / "base.yaml"], arguments).recipe
+    from data_pipelines.siglip_training import train  # here: after the recipe, whose faults are told at once
+
+    train(recipe, Path(out), command, print)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ Writes `data.vq_weights` and, beside it, a record of what made it and how well h
 import _start  # noqa: F401, I001
 
 import sys
-from pathlib import Path
 
-from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.recipe import BaseRecipe
-from data_pipelines.vq_training import train
-
-DEFAULTS = [Path(__file__).parent / "recipes" / "tiny" / "base.yaml"]
+from jobs.defaults import TINY
 
 
 def main() -> None:
     command = " ".join(["python", "jobs/train_vq.py", *sys.argv[1:]])
-    train(recipe_from_args(BaseRecipe, DEFAULTS).recipe, command, print)
+    recipe = recipe_from_args(BaseRecipe, [TINY / "base.yaml"]).recipe
+    from data_pipelines.vq_training import train  # here: after the recipe, whose faults are told at once
+
+    train(recipe, command, print)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from janus_dist import beside, launch, room
-from janus_dist.cli import run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
+from janus_dist.job_cli import run_job
 from janus_dist.train.trainer import Trainer
 from tests import handed
 

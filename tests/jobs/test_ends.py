@@ -22,7 +22,7 @@ FAILS = """
 import sys
 from pathlib import Path
 from janus_dist import launch
-from janus_dist.cli import run_job
+from janus_dist.job_cli import run_job
 from janus_dist.config.recipe import StageRecipe
 
 worker = launch._worker

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
-from janus_dist.cli import run_job
+from janus_dist.job_cli import run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.tasks import train_all
 

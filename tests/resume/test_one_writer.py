@@ -19,7 +19,7 @@ LONGEST_S = 900
 JOB = """
 import sys
 from pathlib import Path
-from janus_dist.cli import run_job
+from janus_dist.job_cli import run_job
 from janus_dist.launch import train
 from tests import prepared
 

@@ -8,7 +8,7 @@ from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine.find import check_starts, start_recipe
 from janus_dist.errors import ConfigError
-from jobs.stage import TINY
+from jobs.defaults import TINY
 from tests.unit.test_config_load import BASE
 
 PROOF = TINY.parent / "proof"

@@ -150,7 +150,7 @@ def job(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         f'''"""A job for tests."""
 from pathlib import Path
 from janus_dist import errors
-from janus_dist.cli import recipe_from_args, run_job
+from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 
 def main():
@@ -248,12 +248,19 @@ def test_options_are_refused_with_the_right_form():
     assert done.stderr == "no such option: --optim.lr=3, -x\n  settings are given as optim.lr=VALUE\n"
 
 
+@pytest.mark.parametrize("arguments", [["--local"], ["--local", "stage=3"], ["stage=3", "--local"]])
+def test_every_job_takes_local(arguments: list[str]):
+    done = job(RECIPE + "; print(__import__('os').environ['RAY_ADDRESS'])", *arguments)
+    assert done.returncode == 0 and done.stdout.split() == [str(1 + len(arguments)), "local"], done.stderr
+
+
 def test_help_of_a_job():
     done = job(RECIPE, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(
         "A job for tests.\n\nusage: python jobs/job.py [RECIPE.yaml ...] [key.path=value ...]\n"
     )
+    assert "\n  --local " in done.stdout
     for section in StageRecipe.model_fields:
         assert f"\n  {section} " in done.stdout or f"\n  {section}\n" in done.stdout
 

@@ -90,6 +90,16 @@ def test_a_wrong_recipe_is_not_submitted():
         app(["submit", "nowhere.py"], standalone_mode=False)
 
 
+def test_a_ray_of_the_jobs_own_is_no_cluster_to_submit_to(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="--local starts a Ray of the job's own, and janus submit runs the job on a"):
+        app(["submit", "jobs/stage2.py", "--", "--local"], standalone_mode=False)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS=local asks for a Ray of the job's own, and janus submit"):
+        app(["submit", "jobs/stage2.py"], standalone_mode=False)
+
+
 def test_only_what_a_job_needs_of_the_environment_is_sent():
     shell = {
         "NCCL_DEBUG": "INFO", "FI_PROVIDER": "efa", "WANDB_MODE": "offline", "WANDB_API_KEY": "secret",
