@@ -106,10 +106,10 @@ def _dropped(dropped: Mapping[str, int]) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     """Format counts as `too small (12), missing (3)`."""
-    found = Counter(counts).most_common()
-    more = sum(number for _, number in found[SHOWN_COUNTS:])
-    parts = [f"{name} ({number:,})" for name, number in found[:SHOWN_COUNTS]]
-    return ", ".join([*parts, f"{len(found) - SHOWN_COUNTS} others ({more:,})"] if more else parts)
+    ordered = Counter(counts).most_common()
+    more = sum(number for _, number in ordered[SHOWN_COUNTS:])
+    parts = [f"{name} ({number:,})" for name, number in ordered[:SHOWN_COUNTS]]
+    return ", ".join([*parts, f"{len(ordered) - SHOWN_COUNTS} others ({more:,})"] if more else parts)
 
 
 def _paths(of: InputWork) -> str:

@@ -20,8 +20,8 @@ SHOWN_NAMES = 20
 def partition_columns(path: str) -> dict[str, str]:
     """Return the columns in a path's folders, as Hive and Spark write them: `lang=en/part-0.parquet`."""
     pairs = (PARTITION.fullmatch(part) for part in path.split("/"))
-    found = {pair[1]: unquote(pair[2]) for pair in pairs if pair}
-    return {name: value for name, value in found.items() if value != NULL_PARTITION}
+    columns = {pair[1]: unquote(pair[2]) for pair in pairs if pair}
+    return {name: value for name, value in columns.items() if value != NULL_PARTITION}
 
 
 def rule_columns(where: Mapping[str, Keep]) -> list[str]:

@@ -35,7 +35,7 @@ def contents(of: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
 
     For tars, endings of members and keys of their JSON; for folders, endings of files. What cannot be read is left out.
     """
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     last = len(units) - 1
     for place in sorted({round(part * last / (SAMPLED_UNITS - 1)) for part in range(SAMPLED_UNITS)} if units else ()):
         unit = units[place]
@@ -44,12 +44,12 @@ def contents(of: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
                 for name, value in entry.items():
                     kind = kind_of_value(value)
                     if kind:
-                        found.setdefault(str(name), kind)
+                        kinds.setdefault(str(name), kind)
         except (DataError, OSError, ValueError, KeyError, TypeError):  # damaged, or gone meanwhile
             continue
         for name in partition_columns(unit.path):
-            found.setdefault(name, "name of a folder")
-    return found
+            kinds.setdefault(name, "name of a folder")
+    return kinds
 
 
 def kind_of_value(value: Any) -> str:

@@ -65,16 +65,19 @@ def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> 
     return max(1, round(unread_bytes / max(1, mean_bytes)))
 
 
-def lost_at_end(of: InputConfig, endings: Sequence[str], unit: Unit, records: int) -> Loss:
+def lost_at_end(
+    of: InputConfig, endings: Sequence[str], unit: Unit, records: int, is_between_records: bool = False
+) -> Loss:
     """Estimate what is lost of a file that was cut short, after `records` that could be read.
 
-    The statistics that img2dataset writes beside a tar say it; else the mean size of the input's other files does.
+    The statistics that img2dataset writes beside a tar say it; else the mean size of the input's other files does, but
+    for a file that ends between two records: it may be whole, and its writer have left out the end.
     """
     path = unit.path.removesuffix(max((one for one in endings if unit.path.endswith(one)), key=len, default=""))
     with suppress(OSError, ValueError, KeyError, TypeError):
         number = int(json.loads(storage.read(f"{path}_stats.json"))["successes"]) - records
-        return Loss(max(1, number), words=f"; {path}_stats.json counts {max(1, number)} more")
-    whole = mean_size_of_others(of, endings, unit.path)
+        return Loss(max(1, number), words=f"; {path}_stats.json counts {max(0, number)} more")
+    whole = None if is_between_records else mean_size_of_others(of, endings, unit.path)
     if whole is None or whole <= unit.size or not records:
         return Loss(1, True, "; how many records are lost behind that is unknown, 1 is counted")
     number = lost(round(whole) - unit.size, unit.size, records, 0)

@@ -46,19 +46,23 @@ def read_picture(picture: Picture) -> Picture:
 def _check_file(picture: Picture) -> None:
     """Raise DataError when a file of a disk must not be opened; FileNotFoundError when it is not there."""
     path = Path(fsspec.core.strip_protocol(picture.source))
-    is_link = path.is_symlink()
-    if is_link and not path.exists():
+    if path.is_symlink() and not path.exists():
         raise DataError(f"missing: {path} is {kind_of_file(str(path))}")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"not a file: {path} is {kind_of_file(str(path))}")
-    if picture.root:
-        real = Path(os.path.realpath(path)) if is_link else Path(_real_folder(str(path.parent)), path.name)
-        folders = _allowed_folders(fsspec.core.strip_protocol(picture.root))
-        if not any(real.is_relative_to(folder) for folder in folders):
-            raise DataError(f"unsafe link: {path} leads out of {picture.root}, to {real}, and was not opened")
+    if picture.root and leads_out(str(path), picture.root):
+        real = os.path.realpath(path)
+        raise DataError(f"unsafe link: {path} leads out of {picture.root}, to {real}, and was not opened")
     if status.st_size > LONGEST_FILE_BYTES:
         raise DataError(f"too large: a file of {status.st_size} bytes, at most {LONGEST_FILE_BYTES} are read")
+
+
+def leads_out(name: str, root: str) -> bool:
+    """Tell whether a path of a disk, its links followed, is not below a folder, its links followed."""
+    path = Path(fsspec.core.strip_protocol(name))
+    real = Path(os.path.realpath(path)) if path.is_symlink() else Path(_real_folder(str(path.parent)), path.name)
+    return not any(real.is_relative_to(folder) for folder in _allowed_folders(fsspec.core.strip_protocol(root)))
 
 
 @lru_cache(maxsize=10_000)

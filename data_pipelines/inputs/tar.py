@@ -85,7 +85,8 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
                 if entry.is_last and read < unit.size:
                     loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
                 elif entry.is_last:
-                    loss = entries.lost_at_end(of, ENDINGS, unit, number)
+                    is_between = stream is opened and not entry.key and tar.offset % TAR_BLOCK == 0
+                    loss = entries.lost_at_end(of, ENDINGS, unit, number, is_between)
                 yield Reject(source, key, f"{error.message}{loss.words}", head, loss.records, loss.at_least)
             seen.setdefault(entry.key, entry.endings)
 

@@ -68,10 +68,10 @@ def _check(name: str, rule: Keep, value: Any) -> None:
     for bound, sign in ((rule.min, ">="), (rule.max, "<=")):
         if bound is None:
             continue
-        found = _date(value) if isinstance(bound, datetime) else _number(value)
-        if found is None:
+        converted = _date(value) if isinstance(bound, datetime) else _number(value)
+        if converted is None:
             raise Dropped(f"{name} is no {'date' if isinstance(bound, datetime) else 'number'}", shown)
-        if not (found >= bound if sign == ">=" else found <= bound):  # pyright: ignore[reportOperatorIssue]
+        if not (converted >= bound if sign == ">=" else converted <= bound):  # pyright: ignore[reportOperatorIssue]
             raise Dropped(f"{name} {sign} {_shown(bound)}", shown)
     if rule.one_of and not any(_same(value, choice) for choice in rule.one_of):
         raise Dropped(f"{name} is one of {', '.join(map(_shown, rule.one_of))}", shown)
@@ -100,10 +100,10 @@ def _number(value: Any) -> float | None:
 def _date(value: Any) -> datetime | None:
     """Convert a date, a time stamp or an ISO 8601 text to a time stamp in UTC; None for anything else."""
     try:
-        found = datetime.fromisoformat(value.isoformat() if isinstance(value, date) else _text(value))
+        moment = datetime.fromisoformat(value.isoformat() if isinstance(value, date) else _text(value))
     except ValueError:
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _text(value: Any) -> str:

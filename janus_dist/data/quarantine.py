@@ -25,13 +25,13 @@ def quarantine_folders(folder: str) -> list[str]:
     names = storage.names(folder)
     if QUARANTINE in names:
         return [folder]
-    found = [f"{folder}/{name}" for name in names if _has_table(f"{folder}/{name}")]
-    if not found:
+    folders = [f"{folder}/{name}" for name in names if _has_table(f"{folder}/{name}")]
+    if not folders:
         raise DataError(
             f"no quarantine table in {folder}: neither {QUARANTINE} nor a folder with one",
             "give the folder of an input's shards or a data.root; jobs/tokenize.py makes them",
         )
-    return found
+    return folders
 
 
 def write_csv(folders: Iterable[str], out: TextIO, kind: str | None = None) -> None:

@@ -90,6 +90,13 @@ def test_a_tar_that_was_cut_is_reckoned_by_the_size_of_the_others(tmp_path, endi
     assert "lost by the mean size of the other files" in reject.reason
 
 
+def test_tars_whose_writer_left_out_the_end_are_not_taken_for_cut_ones(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.tar").write_bytes(tarred(10 + 40 * number))
+    records, rejects = read(source("webdataset", tmp_path))
+    assert len(records) == 150 and [(reject.records, reject.at_least) for reject in rejects] == [(1, True)] * 3
+
+
 def test_a_tar_that_was_cut_is_counted_by_the_statistics_of_img2dataset(tmp_path):
     (tmp_path / "00000.tar").write_bytes(tarred(30)[:30_000])
     (tmp_path / "00000_stats.json").write_text(json.dumps({"count": 40, "successes": 30}))

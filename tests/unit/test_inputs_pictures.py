@@ -137,3 +137,10 @@ def test_an_archive_that_is_not_a_file_stops_the_run_before_it_begins(tmp_path):
     os.mkfifo(tmp_path / "1.tar")
     with pytest.raises(DataError, match=r"1\.tar is a pipe, not a file"):
         formats.units(source("webdataset", tmp_path), 10)
+
+
+def test_of_a_file_of_records_that_a_link_leads_to_elsewhere_no_bytes_are_shown(folder):
+    (folder / "a.jsonl").symlink_to("../secret")
+    (folder / "b.jsonl").write_bytes(SECRET)
+    _, rejects = read(source("jsonl", folder))
+    assert [(reject.key, reject.head) for reject in rejects] == [("a-0", b""), ("b-0", SECRET)]
