@@ -97,12 +97,16 @@ def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] 
         except FAULTS as error:
             yield 0, LostError(f"damaged: no row can be read: {error}", max(1, unit.records or 1)), b""
             return
-        names = [name for name in file.schema_arrow.names if name in _used(of)]
+        used = _used(of)
+        names = [name for name in file.schema_arrow.names if name in used]
+        others = [name for name in file.schema_arrow.names if name not in used]
         size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
         for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
             place, end = sum(counts[:group]), sum(counts[: group + 1])
             try:
-                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], names, use_threads=False):
+                shown = [name for name in others if of.stream != "text" and may_show(file, group, name)]
+                wanted = [name for name in file.schema_arrow.names if name in names or name in shown]
+                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], wanted, use_threads=False):
                     for values in _values(batch):
                         yield place, values, b""
                         place += 1
@@ -128,6 +132,13 @@ def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
         return DataError(f"not UTF-8: a text at byte {error.start}")
     except FAULTS as error:
         return DataError(f"no value: {error}")
+
+
+def unread_columns(of: InputConfig, unit: Unit) -> dict[str, str]:
+    """Return the reason for each column of a unit's file that no record is made of; nothing of a file without a footer."""
+    footer = _footer(unit.path)
+    used = _used(of)
+    return {} if isinstance(footer, DataError) else {name: NOT_USED for name in footer[0] if name not in used}
 
 
 def _used(of: InputConfig) -> set[str]:
