@@ -106,6 +106,11 @@ def check_editing(values: Mapping[str, Any], stream: Stream | None) -> None:
         raise edited(before[0])
 
 
+def shows_editing(key: str) -> bool:
+    """Return whether a key is by its name an image to be changed, or a changed one."""
+    return bool(BEFORE.fullmatch(key) or AFTER.fullmatch(key))
+
+
 def is_input(name: str) -> bool:
     """Return whether a member of a tar is by its name an image to be changed: `input.png`, `source_image.jpg`."""
     return bool(name) and bool(BEFORE.fullmatch(name) or BEFORE.fullmatch(f"{name}_image"))

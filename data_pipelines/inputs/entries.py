@@ -59,9 +59,15 @@ def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> 
 
 
 def records(
-    of: InputConfig, unit: Unit, rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]]
+    of: InputConfig,
+    unit: Unit,
+    rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]],
+    unread: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Record | Reject]:
-    """Records of the rows of a table: (place in the file, values or what is wrong with them, first bytes)."""
+    """Records of the rows of a table: (place in the file, values or what is wrong with them, first bytes).
+
+    `unread`: reasons for columns that the rows do not have, as it is when a row is read.
+    """
     seen: set[str] = set()
     for place, values, head in rows:
         key, source = safe_key(f"{unit.stem}-{place}"), f"{unit.path}:{place}"
@@ -74,7 +80,7 @@ def records(
                 if key in seen:
                     raise DataError(f"duplicate key: {own[:LONGEST_SHOWN]!r} was there before")
                 seen.add(key)
-            yield record(of, values, key, source, image_folder(of, unit))
+            yield record(of, values, key, source, image_folder(of, unit), unread)
         except RecursionError:
             yield Reject(source, key, "not JSON: values are nested too deeply", head[:HEAD_BYTES])
         except DataError as error:
