@@ -42,6 +42,9 @@ READERS = 16
 """Pictures that a job reads at once; a store answers after a tenth of a second, a core crops a hundred in one."""
 BATCHES_AHEAD = 2
 """Batches that wait for their VQ ids while the next is made."""
+IGNORED_KEYS = 200
+"""Keys that a job counts one by one: objects whose keys are data have a new one in each record."""
+OTHER_KEYS = "(other keys)"
 EXAMPLES = 2
 """Kept for people to look at, of those that were kept and of those that each rule dropped."""
 EXAMPLE_SIDE = 160
@@ -81,9 +84,17 @@ class Tally:
     records: int = 0
     rejects: list[Reject] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    ignored: dict[str, Counter[str]] = field(default_factory=dict)
+    """Records by key and reason of values that are not used."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def ignore(self, record: Record) -> None:
+        """Count the values of a record that are not used; of very many keys, those beyond a number as one."""
+        for key, reason in record.ignored:
+            name = key if key in self.ignored or len(self.ignored) < IGNORED_KEYS else OTHER_KEYS
+            self.ignored.setdefault(_utf8(name), Counter())[reason] += 1
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -137,6 +148,7 @@ def run_job(job: ShardJob, of: InputWork, encode: Encode | None, with_examples: 
         shards=tuple(shards),
         rejects=tuple(_legible(reject) for reject in tally.rejects),
         dropped=dict(tally.dropped),
+        ignored={key: dict(reasons) for key, reasons in tally.ignored.items()},
         histograms={name: dict(bins) for name, bins in tally.histograms.items()},
         examples=tuple(tally.examples),
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
@@ -182,7 +194,8 @@ def _records(
     units: Sequence[Unit], limit: int | None, of: InputWork, check: Callable[[Record], None], tally: Tally
 ) -> Iterator[Record]:
     """The records of all units that are not refused before their pictures are read."""
-    entries = islice(chain.from_iterable(formats.records(of.source, unit) for unit in units), limit)
+    source = of.source.model_copy(update={"stream": of.stream})  # which an input's name may say alone
+    entries = islice(chain.from_iterable(formats.records(source, unit) for unit in units), limit)
     while True:
         with tally.timed("read"):
             entry = next(entries, None)
@@ -191,7 +204,9 @@ def _records(
         tally.records += entry.records if isinstance(entry, Reject) else 1
         if isinstance(entry, Reject):
             tally.rejects.append(entry)
-        elif tally.attempt(entry, lambda record: check(record) or record) is not None:
+            continue
+        tally.ignore(entry)
+        if tally.attempt(entry, lambda record: check(record) or record) is not None:
             yield entry
 
 

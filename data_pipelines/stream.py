@@ -30,7 +30,7 @@ from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.tasks import cancel
 
-PIPELINE_VERSION = 3  # goes into the digests of jobs; raise it with every change of what a step makes of a record
+PIPELINE_VERSION = 4  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
 """Of a job, whatever its failures; after them the others go on and the run fails at its end."""
 PAUSE_S = 4.0
@@ -86,6 +86,8 @@ def run(of: InputWork, limit: int | None = None) -> Manifest:
             f"{'; '.join(failures[:SHOWN_REASONS]) or 'their markers are gone'}",
             "what was done stays: run the same command again",
         )
+    for line in gathered.ignored_lines():
+        log.info("%s: %s", of.name, line)
     work.remove_strays(of.folder, jobs, gathered.entries)
     manifest = gathered.manifest(of, made_by)
     manifest.save(of.folder)

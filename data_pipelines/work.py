@@ -64,6 +64,8 @@ class Marker:
     examples: tuple[Example, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     """By step; what the job's process waited for or did."""
+    ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Key of a value that was not used -> reason -> records; those of an older program have none."""
 
     @property
     def samples(self) -> int:
