@@ -105,7 +105,7 @@ class Reader:
             else [self._part(part) for part in parts]
         )
         text = "".join(piece for piece, _ in pieces)
-        shown = [mark for _, of_piece in pieces for mark in of_piece]
+        shown = [mark for _, of_part in pieces for mark in of_part]
         text, shown = self._with_images(value, text, shown)
         if role != "user" and any(mark.picture is not None for mark in shown):
             raise DataError(f"images: a message of the {role} shows an image; only questions do")
@@ -178,15 +178,15 @@ def _role(value: Any) -> str:
 
 def _is_learned(message: Mapping[str, Any], role: str) -> bool:
     """Return whether an answer is learned: all are but those that say otherwise."""
-    said = {key: message[key] for key in LOSS if message.get(key) is not None}
-    for key, value in said.items():
+    flags = {key: message[key] for key in LOSS if message.get(key) is not None}
+    for key, value in flags.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise DataError(
                 f"loss: {key} is {str(value)[:LONGEST_SHOWN]} in a message; "
                 "an answer is learned or not: 1 or 0, true or false"
             )
-    if len({bool(value) for value in said.values()}) > 1:
-        raise DataError(f"loss: {' and '.join(said)} of a message contradict each other")
-    if role != "assistant" and any(said.values()):
-        raise DataError(f"loss: {next(iter(said))} asks that a message of the {role} is learned; only answers are")
-    return all(said.values())
+    if len({bool(value) for value in flags.values()}) > 1:
+        raise DataError(f"loss: {' and '.join(flags)} of a message contradict each other")
+    if role != "assistant" and any(flags.values()):
+        raise DataError(f"loss: {next(iter(flags))} asks that a message of the {role} is learned; only answers are")
+    return all(flags.values())
