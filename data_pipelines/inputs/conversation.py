@@ -31,6 +31,7 @@ IMAGES = ("image", "images", "jpg", "png", "image_path")
 TEXT_PARTS = ("text", "input_text", "output_text")
 IMAGE_PARTS = ("image", "image_url", "input_image", "image_file")
 IMAGE_PART_KEYS = (*media.FILE_KEYS, "bytes", "file_id")
+MESSAGE_KEYS = {"from", "role", "value", "content", *TOOL_KEYS, *LOSS, *IMAGES}
 PART_KEYS = {"type", "index", "media_type", "mime_type", *IMAGE_PART_KEYS}
 
 
@@ -111,13 +112,12 @@ class Reader:
             raise DataError(f"images: a message of the {role} shows an image; only questions do")
         if role == "system" and shown:
             raise DataError(f"images: the mark {shown[0].text} is in the system message; only questions show images")
-        known = {"from", "role", "value", "content", *TOOL_KEYS, *LOSS, *IMAGES}
-        self._leave(value, known, f"{self.name}[]")
+        self._leave(value, MESSAGE_KEYS, f"{self.name}[]")
         return _Message(role, text, tuple(shown), _is_learned(value, role))
 
     def _with_images(self, message: Mapping[str, Any], text: str, shown: list[Mark]) -> tuple[str, list[Mark]]:
         """Return text and marks of a message with the images that it lists beside its text, as DeepSeek's does."""
-        lists = {key: media.pictures(message.get(key), self.origin) for key in IMAGES}
+        lists = {key: media.pictures(message[key], self.origin) for key in IMAGES if key in message}
         first, *others = [key for key, pictures in lists.items() if pictures] or [""]
         if not first:
             return text, shown
@@ -160,7 +160,7 @@ class Reader:
 
 def agreed(values: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
     """Return the value that some names of one thing have; DataError when they have different ones."""
-    present = [name for name in names if media.has_value(values.get(name))]
+    present = [name for name in names if name in values and media.has_value(values[name])]
     if any(values[name] != values[present[0]] for name in present[1:]):
         raise DataError(f"two values: {what} has {' and '.join(present)}, and they differ; leave one out")
     return (
@@ -179,6 +179,8 @@ def _role(value: Any) -> str:
 def _is_learned(message: Mapping[str, Any], role: str) -> bool:
     """Return whether an answer is learned: all are but those that say otherwise."""
     flags = {key: message[key] for key in LOSS if message.get(key) is not None}
+    if not flags:
+        return True
     for key, value in flags.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise DataError(

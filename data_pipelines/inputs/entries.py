@@ -204,7 +204,7 @@ def _texts(
 def named(of: InputConfig, values: Mapping[str, Any], what: str) -> list[str]:
     """Return the keys of an entry that have a value for `what`, the one that counts first."""
     column = of.columns.get(what)  # pyright: ignore[reportArgumentType] - a key or absent
-    return [name for name in ((column,) if column else NAMES[what]) if media.has_value(values.get(name))]
+    return [name for name in ((column,) if column else NAMES[what]) if name in values and media.has_value(values[name])]
 
 
 def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -82,9 +82,13 @@ LONGEST_LOOK = 10_000
 
 def has_value(value: Any) -> bool:
     """Return whether a value says anything: not null, an empty text or list, or an object of null and empty texts."""
+    if value is None:
+        return False
+    if isinstance(value, str | list | tuple):  # before the test of Mapping, which takes ten times as long
+        return len(value) > 0
     if isinstance(value, Mapping) and value:
         return any(item is not None and item != "" for item in value.values())
-    return value is not None and value != "" and not (isinstance(value, list | tuple) and not value)
+    return True
 
 
 @dataclass(frozen=True)
