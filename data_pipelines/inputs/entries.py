@@ -81,8 +81,6 @@ def records(
                     raise DataError(f"duplicate key: {own[:LONGEST_SHOWN]!r} was there before")
                 seen.add(key)
             yield record(of, values, key, source, image_folder(of, unit), unread)
-        except RecursionError:
-            yield Reject(source, key, "not JSON: values are nested too deeply", head[:HEAD_BYTES])
         except DataError as error:
             stands_for = error.records if isinstance(error, LostError) else 1
             yield Reject(source, key, error.message, head[:HEAD_BYTES], stands_for)
@@ -101,9 +99,15 @@ def record(
     `folder`: what paths of images are relative to. `ignored`: reasons for values of the entry that are not in `values`,
     by their keys. Caption and text are not looked at where there is a conversation, unless the recipe names them.
     """
+    try:
+        return _record(of, values, key, Origin(source, folder), ignored)
+    except RecursionError as error:
+        raise DataError("not JSON: values are nested too deeply") from error
+
+
+def _record(of: InputConfig, values: Mapping[str, Any], key: str, origin: Origin, ignored: Mapping[str, str]) -> Record:
     account = Account(of.stream, of.format == "webdataset", "image" in of.columns, dict(ignored))
     check_editing(values, of.stream)
-    origin = Origin(source, folder)
     names = {what: named(of, values, what) for what in NAMES}
     is_text = of.stream == "text"  # which reads no conversation and fetches no image
     talk = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
@@ -117,7 +121,7 @@ def record(
     taken = {name for options in NAMES.values() for name in options} | set(of.columns.values())
     return Record(
         key=key,
-        source=source,
+        source=origin.source,
         pictures=pictures,
         turns=talk.turns,
         context=talk.context,

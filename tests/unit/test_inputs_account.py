@@ -213,6 +213,18 @@ def test_a_mark_in_a_system_message_is_refused(tmp_path):
     )
 
 
+def test_values_that_are_nested_too_deeply_are_refused(tmp_path):
+    value: object = "a.jpg"
+    for _ in range(800):
+        value = {"path": value}
+    meta = json.dumps({"messages": [USER, ANSWER], "image": value})
+    (tmp_path / "0.tar").write_bytes(tar([("0.json", meta.encode())]))
+    (tmp_path / "d.jsonl").write_text(meta)
+    for form, name in (("webdataset", "0.tar"), ("jsonl", "d.jsonl")):
+        (entry,) = entries(source(form, tmp_path / name))
+        assert not isinstance(entry, Record) and entry.reason.startswith("not JSON: ")
+
+
 # --- video, sound, editing ---
 
 
