@@ -71,8 +71,12 @@ class Account:
         others = [sight for sight in sights if sight.medium != "image"]
         if others and not pictures:
             raise media.refused(others[0].medium, f"{path} has {others[0].shown}")
-        names = {media.base_name(picture.source) for picture in pictures}
-        images = [sight for sight in sights if sight.medium == "image" and (not sight.name or sight.name not in names)]
+        images = [
+            sight
+            for sight in sights
+            if sight.medium == "image"
+            and not (sight.path and any(media.is_name_of(sight.path, picture.source) for picture in pictures))
+        ]
         if not images:
             return f"{media.SHOWN_MEDIA[sights[0].medium]}, which is not read" if others else NOT_USED
         if self.is_image_named:

@@ -113,5 +113,5 @@ def _by_number(marks: Sequence[Mark], own: Sequence[Picture]) -> list[Picture]:
 
 
 def _names(pictures: Sequence[Picture]) -> str:
-    names = [picture.source.rpartition("/")[2] if picture.content is None else "bytes" for picture in pictures]
+    names = ["/".join(picture.source.split("/")[-2:]) if picture.content is None else "bytes" for picture in pictures]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

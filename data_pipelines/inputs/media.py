@@ -98,8 +98,8 @@ class Sight:
     medium: Medium
     shown: str
     """The value as people read it."""
-    name: str = ""
-    """The file without its folders and ending; empty for bytes."""
+    path: str = ""
+    """The whole text where it is a path or an address; empty for bytes and base64."""
     is_web: bool = False
     """Whether it is an address in the web: where the file was, not where it is."""
 
@@ -121,7 +121,7 @@ def look(value: Any, key: str = "") -> list[Sight]:
             sights.append(Sight(medium, f"{len(item)} bytes"))
         elif isinstance(item, str) and (medium := medium_of_text(item, key)):
             is_file = len(item) <= LONGEST_PATH and not item.lower().startswith("data:")
-            sights.append(Sight(medium, short(item), base_name(item) if is_file else "", item.lower().startswith(WEB)))
+            sights.append(Sight(medium, short(item), item if is_file else "", item.lower().startswith(WEB)))
     return sights
 
 
@@ -138,11 +138,13 @@ def medium_of_text(text: str, key: str = "") -> Medium | None:
     return _base64_medium(text)
 
 
-def base_name(path: str) -> str:
-    """Return the name of a file without its folders and, where it is that of a medium, its ending."""
-    name = re.split(r"[?#]", path.strip(), maxsplit=1)[0].replace("\\", "/").rpartition("/")[2]
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and suffix.lower() in SUFFIXES else name
+def is_name_of(text: str, source: str) -> bool:
+    """Return whether a text is the path of a file or the end of it: `1.jpg` or `coco/1.jpg` of `/data/coco/1.jpg`."""
+    parts, of_source = (
+        [part for part in path.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+        for path in (text, source)
+    )
+    return bool(parts) and of_source[-len(parts) :] == parts
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def _base64_medium(text: str) -> Medium | None:
 
 
 def same(first: Sequence[Picture], second: Sequence[Picture]) -> bool:
-    """Return whether two lists stand for the same pictures, by bytes or names of files.
+    """Return whether two lists stand for the same pictures, by bytes or paths of files.
 
     Bytes beside a name count as the same picture: which file they come from is not known.
     """
@@ -272,7 +274,7 @@ def same(first: Sequence[Picture], second: Sequence[Picture]) -> bool:
         return False
     return all(
         (a.content is None) != (b.content is None)
-        or (a.content == b.content if a.content is not None else base_name(a.source) == base_name(b.source))
+        or (a.content == b.content if a.content is not None else a.source == b.source)
         for a, b in zip(first, second, strict=True)
     )
 
@@ -291,6 +293,6 @@ def stand_for(value: Any, own: Sequence[Picture]) -> bool:
         if content is not None and picture.content is not None and content != picture.content:
             return False
         is_path = content is None and picture.content is None
-        if is_path and not (isinstance(name, str) and base_name(name) == base_name(picture.source)):
+        if is_path and not (isinstance(name, str) and is_name_of(name, picture.source)):
             return False
     return True

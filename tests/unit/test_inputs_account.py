@@ -88,7 +88,9 @@ def test_a_placeholder_is_the_place_of_an_image():
 
 def test_unknown_keys():
     results = of_case("unknown_keys")
-    assert results[0].startswith("images: the record lists a.jpg and its text names other.jpg")
+    assert results[0].startswith(
+        "images: the record lists unknown_keys/a.jpg and its text names unknown_keys/other.jpg"
+    )
     assert results[1] == (["other.jpg"], "<image>w?")
     assert results[2] == (["a.jpg"], "<image>\nw?") and results[3] == (["a.jpg"], "<image>w?")
     assert results[4].startswith(
@@ -104,6 +106,8 @@ def test_unknown_keys():
     [
         ({"images": ["a.jpg", None]}, "images: number 2 of 2 is empty"),
         ({"images": [""]}, "images: number 1 of 1 is empty"),
+        ({"image": "left/a.jpg", "images": ["right/a.jpg"]}, "two values: image and images hold different images"),
+        ({"image": "left/a.jpg", "view": "right/a.jpg"}, "images: view has 'right/a.jpg', which nothing reads"),
         ({"image": "a.jpg", "images": ["b.jpg"]}, "two values: image and images hold different images"),
         ({"image": "http://x/a.jpg"}, "web address: 'http://x/a.jpg'; the pipelines read files"),
         ({"image": f"data:image/png,{ENCODED}"}, "images: 'data:image/png,"),
@@ -127,7 +131,7 @@ def test_images_are_not_lost(tmp_path, value, expected):
 @pytest.mark.parametrize(
     ("value", "ignored"),
     [
-        ({"image": "a.jpg", "images": ["x/a.jpg"]}, {"images": "the same image as image"}),
+        ({"image": "x/a.jpg", "images": ["a.jpg"]}, {"images": "the same image as image"}),
         ({"image": {"bytes": "", "path": "a.jpg"}, "id": "a.jpg", "n": 3}, {"id": "not used", "n": "not used"}),
         ({"image": "a.jpg", "url": "http://x/b.jpg"}, {"url": "a web address of an image, which is not read"}),
         ({"image": "a.jpg", "clip": "c.mp4"}, {"clip": "video, which is not read"}),
@@ -166,7 +170,7 @@ def test_the_text_stream_reads_texts_alone(tmp_path):
         ("<|image_1|><|image_2|>", "<image><image>", ["a", "b"]),
         ("<|vision_start|><|image_pad|><|image_pad|><|vision_end|><|image_pad|>", "<image><image>", ["a", "b"]),
         ("<img>b.jpg</img> <img>a.jpg</img>", None, None),
-        ("<img>x/a.jpg</img> <img>b.jpg</img>", "<image> <image>", ["a", "b"]),
+        ("<img>./a.jpg</img> <img>b.jpg</img>", "<image> <image>", ["a", "b"]),
         ("<img></img><Img><ImageHere></Img>", "<image><image>", ["a", "b"]),
         ("<img><IMG_CONTEXT><IMG_CONTEXT></img><image_placeholder>", "<image><image>", ["a", "b"]),
         ("(<image>./</image>)<fake_token_around_image><image><fake_token_around_image>", "<image><image>", ["a", "b"]),
@@ -400,6 +404,6 @@ def test_conversations_of_a_tar_do_not_lose_images(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("size", "names"), [(10, ["a"]), (10**6, [])])
+@pytest.mark.parametrize(("size", "names"), [(10, ["a.jpg"]), (10**6, [])])
 def test_long_lists_of_numbers_are_looked_at_in_part(size, names):
-    assert [sight.name for sight in media.look([*np.zeros(size).tolist(), "a.jpg"])] == names
+    assert [sight.path for sight in media.look([*np.zeros(size).tolist(), "a.jpg"])] == names
