@@ -24,6 +24,8 @@ from janus_dist.data.manifest import Manifest, ShardTable
 from janus_dist.data.shard import ShardEntry
 
 ROWS = 10_000
+LISTED_KEYS = 40
+"""Keys whose values were not used that get a line of the log each."""
 QUARANTINE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("source", "key", "reason")] + [("head", pa.binary()), ("records", pa.int64())]
 )
@@ -50,6 +52,8 @@ class Gathered:
     cut_short: int = 0
     """Files that lost records without a sign of how many."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
+    ignored: dict[str, Counter[str]] = field(default_factory=dict)
+    """Records by key and reason of values that were not used."""
     seconds: dict[str, float] = field(default_factory=dict)
     entries: list[ShardEntry] = field(default_factory=list)
 
@@ -64,6 +68,8 @@ class Gathered:
         self.columns = {*(self.columns or ()), *(marker.columns or ())} if known else None
         for name, bins in marker.histograms.items():
             self.histograms.setdefault(name, Counter()).update(bins)
+        for key, reasons in marker.ignored.items():
+            self.ignored.setdefault(key, Counter()).update(reasons)
         for step, seconds in marker.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
         self.entries += marker.shards
@@ -83,7 +89,21 @@ class Gathered:
             vq_sha256=settings.get("vq_sha256"),
             settings=settings,
             shards=ShardTable.of(self.entries),
+            ignored={key: dict(reasons) for key, reasons in self.ignored.items()},
         )
+
+    def ignored_lines(self) -> list[str]:
+        """Return a line for each key whose values were not used, the most frequent first."""
+        keys = sorted(self.ignored, key=lambda key: (-self.ignored[key].total(), key))
+        lines = [
+            f"ignored {key} in {self.ignored[key].total():,} of {self.records:,} records: "
+            + "; ".join(
+                reason if len(self.ignored[key]) == 1 else f"{reason} ({number:,})"
+                for reason, number in self.ignored[key].most_common()
+            )
+            for key in keys[:LISTED_KEYS]
+        ]
+        return lines + [f"ignored {len(keys) - LISTED_KEYS} more keys: see {STATS}"] * (len(keys) > LISTED_KEYS)
 
 
 def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
@@ -97,7 +117,9 @@ def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
             found.add(marker)
             quarantine(asdict(reject) for reject in marker.rejects)
             examples(asdict(example) for example in marker.examples)
-    stats = {name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "histograms", "seconds")}
+    stats = {
+        name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "ignored", "histograms", "seconds")
+    }
     storage.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
     return found
 

@@ -48,6 +48,9 @@ READERS = 16
 """Pictures that a job reads at once; a store answers after a tenth of a second, a core crops a hundred in one."""
 BATCHES_AHEAD = 2
 """Batches that wait for their VQ ids while the next is made."""
+IGNORED_KEYS = 200
+"""Keys that a job counts one by one: objects whose keys are data have a new one in each record."""
+OTHER_KEYS = "(other keys)"
 EXAMPLES = 2
 """Kept for people to look at, of those that were kept and of those that each rule dropped."""
 EXAMPLE_SIDE = 160
@@ -93,6 +96,8 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     """Records with a value, by column."""
+    ignored: dict[str, Counter[str]] = field(default_factory=dict)
+    """Records by key and reason of values that are not used."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -100,6 +105,12 @@ class Tally:
     job: ShardJob | None = None
     reporter: Reporter = field(default_factory=lambda: Reporter(None))
     bytes_before: int = field(default_factory=files.bytes_read)
+
+    def ignore(self, record: Record) -> None:
+        """Count the values of a record that are not used; of very many keys, those beyond a number as one."""
+        for key, reason in record.ignored:
+            name = key if key in self.ignored or len(self.ignored) < IGNORED_KEYS else OTHER_KEYS
+            self.ignored.setdefault(_utf8(name), Counter())[reason] += 1
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -180,6 +191,7 @@ def run_job(
         rejects=tuple(_legible(reject) for reject in tally.rejects),
         dropped=dict(tally.dropped),
         columns=dict(tally.columns),
+        ignored={key: dict(reasons) for key, reasons in tally.ignored.items()},
         histograms={name: dict(bins) for name, bins in tally.histograms.items()},
         examples=tuple(tally.examples),
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
@@ -235,7 +247,8 @@ def _records(
     units: Sequence[Unit], limit: int | None, of: InputWork, check: Callable[[Record], None], tally: Tally
 ) -> Iterator[Record]:
     """The records of all units that are not refused before their pictures are read."""
-    readers = (formats.records(of.source, unit) for unit in units)
+    source = of.source.model_copy(update={"stream": of.stream})  # which an input's name may say alone
+    readers = (formats.records(source, unit) for unit in units)
     entries = chain.from_iterable(readers) if limit is None else read_evenly(readers, limit)
     while True:
         tally.report()
@@ -249,6 +262,7 @@ def _records(
             continue
         if of.source.where:
             tally.note_columns(entry)
+        tally.ignore(entry)
         if tally.attempt(entry, lambda record: check(record) or record) is not None:
             yield entry
 

@@ -58,6 +58,8 @@ class Record:
     pictures: tuple[Picture, ...] = ()
     turns: tuple[Turn, ...] = ()
     """Questions and answers (understanding); `<image>` stands for each picture in turn; without any, all come first."""
+    context: tuple[int, ...] = ()
+    """Numbers of the turns whose answers are read but not learned, as the source says."""
     system: str = ""
     """What a conversation's system message says."""
     caption: str = ""
@@ -66,6 +68,8 @@ class Record:
     """A document (text), or text around `<image>` marks (understanding, plain layout)."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Other values of the entry, for `where`."""
+    ignored: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """(key, reason) of each value of the entry that is not used; what was not read makes no other record."""
 
 
 @dataclass(frozen=True)

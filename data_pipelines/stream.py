@@ -113,6 +113,8 @@ def _make(of: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifes
             or "what was done stays: run the same command again",
         )
     check_outcome(of, gathered, units)
+    for line in gathered.ignored_lines():
+        log.info("%s: %s", of.name, line)
     manifest = gathered.manifest(of, made_by)
     _commit(of, manifest, jobs, anew, lease)
     progress.close(manifest)

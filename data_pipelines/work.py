@@ -71,6 +71,8 @@ class Marker:
     """Records with a value, by column, where the recipe has rules; None of an earlier version."""
     versions: str = ""
     """Digest of the versions of the files that it read; empty where none are known, as in older markers."""
+    ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Key of a value that was not used -> reason -> records; those of an older program have none."""
 
     @property
     def samples(self) -> int:

@@ -10,31 +10,42 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
-from data_pipelines.inputs.files import image_folder, inside, mean_size_of_others
+from data_pipelines.inputs import marks, media
+from data_pipelines.inputs.account import NOT_USED, Account, check_editing
+from data_pipelines.inputs.conversation import IMAGES, Conversation, Reader, as_list
+from data_pipelines.inputs.files import image_folder, mean_size_of_others, short
 from data_pipelines.inputs.keys import drawn, safe_key
-from data_pipelines.record import Picture, Record, Turn, Unit
+from data_pipelines.inputs.marks import Mark
+from data_pipelines.inputs.media import Origin
+from data_pipelines.inputs.values import LONGEST_SHOWN, kind, words
+from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import storage
-from janus_dist.data.chat import IMAGE_MARK
 from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError
 
 NAMES: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "images", "jpg", "png", "image_path"),
+    "image": IMAGES,
     "caption": ("caption", "text", "TEXT", "prompt"),
     "text": ("text", "content"),
     "turns": ("conversations", "messages"),
+    "system": ("system", "system_prompt"),
 }
 """Where a value is looked for, in this order, when `columns` does not say it."""
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 LONGEST_TEXT_BYTES = 16 * 2**20
 """Of a line or a member that is parsed: JSON takes up to twenty times as much memory."""
 HEAD_BYTES = 64
 """Of a reject, for people."""
-LONGEST_SHOWN = 100
-"""Characters of a value in a reason."""
+UNUSED = {
+    "turns": "captions and texts are used, not conversations",
+    "caption": "the conversation or the text is used",
+    "text": "the conversation or the caption is used",
+    "system": "there is no conversation with roles",
+}
+"""Why a kind of value is not used."""
 SCALARS = (str, int, float, bool, Decimal, date, time, timedelta)
 """Types of values that are columns for `where`; `date` includes time stamps."""
 
@@ -85,9 +96,15 @@ def lost_at_end(
 
 
 def records(
-    of: InputConfig, unit: Unit, rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]]
+    of: InputConfig,
+    unit: Unit,
+    rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]],
+    unread: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Record | Reject]:
-    """Records of the rows of a table: (place in the file, values or what is wrong with them, first bytes)."""
+    """Records of the rows of a table: (place in the file, values or what is wrong with them, first bytes).
+
+    `unread`: reasons for columns that the rows do not have, as it is when a row is read.
+    """
     seen: set[str] = set()
     for place, values, head in rows:
         key, source = safe_key(f"{unit.stem}-{place}"), f"{unit.path}:{place}"
@@ -100,35 +117,166 @@ def records(
                 if key in seen:
                     raise DataError(f"duplicate key: {own[:LONGEST_SHOWN]!r} was there before")
                 seen.add(key)
-            yield record(of, values, key, source, image_folder(of, unit))
+            yield record(of, values, key, source, image_folder(of, unit), unread)
         except DataError as error:
             loss = error.loss if isinstance(error, LostError) else Loss(1)
             yield Reject(source, key, error.message, head[:HEAD_BYTES], loss.records, loss.at_least)
 
 
-def record(of: InputConfig, values: Mapping[str, Any], key: str, source: str, folder: str) -> Record:
-    """The record of an entry; DataError when it is not made as the format says.
+def record(
+    of: InputConfig,
+    values: Mapping[str, Any],
+    key: str,
+    source: str,
+    folder: str,
+    ignored: Mapping[str, str] = MappingProxyType({}),
+) -> Record:
+    """The record of an entry, with its account; DataError when it is not made as the format says.
 
-    `folder`: what paths of images are relative to. Caption and text are not looked at where there is a conversation,
-    unless the recipe names them.
+    `folder`: what paths of images are relative to. `ignored`: reasons for values of the entry that are not in `values`,
+    by their keys. Caption and text are not looked at where there is a conversation, unless the recipe names them.
     """
-    system, turns, shown = conversation(value_of(of, values, "turns"))
-    found = {what: value_of(of, values, what) for what in ("caption", "text") if what in of.columns or not turns}
+    try:
+        return _record(of, values, key, Origin(source, folder), ignored)
+    except RecursionError as error:
+        raise DataError("not JSON: values are nested too deeply") from error
+
+
+def _record(of: InputConfig, values: Mapping[str, Any], key: str, origin: Origin, ignored: Mapping[str, str]) -> Record:
+    account = Account(of.stream, of.format == "webdataset", "image" in of.columns, dict(ignored))
+    check_editing(values, of.stream)
+    names = {what: named(of, values, what) for what in NAMES}
+    is_text = of.stream == "text"  # which reads no conversation and fetches no image
+    talk = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
+    caption, text, marks_of_text = _texts(of, values, names, key, bool(talk.turns), origin)
+    own = () if is_text else media.pictures(_first(values, names["image"]), origin)
+    pictures = tuple(marks.arrange(talk.marks or marks_of_text, own))
+    kinds = used_kinds(of, bool(talk.turns), bool(text.strip()), bool(caption.strip()))
+    system = _system(values, names["system"] if "system" in kinds else [], talk)
+    _account_for(of, values, names, kinds, own, account)
+    account.settle(pictures, names["image"][0] if names["image"] else "")
     taken = {name for options in NAMES.values() for name in options} | set(of.columns.values())
     return Record(
         key=key,
-        source=source,
-        pictures=pictures(value_of(of, values, "image"), source, folder) or pictures(shown, source, folder),
-        turns=turns,
+        source=origin.source,
+        pictures=pictures,
+        turns=talk.turns,
+        context=talk.context,
         system=system,
-        caption=words(_caption(found.get("caption"), key), "the caption"),
-        text=words(found.get("text"), "the text"),
+        caption=caption,
+        text=text,
         columns={
             name: value
             for name, value in values.items()
             if value is not None and (name in of.where or (isinstance(value, SCALARS) and name not in taken))
         },
+        ignored=tuple(account.ignored.items()),
     )
+
+
+def used_kinds(of: InputConfig, has_turns: bool, has_text: bool, has_caption: bool) -> set[str]:
+    """Return which kinds of values (keys of `NAMES`) the samples of an entry are made of."""
+    match of.stream:
+        case "text":
+            return {"text"}
+        case "generation":
+            return {"image", "caption"}
+        case "understanding" if of.layout == "plain":
+            return {"image", "text" if has_text else "caption" if has_caption else "turns"}
+        case "understanding":
+            return {"image", "system", "turns" if has_turns else "caption"}
+        case None:
+            return set(NAMES)
+
+
+def _account_for(
+    of: InputConfig,
+    values: Mapping[str, Any],
+    names: Mapping[str, Sequence[str]],
+    kinds: set[str],
+    own: Sequence[Picture],
+    account: Account,
+) -> None:
+    """Note what becomes of each key; DataError when two keys hold different images."""
+    used = {names[what][0]: what for what in kinds if names[what]}
+    reasons: dict[str, str] = {}
+    for what, keys in names.items():
+        for other in keys:
+            if what == "image" and what in kinds and other != keys[0]:
+                if not media.stand_for(values[other], own):
+                    raise DataError(
+                        f"two values: {keys[0]} and {other} hold different images; "
+                        f"say which one counts: columns: {{image: {keys[0]}}}"
+                    )
+                reasons[other] = f"the same image as {keys[0]}"
+            elif what != "image":
+                reasons.setdefault(other, f"{keys[0]} is used" if what in kinds else UNUSED.get(what, NOT_USED))
+    for name, value in values.items():
+        if name in used or name in of.where or name == of.columns.get("key") or not media.has_value(value):
+            continue
+        if name in reasons:
+            account.ignore(name, reasons[name])
+        else:
+            account.leave(name, name, value)
+
+
+def _texts(
+    of: InputConfig,
+    values: Mapping[str, Any],
+    names: Mapping[str, Sequence[str]],
+    key: str,
+    has_turns: bool,
+    origin: Origin,
+) -> tuple[str, str, list[Mark]]:
+    """Return (caption, text, marks in the text or else in the caption) of an entry."""
+    caption, text = (
+        _first(values, names[what]) if what in of.columns or not has_turns else None for what in ("caption", "text")
+    )
+    caption, text = words(_caption(caption, key), "the caption"), words(text, "the text")
+    if of.stream != "understanding":  # the others spell marks in letters, or refuse them
+        return caption, text, []
+    for content in (caption, text):
+        marks.check_media(content)
+    caption, marks_of_caption = marks.read(caption, origin)
+    text, marks_of_text = marks.read(text, origin)
+    return caption, text, marks_of_text or marks_of_caption
+
+
+def named(of: InputConfig, values: Mapping[str, Any], what: str) -> list[str]:
+    """Return the keys of an entry that have a value for `what`, the one that counts first."""
+    column = of.columns.get(what)  # pyright: ignore[reportArgumentType] - a key or absent
+    return [name for name in ((column,) if column else NAMES[what]) if name in values and media.has_value(values[name])]
+
+
+def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+    return values[names[0]] if names else None
+
+
+def _conversation(values: Mapping[str, Any], names: Sequence[str], origin: Origin, account: Account) -> Conversation:
+    """Return the conversation of an entry; DataError when two of its keys hold different ones."""
+    lists = {name: as_list(values[name]) for name in names}
+    filled = [name for name, messages in lists.items() if messages]
+    if not filled:
+        return Conversation()
+    for other in filled[1:]:
+        if lists[other] != lists[filled[0]]:
+            raise DataError(
+                f"two values: {filled[0]} and {other} are different conversations; "
+                f"say which one counts: columns: {{turns: {filled[0]}}}"
+            )
+    return Reader(filled[0], origin, account).read(lists[filled[0]])
+
+
+def _system(values: Mapping[str, Any], names: Sequence[str], talk: Conversation) -> str:
+    """Return the system message of a conversation or beside it; DataError when there are different ones."""
+    texts = {words(values[name], f"{name}").strip() for name in names} | {talk.system.strip()}
+    texts.discard("")
+    if len(texts) > 1:
+        raise DataError(
+            f"two values: the record has different system messages, {' and '.join(map(short, sorted(texts)))}; "
+            "leave one out"
+        )
+    return talk.system or next(iter(texts), "")
 
 
 def own_key(of: InputConfig, values: Mapping[str, Any]) -> str | None:
@@ -137,30 +285,8 @@ def own_key(of: InputConfig, values: Mapping[str, Any]) -> str | None:
         return None
     value = values.get(of.columns["key"])
     if not isinstance(value, str | int) or value == "":
-        raise DataError(f"no key: {of.columns['key']} is {_kind(value)}")
+        raise DataError(f"no key: {of.columns['key']} is {kind(value)}")
     return str(value)
-
-
-def value_of(of: InputConfig, values: Mapping[str, Any], what: str) -> Any:
-    """The value that stands for `what` in an entry; None when there is none."""
-    named = of.columns.get(what)  # pyright: ignore[reportArgumentType] - one of its keys
-    return first(values, *((named,) if named else NAMES[what]))
-
-
-def first(values: Mapping[str, Any], *names: str) -> Any:
-    """The first of some values that is there; Parquet has all, most of them null."""
-    return next((values[name] for name in names if values.get(name) is not None), None)
-
-
-def words(value: Any, what: str) -> str:
-    """Text of a value, empty for none; DataError when it is something else."""
-    if value is None:
-        return ""
-    if isinstance(value, bytes):
-        return utf8(value, what)
-    if not isinstance(value, str):
-        raise DataError(f"not text: {what} is {_kind(value)}")
-    return value
 
 
 def _caption(value: Any, key: str) -> Any:
@@ -169,89 +295,3 @@ def _caption(value: Any, key: str) -> Any:
         return value
     found = [one for one in value if one is not None and (not isinstance(one, str) or one.strip())]
     return found[int(drawn(f"caption {key}") * len(found))] if found else None
-
-
-def utf8(content: bytes, what: str) -> str:
-    """Bytes as text; DataError when they are no UTF-8."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {what} at byte {error.start}") from error
-
-
-def parsed(content: bytes, what: str) -> Any:
-    """The value that JSON stands for; DataError when it stands for none."""
-    try:
-        return json.loads(utf8(content, what))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {what}: {error}") from error
-
-
-def pictures(value: Any, source: str, folder: str) -> tuple[Picture, ...]:
-    """The pictures of a value: bytes, a path below `folder`, the hub's `{bytes, path}`, or a list of them."""
-    found = (_picture(one, source, folder) for one in (value if isinstance(value, list) else [value]))
-    return tuple(one for one in found if one is not None)
-
-
-def _picture(value: Any, source: str, folder: str) -> Picture | None:
-    match value:
-        case None | "" | {"bytes": None, "path": None}:
-            return None
-        case Picture():
-            return value
-        case bytes() | {"bytes": bytes()}:
-            return Picture(source, value if isinstance(value, bytes) else value["bytes"])
-        case str() | {"path": str()}:
-            return Picture(inside(folder, value if isinstance(value, str) else value["path"]), root=folder)
-        case _:
-            raise DataError(f"images: {_kind(value)} is neither bytes nor a path")
-
-
-def conversation(value: Any) -> tuple[str, tuple[Turn, ...], list[Any]]:
-    """(system message, (question, answer) turns, images named in them) of LLaVA's or OpenAI's messages."""
-    if value is None:
-        return "", (), []
-    if isinstance(value, str):  # of a table
-        value = parsed(value.encode(errors="surrogatepass"), "the conversation")
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise DataError(f"roles: a conversation is a list, not {_kind(value)}")
-    shown: list[Any] = []
-    said = [_message(one, shown) for one in value]
-    system = said.pop(0)[1] if said and said[0][0] == "system" else ""
-    roles = [role for role, _ in said]
-    if roles != ["user", "assistant"] * (len(said) // 2):
-        raise DataError(f"roles: {', '.join(roles[:8])}; user and assistant must take turns, the user first")
-    texts = [text for _, text in said]
-    return system, tuple(zip(texts[::2], texts[1::2], strict=True)), shown
-
-
-def _message(value: Any, shown: list[Any]) -> tuple[str, str]:
-    """(role, text) of a message; what it shows is added to `shown`."""
-    if not isinstance(value, Mapping):
-        raise DataError(f"roles: a message is an object, not {_kind(value)}")
-    role, content = first(value, "from", "role"), first(value, "value", "content")
-    if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"roles: {str(role)[:LONGEST_SHOWN]!r} is none of {', '.join(ROLES)}")
-    if isinstance(content, list):
-        content = "".join(_part(part, shown) for part in content)
-    return ROLES[role], words(content, "a message")
-
-
-def _part(value: Any, shown: list[Any]) -> str:
-    match value:
-        case {"type": "text", "text": str() as text}:
-            return text
-        case {"type": "image_url", "image_url": {"url": str() as url}}:
-            shown.append(url)
-            return IMAGE_MARK
-        case {"type": "image" | "image_url"}:
-            shown.append(first(value, "image", "path", "url"))
-            return IMAGE_MARK
-        case _:
-            raise DataError("roles: a part of a message is neither text nor image")
-
-
-def _kind(value: Any) -> str:
-    if value is None or value == "":
-        return "absent" if value is None else "empty"
-    return type(value).__name__

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from data_pipelines.inputs import entries, files
 from data_pipelines.inputs.files import UnreachableError
+from data_pipelines.inputs.values import parsed
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import json_lines
@@ -69,7 +70,7 @@ def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
     if isinstance(line, DataError):
         return line
     try:
-        values = entries.parsed(line, "the line")
+        values = parsed(line, "the line")
     except DataError as error:
         return error
     if not isinstance(values, dict):

@@ -1,6 +1,7 @@
 """Parquet as the Hugging Face hub serves it: images as bytes or paths, captions, conversations, documents.
 
-Invariants: of a file, the footer and the columns that are used are read; what is in memory is a few rows and a part of
+Invariants: of a file, the footer and the columns that are used are read, and of others a few values where the footer
+does not tell what they hold; what is in memory is a few rows and a part of
 each of their columns, however long the row groups are.
 """
 
@@ -11,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.inputs import entries, files
+from data_pipelines.inputs import entries, files, media
+from data_pipelines.inputs.account import NOT_USED, shows_editing
 from data_pipelines.inputs.columns import check_rule_columns, partition_columns
 from data_pipelines.inputs.entries import Loss, LostError
 from data_pipelines.inputs.files import UnreachableError
@@ -26,6 +28,10 @@ FOOTERS = 32
 BATCH_BYTES = 16 * 2**20
 LONGEST_BATCH = 1_000
 """Rows."""
+PEEKED_ROWS = 8
+"""Of a column that no record is made of and of which the footer says nothing."""
+CUT_BYTES = 64
+"""Some writers cut the least and greatest value to so many bytes."""
 READ_BYTES = 4 * 2**20
 """Of a column at once."""
 FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, TypeError)
@@ -65,7 +71,8 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
-    return entries.records(of, unit, _rows(of, unit))
+    unread: dict[str, str] = {}
+    return entries.records(of, unit, _rows(of, unit, unread), unread)
 
 
 def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
@@ -91,8 +98,13 @@ def _cut(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator
         start = stop
 
 
-def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
-    """(row of the file, values); a DataError stands for all rows of a row group behind a damage."""
+def _rows(
+    of: InputConfig, unit: Unit, unread: dict[str, str]
+) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
+    """(row of the file, values); a DataError stands for all rows of a row group behind a damage.
+
+    `unread` is made to hold the reasons for the columns that the rows at hand do not have.
+    """
     with files.open_stream(unit.path, ahead=0) as opened:
         try:
             file = pq.ParquetFile(opened, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
@@ -102,12 +114,16 @@ def _rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] 
         except FAULTS as error:
             yield 0, LostError(f"damaged: no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
             return
-        names = [name for name in file.schema_arrow.names if name in _used(of)]
+        used = _used(of)
+        names = file.schema_arrow.names
         size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
         for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
             place, end = sum(counts[:group]), sum(counts[: group + 1])
             try:
-                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], names, use_threads=False):
+                read = [name for name in names if name in used or _may_show(of, file, group, name)]
+                unread.clear()
+                unread.update({name: NOT_USED for name in names if name not in read})
+                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], read, use_threads=False):
                     for values in _values(batch):
                         yield place, values, b""
                         place += 1
@@ -135,6 +151,42 @@ def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
         return DataError(f"no value: {error}")
 
 
+def _may_show(of: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
+    """Return whether a column that no record is made of may hold images, video or sound: by its name, by the least and
+    greatest value that the footer says, or else by its first values."""
+    if name.lower() in media.KEYS or shows_editing(name):
+        return True
+    if "image" in of.columns or of.stream == "text":  # others are ignored then, whatever they hold
+        return False
+    metadata = file.metadata.row_group(group)
+    leaves = (metadata.column(number) for number in range(metadata.num_columns))
+    try:
+        return any(
+            _leaf_may_show(file, group, name, leaf)
+            for leaf in leaves
+            if leaf.physical_type == "BYTE_ARRAY" and f"{leaf.path_in_schema}.".startswith(f"{name}.")
+        )
+    except UnreachableError:
+        raise
+    except FAULTS:  # damage in a column that is not needed costs nothing
+        return False
+
+
+def _leaf_may_show(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnChunkMetaData) -> bool:
+    statistics = leaf.statistics
+    if statistics is not None and statistics.has_min_max:
+        extremes = [statistics.min, statistics.max]
+        if media.look(extremes, name):
+            return True
+        if all(isinstance(value, str | bytes) and len(value) < CUT_BYTES for value in extremes):
+            return False
+    for batch in file.iter_batches(PEEKED_ROWS, [group], [name], use_threads=False):
+        values = [value for row in batch.to_pylist() if media.has_value(value := row[name])]
+        if values:
+            return bool(media.look(values, name))
+    return False
+
+
 def _used(of: InputConfig) -> set[str]:
     """Names of columns that a record may be made of."""
     looked_for = (() if what in of.columns else names for what, names in entries.NAMES.items())
@@ -143,7 +195,7 @@ def _used(of: InputConfig) -> set[str]:
 
 def _check_columns(of: InputConfig, path: str, names: list[str]) -> None:
     missing = sorted(set(of.columns.values()) - set(names))
-    if missing or not set(names) & _used(of):
+    if missing or not set(names) & (_used(of) - set(entries.NAMES["system"])):
         raise DataError(
             f"{path} has no column {missing[0]}" if missing else f"{path} has no column of images or texts",
             f"it has {', '.join(names)}: name those that count in `columns`",

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
-from data_pipelines.inputs import entries, files
+from data_pipelines.inputs import entries, files, media
+from data_pipelines.inputs.account import NOT_USED, edited, is_input
 from data_pipelines.inputs.files import short
 from data_pipelines.inputs.keys import record_key, safe_key
 from data_pipelines.inputs.tar_stream import DamagedError, Member, TarStream
+from data_pipelines.inputs.values import parsed, utf8
 from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import images
@@ -104,16 +106,59 @@ def _repeated(entry: _Entry, before: list[str]) -> str:
 def _record(of: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
     values: dict[str, Any] = {}
     if "json" in entry.contents:
-        found = entries.parsed(entry.contents["json"], short(f"{entry.key}.json"))
-        values = found if isinstance(found, dict) else {of.columns.get("turns", "messages"): found}
+        content = parsed(entry.contents["json"], short(f"{entry.key}.json"))
+        values = content if isinstance(content, dict) else {of.columns.get("turns", "messages"): content}
+    ignored: dict[str, str] = {}
     for name in {of.columns.get("caption", "txt"), of.columns.get("text")} & set(entry.contents):
-        values["caption" if name == "txt" else name] = entries.utf8(entry.contents[name], short(f"{entry.key}.{name}"))
-    shown = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
-    if not shown and entries.value_of(of, values, "turns") is None:
+        text = utf8(entry.contents[name], short(f"{entry.key}.{name}"))
+        target = "caption" if name == "txt" else name
+        if media.has_value(values.get(target)) and values[target] != text:
+            ignored[f"json: {target}"] = f".{name} is used"
+        values[target] = text
+    images = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
+    has_turns = bool(entries.named(of, values, "turns"))
+    if not images and not has_turns:
         raise DataError(f"no image: {short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
+    ignored |= _ignored_members(of, entry, has_images=bool(images))
     columns: Any = {what: name for what, name in of.columns.items() if what != "image"}  # which is an ending here
-    values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in shown]
-    return entries.record(of.model_copy(update={"columns": columns}), values, key, source, folder)
+    if images:
+        ignored |= _take_image_names(of, values, len(images))
+        values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in images]
+    return entries.record(of.model_copy(update={"columns": columns}), values, key, source, folder, ignored)
+
+
+def _ignored_members(of: InputConfig, entry: _Entry, has_images: bool) -> dict[str, str]:
+    """Return the reasons for members that the record is not made of; DataError for an image to be changed, or for video
+    and sound without an image."""
+    ignored: dict[str, str] = {}
+    for ending in entry.endings:
+        if ending in entry.contents:
+            continue
+        name, _, last = ending.rpartition(".")
+        medium = media.SUFFIXES.get(last)
+        if medium == "image" and of.stream == "generation" and is_input(name):
+            raise edited(f".{ending}")
+        if medium in ("video", "audio") and not has_images:
+            raise media.refused(medium, f"{short(entry.key)} has a member .{ending}")
+        ignored[f".{ending}"] = "the recipe's columns.image names another" if medium == "image" else NOT_USED
+    return ignored
+
+
+def _take_image_names(of: InputConfig, values: dict[str, Any], number: int) -> dict[str, str]:
+    """Remove names of images from the JSON of an entry whose images are members, and return why they are ignored.
+
+    DataError when they are not as many as the members.
+    """
+    ignored: dict[str, str] = {}
+    for name in entries.NAMES["image"]:
+        value = values.pop(name, None)
+        if not media.has_value(value):
+            continue
+        count = len(value) if isinstance(value, list) else 1
+        if count != number and "image" not in of.columns:
+            raise DataError(f"images: {name} in the JSON has {count}, the entry has {number} members that are images")
+        ignored[f"json: {name}"] = "members of the tar are the images"
+    return ignored
 
 
 def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]:

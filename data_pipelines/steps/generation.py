@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.inputs import marks, media
 from data_pipelines.inputs.keys import drawn
 from data_pipelines.record import Made, Record
 from data_pipelines.steps import keep
@@ -44,7 +45,9 @@ class Generation:
     def check(self, record: Record) -> None:
         """DataError or Dropped for what can be known before its picture is read; its length is not."""
         keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: len(record.caption.strip())})
-        words(record.caption, "the caption")
+        mark = marks.IMAGE.search(words(record.caption, "the caption"))
+        if mark and not (mark["path"] and media.medium_of_text(mark["path"], "image") is None):
+            raise DataError(f"images: the caption has the mark {mark[0]}; a caption draws an image and shows none")
         if len(record.pictures) != 1:
             raise DataError(f"images: {len(record.pictures)} of them, a caption draws one")
 

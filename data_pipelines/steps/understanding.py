@@ -46,7 +46,12 @@ class Understanding:
         for values in measures:
             keep.check(self.picture_rules, values)
         crops = [self._crop(one) for one in encoded]
-        sample = UnderstandingSample(np.array(ids, dtype=np.uint32), np.array(spans, dtype=np.int64), crops)
+        context = set() if self.is_plain else set(record.context)
+        learned, unlearned = (
+            np.array([span for turn, span in enumerate(spans) if (turn in context) == is_context], np.int64)
+            for is_context in (False, True)
+        )
+        sample = UnderstandingSample(np.array(ids, dtype=np.uint32), learned, crops, unlearned.reshape(-1, 2))
         facts = [fact for values in measures for fact in values.items()]
         return Made([(record.key, sample)], (*facts, (keep.CAPTION_CHARS, _number_of_chars(record))))
 
@@ -69,6 +74,8 @@ def _turns(record: Record) -> list[Turn]:
         return [(DESCRIBE, words(record.caption, "the caption"))]
     if not record.turns:
         raise DataError("empty: no question")
+    if len(set(record.context)) == len(record.turns):
+        raise DataError("loss: the source marks every answer as one that is not learned")
     return [
         (words(question, f"question {number}"), words(answer, f"answer {number}"))
         for number, (question, answer) in enumerate(record.turns)

@@ -76,16 +76,17 @@ class InputConfig(Config):
     """Taken from the input's name when that is a stream's."""
     format: Format
     """`webdataset`: tar files of images with captions (img2dataset). `parquet`: images as bytes or paths, conversations
-    or texts. `jsonl`: one record a line, plain, .gz or .zst; images are paths. `folders`: a folder of images for each
-    class. `easy-vqa`: the training split of the Python package of that name. `pydoc`: Python's own help texts.
-    `scenes`: the training split of coloured shapes made by a rule (docs/scenes.md)."""
+    or texts. `jsonl`: one record a line, plain, .gz or .zst; images are paths or base64. `folders`: a folder of
+    images for each class. `easy-vqa`: the training split of the Python package of that name. `pydoc`: Python's own help
+    texts. `scenes`: the training split of coloured shapes made by a rule (docs/scenes.md)."""
     path: Annotated[str | tuple[str, ...], PathRule(is_store_allowed=True)] = ()
     """Files, folders or patterns (`s3://bucket/laion/*.tar`); a folder stands for all files of the format below it."""
     images: PathOrUrl | None = None
     """Folder that images named by their paths are below; the folder of the file that names them when absent."""
     columns: dict[Column, str] = Field(default={})
     """Names of columns, keys or (webdataset) member endings, where they are not those of the format's tools; with
-    `key`, records have the keys of that column, which must differ in the whole input."""
+    `key`, records have the keys of that column, which must differ in the whole input; with `image`, other images of a
+    record are left out."""
     class_names: PathOrUrl | None = None
     """File that names the folders of `folders`: JSON `{folder: name}`, `{folder: [number, name]}` or `{number: [folder,
     name]}`, or lines `folder name, other name`."""

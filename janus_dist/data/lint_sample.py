@@ -3,6 +3,7 @@
 Invariant: whatever the bytes are, the answer is a list of issues.
 """
 
+import heapq
 import io
 import zlib
 from collections.abc import Iterator
@@ -107,7 +108,7 @@ def _check_understanding(sample: UnderstandingSample, rules: Rules) -> Iterator[
         if ((framed[where] != tokenizer.boi) | (framed[where + 2] != tokenizer.eoi)).any():
             yield "an image placeholder does not stand between begin_of_image and end_of_image"
     previous = 0
-    for first, last in sample.answers.tolist():
+    for first, last in heapq.merge(sample.answers.tolist(), sample.context.tolist()):
         if not previous <= first < last <= len(ids):
             yield f"the answer at ids {first} to {last} is not inside the document of {len(ids)} or not in order"
         previous = last

@@ -10,7 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,8 @@ class Manifest:
     vq_sha256: str | None
     settings: dict[str, Any]
     shards: ShardTable
+    ignored: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Key of a value of the source that was not used -> reason -> records; not part of what the samples are."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Manifest":
@@ -176,11 +178,16 @@ class Manifest:
     def save(self, folder: str | Path) -> None:
         """Write the table, then `FOLDER/manifest.json`, each whole or not at all."""
         write_whole(f"{folder}/{table_name(self.shards.digest)}", self.shards.to_parquet())
-        write_whole(f"{folder}/{NAME}", self.canonical(indent=1).encode())
+        values = self._values() | {"ignored": self.ignored}
+        write_whole(f"{folder}/{NAME}", json.dumps(values, sort_keys=True, indent=1).encode())
 
-    def canonical(self, indent: int | None = None) -> str:
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "shards"}
-        return json.dumps(values | {"shards_sha256": self.shards.digest}, sort_keys=True, indent=indent)
+    def canonical(self) -> str:
+        """Return what the digest is made of, as JSON."""
+        return json.dumps(self._values(), sort_keys=True)
+
+    def _values(self) -> dict[str, Any]:
+        names = (field.name for field in fields(self) if field.name not in ("shards", "ignored"))
+        return {name: getattr(self, name) for name in names} | {"shards_sha256": self.shards.digest}
 
     @cached_property
     def digest(self) -> str:

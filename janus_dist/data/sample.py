@@ -7,7 +7,7 @@ little-endian.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ class UnderstandingSample:
     """[answer, 2]: first and one-past-last position in `ids` of each answer."""
     images: list[bytes]
     """Encoded square crops of the model's image size, JPEG or PNG."""
+    context: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """[context answer, 2]: the same positions of answers that are read but never learned, also in stages 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ def learned(sample: Sample, special: tuple[int, int, int], answers_only: bool) -
             labelled = np.ones(len(sample.ids), dtype=np.bool_)
             for one in special:  # np.isin takes ten times as long
                 labelled &= sample.ids != one
+    if isinstance(sample, UnderstandingSample):
+        for first, last in sample.context.tolist():
+            labelled[first:last] = False
     labelled[:1] = False
     return labelled
 
@@ -93,9 +98,11 @@ def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
         (f"{key}{f'.{number}' if number else ''}.{'jpg' if image.startswith(JPEG) else 'png'}", image)
         for number, image in enumerate(sample.images)
     ]
+    context = [(f"{key}.context", sample.context.astype(ID).tobytes())] if len(sample.context) else []
     return [
         (f"{key}.tokens", sample.ids.astype(ID).tobytes()),
         (f"{key}.answers", sample.answers.astype(ID).tobytes()),
+        *context,
         *images,
     ]
 
@@ -118,6 +125,7 @@ def decode(stream: Stream, payload: bytes) -> Sample:
 
 def _decode_members(payload: bytes) -> UnderstandingSample:
     ids = answers = None
+    context = np.empty((0, 2), np.int64)
     images = []
     for name, content in _tar_members(payload):
         match name.rsplit(".", 1)[-1]:
@@ -125,11 +133,13 @@ def _decode_members(payload: bytes) -> UnderstandingSample:
                 ids = np.frombuffer(content, ID)
             case "answers":
                 answers = np.frombuffer(content, ID).astype(np.int64).reshape(-1, 2)
+            case "context":
+                context = np.frombuffer(content, ID).astype(np.int64).reshape(-1, 2)
             case "png" | "jpg":
                 images.append(content)
     if ids is None or answers is None:
         raise ValueError("the member .tokens or .answers is missing")
-    return UnderstandingSample(ids, answers, images)
+    return UnderstandingSample(ids, answers, images, context)
 
 
 def _tar_members(payload: bytes) -> Iterator[tuple[str, bytes]]:

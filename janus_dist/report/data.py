@@ -6,7 +6,7 @@ drawn samples says so.
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,8 @@ class SetView:
     """(what, how many, class of the bar), from what was read to what is trained on."""
     refused: list[Refused]
     dropped: list[Dropped]
+    ignored: list[tuple[str, str, int]]
+    """(key of the source, why its values were not used, records)."""
     reconstructions: list[tuple[str, str, str]]
     """(key, data URL of a crop, data URL of what its VQ ids make)."""
     plots: list[tuple[str, str]]
@@ -137,6 +139,7 @@ def view(shards: ShardSet, tokenizer: Tokenizer, cards: int, seed: int, paint: P
         list(_funnel(shards, numbers, counted)),
         list(_refused(numbers, rejects)),
         list(_dropped(counted, kept)),
+        _ignored(manifest.ignored),
         [] if paint is None else _reconstructions(kept, paint),
         plots,
         [*notes, *health(shards)],
@@ -168,6 +171,11 @@ def _dropped(counted: dict[str, Any], kept: list[Example]) -> Iterator[Dropped]:
     for rule, number in sorted(counted.get("dropped", {}).items(), key=lambda pair: -pair[1]):
         shown = [one for one in kept if one.rule == rule][:SHOWN_EXAMPLES]
         yield Dropped(rule, number, [(one, _data_url(one.image) if one.image else "") for one in shown])
+
+
+def _ignored(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, int]]:
+    rows = [(key, reason, number) for key, reasons in counts.items() for reason, number in reasons.items()]
+    return sorted(rows, key=lambda row: (-row[2], row[0]))
 
 
 def _reconstructions(kept: list[Example], paint: Paint) -> list[tuple[str, str, str]]:

@@ -74,13 +74,15 @@ def test_messages_of_openai(tmp_path):
         {"role": "user", "content": "Sure?"},
         {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
     ]
-    of = write(tmp_path, lines({"messages": messages}, {"messages": messages, "images": ["c.jpg", "d.jpg"]}))
-    first, second = read(of)[0]
+    listed = ({"messages": messages, "images": images} for images in (["./a.jpg", "b.jpg"], ["x/a.jpg", "b.jpg"]))
+    of = write(tmp_path, lines({"messages": messages}, *listed))
+    (first, second), (reject,) = read(of)
     assert first.turns == (("<image>What? <image>", "A cat."), ("Sure?", "Yes.")) and first.system == "Be brief."
     assert [one.source for one in first.pictures] == [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"]
-    assert [one.source for one in second.pictures] == [f"{tmp_path}/c.jpg", f"{tmp_path}/d.jpg"], (
+    assert [one.source for one in second.pictures] == [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"], (
         "a list of its own counts"
     )
+    assert reject.reason.startswith("images: the record lists x/a.jpg, ")
 
 
 def test_interleaved_texts_captions_and_documents(tmp_path):
@@ -222,7 +224,7 @@ def test_a_line_that_spans_many_ranges_is_read_once(tmp_path, monkeypatch):
         (lines({"messages": [{"role": "user", "content": 5}]}), "not text: a message is int"),
         (
             lines({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}),
-            "roles: a part of a message is neither",
+            "audio: a part of a message is audio; Janus reads text and images",
         ),
         (lines({"messages": [{"role": "user", "content": [5]}]}), "roles: a part of a message is neither"),
     ],

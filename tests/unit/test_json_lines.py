@@ -77,6 +77,11 @@ def test_prompts_that_are_refused(tmp_path, line, message):
     assert message is None or message in caught.value.message
 
 
+def test_numbers_are_no_prompts():
+    with pytest.raises(ConfigError, match=r"num\.jsonl:1: prompt is 7, not a text with words"):
+        read_prompts(CASES / "num.jsonl")
+
+
 def test_lines_of_a_benchmark(tmp_path):
     assert load_lines(CASES / "l_blank.jsonl") == [{"a": 1}]
     assert load_lines(CASES / "l_u2028.jsonl") == [{"a": "x\u2028y"}]

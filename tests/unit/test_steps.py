@@ -291,6 +291,15 @@ def test_a_prompt_has_one_image(pictures):
     assert said == f"images: {pictures} of them, a caption draws one"
 
 
+@pytest.mark.parametrize("mark", ["<image>", "<image_placeholder>", "<image1>", "<img>a.jpg</img>"])
+def test_a_prompt_shows_no_image(mark):
+    caption = f"make {mark} green"
+    assert reason(step("generation").check, record(1, caption=caption)).startswith(
+        f"images: the caption has the mark {mark}"
+    )
+    step("generation").check(record(1, caption="an <img>element</img> of HTML"))
+
+
 def test_a_prompt_without_words_is_refused():
     assert reason(step("generation").check, record(1, caption=" ")) == "empty: the caption has no words"
 

@@ -92,7 +92,17 @@ def make_marker(folder, job, words, attempt="a" * 12, samples=3):
     rejects = (Reject("there", "k\u00e9y", "empty: no words", b"\xff\x00"),)
     examples = (Example("k", "there", "", "", "words", b"\xff\xd8", (1, 2)),)
     return Marker(
-        job.digest, job.number, attempt, 5, (entry,), rejects, {"a >= 1": 2}, {"w": {"2": 1}}, examples, {"read": 0.5}
+        job.digest,
+        job.number,
+        attempt,
+        5,
+        (entry,),
+        rejects,
+        {"a >= 1": 2},
+        {"w": {"2": 1}},
+        examples,
+        {"read": 0.5},
+        {"url": {"not used": 5}},
     )
 
 

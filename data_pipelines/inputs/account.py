@@ -1,0 +1,140 @@
+"""The account of an entry: each of its values is used, ignored for a reason that people are told, or refused.
+
+Invariant: an image that nothing reads is ignored only where the recipe, or the entry itself, says which image counts.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_pipelines.inputs import media
+from data_pipelines.inputs.files import short
+from data_pipelines.record import Picture
+from janus_dist.config.mix import Stream
+from janus_dist.errors import DataError
+
+LONGEST_KEY = 100
+"""Characters of a key that are kept."""
+SUBJECT = r"[_-]?(?:image|img|picture|photo)s?(?:[_-](?:path|file|url))?"
+BEFORE = re.compile(
+    rf"(?:input|source|src|original|orig|reference|ref|condition|conditioning|control|before){SUBJECT}", re.IGNORECASE
+)
+"""Keys of the image that an editing record starts from (InstructPix2Pix, MagicBrush, ShareGPT-4o-Image)."""
+AFTER = re.compile(rf"(?:output|target|edited|result|after){SUBJECT}", re.IGNORECASE)
+"""Keys of the image that it ends with."""
+NOT_USED = "not used"
+TEXT_ONLY = "the text stream reads texts alone"
+
+
+@dataclass
+class Account:
+    """What became of the values of an entry."""
+
+    stream: Stream | None
+    """None: not known, so that nothing is refused for its sake."""
+    is_tar: bool = False
+    is_image_named: bool = False
+    """Whether the recipe says which image counts (`columns.image`)."""
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Reason by key."""
+    unread: list[tuple[str, str, Any]] = field(default_factory=list)
+    """(path of the key in the entry, the key itself, its value) that nothing read."""
+
+    def ignore(self, path: str, reason: str) -> None:
+        """Note a value that is not used; of several under one path the first reason stays."""
+        self.ignored.setdefault(path[:LONGEST_KEY], reason)
+
+    def leave(self, path: str, key: str, value: Any) -> None:
+        """Note a value that nothing reads, for `settle` to judge."""
+        if media.has_value(value):
+            self.unread.append((path, key, value))
+
+    def settle(self, pictures: Sequence[Picture], image_key: str) -> None:
+        """Judge the values that nothing read, once the entry's `pictures` are known; DataError refuses the record.
+
+        `image_key`: the key that the pictures are from; empty when they are from elsewhere.
+        """
+        for path, key, value in self.unread:
+            self.ignore(path, self._judge(path, key, value, pictures, image_key))
+
+    def _judge(self, path: str, key: str, value: Any, pictures: Sequence[Picture], image_key: str) -> str:
+        sights = media.look(value, key)
+        medium = media.KEYS.get(key.lower())
+        is_medium = medium is not None and not isinstance(value, bool | int | float)
+        if self.stream == "text":
+            return TEXT_ONLY if sights or is_medium else NOT_USED
+        if medium is not None and is_medium:
+            raise media.refused(medium, f"{path} has {sights[0].shown if sights else _shown(value)}")
+        if self.stream == "generation" and BEFORE.fullmatch(key) and not _is_web(value) and _may_be_file(value):
+            raise edited(path)
+        others = [sight for sight in sights if sight.medium != "image"]
+        if others and not pictures:
+            raise media.refused(others[0].medium, f"{path} has {others[0].shown}")
+        images = [
+            sight
+            for sight in sights
+            if sight.medium == "image"
+            and not (sight.path and any(media.is_name_of(sight.path, picture.source) for picture in pictures))
+        ]
+        if not images:
+            return f"{media.SHOWN_MEDIA[sights[0].medium]}, which is not read" if others else NOT_USED
+        if self.is_image_named:
+            return "an image, but the recipe's columns.image names another"
+        if pictures and all(image.is_web for image in images):
+            return "a web address of an image, which is not read"
+        if pictures and self.is_tar:
+            return "a name of an image, but members of the tar are the images"
+        raise DataError(
+            f"images: {path} has {images[0].shown}, which nothing reads; {self._way_out(path, key, image_key)}"
+        )
+
+    def _way_out(self, path: str, key: str, image_key: str) -> str:
+        if self.is_tar:
+            return "put the image into the tar as a member of the entry"
+        if path != key:
+            return "name the images of a message `images`, or list them beside the conversation"
+        other = f", or columns: {{image: {image_key}}} to leave it out" if image_key else ""
+        return f"set columns: {{image: {short(key)[1:-1]}}} to read it{other}"
+
+
+def check_editing(values: Mapping[str, Any], stream: Stream | None) -> None:
+    """DataError when an entry has both an image to change and the changed one, so that its words caption neither."""
+    if stream == "text":
+        return
+    before, after = (
+        [key for key, value in values.items() if keys.fullmatch(key) and media.has_value(value) and _may_be_file(value)]
+        for keys in (BEFORE, AFTER)
+    )
+    if before and after:
+        raise edited(before[0])
+
+
+def shows_editing(key: str) -> bool:
+    """Return whether a key is by its name an image to be changed, or a changed one."""
+    return bool(BEFORE.fullmatch(key) or AFTER.fullmatch(key))
+
+
+def is_input(name: str) -> bool:
+    """Return whether a member of a tar is by its name an image to be changed: `input.png`, `source_image.jpg`."""
+    return bool(name) and bool(BEFORE.fullmatch(name) or BEFORE.fullmatch(f"{name}_image"))
+
+
+def edited(path: str) -> DataError:
+    """Return the error of a record that shows how an image is changed."""
+    return DataError(
+        f"editing: {path} is an image to be changed; editing is not supported, an image is learned from its caption "
+        "alone: leave such records out"
+    )
+
+
+def _is_web(value: Any) -> bool:
+    return isinstance(value, str) and value.lower().startswith(media.WEB)
+
+
+def _may_be_file(value: Any) -> bool:
+    return isinstance(value, str | bytes | Mapping | list | tuple | Picture)
+
+
+def _shown(value: Any) -> str:
+    return f"{len(value)} bytes" if isinstance(value, bytes) else short(str(value))

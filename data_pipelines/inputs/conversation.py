@@ -1,0 +1,194 @@
+"""Conversations as LLaVA, OpenAI, Anthropic and DeepSeek write them: turns, the images in them, what is learned.
+
+Invariant: whatever a message holds is used, goes into the account of the entry, or is a DataError.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipelines.inputs import marks, media
+from data_pipelines.inputs.account import Account
+from data_pipelines.inputs.marks import Mark
+from data_pipelines.inputs.media import Origin
+from data_pipelines.inputs.values import LONGEST_SHOWN, kind, parsed, words
+from data_pipelines.record import Turn
+from janus_dist.data.chat import IMAGE_MARK
+from janus_dist.errors import DataError
+
+ROLES: Mapping[str, str] = {
+    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"},
+    **dict.fromkeys(("bot", "model", "chatgpt", "ai", "bard", "claude", "chatbot"), "assistant"),
+    **{"prompter": "user", "developer": "system"},
+}
+"""Roles in small letters, without the `<|` and `|>` of DeepSeek's."""
+TOOLS = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation")
+TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
+NO_TOOLS = "calls of tools are not read: leave such records out, or write the results into the questions"
+LOSS = ("loss", "weight", "train", "loss_weight", "loss_scale")
+"""Keys of a message that say whether its text is learned."""
+IMAGES = ("image", "images", "jpg", "png", "image_path")
+TEXT_PARTS = ("text", "input_text", "output_text")
+IMAGE_PARTS = ("image", "image_url", "input_image", "image_file")
+IMAGE_PART_KEYS = (*media.FILE_KEYS, "bytes", "file_id")
+MESSAGE_KEYS = {"from", "role", "value", "content", *TOOL_KEYS, *LOSS, *IMAGES}
+PART_KEYS = {"type", "index", "media_type", "mime_type", *IMAGE_PART_KEYS}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What the messages of an entry say."""
+
+    system: str = ""
+    turns: tuple[Turn, ...] = ()
+    """(question, answer) pairs with `<image>` for each mark."""
+    context: tuple[int, ...] = ()
+    """Turns whose answers are not learned."""
+    marks: tuple[Mark, ...] = ()
+    """Of the questions, in their order."""
+
+
+@dataclass(frozen=True)
+class _Message:
+    role: str
+    text: str
+    marks: tuple[Mark, ...]
+    is_learned: bool
+
+
+def as_list(value: Any) -> Sequence[Any]:
+    """Return the messages of a value, which may be JSON in a column of texts; DataError when it is not a list."""
+    if isinstance(value, str):
+        value = parsed(value.encode(errors="surrogatepass"), "the conversation")
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise DataError(f"roles: a conversation is a list, not {kind(value)}")
+    return value
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the messages of an entry."""
+
+    name: str
+    """Key of the conversation in the entry."""
+    origin: Origin
+    account: Account
+
+    def read(self, value: Any) -> Conversation:
+        """Return the conversation of LLaVA's or OpenAI's messages; DataError when it is not made as they say."""
+        messages = [self._message(message) for message in as_list(value)]
+        system = messages.pop(0) if messages and messages[0].role == "system" else None
+        roles = [message.role for message in messages]
+        if roles != ["user", "assistant"] * (len(messages) // 2):
+            raise DataError(f"roles: {', '.join(roles[:8])}; user and assistant must take turns, the user first")
+        questions, answers = messages[::2], messages[1::2]
+        for question in questions:
+            marks.check_media(question.text)
+        return Conversation(
+            system.text if system else "",
+            tuple((question.text, answer.text) for question, answer in zip(questions, answers, strict=True)),
+            tuple(number for number, answer in enumerate(answers) if not answer.is_learned),
+            tuple(mark for question in questions for mark in question.marks),
+        )
+
+    def _message(self, value: Any) -> _Message:
+        if not isinstance(value, Mapping):
+            raise DataError(f"roles: a message is an object, not {kind(value)}")
+        role = _role(agreed(value, ("from", "role"), "a message"))
+        content = agreed(value, ("value", "content"), "a message")
+        tools = [key for key in TOOL_KEYS if media.has_value(value.get(key))]
+        if tools:
+            raise DataError(f"roles: a message has {tools[0]}; {NO_TOOLS}")
+        parts = content if isinstance(content, list) else None
+        pieces = (
+            [marks.read(words(content, "a message"), self.origin)]
+            if parts is None
+            else [self._part(part) for part in parts]
+        )
+        text = "".join(piece for piece, _ in pieces)
+        shown = [mark for _, of_part in pieces for mark in of_part]
+        text, shown = self._with_images(value, text, shown)
+        if role != "user" and any(mark.picture is not None for mark in shown):
+            raise DataError(f"images: a message of the {role} shows an image; only questions do")
+        if role == "system" and shown:
+            raise DataError(f"images: the mark {shown[0].text} is in the system message; only questions show images")
+        self._leave(value, MESSAGE_KEYS, f"{self.name}[]")
+        return _Message(role, text, tuple(shown), _is_learned(value, role))
+
+    def _with_images(self, message: Mapping[str, Any], text: str, shown: list[Mark]) -> tuple[str, list[Mark]]:
+        """Return text and marks of a message with the images that it lists beside its text, as DeepSeek's does."""
+        lists = {key: media.pictures(message[key], self.origin) for key in IMAGES if key in message}
+        first, *others = [key for key, pictures in lists.items() if pictures] or [""]
+        if not first:
+            return text, shown
+        if any(not media.same(lists[first], lists[other]) for other in others):
+            raise DataError(f"images: a message lists different images as {first} and {', '.join(others)}")
+        own = lists[first]
+        if not shown:
+            return f"{IMAGE_MARK}\n" * len(own) + text, [Mark(first, picture=picture) for picture in own]
+        if len(shown) != len(own):
+            raise DataError(f"images: {len(shown)} marks in a message that lists {len(own)} images")
+        arranged = marks.arrange(shown, own)
+        return text, [Mark(mark.text, picture=picture) for mark, picture in zip(shown, arranged, strict=True)]
+
+    def _part(self, part: Any) -> tuple[str, list[Mark]]:
+        """Return (text, marks) of a part of a message."""
+        if not isinstance(part, Mapping):
+            raise DataError(f"roles: a part of a message is neither text nor image but {kind(part)}")
+        part_type = part.get("type")
+        for key in (part_type, *part):
+            medium = media.KEYS.get(key) if isinstance(key, str) else None
+            if medium and (key == part_type or media.has_value(part.get(key))):
+                raise media.refused(medium, f"a part of a message is {key}")
+        shows = any(media.has_value(part.get(key)) for key in IMAGE_PART_KEYS)
+        if part_type in IMAGE_PARTS or (part_type is None and shows and not part.get("text")):
+            index = part.get("index")
+            number = index if isinstance(index, int) and not isinstance(index, bool) else None
+            picture = media.picture(part, self.origin) if shows else None
+            self._leave(part, PART_KEYS, f"{self.name}[][]")
+            return IMAGE_MARK, [Mark(f"of type {part_type or 'image'}", number, picture)]
+        if part_type in TEXT_PARTS or (part_type is None and "text" in part):
+            self._leave(part, {"type", "index", "text"}, f"{self.name}[][]")
+            return marks.read(words(part.get("text"), "a part of a message"), self.origin)
+        raise DataError(f"roles: a part of a message is neither text nor image: {str(part_type)[:LONGEST_SHOWN]!r}")
+
+    def _leave(self, values: Mapping[str, Any], known: set[str], path: str) -> None:
+        for key, value in values.items():
+            if key not in known:
+                self.account.leave(f"{path}.{key}", key, value)
+
+
+def agreed(values: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
+    """Return the value that some names of one thing have; DataError when they have different ones."""
+    present = [name for name in names if name in values and media.has_value(values[name])]
+    if any(values[name] != values[present[0]] for name in present[1:]):
+        raise DataError(f"two values: {what} has {' and '.join(present)}, and they differ; leave one out")
+    return (
+        values[present[0]] if present else next((values[name] for name in names if values.get(name) is not None), None)
+    )
+
+
+def _role(value: Any) -> str:
+    name = value.strip().strip("<|>\uff5c: ").lower() if isinstance(value, str) else ""
+    if name not in ROLES:
+        hint = f"; {NO_TOOLS}" if name in TOOLS else ""
+        raise DataError(f"roles: {str(value)[:LONGEST_SHOWN]!r} is none of {', '.join(ROLES)}{hint}")
+    return ROLES[name]
+
+
+def _is_learned(message: Mapping[str, Any], role: str) -> bool:
+    """Return whether an answer is learned: all are but those that say otherwise."""
+    flags = {key: message[key] for key in LOSS if message.get(key) is not None}
+    if not flags:
+        return True
+    for key, value in flags.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise DataError(
+                f"loss: {key} is {str(value)[:LONGEST_SHOWN]} in a message; "
+                "an answer is learned or not: 1 or 0, true or false"
+            )
+    if len({bool(value) for value in flags.values()}) > 1:
+        raise DataError(f"loss: {' and '.join(flags)} of a message contradict each other")
+    if role != "assistant" and any(flags.values()):
+        raise DataError(f"loss: {next(iter(flags))} asks that a message of the {role} is learned; only answers are")
+    return all(flags.values())

@@ -1,0 +1,48 @@
+"""Single values of an entry: text, JSON, and what they are called in a reason.
+
+Invariant: whatever the value is, it is returned as its type or is a DataError.
+"""
+
+from typing import Any
+
+from janus_dist.data import json_lines
+from janus_dist.errors import DataError
+
+LONGEST_SHOWN = 100
+"""Characters of a value in a reason."""
+
+
+def words(value: Any, what: str) -> str:
+    """Text of a value, empty for none; DataError when it is something else."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return utf8(value, what)
+    if not isinstance(value, str):
+        raise DataError(f"not text: {what} is {kind(value)}")
+    return value
+
+
+def utf8(content: bytes, what: str) -> str:
+    """Bytes as text; DataError when they are no UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {what} at byte {error.start}") from error
+
+
+def parsed(content: bytes, what: str) -> Any:
+    """The value that JSON stands for; DataError when it stands for none."""
+    try:
+        return json_lines.parse(content)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {what} at byte {error.start}") from error
+    except ValueError as error:
+        raise DataError(f"not JSON: {what}: {error}") from error
+
+
+def kind(value: Any) -> str:
+    """Return what a value is, for a reason."""
+    if value is None or value == "":
+        return "absent" if value is None else "empty"
+    return type(value).__name__
