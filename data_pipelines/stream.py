@@ -33,7 +33,7 @@ from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import storage
 from janus_dist.data.lease import Lease, LeaseLostError, hold
-from janus_dist.data.manifest import Manifest, is_there
+from janus_dist.data.manifest import Manifest, is_there, table_name
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.tasks import cancel
 
@@ -142,6 +142,8 @@ def _commit(of: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: b
     manifest.save(of.folder)
     if before is not None:
         work.remove_strays(of.folder, jobs, manifest.shards)
+        if before.shards.digest != manifest.shards.digest:
+            storage.remove(f"{of.folder}/{table_name(before.shards.digest)}")
 
 
 def _manifest(folder: str) -> Manifest | None:

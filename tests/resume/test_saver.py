@@ -90,3 +90,21 @@ def test_all_saves_share_one_copy_of_what_a_rank_holds(tmp_path):
     for holds, held, places in run_ranks(host_memory, 2, tmp_path, tmp_path / "run"):
         assert held == holds
         assert places[0] == places[1] == places[2]
+
+
+def test_a_rank_whose_folder_is_another_jobs_by_now_deletes_and_commits_nothing(tmp_path, monkeypatch):
+    """It would remove what the other one has just saved, and count as the newest."""
+    old = tmp_path / "step-00000001"
+    old.mkdir()
+    (old / "file").write_text("of the other job")
+    marked = Mock()
+    monkeypatch.setattr(checkpoint.dcp, "save", Mock())
+    monkeypatch.setattr(commits, "write_marker", marked)
+    ranks = Mock(on_first=lambda do: do(), gather=Mock(return_value=[]))
+    taken = Mock(path=str(old))
+    with pytest.raises(KeyError, match="lost"):
+        checkpoint.write(taken, ranks, Mock(side_effect=KeyError("lost")))
+    assert (old / "file").exists() and not marked.called
+    with pytest.raises(KeyError, match="lost"):
+        checkpoint.write(taken, ranks, Mock(side_effect=[None, KeyError("lost")]))
+    assert not marked.called

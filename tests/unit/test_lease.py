@@ -232,6 +232,17 @@ def test_a_lease_that_cannot_be_renewed_says_so_where_something_is_to_be_written
         first.check()
 
 
+def test_a_full_disk_does_not_look_like_a_dead_holder(tmp_path, monkeypatch):
+    """A save that finds no room costs that save, not the run."""
+    first = taken(tmp_path)
+    first.renew()
+    monkeypatch.setattr(storage, "write_whole", away)
+    monkeypatch.setattr(storage, "_written", away)
+    clock = Turned(lambda: clock.now_s % 5 or first.renew())
+    with pytest.raises(ConfigError, match="is alive"):
+        taken(tmp_path, clock)
+
+
 def test_files_that_are_not_ours_are_waited_for_as_silent(tmp_path):
     (tmp_path / "lease").mkdir()
     (tmp_path / "lease" / "00000007.json").write_text('{"half": ')

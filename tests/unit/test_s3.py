@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 
+from data_pipelines.inputs import formats
+from data_pipelines.inputs.versions import check_unchanged
+from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import inspect, storage
 from janus_dist.data.lint import Scope, lint
 from janus_dist.data.loader import read_payloads
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.sample import decode
+from janus_dist.errors import DataError
 from tests import shard_sets
 from tests.moto_s3 import moto_bucket
 from tests.unit.test_shard import as_stored, make, open_set
@@ -62,3 +66,19 @@ def test_files_of_a_store(bucket):
     assert storage.size(path) is None
     with pytest.raises(FileNotFoundError):
         storage.read(path)
+
+
+def test_a_source_in_a_store_that_changes_is_named(bucket):
+    """What a listing says of a file is what a look at it says, so that nothing seems to change by itself."""
+    path = f"{bucket}/in/a.jsonl"
+    storage.write_whole(path, b'{"text": "a"}\n')
+    (unit,) = formats.units(InputConfig(format="jsonl", path=f"{bucket}/in", stream="text"), 10)
+    assert unit.versions == ((path, storage.version(path)),)
+    check_unchanged([unit])
+    storage.write_whole(path, b'{"text": "a"}\n')
+    check_unchanged([unit])
+    storage.write_whole(path, b'{"text": "b"}\n')
+    with pytest.raises(
+        DataError, match=r"s3://shards/in/a\.jsonl has changed since the work was cut: it had 14 bytes, ETag"
+    ):
+        check_unchanged([unit])

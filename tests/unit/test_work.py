@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +14,7 @@ from data_pipelines.record import Unit
 from data_pipelines.work import Marker
 from janus_dist.data import storage
 from janus_dist.data.inspect import Example, Reject
+from janus_dist.data.lease import LeaseLostError
 from janus_dist.data.shard import write_shard
 from tests import shard_sets, tiny
 
@@ -137,6 +139,20 @@ def test_of_attempts_at_the_same_time_one_counts_and_the_others_clean_up(tmp_pat
     assert counted is not None and counted.attempt == winner
     left = [path.name for path in tmp_path.iterdir() if path.suffix in (".tar", ".npy")]
     assert sorted(left) == [f"000000-00-{winner}.index.npy", f"000000-00-{winner}.tar"]
+
+
+def test_a_commit_looks_at_the_lease_and_twice_at_a_store_without_conditions(tmp_path, monkeypatch):
+    words, ways = shard_sets.tokenizer(tmp_path), []
+    (job,) = cut(10)
+    marker = make_marker(tmp_path, job, words)
+    lost = Mock(conditional=True, check=Mock(side_effect=LeaseLostError("taken over")))
+    with pytest.raises(LeaseLostError):
+        work.commit(str(tmp_path), marker, lost)
+    assert work.load_marker(str(tmp_path), job) is None
+    monkeypatch.setattr(storage, "create", lambda path, content, conditional: ways.append(conditional) or True)
+    for conditional in (True, False):
+        assert work.commit(str(tmp_path), marker, Mock(conditional=conditional))
+    assert ways == [True, False]
 
 
 def test_an_attempt_that_finds_its_own_marker_has_won(tmp_path):
