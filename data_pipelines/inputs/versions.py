@@ -20,14 +20,14 @@ def with_versions(source: InputConfig, units: Sequence[Unit]) -> list[Unit]:
     """Return the units with the versions of their files, which were listed right before."""
     known: dict[str, str] = {}
     for path in dict.fromkeys(path for unit in units for path in _files(source, unit)):
-        known[path] = storage.version(path, fresh=False)
+        known[path] = _version(path, fresh=False)
     return [replace(unit, versions=tuple((path, known[path]) for path in _files(source, unit))) for unit in units]
 
 
 def check_unchanged(units: Sequence[Unit]) -> None:
     """Raise DataError when a file is not what it was when the work was cut; OSError when it cannot be reached."""
     for path, before in dict.fromkeys(pair for unit in units for pair in unit.versions):
-        now = storage.version(path)
+        now = _version(path)
         if now != before:
             raise DataError(
                 f"{path} has changed since the work was cut: it had {before}, now it has {now}",
@@ -39,6 +39,14 @@ def digest(units: Sequence[Unit]) -> str:
     """Return what tells the versions of the files of units from others; empty where nothing is known of them."""
     pairs = sorted({pair for unit in units for pair in unit.versions})
     return hashlib.sha256(json.dumps(pairs).encode(errors="backslashreplace")).hexdigest() if pairs else ""
+
+
+def _version(path: str, fresh: bool = True) -> str:
+    """Return the version of a file; of a link that leads nowhere that it is absent, which its reader will refuse."""
+    try:
+        return storage.version(path, fresh)
+    except FileNotFoundError:
+        return "no file"
 
 
 def _files(source: InputConfig, unit: Unit) -> list[str]:

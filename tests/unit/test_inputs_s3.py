@@ -123,7 +123,8 @@ def test_how_much_is_fetched(folder, monkeypatch):
     assert len(entries(of)) == 20 and len(fetched) <= 4 and sum(fetched) <= 21_000_000
 
     table = io.BytesIO()
-    photos = pa.table({"image": [bytes(100_000)] * 200, "url": ["x" * 100_000] * 200, "caption": ["c"] * 200})
+    columns = {"image": [bytes(100_000)], "embedding": [[0.0] * 12_500], "url": ["x" * 100], "caption": ["c"]}
+    photos = pa.table({name: 200 * value for name, value in columns.items()})
     pq.write_table(photos, table, row_group_size=50, compression="none", use_dictionary=False)
     store.pipe_file(f"{folder}/in/0.parquet", table.getvalue())
     of = source("parquet", f"{folder}/in")

@@ -104,7 +104,7 @@ def make_marker(folder, job, words, attempt="a" * 12, samples=3):
         {"w": {"2": 1}},
         examples,
         {"read": 0.5},
-        {"url": {"not used": 5}},
+        ignored={"url": {"not used": 5}},
     )
 
 
