@@ -20,7 +20,7 @@ from ray._private.state import state as ray_state
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.metrics import Gauge
 
-from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.errors import InterruptError, PreemptedError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor.grafana import gauge_name
@@ -127,12 +127,17 @@ def log_to_own_file(path: Path) -> None:
 
 
 class RayMetrics:
-    """The newest metrics as Ray's gauges, which its agents offer to Prometheus; the first rank has one."""
+    """The newest metrics as Ray's gauges, which its agents offer to Prometheus; the first rank has one.
 
-    def __init__(self, run: str):
-        self.gauges = {one.name: Gauge(gauge_name(one.name), one.meaning, tag_keys=("run",)) for one in METRICS}
+    Labels: `run`, and `project`, which is WANDB_PROJECT or, where that is not set, the folder of the runs.
+    """
+
+    def __init__(self, run: RunConfig):
+        keys = ("project", "run")
+        self.gauges = {one.name: Gauge(gauge_name(one.name), one.meaning, tag_keys=keys) for one in METRICS}
+        project = os.environ.get("WANDB_PROJECT") or str(Path(run.root).absolute())
         for gauge in self.gauges.values():
-            gauge.set_default_tags({"run": run})
+            gauge.set_default_tags({"project": project, "run": run.name})
 
     def record(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():

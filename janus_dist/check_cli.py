@@ -8,7 +8,7 @@ import json
 import netrc
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -37,6 +37,11 @@ from janus_dist.train.startup import check_room
 GIB = 2**30
 WANDB_HOST = "api.wandb.ai"
 
+
+class NotChecked(str):
+    """A note on what a check could not look at, because it does not exist yet or does not answer."""
+
+
 Check = Callable[[StageRecipe], Iterable[str | JanusError]]
 
 
@@ -47,15 +52,25 @@ def run_checks(load: Callable[[], StageRecipe], as_json: bool) -> None:
     faults = list({str(one): one for one in found if isinstance(one, JanusError)}.values())
     if as_json:
         told = [{"message": one.message, "hint": one.hint, "exit_code": one.exit_code} for one in faults]
-        print(json.dumps({"faults": told, "notes": notes}))
+        not_checked = [note for note in notes if isinstance(note, NotChecked)]
+        print(json.dumps({"faults": told, "notes": notes, "not_checked": not_checked}))
     else:
         for note in notes:
-            print(f"  {note}")
+            if faults or not isinstance(note, NotChecked):  # else named at the end
+                print(f"  {note}")
         for number, fault in enumerate(faults, start=1):
             print(f"{number}. {str(fault).replace(chr(10), chr(10) + '   ')}")
-        print(several(len(faults), "fault") if faults else "nothing stands in the way")
+        print(several(len(faults), "fault") if faults else _passed(notes))
     if faults:
         sys.exit(faults[0].exit_code)
+
+
+def _passed(notes: Sequence[str]) -> str:
+    """Return the last line where nothing is wrong: what has passed, and what could not be checked."""
+    open_points = [note for note in notes if isinstance(note, NotChecked)]
+    if not open_points:
+        return "all checks passed"
+    return "\n  ".join(["all checks passed that could be made now; not checked:", *open_points])
 
 
 def _looked(load: Callable[[], StageRecipe]) -> Iterator[str | JanusError]:
@@ -114,7 +129,9 @@ def _inputs(recipe: StageRecipe) -> Iterator[str | JanusError]:
     """What shards are to be made of is there."""
     absent = _made_first(recipe)
     if absent:
-        yield f"shards of {', '.join(absent)} are made first"
+        yield NotChecked(
+            f"shards of {', '.join(absent)} are made first: whether they fit the model, and the plan, is not known"
+        )
     for name in absent:
         given = recipe.pipeline.inputs[name].path
         for path in (given,) if isinstance(given, str) else given:
@@ -214,7 +231,9 @@ def _cluster(recipe: StageRecipe) -> Iterator[str]:
 
     there = ray_session.resources()
     if there is None:
-        yield "no Ray cluster answers here: a local Ray would be started, whose room for the ranks is not known"
+        yield NotChecked(
+            "no Ray cluster answers here: a local Ray would be started, whose room for the ranks is not known"
+        )
         return
     cores, gpus = (sum(node.get(kind, 0) for node in there) for kind in ("CPU", "GPU"))
     yield f"the Ray cluster has {cores:g} CPUs and {gpus:g} GPUs on {len(there)} nodes"
@@ -228,7 +247,7 @@ def _memory(recipe: StageRecipe) -> Iterator[str]:
     if not recipe.cluster.gpu:
         return
     if not torch.cuda.is_available():
-        yield "no GPU here to compare with: the nodes must have one for each rank"
+        yield NotChecked("no GPU here to compare with: the nodes must have one for each rank")
         return
     there = torch.cuda.get_device_properties(0).total_memory / GIB
     if wanted > there:

@@ -243,7 +243,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
         trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
         if trainer.world.is_first:
-            trainer.watchers.append(RayMetrics(recipe.run.name))
+            trainer.watchers.append(RayMetrics(recipe.run))
         if watch is not None:
             trainer.saver.check = watch.check
         trainer.fit()

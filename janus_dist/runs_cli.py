@@ -32,8 +32,8 @@ FILES = ("metrics.jsonl", "logs", "samples", "report.html")
 def list_command(root: Root, as_json: AsJson = False) -> None:
     """List the runs under a folder: stage, steps, state, loss and speed of the last 20 steps.
 
-    States: starting, training, stopped (it was asked to), failed, silent (nothing heard of it for ten minutes),
-    complete.
+    States: starting, training, stopped (it was asked to), failed, dead (its driver was killed: the same command goes
+    on), silent (nothing is heard of its driver, on another machine), complete.
     """
     found = [summary(root / name) for name in _runs_in(root)]
     if not found:

@@ -30,6 +30,8 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "language_model": ("llama", "transformers", "deepseek"),
     "vision_tower": ("siglip", "transformers", "deepseek"),
 }
+SHOWN_TENSORS = 3
+"""Tensors that a message on another model names."""
 SETTING = "run.start_weights"
 
 _TEXT = (
@@ -141,8 +143,11 @@ def _open(config: ModelConfig, what: str, path: str, wanted: Mapping[str, Shape]
         settings = [told for told in settings if not (told[0] == "text.vocab" and told[2] < config.text.vocab)]
     faults = [f"config.json says {key}={theirs}, model.{name}={_ours(config, name)}" for name, key, theirs in settings]
     faults += _unsupported(layout, folder) if what != "vision_tower" else []
-    faults += folder.differences(at.values(), growing)
-    if faults:
+    differences = folder.differences(at.values(), growing)
+    if faults or differences:
+        faults += differences[:SHOWN_TENSORS]
+        if len(differences) > SHOWN_TENSORS:
+            faults.append(f"and {len(differences) - SHOWN_TENSORS} more tensors")
         fitting = " ".join(dict.fromkeys(f"model.{name}={theirs}" for name, _, theirs in settings))
         raise CheckpointError(
             "\n    ".join([f"{where} is of another model than this recipe:", *faults]),

@@ -48,15 +48,25 @@ def dashboard() -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus"},
-                {
-                    "name": "run", "type": "query", "multi": True, "includeAll": True,
-                    "datasource": {"type": "prometheus", "uid": "${datasource}"},
-                    "query": f"label_values({PREFIX}step, run)", "refresh": 2,
-                },
+                _variable("project", f"label_values({PREFIX}step, project)"),
+                _variable("run", f'label_values({PREFIX}step{{project=~"$project"}}, run)'),
             ]
         },
         "panels": panels,
     }  # fmt: skip
+
+
+def _variable(name: str, query: str) -> dict[str, Any]:
+    """Return a list to choose from above the panels: the values of a label."""
+    return {
+        "name": name,
+        "type": "query",
+        "multi": True,
+        "includeAll": True,
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "query": query,
+        "refresh": 2,
+    }
 
 
 def _panel(metric: Metric, number: int, place: dict[str, int]) -> dict[str, Any]:
@@ -72,8 +82,8 @@ def _panel(metric: Metric, number: int, place: dict[str, int]) -> dict[str, Any]
         "targets": [
             {
                 "datasource": source,
-                "expr": f'ray_{gauge_name(metric.name)}{{run=~"$run"}}',
-                "legendFormat": "{{run}}",
+                "expr": f'ray_{gauge_name(metric.name)}{{project=~"$project",run=~"$run"}}',
+                "legendFormat": "{{project}} {{run}}",
                 "refId": "A",
             }
         ],

@@ -14,6 +14,7 @@ from typing import Any
 
 from janus_dist.config.load import flatten
 from janus_dist.config.mix import STREAMS
+from janus_dist.data import lease_files
 from janus_dist.engine.find import recipe_of
 from janus_dist.monitor import events
 from janus_dist.monitor.sinks import read_lines
@@ -21,7 +22,9 @@ from janus_dist.monitor.sinks import read_lines
 WINDOW = 20
 """Most steps that a figure is a mean of."""
 QUIET_S = 600.0
-"""A run that has said nothing for so long has died, or its step is that slow."""
+"""Seconds without a step after which a run of an older version, which keeps no lease, counts as silent."""
+BEAT_QUIET_S = 50.0
+"""Seconds without a renewal of its lease after which the driver of a run counts as silent; it renews it every 5."""
 EQUALLY_FAST = 1.02
 """Ratio of speeds up to which two runs are."""
 ENDS: tuple[events.Kind, ...] = ("stopped", "failed")
@@ -58,15 +61,35 @@ def summary(run: Path) -> dict[str, Any]:
 
 
 def state(run: Path, lines: Sequence[dict[str, float]]) -> str:
-    """Of a run that is not complete: `starting` before its first step, `training`, `stopped` when it was asked to,
-    `failed` when an error ended it, `silent` when nothing has been heard of it for ten minutes."""
+    """Return the state of a run that is not complete.
+
+    `starting` before its first step, `training`, `stopped` when it was asked to, `failed` when an error ended it,
+    `dead` when its driver is known to be gone without having said so, `silent` when nothing is heard of its driver.
+    """
     happened = events.read(run)
     told = max([float(line["time"]) for line in lines[-1:]] + [event.time for event in happened[-1:]], default=0.0)
     if happened and happened[-1].kind in ENDS:
         return happened[-1].kind
-    if time.time() - (told or (run / "config.json").stat().st_mtime) > QUIET_S:
+    holder = lease_files.newest(str(run))
+    if holder is not None and (ended := _ended(run, holder)):
+        return ended
+    if holder is None and time.time() - (told or (run / "config.json").stat().st_mtime) > QUIET_S:
         return "silent"
     return "training" if lines else "starting"
+
+
+def _ended(run: Path, holder: lease_files.Holder) -> str | None:
+    """Return `dead` or `silent` when the driver that held the run's lease last does not train it; None when it does."""
+    if holder.process.is_gone:
+        return "dead"
+    beat = Path(f"{lease_files.prefix(str(run), holder.number)}.beat")
+    try:
+        if lease_files.has_ended(beat.read_bytes()):
+            return "dead"
+        is_silent = time.time() - beat.stat().st_mtime > BEAT_QUIET_S
+    except FileNotFoundError:  # it has only begun, or another takes the lease
+        return None
+    return "silent" if is_silent else None
 
 
 def details(run: Path) -> dict[str, Any]:

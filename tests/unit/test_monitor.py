@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from janus_dist.beside import RayMetrics
+from janus_dist.config.recipe import RunConfig
 from janus_dist.monitor.console import count, duration, figure, step_line
 from janus_dist.monitor.grafana import dashboard, gauge_name
 from janus_dist.monitor.metrics import METRICS, NAMES, as_markdown
@@ -113,8 +114,20 @@ def test_grafana_counts_mebibytes_in_1024():
     assert {panels[name]["fieldConfig"]["defaults"]["unit"] for name in mebibytes} == {"mbytes"}
 
 
+@pytest.mark.parametrize(("wandb", "project"), [(None, "/data/shapes/runs"), ("shapes", "shapes")])
+def test_gauges_of_projects_are_told_apart(monkeypatch, wandb, project):
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if wandb is not None:
+        monkeypatch.setenv("WANDB_PROJECT", wandb)
+    gauges = RayMetrics(RunConfig(root="/data/shapes/runs", name="stage2")).gauges
+    labels = [gauge._default_tags for gauge in gauges.values()]
+    assert labels == [{"project": project, "run": "stage2"}] * len(NAMES)
+    queries = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())]
+    assert queries and all('{project=~"$project",run=~"$run"}' in query for query in queries)
+
+
 def test_ray_has_a_gauge_for_every_metric():
-    watcher = RayMetrics("stage2")
+    watcher = RayMetrics(RunConfig(root="runs", name="stage2"))
     watcher.record(VALUES | {"time": 1.0})
     assert {gauge.info["name"] for gauge in watcher.gauges.values()} == {gauge_name(name) for name in NAMES}
     watcher.close()

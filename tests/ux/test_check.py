@@ -60,9 +60,29 @@ def test_nothing_in_the_way(folder, check):
     code, out = check()
     assert code == 0
     lines = out.splitlines()
-    assert lines[-1] == "nothing stands in the way"
+    assert lines[-2:] == [
+        "all checks passed that could be made now; not checked:",
+        "  no Ray cluster answers here: a local Ray would be started, whose room for the ranks is not known",
+    ]
     assert "  text: 40 samples, " in out and "  starts from random weights" in lines
     assert not list((folder / "runs").rglob("*.writable"))
+
+
+def test_all_checks_pass_where_all_could_be_made(folder, check, monkeypatch):
+    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 2.0}])
+    assert check()[1].splitlines()[-1] == "all checks passed"
+
+
+def test_shards_that_are_still_to_be_made_are_not_checked(folder, check, monkeypatch):
+    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 2.0}])
+    (folder / "pages.jsonl").write_text('{"text": "a page"}\n')
+    given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: pages.jsonl}}"
+    said = "shards of pages are made first: whether they fit the model, and the plan, is not known"
+    code, out = check(given)
+    assert code == 0 and out.splitlines()[-2:] == [
+        "all checks passed that could be made now; not checked:", f"  {said}",
+    ]  # fmt: skip
+    assert json.loads(check("--json", given)[1])["not_checked"] == [said]
 
 
 def test_nothing_is_left_behind(folder, check):

@@ -10,6 +10,7 @@ import pytest
 
 from janus_dist.cli import app
 from janus_dist.config.load import Loaded, save
+from janus_dist.data import lease, lease_files
 from janus_dist.errors import DataError, JanusError
 from janus_dist.monitor import events, standing
 from tests import prepared
@@ -79,6 +80,26 @@ def test_states(root, janus):
     assert state() == "starting"
     os.utime(root / "two" / "config.json", (1000, 1000))
     assert state() == "silent"
+
+
+def test_a_run_whose_driver_is_gone_is_dead_at_once(root, janus, monkeypatch):
+    """By the lease that the driver holds in the run's folder, and not by when its last step was."""
+
+    def state():
+        return json.loads(janus("show", root / "two", "--json")[1])["state"]
+
+    held = lease.take(str(root / "two"), "run two", "training stage 2", print, "hint")
+    held.renew()
+    assert state() == "training", "its last step was long ago, and its driver lives"
+    beat = next((root / "two" / "lease").glob("*.beat"))
+    os.utime(beat, (1000, 1000))
+    assert state() == "silent"
+    monkeypatch.setattr(lease_files.Process, "is_gone", property(lambda process: True))
+    assert state() == "dead"
+    monkeypatch.undo()
+    held.release()
+    assert state() == "dead", "it ended without a word"
+    assert "two  stage 2              4/6  dead " in janus("list", root)[1]
 
 
 def test_show(root, janus):
