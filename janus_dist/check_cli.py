@@ -207,11 +207,11 @@ def _dtype(recipe: StageRecipe) -> Iterator[str]:
 
 
 def _room(recipe: StageRecipe) -> Iterator[str]:
-    """The run's folder and its checkpoints can be written, with room for two; what is not there is not left behind."""
+    """The run's folder and its checkpoints can be written, with room for those kept; nothing is left behind."""
     size = checkpoint_bytes(precision.resolve_here(recipe))
     made = missing_folders(recipe.run.dir, *([] if "://" in recipe.run.saved_in else [Path(recipe.run.saved_in)]))
     try:
-        check_room(recipe.run, size)
+        check_room(recipe, size)
     finally:
         for folder in made:
             with suppress(OSError):

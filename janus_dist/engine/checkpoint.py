@@ -6,6 +6,8 @@ Saving has two halves: a snapshot, which the step waits for, and the writing of 
 training. Invariant: the marker is written (commits.py) after every rank's file is on disk and described in it.
 """
 
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -100,12 +102,32 @@ def write(taken: Snapshot, ranks: Background, check: Callable[[], None] = lambda
         dcp.save(taken.state, storage_writer=writer, planner=SharesToSave(), process_group=ranks.group)
     except CheckpointException as error:  # the same on every rank
         rank, (cause, _) = min(error.failures.items())
+        full = _full_disk(taken)
         if ranks.world.is_first:
             with suppress(*storage.FAILURES):
                 storage.remove_folder(taken.path)
-        raise OSError(f"rank {rank}: {cause}") from error
+        raise OSError(full or f"rank {rank}: {cause}") from error
     files = {name: described for part in ranks.gather(writer.written) for name, described in part.items()}
     ranks.on_first(commit)
+
+
+def _full_disk(taken: Snapshot) -> str | None:
+    """Return that the disk is full, which torch reports as an unexpected position in a file; None where it is not.
+
+    Called while what was written is still there: a checkpoint has fewer bytes than are counted here if it had room.
+    """
+    folder = taken.path.rpartition("/")[0]
+    if not storage.is_local(folder):
+        return None
+    commit, learns = taken.commit, set(taken.commit.trainable)
+    needed = sum(math.prod(shape) * (12 if name in learns else 2) for name, shape in commit.shapes.items())
+    written, free = sum(storage.sizes(taken.path).values()), shutil.disk_usage(folder).free
+    if written + free >= needed:
+        return None
+    return (
+        f"the disk is full: {folder} has {free:,} bytes free beside {written:,} of a checkpoint, which takes at least "
+        f"{needed:,}; make room (janus ckpt prune), or choose another run.checkpoints"
+    )
 
 
 def restore(engine: ZeroEngine, path: str) -> Commit:

@@ -8,11 +8,13 @@ import json
 import platform
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from janus_dist.config.recipe import RunConfig, StageRecipe
+from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
+from janus_dist.engine import commits
 from janus_dist.engine.world import World
 from janus_dist.errors import ClusterError
 
@@ -39,7 +41,7 @@ def check_world(recipe: StageRecipe, world: World, plan_digest: str, checkpoint_
     is slower than `cluster.min_bandwidth_gb_s`."""
     every: list[Any] = world.gather((platform.node(), {"plan": plan_digest[:12]}))
     _refuse_differences(every)
-    world.on_first(lambda: check_room(recipe.run, checkpoint_bytes))
+    world.on_first(lambda: check_room(recipe, checkpoint_bytes))
     bandwidth = world.bandwidth()
     floor = recipe.cluster.min_bandwidth_gb_s
     if bandwidth is not None and bandwidth < floor:
@@ -71,8 +73,10 @@ def _refuse_differences(every: list[Any]) -> None:
         )
 
 
-def check_room(run: RunConfig, checkpoint_bytes: int) -> None:
-    """ClusterError unless the run's folder and that of its checkpoints can be written and two of them have room."""
+def check_room(recipe: StageRecipe, checkpoint_bytes: int) -> None:
+    """ClusterError unless the run's folder and that of its checkpoints can be written and there is room for those that
+    the run keeps and the one that it writes beside them; those that are there have their room."""
+    run = recipe.run
     for folder, setting in ((str(run.dir), "run.root"), (run.saved_in, "run.checkpoints")):
         probe = f"{folder}/.writable"
         try:
@@ -85,8 +89,23 @@ def check_room(run: RunConfig, checkpoint_bytes: int) -> None:
     if not storage.is_local(run.saved_in):
         return
     free = shutil.disk_usage(run.saved_in).free
-    if free < 2 * checkpoint_bytes:  # the newest stays until the next one is whole
+    there = commits.folders(run.saved_in)
+    bytes_there = sum(sum(storage.sizes(path).values()) for path in there)
+    number = _checkpoints_at_once(recipe, there)
+    if free < number * checkpoint_bytes - bytes_there:  # the oldest that is kept stays until the next one is whole
+        are_there = f", of which {bytes_there / GIB:.3f} GiB are there" if there else ""
         raise ClusterError(
-            f"{run.saved_in} has {free / GIB:.1f} GiB free, two checkpoints take {2 * checkpoint_bytes / GIB:.1f} GiB",
-            "make room, or choose another run.checkpoints",
+            f"{run.saved_in} has {free / GIB:.3f} GiB free, {number} checkpoints take "
+            f"{number * checkpoint_bytes / GIB:.3f} GiB{are_there}: those that train.keep_checkpoints="
+            f"{recipe.train.keep_checkpoints} keeps, and the one that is being written",
+            "make room (janus ckpt prune), lower train.keep_checkpoints, or choose another run.checkpoints",
         )
+
+
+def _checkpoints_at_once(recipe: StageRecipe, there: Sequence[str]) -> int:
+    """Return the most checkpoints that there will be at once, but for those of `train.keep_every_steps`; `there`: the
+    folders of those that exist."""
+    train = recipe.train
+    step = max(map(commits.step_of, there), default=0)
+    to_come = -(-max(0, train.steps - step) // train.save_every_steps)
+    return min(train.keep_checkpoints + 1, len(there) + to_come)

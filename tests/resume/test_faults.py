@@ -14,7 +14,6 @@ from unittest.mock import Mock
 
 import pytest
 
-from janus_dist.config.recipe import RunConfig
 from janus_dist.data import storage
 from janus_dist.data.reader import PATIENCE_S, TIMEOUT_S
 from janus_dist.engine import checkpoint, commits
@@ -228,21 +227,45 @@ def test_a_network_that_is_too_slow_is_refused(folder, tmp_path):
     assert last.startswith("exit 6: the ranks sum ") and "less than cluster.min_bandwidth_gb_s=1e+06" in last
 
 
-def test_a_disk_without_room_for_two_checkpoints_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(startup.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    with pytest.raises(ClusterError, match=r"has 0\.0 GiB free, two checkpoints take 2\.0 GiB"):
-        startup.check_room(RunConfig(root=str(tmp_path), name="run"), 2**30)
+def small_disk(monkeypatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 9, free))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("steps", "keep", "number"), [(100, 2, 3), (100, 4, 5), (10, 2, 2), (3, 2, 1)])
+def test_a_disk_has_room_for_the_checkpoints_kept_and_the_one_being_written(tmp_path, monkeypatch, steps, keep, number):
+    train = {"steps": steps, "save_every_steps": 5, "keep_checkpoints": keep}
+    recipe = prepared.recipe(tmp_path, tmp_path, train=train)
+    small_disk(monkeypatch, number * 2**20 - 1)
+    said = rf"GiB free, {number} checkpoints take .* train\.keep_checkpoints={keep} keeps"
+    with pytest.raises(ClusterError, match=said):
+        startup.check_room(recipe, 2**20)
+    small_disk(monkeypatch, number * 2**20)
+    startup.check_room(recipe, 2**20)
+
+
+def test_checkpoints_that_are_there_have_their_room(tmp_path, monkeypatch):
+    """Or a run that fits its disk would be refused when it resumes."""
+    recipe = prepared.recipe(tmp_path, tmp_path, train={"steps": 100, "save_every_steps": 5})
+    for step in (5, 10):
+        folder = folder_of(recipe.run.dir, step)
+        folder.mkdir(parents=True)
+        (folder / "__0_0.distcp").write_bytes(bytes(2**20))
+    small_disk(monkeypatch, 2**20)
+    startup.check_room(recipe, 2**20)
+    small_disk(monkeypatch, 2**20 - 1)
+    with pytest.raises(ClusterError, match=r"of which 0\.002 GiB are there"):
+        startup.check_room(recipe, 2**20)
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ClusterError, match=r"file/run cannot be written: .*Not a directory.*"):
-        startup.check_room(RunConfig(root=str(tmp_path / "file"), name="run"), 0)
+        startup.check_room(prepared.recipe(tmp_path, tmp_path / "file"), 0)
 
 
 def test_checkpoints_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     with moto_bucket(monkeypatch, "room") as bucket:
-        startup.check_room(RunConfig(root=str(tmp_path), name="run", checkpoints=bucket), 0)
+        startup.check_room(prepared.recipe(tmp_path, tmp_path, run={"checkpoints": bucket}), 0)
         assert storage.names(f"{bucket}/run") == [], "nothing is left of the trial"
         with pytest.raises(ClusterError, match="s3://absent/run cannot be written: ") as caught:
             startup.check_room(RunConfig(root=str(tmp_path), name="run", checkpoints="s3://absent"), 0)

@@ -1,5 +1,6 @@
 """Saving beside the training: one save at a time, and no more memory than one copy of what a rank holds."""
 
+import shutil
 import threading
 from pathlib import Path
 from unittest.mock import Mock
@@ -108,3 +109,27 @@ def test_a_rank_whose_folder_is_another_jobs_by_now_deletes_and_commits_nothing(
     with pytest.raises(KeyError, match="lost"):
         checkpoint.write(taken, ranks, Mock(side_effect=[None, KeyError("lost")]))
     assert not marked.called
+
+
+def save_to_a_full_disk(run_dir: str) -> str | None:
+    """What a save on a disk without room is said to have failed by."""
+    engine = make_engine()
+    train_steps(engine, 0, 1)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    checkpoint.HashedWriter.write_data = full  # type: ignore[method-assign]
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 5, 5)  # type: ignore[attr-defined]
+    saver = Saver(engine, run_dir)
+    assert saver.start(1, IDENTITY, Keep(last=2))
+    done = saver.wait()
+    return None if done is None else done.failure
+
+
+def test_a_full_disk_is_called_one(tmp_path):
+    """Rather than by torch's words for it."""
+    folder = str(tmp_path / "run")
+    (said,) = run_ranks(save_to_a_full_disk, 1, tmp_path, folder)
+    assert said is not None and said.startswith(f"the disk is full: {folder} has 5 bytes free beside 0 of a checkpoint")
+    assert "make room (janus ckpt prune), or choose another run.checkpoints" in said
