@@ -75,9 +75,8 @@ def losses_of_steps(device: torch.device, batch: Batch) -> tuple[list[float], li
     from janus_dist.engine.zero import ZeroEngine
 
     bare, model = Training(MODEL, PARTS, 0, torch.bfloat16, device), janus.on_meta(MODEL).train()
-    engine = ZeroEngine(
-        model, janus.made(model, 0, device), EngineConfig(dtype="bfloat16"), gpu_step.OPTIM, World(0, 1, device)
-    )
+    made, settings = janus.made(model, 0, device), EngineConfig(dtype="bfloat16")
+    engine = ZeroEngine(model, made, settings, gpu_step.OPTIM, World(0, 1, device))
     labels, on_device = len(batch.text_labels) + len(batch.image_labels), batch.to(device)
     factors, under_zero, without = torch.full((3,), 1 / labels, device=device), [], []
     for _ in range(3):

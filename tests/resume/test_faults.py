@@ -268,7 +268,7 @@ def test_checkpoints_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
         startup.check_room(prepared.recipe(tmp_path, tmp_path, run={"checkpoints": bucket}), 0)
         assert storage.names(f"{bucket}/run") == [], "nothing is left of the trial"
         with pytest.raises(ClusterError, match="s3://absent/run cannot be written: ") as caught:
-            startup.check_room(RunConfig(root=str(tmp_path), name="run", checkpoints="s3://absent"), 0)
+            startup.check_room(prepared.recipe(tmp_path, tmp_path, run={"checkpoints": "s3://absent"}), 0)
     assert caught.value.hint == "choose another run.checkpoints"
 
 
