@@ -21,6 +21,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine.find import start_recipe
 from janus_dist.errors import ClusterError, ConfigError
 from tests.jobs.test_stages import ROOT, environment
+from tests.limits import HANG_S
 
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "jobs" / "recipes").glob("*/stage?.yaml"))
 LEFT_OUT = tuple(f"{name[1:]}/" for name in submit_cli.EXCLUDED if name in ("/data", "/runs", "/weights"))
@@ -255,11 +256,11 @@ def test_a_head_that_is_gone_is_the_clusters_fault(monkeypatch):
     assert "ray job logs --follow raysubmit_1" in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_is_followed_to_its_exit_code(tmp_path):
     """The code is the driver's own, where `ray job submit` would end with 1 whatever went wrong."""
     mine = environment(tmp_path)
-    shell = {"cwd": ROOT, "env": mine, "capture_output": True, "text": True, "timeout": 240, "check": False}
+    shell = {"cwd": ROOT, "env": mine, "capture_output": True, "text": True, "timeout": HANG_S, "check": False}
     janus = [str(Path(sys.executable).with_name("janus")), "submit"]
     started = subprocess.run(["ray", "start", "--head"], **shell)
     assert started.returncode == 0, started.stderr
