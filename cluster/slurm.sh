@@ -32,34 +32,64 @@ srun=(srun --overlap --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK")
 
 RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
-port=$((20000 + id % 10000))    # of this job alone, above the ports of Ray's workers
+# Four ports of this job alone: above those of Ray's workers (10002 to 19999), below those that the system gives out
+# (32768 on); jobs whose numbers differ by a multiple of 3000 share them.
+port=$((20000 + id % 3000 * 4))
+readonly client_port=$((port + 1)) dashboard_port=$((port + 2)) agent_port=$((port + 3))
 head_address=$(getent ahostsv4 "${nodes[0]}" | awk '$1 !~ /^127\./ {print $1; exit}' || true)
 readonly address=${head_address:-${nodes[0]}}:$port
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
 
-ending='' driver=''
+ending='' driver='' head=''
 # shellcheck disable=SC2329    # called by the traps
-stop() {    # stop WHY: the run saves and stops, and the script goes on where it waits for it
-    ending=$1
-    echo "$1: asking the run to save and stop"
+stop() {    # stop SIGNAL ENDING: the run saves and stops, and the script goes on where it waits for it
+    ending=$2
+    echo "$1: asking the run to save and stop; the job has $(time_left) left"
     [ -z "$driver" ] || kill -TERM "$driver" 2>/dev/null || true
 }
-trap 'stop "time is nearly up"' USR1
-trap 'stop cancelled' TERM
+# shellcheck disable=SC2329    # called by the traps
+time_left() {
+    local left
+    left=$(squeue --noheader --jobs="$id" --format=%L 2>/dev/null) || left=''
+    echo "${left:-an unknown time}"
+}
+trap 'stop USR1 stopped' USR1    # from Slurm ten minutes before the end, or by hand
+trap 'stop TERM cancelled' TERM    # scancel, preemption or a requeue
 trap 'kill $(jobs -p) 2>/dev/null && wait || true' EXIT
 
 # The head on the first node, then the others; false when the head does not come up.
 start_ray() {
     local ray_start=(ray start --block --disable-usage-stats --temp-dir="/tmp/ray-$id"
+        --dashboard-agent-listen-port="$agent_port"
         --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
-    "${srun[@]}" --nodes=1 --nodelist="${nodes[0]}" "${ray_start[@]}" --head --port="$port" --dashboard-host=127.0.0.1 &
+    "${srun[@]}" --nodes=1 --nodelist="${nodes[0]}" "${ray_start[@]}" --head --port="$port" \
+        --ray-client-server-port="$client_port" --dashboard-port="$dashboard_port" --dashboard-host=127.0.0.1 &
+    head=$!
     until ray health-check --address="$address" >/dev/null 2>&1; do
-        kill -0 $! 2>/dev/null || return 1
+        kill -0 "$head" 2>/dev/null || return 1
         sleep 2
     done
     if ((${#nodes[@]} > 1)); then
         "${srun[@]}" --nodes=$((${#nodes[@]} - 1)) --exclude="${nodes[0]}" "${ray_start[@]}" --address="$address" &
     fi
+}
+
+# The driver's exit code; 6 when the head ends before it, for which a driver might wait for a quarter of an hour.
+wait_for_driver() {
+    while kill -0 "$driver" 2>/dev/null && kill -0 "$head" 2>/dev/null; do
+        wait -n "$driver" "$head" || true    # a trap ends `wait` before either
+    done
+    if kill -0 "$driver" 2>/dev/null; then
+        echo "the head of Ray ended: the job is given ${JANUS_HEAD_GRACE_S:-60} s to end" >&2
+        for ((waited = 0; waited < ${JANUS_HEAD_GRACE_S:-60}; waited++)); do
+            kill -0 "$driver" 2>/dev/null || break
+            sleep 1
+        done
+        kill -KILL "$driver" 2>/dev/null || true
+        wait "$driver" || true
+        return 6
+    fi
+    wait "$driver"
 }
 
 code=75
@@ -69,8 +99,7 @@ if ! start_ray; then
 elif [ -z "$ending" ]; then
     RAY_ADDRESS=$address python cluster/wait.py "$@" &
     driver=$!
-    while kill -0 "$driver" 2>/dev/null; do wait "$driver" || true; done    # a trap ends `wait` before the driver
-    wait "$driver" && code=0 || code=$?
+    wait_for_driver && code=0 || code=$?
 fi
 
 # Slurm's own count of restarts is also that of each time that was up.

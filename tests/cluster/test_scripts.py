@@ -38,6 +38,7 @@ FAKES = {
         echo "python $* address=$RAY_ADDRESS" >>"$LOG"
         [ -z "${STAY:-}" ] || for i in $(seq 600); do /bin/sleep 0.1; done
         exit "$CODE" """,
+    "squeue": '[ "$*" = "--noheader --jobs=$SLURM_JOB_ID --format=%L" ] && echo 0:10:00',
     "sleep": "exec /bin/sleep 0.1",
 }
 
@@ -95,14 +96,39 @@ def test_slurm_starts_head_workers_and_the_job(tmp_path):
     assert allocation.run() == 0, allocation.said
     head, workers = (line for line in allocation.lines if line.startswith("srun"))
     assert "--nodes=1 --nodelist=node1 ray start --block" in head and head.endswith("--dashboard-host=127.0.0.1")
-    assert "--head --port=21234" in head
-    assert "--nodes=2 --exclude=node1 ray start --block" in workers and workers.endswith("--address=node1:21234")
+    ports = {f"--{name}={28936 + n}" for n, name in enumerate(("port", "ray-client-server-port", "dashboard-port"))}
+    assert ports <= set(head.split()) and "--dashboard-agent-listen-port=28939" in head.split()
+    assert "--nodes=2 --exclude=node1 ray start --block" in workers and workers.endswith("--address=node1:28936")
+    assert "--dashboard-agent-listen-port=28939" in workers.split()
     assert all("--num-cpus=72 --num-gpus=8" in line and "--cpus-per-task=72" in line for line in (head, workers))
-    assert "python cluster/wait.py jobs/stage2.py base.yaml cluster.workers=24 address=node1:21234" in allocation.lines
+    assert "python cluster/wait.py jobs/stage2.py base.yaml cluster.workers=24 address=node1:28936" in allocation.lines
     starts = [line for line in allocation.lines if line.startswith("ray start")]
     assert len(starts) == 2 and all(line.endswith("mode=token token=64") for line in starts)
     for pid in Path(f"{allocation.log}.pids").read_text().split():  # Ray ends with the job
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_slurm_jobs_beside_each_other_have_ports_of_their_own(tmp_path):
+    """On one node, with neighbouring numbers; none is Ray's own for workers or one that the system gives out."""
+    seen: list[int] = []
+    for number in (2999, 3000, 3001, 41234):
+        allocation = Allocation(tmp_path / str(number), nodes="node1", SLURM_JOB_ID=str(number))
+        assert allocation.run() == 0, allocation.said
+        (head,) = (line for line in allocation.lines if line.startswith("srun"))
+        seen += [int(word.partition("=")[2]) for word in head.split() if "port=" in word]
+    assert len(seen) == len(set(seen)) == 16 and all(19_999 < port < 32_768 for port in seen)
+
+
+def test_slurm_ends_with_6_when_the_head_of_ray_dies(tmp_path):
+    """Within the grace, whatever the driver waits for."""
+    allocation = Allocation(tmp_path, nodes="node1", STAY="1", JANUS_HEAD_GRACE_S="1")
+    with allocation.start() as job:
+        allocation.wait_for("python")
+        for pid in Path(f"{allocation.log}.pids").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        said, _ = job.communicate(timeout=HANG_S)
+    assert job.returncode == 6 and "the head of Ray ended: the job is given 1 s to end" in said, said
+    assert allocation.was_requeued, "as a cluster that failed"
 
 
 def test_slurm_on_one_node_starts_no_workers(tmp_path):
@@ -156,6 +182,7 @@ def test_slurm_asks_the_run_to_stop_and_waits_for_it(tmp_path, sent, requeued):
         said, _ = job.communicate(timeout=HANG_S)
     assert job.returncode == 75, said
     assert "asked" in allocation.lines and allocation.was_requeued == requeued
+    assert f"{sent.name[3:]}: asking the run to save and stop; the job has 0:10:00 left" in said, "not why, but what"
 
 
 def test_slurm_says_what_is_missing(tmp_path):
