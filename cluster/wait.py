@@ -8,7 +8,6 @@ waited for; what was asked of the autoscaler is given back however this ends, be
 exit code is the job's own, as a shell would say it: 143 for a job that SIGTERM ended.
 """
 
-import logging
 import os
 import signal
 import subprocess
@@ -21,19 +20,19 @@ from pathlib import Path
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import AuthenticationError
 
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import ClusterConfig
 from janus_dist.errors import ClusterError, ConfigError
 from janus_dist.job_cli import run_job, split_arguments
-from janus_dist.room import of_nodes, room_in
+from janus_dist.ray_session import join, resources
+from janus_dist.room import Resources, room_in
 
 TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"
 LIMIT_S = float(os.environ.get("JANUS_WAIT_S", "1800"))
 """Longest wait; a machine with eight GPUs takes ten minutes to start, an image of 10 GB another five."""
-POLL_S = 2.0
+POLL_S = 5.0
 TERMINATED = 128 + signal.SIGTERM
 STAGES = ("stage1.py", "stage2.py", "stage3.py")
 
@@ -69,11 +68,8 @@ def _bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """In a `with` block this process is connected to the running cluster. ClusterError when there is none."""
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
-        raise ClusterError(f"Ray cannot be reached: {error}", "start it, or set RAY_ADDRESS") from error
+    """Be connected to the running cluster during a `with` block. ClusterError when none answers within a minute."""
+    join()
     try:
         yield
     finally:
@@ -84,7 +80,7 @@ def _wait(recipe: StageRecipe) -> None:
     """Return when there is room for all ranks, or after a while for `cluster.min_workers`; ClusterError otherwise."""
     cluster, deadline, before = recipe.cluster, time.monotonic() + LIMIT_S, None
     least = cluster.min_workers or cluster.workers
-    while (there := room_in(of_nodes(), recipe)) < cluster.workers:
+    while (there := room_in(_nodes(), recipe)) < cluster.workers:
         if there != before:
             print(f"waiting for nodes: room for {there} of {cluster.workers} ranks", flush=True)
             before = there
@@ -97,6 +93,17 @@ def _wait(recipe: StageRecipe) -> None:
                 "see `ray status` for what is missing; JANUS_WAIT_S sets the wait, cluster.min_workers what is enough",
             )
         time.sleep(POLL_S)
+
+
+def _nodes() -> list[Resources]:
+    """Return the resources of each node, by another process: this one would wait for a quarter of an hour for a head
+    that has died. Raises ClusterError when none answers."""
+    nodes = resources()
+    if nodes is None:
+        raise ClusterError(
+            "the Ray cluster of this machine does not answer any more", "start it again, then run the same command"
+        )
+    return nodes
 
 
 def _run(command: list[str]) -> int:

@@ -272,7 +272,7 @@ def asked(monkeypatch):
     requests: list[list] = []
     monkeypatch.setattr(wait, "_connected", nullcontext)
     monkeypatch.setattr(wait, "request_resources", lambda bundles: requests.append(bundles))
-    monkeypatch.setattr(wait.ray, "nodes", list)
+    monkeypatch.setattr(wait, "resources", list)
     monkeypatch.setattr(sys, "argv", ["wait.py", "jobs/stage2.py"])
     before = signal.getsignal(signal.SIGTERM)
     yield requests
@@ -287,6 +287,22 @@ def test_a_wait_that_is_over_keeps_no_nodes(asked, monkeypatch):
     assert asked == [[{"CPU": 1}] * 2, []]
 
 
+@pytest.mark.parametrize("answer", [None, ClusterError("the Ray cluster cannot be reached")])
+def test_a_head_that_dies_during_the_wait_ends_it_with_6(asked, monkeypatch, answer):
+    answers = iter([[], answer])
+
+    def resources():
+        if isinstance(found := next(answers), ClusterError):
+            raise found
+        return found
+
+    monkeypatch.setattr(wait, "resources", resources)
+    monkeypatch.setattr(wait, "POLL_S", 0.01)
+    with pytest.raises(ClusterError, match=r"does not answer any more|cannot be reached") as ended:
+        wait.main()
+    assert ended.value.exit_code == 6
+
+
 @pytest.mark.parametrize(("sent", "ends_by"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_wait_that_is_stopped_keeps_no_nodes(asked, monkeypatch, sent, ends_by):
     monkeypatch.setattr(wait.time, "sleep", lambda _s: signal.raise_signal(sent))
@@ -299,7 +315,7 @@ def test_a_wait_that_is_stopped_keeps_no_nodes(asked, monkeypatch, sent, ends_by
 def test_a_job_that_sigterm_ended_ends_with_143(asked, monkeypatch, tmp_path):
     """As a shell says it."""
     (tmp_path / "stage2.py").write_text("import signal; signal.raise_signal(signal.SIGTERM)")
-    monkeypatch.setattr(wait.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
+    monkeypatch.setattr(wait, "resources", lambda: [{"CPU": 2.0}])
     monkeypatch.setattr(sys, "argv", ["wait.py", str(tmp_path / "stage2.py")])
     assert wait.main() == 143
     assert asked[-1] == []
