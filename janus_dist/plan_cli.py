@@ -26,7 +26,7 @@ def show_plan(
         open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
     )
     world, steps = world or recipe.cluster.workers, recipe.train.steps
-    found = forecast(plan, steps, world, every_step, Progress(steps) if every_step else lambda planned: None)
+    found = forecast(plan, steps, world, every_step, Progress(steps))
     # here: they take PyTorch, and other commands start in a second
     from janus_dist.train.budget import budget
     from janus_dist.train.memory import predict

@@ -79,7 +79,7 @@ COSTLY: tuple[Costly, ...] = get_args(Costly)
 class BatchConfig(Config):
     """One optimizer step: `rows` rows of at most `row_tokens` tokens, packed from all streams."""
 
-    rows: PositiveInt
+    rows: int = Field(ge=1, le=1_000_000)
     """Rows of a step over all ranks; with `mix.unit: samples` as many as they need."""
     row_tokens: PositiveInt
     """Tokens that a row holds; no document with an image may be longer."""

@@ -166,7 +166,10 @@ def version(path: str | Path, fresh: bool = True) -> str:
 @contextmanager
 def _written(final: Path, content: bytes) -> Iterator[Path]:
     """Content on the disk under a name of its own beside `final`, gone afterwards."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # of a file system without folders of users, as /proc: no answer to a question
+        raise PermissionError(errno.EACCES, "the folder cannot be made", str(final.parent)) from error
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")  # two processes may write the same name
     try:
         with temporary.open("wb") as file:

@@ -184,3 +184,10 @@ def test_the_page_of_settings_is_made_of_them_and_each_has_a_meaning():
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
     assert len(rows) >= len(list(keys(StageRecipe)))
     assert [row[0] for row in rows if len(row) != 4 or len(row[3].strip(" |")) < 6] == []
+
+
+def test_a_step_of_more_rows_than_can_be_planned_is_refused(files: list[Path]):
+    """`janus plan` would not answer for hours."""
+    with pytest.raises(RecipeError, match="less than or equal to 1000000; got 100000000"):
+        load(StageRecipe, files, ["batch.rows=100000000"])
+    assert load(StageRecipe, files, ["batch.rows=1_000_000"]).recipe.batch.rows == 1_000_000

@@ -387,3 +387,12 @@ def test_a_store_that_ignores_conditions_gets_a_second_look(bucket, monkeypatch)
     with pytest.raises(ConfigError, match="is alive"):
         taken(f"{bucket}/run", clock, said)
     assert said[0].startswith(f"{bucket}/run: this store ignores If-None-Match, so that two writers are told apart by")
+
+
+def test_a_folder_that_cannot_be_made_is_said_without_a_traceback():
+    """A file system without folders of users says that it is not there, which elsewhere is an answer."""
+    with (
+        pytest.raises(ConfigError, match=r"/proc/nowhere/run cannot be reached: PermissionError: .* cannot be made"),
+        lease.hold("/proc/nowhere/run", "run", "training", print, "hint", ConfigError),
+    ):
+        pass
