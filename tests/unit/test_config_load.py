@@ -188,6 +188,6 @@ def test_the_page_of_settings_is_made_of_them_and_each_has_a_meaning():
 
 def test_a_step_of_more_rows_than_can_be_planned_is_refused(files: list[Path]):
     """`janus plan` would not answer for hours."""
-    with pytest.raises(RecipeError, match="less than or equal to 1000000; got 100000000"):
+    with pytest.raises(ConfigError, match="less than or equal to 1000000; got 100000000"):
         load(StageRecipe, files, ["batch.rows=100000000"])
     assert load(StageRecipe, files, ["batch.rows=1_000_000"]).recipe.batch.rows == 1_000_000
