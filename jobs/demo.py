@@ -1,6 +1,6 @@
 """The demo: Janus from random weights through its three stages on real images, and what it then answers and draws.
 
-    python jobs/demo.py [key.path=value ...]      # about 20 minutes on two CPU cores
+    python jobs/demo.py [key.path=value ...]      # 8 to 30 minutes on two CPU cores
 
 Leaves runs/demo/report.html to look at and runs/demo/summary.json to compare. Run again after an interruption, it
 goes on.
