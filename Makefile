@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 PEERS := .venv-peers
-BENCHMARKS := plan reader jpeg loader tokenize train_step checkpoint
+BENCHMARKS := startup plan reader jpeg loader tokenize train_step checkpoint
 
 # One thread a process: ranks and Ray's workers share the cores, and sums come out the same each time.
 export OMP_NUM_THREADS ?= 1
