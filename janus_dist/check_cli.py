@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from janus_dist.config.load import RecipeError
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.manifest import is_there
+from janus_dist.data.manifest import ShardSet, is_there
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import commits
@@ -112,6 +112,10 @@ def _data(recipe: StageRecipe) -> Iterator[str]:
     """Tokenizer and shards are there and of one making; what the recipe makes itself may be absent."""
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
     if _made_first(recipe):
+        present = {lane: ShardSet.open(folder) for lane, folder in recipe.data.lanes.items() if is_there(folder)}
+        check_data(recipe, tokenizer, present)
+        if (root := recipe.data.validation_root) is not None:
+            yield NotChecked(f"data.validation_root={root} is compared with the shards when those are made")
         return
     shards = open_shards(recipe.data, recipe.mix)
     check_data(recipe, tokenizer, shards)
@@ -135,7 +139,11 @@ def _inputs(recipe: StageRecipe) -> Iterator[str | JanusError]:
     for name in absent:
         given = recipe.pipeline.inputs[name].path
         for path in (given,) if isinstance(given, str) else given:
-            if "://" not in path and not any(sign in path for sign in "*?[{") and not Path(path).exists():
+            if "://" in path or any(sign in path for sign in "*?[{"):
+                yield NotChecked(
+                    f"pipeline.inputs.{name}.path={path}: the files that it names are listed when it is read"
+                )
+            elif not Path(path).exists():
                 yield DataError(f"pipeline.inputs.{name}.path={path} does not exist", "give where the data is")
 
 
@@ -171,7 +179,8 @@ def _start(recipe: StageRecipe) -> Iterator[str]:
                 "train that run first, or set run.start_from=null to start from random weights",
             )
         if run.start_recipes and not start_is_complete(run):
-            yield f"starts from {run.start_from}, which is trained first" + (f", from {before} on" if before else "")
+            behind = f", from {before} on" if before else ""
+            yield NotChecked(f"starts from {run.start_from}, which is trained first{behind}")
         else:
             yield f"starts from {before}"
     elif run.start_weights:

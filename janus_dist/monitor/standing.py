@@ -68,9 +68,10 @@ def state(run: Path, lines: Sequence[dict[str, float]]) -> str:
     """
     happened = events.read(run)
     told = max([float(line["time"]) for line in lines[-1:]] + [event.time for event in happened[-1:]], default=0.0)
-    if happened and happened[-1].kind in ENDS:
-        return happened[-1].kind
     holder = lease_files.newest(str(run))
+    began = 0.0 if holder is None else _modified(f"{lease_files.prefix(str(run), holder.number)}.json")
+    if happened and happened[-1].kind in ENDS and happened[-1].time >= began:  # else the run was started again since
+        return happened[-1].kind
     if holder is not None and (ended := _ended(run, holder)):
         return ended
     if holder is None and time.time() - (told or (run / "config.json").stat().st_mtime) > QUIET_S:
@@ -82,14 +83,19 @@ def _ended(run: Path, holder: lease_files.Holder) -> str | None:
     """Return `dead` or `silent` when the driver that held the run's lease last does not train it; None when it does."""
     if holder.process.is_gone:
         return "dead"
-    beat = Path(f"{lease_files.prefix(str(run), holder.number)}.beat")
+    prefix = lease_files.prefix(str(run), holder.number)
+    if lease_files.has_ended(lease_files.read(f"{prefix}.beat")):
+        return "dead"
+    heard = _modified(f"{prefix}.beat") or _modified(f"{prefix}.json")  # its first beat comes after some seconds
+    return "silent" if heard and time.time() - heard > BEAT_QUIET_S else None
+
+
+def _modified(path: str) -> float:
+    """Return the Unix time at which a file was written last; 0 when it does not exist."""
     try:
-        if lease_files.has_ended(beat.read_bytes()):
-            return "dead"
-        is_silent = time.time() - beat.stat().st_mtime > BEAT_QUIET_S
-    except FileNotFoundError:  # it has only begun, or another takes the lease
-        return None
-    return "silent" if is_silent else None
+        return Path(path).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def details(run: Path) -> dict[str, Any]:

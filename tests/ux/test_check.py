@@ -85,6 +85,19 @@ def test_shards_that_are_still_to_be_made_are_not_checked(folder, check, monkeyp
     assert json.loads(check("--json", given)[1])["not_checked"] == [said]
 
 
+def test_shards_that_exist_are_checked_beside_those_still_to_be_made(folder, check, monkeypatch):
+    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 2.0}])
+    given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: 'pages/*.jsonl'}}"
+    code, out = check(given)
+    assert code == 0 and "pipeline.inputs.pages.path=pages/*.jsonl: the files that it names are listed when" in out
+    code, out = check(given, "data.validation_root=data")
+    assert "data.validation_root=data is compared with the shards when those are made" in out
+    manifest = folder / "data" / "generation" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"image_ids": 9}))
+    code, out = check(given)
+    assert code == 3 and "says image_ids=9, the model of this recipe needs" in out
+
+
 def test_nothing_is_left_behind(folder, check):
     assert check()[0] == 0
     assert not (folder / "runs").exists()

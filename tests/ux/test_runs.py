@@ -88,7 +88,15 @@ def test_a_run_whose_driver_is_gone_is_dead_at_once(root, janus, monkeypatch):
     def state():
         return json.loads(janus("show", root / "two", "--json")[1])["state"]
 
+    events.record(root / "two", "failed", 4, "the cluster has no room")
     held = lease.take(str(root / "two"), "run two", "training stage 2", print, "hint")
+    holder = next((root / "two" / "lease").glob("*.json"))
+    later = time.time() + 5
+    os.utime(holder, (later, later))
+    assert state() == "training", "it was started again since it failed"
+    (root / "two" / "events.jsonl").unlink()
+    os.utime(holder, (1000, 1000))
+    assert state() == "silent", "its driver did not live to its first beat"
     held.renew()
     assert state() == "training", "its last step was long ago, and its driver lives"
     beat = next((root / "two" / "lease").glob("*.beat"))
