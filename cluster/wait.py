@@ -33,6 +33,8 @@ TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"
 LIMIT_S = float(os.environ.get("JANUS_WAIT_S", "1800"))
 """Longest wait; a machine with eight GPUs takes ten minutes to start, an image of 10 GB another five."""
 POLL_S = 5.0
+LOST_TIMEOUT_S = 60.0
+"""Seconds without an answer after which the cluster counts as lost."""
 TERMINATED = 128 + signal.SIGTERM
 STAGES = ("stage1.py", "stage2.py", "stage3.py")
 
@@ -97,13 +99,20 @@ def _wait(recipe: StageRecipe) -> None:
 
 def _nodes() -> list[Resources]:
     """Return the resources of each node, by another process: this one would wait for a quarter of an hour for a head
-    that has died. Raises ClusterError when none answers."""
-    nodes = resources()
-    if nodes is None:
-        raise ClusterError(
-            "the Ray cluster of this machine does not answer any more", "start it again, then run the same command"
-        )
-    return nodes
+    that has died. Raises ClusterError when none has answered for LOST_TIMEOUT_S: a busy head may miss a moment."""
+    deadline = time.monotonic() + LOST_TIMEOUT_S
+    lost = ClusterError(
+        "the Ray cluster of this machine does not answer any more", "start it again, then run the same command"
+    )
+    while True:
+        try:
+            if (nodes := resources()) is not None:
+                return nodes
+        except ClusterError as error:
+            lost = error
+        if time.monotonic() >= deadline:
+            raise lost
+        time.sleep(POLL_S)
 
 
 def _run(command: list[str]) -> int:
