@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from janus_dist.config.load import RecipeError
+from janus_dist.config.load import Loaded, RecipeError
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import ShardSet, is_there
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine import commits
-from janus_dist.engine.find import goes_on_from, start_is_complete
+from janus_dist.engine.find import check_starts, goes_on_from, start_is_complete
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError, JanusError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.model.start import open_weights
@@ -45,7 +45,7 @@ class NotChecked(str):
 Check = Callable[[StageRecipe], Iterable[str | JanusError]]
 
 
-def run_checks(load: Callable[[], StageRecipe], as_json: bool) -> None:
+def run_checks(load: Callable[[], Loaded[StageRecipe]], as_json: bool) -> None:
     """Print what was found, numbered; ends with the exit code of the first fault, if there is one."""
     found = list(_looked(load))
     notes = [one for one in found if isinstance(one, str)]
@@ -73,10 +73,10 @@ def _passed(notes: Sequence[str]) -> str:
     return "\n  ".join(["all checks passed that could be made now; not checked:", *open_points])
 
 
-def _looked(load: Callable[[], StageRecipe]) -> Iterator[str | JanusError]:
+def _looked(load: Callable[[], Loaded[StageRecipe]]) -> Iterator[str | JanusError]:
     """Notes and faults of all checks, whatever ends one of them."""
     try:
-        recipe = load()
+        loaded = load()
     except RecipeError as error:
         yield from (ConfigError(f"{fault.place.text}: {fault.message}") for fault in error.faults)
         yield "only the settings were looked at: the rest depends on them"
@@ -84,6 +84,11 @@ def _looked(load: Callable[[], StageRecipe]) -> Iterator[str | JanusError]:
     except ConfigError as error:
         yield error
         return
+    recipe = loaded.recipe
+    try:
+        check_starts(loaded)
+    except JanusError as error:
+        yield error
     for check in CHECKS:
         try:
             yield from check(recipe)

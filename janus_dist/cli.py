@@ -114,7 +114,7 @@ def check(
 
     if local:
         os.environ["RAY_ADDRESS"] = "local"
-    run_checks(lambda: load(StageRecipe, *split_arguments(arguments)).recipe, as_json)
+    run_checks(lambda: load(StageRecipe, *split_arguments(arguments)), as_json)
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:

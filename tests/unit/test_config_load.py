@@ -191,3 +191,16 @@ def test_a_step_of_more_rows_than_can_be_planned_is_refused(files: list[Path]):
     with pytest.raises(ConfigError, match="less than or equal to 1000000; got 100000000"):
         load(StageRecipe, files, ["batch.rows=100000000"])
     assert load(StageRecipe, files, ["batch.rows=1_000_000"]).recipe.batch.rows == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.betas=[0.9, 1.5]", "optim.betas.1: should be less than 1; got 1.5"),
+        ("model.text.heads=5", "text.hidden=32 is not a multiple of text.heads = 5"),
+    ],
+)
+def test_the_override_that_breaks_a_rule_is_blamed(files: list[Path], override: str, said: str):
+    with pytest.raises(ConfigError) as caught:
+        load(StageRecipe, files, [override])
+    assert f"override {override!r}" in str(caught.value) and said in str(caught.value)

@@ -98,6 +98,15 @@ def test_shards_that_exist_are_checked_beside_those_still_to_be_made(folder, che
     assert code == 3 and "says image_ids=9, the model of this recipe needs" in out
 
 
+def test_runs_that_start_from_each_other_are_named(folder, check):
+    settings = yaml.safe_load((folder / "recipe.yaml").read_text())
+    for name, before in (("one", "two"), ("two", "one")):
+        run = settings["run"] | {"name": name, "start_from": before, "start_recipes": [f"{before}.yaml"]}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings | {"run": run}))
+    code, out = check("one.yaml")
+    assert code == 2 and "runs start from each other: one -> two -> one" in out
+
+
 def test_nothing_is_left_behind(folder, check):
     assert check()[0] == 0
     assert not (folder / "runs").exists()
