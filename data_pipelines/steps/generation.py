@@ -12,7 +12,7 @@ from data_pipelines.inputs import marks, media
 from data_pipelines.inputs.keys import drawn
 from data_pipelines.record import Made, Record
 from data_pipelines.steps import keep
-from data_pipelines.steps.words import check_length, first_sentence, words
+from data_pipelines.steps.words import check_length, check_texts, first_sentence, words
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import images
@@ -56,6 +56,7 @@ class Generation:
         caption = words(record.caption, "the caption")
         if is_shortened(record.key, self.first_sentence_share):
             caption = first_sentence(caption)
+        check_texts(self.tokenizer, [caption], self.model)
         prompt_ids = generation_prompt_ids(self.tokenizer, self.chat, caption)
         prompt_ids += image_end_ids(self.tokenizer, self.chat)
         check_length(len(prompt_ids) + self.model.image_ids, self.model)

@@ -4,11 +4,13 @@ Invariants: a sample has as many images as placeholders; none takes more tokens 
 is refused, not cut.
 """
 
+import itertools
+
 import numpy as np
 
 from data_pipelines.record import Made, Record, Turn
 from data_pipelines.steps import keep
-from data_pipelines.steps.words import check_length, words
+from data_pipelines.steps.words import check_length, check_texts, words
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import chat, images
@@ -61,9 +63,13 @@ class Understanding:
 
     def _ids(self, record: Record) -> tuple[list[int], list[chat.Span]]:
         if self.is_plain:
-            return chat.plain_ids(self.tokenizer, _plain_text(record), len(record.pictures))
+            text = _plain_text(record)
+            check_texts(self.tokenizer, [text], self.model)
+            return chat.plain_ids(self.tokenizer, text, len(record.pictures))
         system = words(record.system, "the system message").strip() if record.system.strip() else None
-        return chat.understanding_ids(self.tokenizer, self.chat, _turns(record), len(record.pictures), system)
+        turns = _turns(record)
+        check_texts(self.tokenizer, [system or "", *itertools.chain(*turns)], self.model)
+        return chat.understanding_ids(self.tokenizer, self.chat, turns, len(record.pictures), system)
 
 
 def _turns(record: Record) -> list[Turn]:

@@ -4,8 +4,11 @@ Invariant: what `words` returns has words, and any tokenizer takes it.
 """
 
 import re
+from collections.abc import Iterable
 
 from janus_dist.config.model import ModelConfig
+from janus_dist.data.chat import exceeds
+from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -48,6 +51,14 @@ def check_length(tokens: int, model: ModelConfig) -> None:
     """DataError when a sample takes more tokens than the model has positions: such a sample is not cut but refused."""
     if tokens > model.text.max_positions:
         raise DataError(f"too long: {tokens} tokens, the model has {model.text.max_positions} positions")
+
+
+def check_texts(tokenizer: Tokenizer, texts: Iterable[str], model: ModelConfig) -> None:
+    """Raise DataError for texts that alone take more tokens than the model has positions, before they are encoded as a
+    whole, which takes 600 bytes of memory for each character."""
+    if exceeds(tokenizer, texts, model.text.max_positions):
+        positions = model.text.max_positions
+        raise DataError(f"too long: more than {positions} tokens, the model has {positions} positions")
 
 
 def first_sentence(caption: str) -> str:

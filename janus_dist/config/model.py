@@ -43,6 +43,10 @@ class VisionConfig(Config):
     """Width of the MLP."""
 
 
+VQ_NORM_GROUPS = 32
+"""Groups of each GroupNorm of the VQ tokenizer (LlamaGen, and transformers' JanusVQVAE)."""
+
+
 class VqConfig(Config):
     """The VQ tokenizer (LlamaGen VQ-16 architecture)."""
 
@@ -50,9 +54,9 @@ class VqConfig(Config):
     """Codes, each an id that the image head predicts."""
     code_dim: PositiveInt = 8
     """Values of a code."""
-    base_channels: PositiveInt = 128
-    """Channels at full resolution."""
-    channel_multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
+    base_channels: PositiveInt = Field(default=128, multiple_of=VQ_NORM_GROUPS)
+    """Channels at full resolution, normalised in 32 groups."""
+    channel_multipliers: tuple[PositiveInt, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
     """One per resolution; the image is halved between each two."""
     res_blocks: PositiveInt = 2
     """Residual blocks at each resolution."""

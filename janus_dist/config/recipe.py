@@ -31,7 +31,7 @@ class RunConfig(Config):
     name: PlainName
     """Name of the run; its folder is `ROOT/NAME`."""
     seed: int = 0
-    """Of random weights, of the order of samples, of what is dropped for guidance."""
+    """Seeds weight initialisation, sample order, guidance dropout and what is drawn in evaluation."""
     rebase: bool = False
     """Go on from a checkpoint with another mixture, batch or data than it was trained on: each source goes on where it
     was. Without this such a resume is refused."""

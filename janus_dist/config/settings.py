@@ -23,6 +23,8 @@ MAX_BYTES = 1 << 20
 """Size of the largest file that is read as a recipe; a recipe has a few kilobytes."""
 MAX_SETTINGS = 100_000
 """Most values, lists and sections of one file, each use of an anchor counted."""
+INTEGERS = range(-(2**63), 2**63)
+"""Integers that a setting may hold: those that numpy and torch take."""
 REPLACE = "!replace"
 """Tag of a section that takes the place of what files before it say of the same key, rather than being merged."""
 
@@ -248,6 +250,10 @@ class _Reader:
             return Setting(place, items=[self._setting(loader, item, above, prefix) for item in node.value])
         if not isinstance(node, yaml.MappingNode):
             value = cast(Any, loader.construct_object(node))  # pyright: ignore[reportUnknownMemberType]
+            if type(value) is int and value not in INTEGERS:
+                name = prefix.removesuffix(".")
+                message = f"an integer may have 64 bits, {INTEGERS[0]} to {INTEGERS[-1]}; got {node.value[:40]}"
+                self.faults.append(Fault(place, f"{name}: {message}" if name else message))
             is_empty = isinstance(node, yaml.ScalarNode) and value is None and not node.value
             return Setting(place, value, is_empty=is_empty)
         found: dict[str, Setting] = {}

@@ -118,6 +118,25 @@ def text_ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[NDArray[n
     return [ids[start : start + max_tokens] for start in range(0, len(ids) - 1, max_tokens - 1)]
 
 
+def exceeds(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int) -> bool:
+    """Return whether texts take more than `max_tokens` in any document; False where only the document can tell.
+
+    Encodes no more than it takes to know: memory and time do not grow with a text that is far too long. A token for
+    each text is left aside, as its ends may join what is before and behind it.
+    """
+    texts = list(texts)
+    if sum(map(len, texts)) <= ENCODED_CHARS:
+        return False
+    tokens = 0
+    for text in texts:
+        tokens -= 1
+        for part in _parts(text):
+            tokens += len(tokenizer.encode(part))
+            if tokens > max_tokens:
+                return True
+    return False
+
+
 def _parts(text: str) -> Iterator[str]:
     """A text cut where white space begins, which changes no id of a byte-level tokenizer."""
     start = 0

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from janus_dist.config import reference
 from janus_dist.config.load import Loaded, keys, load, save
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
+from janus_dist.data import order
 from janus_dist.errors import ConfigError
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -198,9 +200,20 @@ def test_a_step_of_more_rows_than_can_be_planned_is_refused(files: list[Path]):
     [
         ("optim.betas=[0.9, 1.5]", "optim.betas.1: should be less than 1; got 1.5"),
         ("model.text.heads=5", "text.hidden=32 is not a multiple of text.heads = 5"),
+        ("model.vq.base_channels=3", "model.vq.base_channels: should be a multiple of 32; got 3"),
+        ("model.vq.channel_multipliers=[]", "model.vq.channel_multipliers: should have at least 1 item"),
+        ("run.seed=9223372036854775808", "run.seed: an integer may have 64 bits, -9223372036854775808 to"),
+        ("train.steps=100000000000000000000000", "train.steps: an integer may have 64 bits"),
     ],
 )
 def test_the_override_that_breaks_a_rule_is_blamed(files: list[Path], override: str, said: str):
     with pytest.raises(ConfigError) as caught:
         load(StageRecipe, files, [override])
     assert f"override {override!r}" in str(caught.value) and said in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63 - 1])
+def test_a_seed_of_64_bits_is_taken_by_every_generator(files: list[Path], seed: int):
+    recipe = load(StageRecipe, files, [f"run.seed={seed}"]).recipe
+    torch.Generator().manual_seed(recipe.run.seed)
+    assert order.key(recipe.run.seed) == order.key(seed % 2**64)

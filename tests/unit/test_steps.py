@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipelines.record import Dropped, Picture, Record
 from data_pipelines.steps.generation import Generation, is_shortened
@@ -191,6 +193,40 @@ def test_what_does_not_fit_the_model_is_refused():
     one = record(1, caption="a cat")
     assert reason(short.prepare, one) == f"too long: {tokens} tokens, the model has {tokens - 1} positions"
     step("generation", f"model.text.max_positions={tokens}").prepare(one)
+
+
+LONG = {
+    "prompt": ("generation", {"caption": "a cat " * 2_000_000}),
+    "caption": ("understanding", {"caption": "a cat " * 2_000_000}),
+    "question": ("understanding", {"turns": (("why? " * 2_000_000, "so"), ("and?", "no"))}),
+    "answer": ("understanding", {"turns": (("why?", "so"), ("and?", "x" * 8_000_000))}),
+    "system": ("understanding", {"turns": TURNS, "system": "be brief " * 1_000_000}),
+    "turns": ("understanding", {"turns": (("why? " * 200, "so"),) * 4_000}),
+}
+
+
+@pytest.mark.parametrize(("stream", "values"), LONG.values(), ids=LONG)
+def test_a_text_that_is_far_too_long_is_refused_without_encoding_all_of_it(stream, values, monkeypatch):
+    """A caption of 15 MB took 2.5 GB and half a minute."""
+    lengths: list[int] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: lengths.append(len(text)) or encode(self, text))
+    call = step(stream).make if stream == "understanding" else step(stream).prepare
+    positions = recipe().model.text.max_positions
+    expected = f"too long: more than {positions} tokens, the model has {positions} positions"
+    assert reason(call, record(1, **values)) == expected
+    assert max(lengths) <= chat.WORD_CHARS and sum(lengths) <= chat.WORD_CHARS + 8 * positions
+
+
+@given(st.lists(st.text("ab \n.", max_size=60), min_size=1, max_size=5))
+def test_what_exceeds_alone_exceeds_in_the_document(texts):
+    """What would fit is never refused for its texts alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "ENCODED_CHARS", 8)
+        turns = [(text, "so") for text in texts]
+        ids, _ = chat.understanding_ids(TOKENIZER, recipe().data.chat, turns, 0)
+        assert not chat.exceeds(TOKENIZER, texts, len(ids))
+        assert chat.exceeds(TOKENIZER, ["ab" * 100], 3)
 
 
 def dropped(call, *arguments):
