@@ -1,19 +1,17 @@
 """A process beside a job that talks to a Ray which may not answer: it asks for nodes, or starts a local Ray.
 
     python -P ray_process.py nodes HOST:PORT {found|named}    # does it answer, and what do its nodes have
-    python -P ray_process.py watch HOST:PORT {found|named}    # the same every WATCH_S, a line each time, until killed
     python -P ray_process.py start                            # a local Ray; it ends when stdin is closed
 
-Invariant: answers are lines of JSON on stdout, what Ray prints goes to stderr. Ray waits for minutes in C++ code, where
-no signal of Python is handled and a failed check aborts the process; a job that waits for this process instead can be
-interrupted, and kills it when the time is up.
+Invariant: the answer is a line of JSON on stdout, what Ray prints goes to stderr. Ray waits for minutes in C++ code,
+where no signal of Python is handled and a failed check aborts the process; a job that waits for this process instead
+can be interrupted, and kills it when the time is up.
 """
 
 import json
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -21,8 +19,6 @@ CONNECT_TIMEOUT_S = 5.0
 """Seconds within which a host must accept a connection."""
 RPC_TIMEOUT_S = 15.0
 """Seconds within which a Ray that was connected to must answer a request."""
-WATCH_S = 2.0
-"""Seconds between two looks at the nodes."""
 
 
 def main(arguments: list[str]) -> None:
@@ -39,14 +35,14 @@ def main(arguments: list[str]) -> None:
         if what == "start":
             _start(answer)
         else:
-            _ask(answer, *given, again=what == "watch")
+            _ask(answer, *given)
     except Exception as error:  # a border: whatever Ray raises, plain Exception among it, is told to the job
         is_refused = any(kind.__name__ == "AuthenticationError" for kind in type(error).__mro__)
         _fail(answer, error, is_refused)
 
 
-def _ask(answer: Callable[..., None], address: str, origin: str, again: bool) -> None:
-    """Answer with the resources of the living nodes of the Ray at an address, once or again and again."""
+def _ask(answer: Callable[..., None], address: str, origin: str) -> None:
+    """Answer with the resources of the living nodes of the Ray at an address."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     from ray._private.authentication import authentication_token_setup as tokens
@@ -55,12 +51,7 @@ def _ask(answer: Callable[..., None], address: str, origin: str, again: bool) ->
     if origin == "found":  # as ray.init does: a token of this user goes with an address that nobody named
         tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     tokens.ensure_token_if_auth_enabled({}, create_token_if_missing=False)
-    client = GcsClient(address=address)
-    while True:
-        answer(nodes=_living(client.get_all_node_info(timeout=RPC_TIMEOUT_S)))
-        if not again:
-            return
-        time.sleep(WATCH_S)
+    answer(nodes=_living(GcsClient(address=address).get_all_node_info(timeout=RPC_TIMEOUT_S)))
 
 
 def _living(nodes: Mapping[Any, Any]) -> list[dict[str, float]]:

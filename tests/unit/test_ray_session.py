@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from ray._private import services
 
 from janus_dist import ray_session
 from janus_dist.errors import ClusterError, ConfigError
+from tests import limits
 
 SILENT = "import time; time.sleep(600)"
 
@@ -239,3 +241,41 @@ def test_a_local_one_ends_with_the_job(monkeypatch, children, tmp_path):
     (do, process) = ended[0]
     do(process)
     assert ended[1:] == [True] and process.poll() == 0
+
+
+STUCK = """
+import ctypes, sys
+from janus_dist import ray_session
+from janus_dist.job_cli import Asked
+
+def lock_twice(**_):
+    print("joining", flush=True)
+    mutex = ctypes.create_string_buffer(64)
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+ray_session.ray.init = lock_twice
+ray_session.JOIN_TIMEOUT_S, ray_session.SIGNAL_GRACE_S = float(sys.argv[1]), 0.2
+Asked()
+ray_session._attach("192.0.2.1:6379")
+"""
+"""Joins a Ray in C code that waits for ever, whatever signals come."""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [
+        (None, 6, "the Ray at 192.0.2.1:6379 answers, but this node's part of it did not within 0 s"),
+        (signal.SIGINT, 130, "the job was asked to stop while it joined Ray"),
+        (signal.SIGTERM, 75, "the job was asked to stop while it joined Ray"),
+    ],
+)
+def test_joining_ends_although_ray_waits_for_ever(sent, code, said):
+    command = [sys.executable, "-c", STUCK, "0.2" if sent is None else "600"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "joining\n"
+    if sent is not None:
+        process.send_signal(sent)
+    _, printed = process.communicate(timeout=limits.HANG_S)
+    assert (process.returncode, printed.splitlines()[:1]) == (code, [said])
