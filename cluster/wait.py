@@ -58,14 +58,21 @@ def main() -> int:
         return _run([sys.executable, str(job), *arguments])
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would leave the nodes
-        with suppress(ClusterError), _connected():  # a cluster that is gone keeps no nodes
-            request_resources(bundles=[])
+        _give_back()
 
 
 def _bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
     """What the ranks take, one entry a rank."""
     rank: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     return [rank | ({"GPU": 1} if cluster.gpu else {})] * cluster.workers
+
+
+def _give_back() -> None:
+    """Ask the autoscaler for nothing more; a cluster that does not answer is gone, and keeps no nodes."""
+    with suppress(ClusterError):
+        if resources() is not None:
+            with _connected():
+                request_resources(bundles=[])
 
 
 @contextmanager

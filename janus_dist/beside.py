@@ -48,24 +48,26 @@ class StopOnSignal:
 
     def __init__(self, runs: Callable[[], Iterable[StageRecipe]]):
         self.runs = runs
+        self.by: str | None = None
+        """Who asked the runs to stop; None when no one did."""
         self.grace: threading.Timer | None = None
 
     def __enter__(self) -> None:
         self.before = {sent: signal.signal(sent, self._stop) for sent in (signal.SIGTERM, signal.SIGINT)}
 
     def _stop(self, sent: int, _: object) -> None:
-        by = "SIGTERM to its job"
+        self.by = "SIGTERM to its job"
         if sent == signal.SIGINT:
             if self.grace is not None:
                 raise KeyboardInterrupt
-            by = "Ctrl-C"
+            self.by = "Ctrl-C"
             self.grace = threading.Timer(GRACE_S, os.kill, (os.getpid(), signal.SIGINT))
             self.grace.daemon = True
             self.grace.start()
             os.write(2, b"\ninterrupted: the run is asked to save and stop; Ctrl-C again ends it at once\n")
         for recipe in self.runs():
             try:
-                request_stop(recipe.run.dir, by)
+                request_stop(recipe.run.dir, self.by)
             except OSError as error:
                 log.error("%s could not be asked to stop (%s): send SIGTERM again", recipe.run.dir, error)
 

@@ -88,9 +88,9 @@ def _until_done(
     while True:
         check_held(leases)
         try:
-            workers = ranks_for(recipe, before is not None, has_lost)
-            ray.get(lines.begin.remote())
             look = partial(_stop_if_asked, recipe, before)
+            workers = ranks_for(recipe, before is not None, has_lost, look)
+            ray.get(lines.begin.remote())
             wait_for_others(recipe, workers, show, look)
             look()
             show(f"starting {workers} rank{'s' if workers > 1 else ''}")

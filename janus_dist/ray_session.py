@@ -29,7 +29,8 @@ import ray
 from ray._private import services
 from ray._private.authentication import authentication_token_setup as tokens
 
-from janus_dist.errors import ClusterError, ConfigError, InterruptError, JanusError, PreemptedError
+from janus_dist.errors import ClusterError, ConfigError
+from janus_dist.ray_watch import ended_if_stuck, watch_head
 from janus_dist.room import Resources
 
 PROBE_TIMEOUT_S = 20.0
@@ -38,10 +39,6 @@ ATTACH_TIMEOUT_S = 60.0
 """Seconds for which a cluster that was named is tried again."""
 START_TIMEOUT_S = 180.0
 """Seconds within which a local Ray must be up; Ray itself gives its node 30."""
-JOIN_TIMEOUT_S = 120.0
-"""Seconds that joining a Ray whose head answers may take."""
-SIGNAL_GRACE_S = 5.0
-"""Seconds within which Python must handle a signal while Ray is joined, or the process is ended without it."""
 STOP_TIMEOUT_S = 30.0
 """Seconds that a local Ray may take to end."""
 POLL_S = 1.0
@@ -51,8 +48,6 @@ RAY_TOKEN = Path.home() / ".ray" / "auth_token"
 """Where Ray keeps a token of this user."""
 ADDRESS, LOCAL = "RAY_ADDRESS", "local"
 """The variable that names a cluster, and its value for a local Ray."""
-STOPS = {signal.SIGINT: InterruptError, signal.SIGTERM: PreemptedError}
-"""What a signal that asks a job to stop ends it with."""
 CHILD = (sys.executable, "-P", "-W", "ignore", str(Path(__file__).with_name("ray_process.py")))
 TOKEN_HINT = (
     'for the cluster of cluster/local.sh: eval "$(cluster/local.sh env)"; else export RAY_AUTH_MODE=token and '
@@ -261,13 +256,14 @@ def _join_found(noise: RayLog) -> bool:
 
 def _attach(address: str) -> None:
     """Join the Ray at an address, which answers; what a failure leaves is undone."""
-    with _sigterm_kept(), _ended_if_stuck(address):
+    with _sigterm_kept(), ended_if_stuck(address):
         try:
             ray.init(address=address, **SETTINGS)
         except BaseException:
             with suppress(Exception):
                 ray.shutdown()
             raise
+    threading.Thread(target=watch_head, args=(address, ray.is_initialized), name="ray head", daemon=True).start()
 
 
 def _start_local(noise: RayLog) -> None:
@@ -342,48 +338,6 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _ended_if_stuck(address: str) -> Iterator[None]:
-    """End the process when the block takes longer than JOIN_TIMEOUT_S, or SIGNAL_GRACE_S after Ctrl-C or SIGTERM.
-
-    `ray.init` waits in C++ for the Ray processes of this node, where no signal handler of Python runs and no exception
-    can be raised, so a thread watches: it gets signals through a pipe, and the end of the block as the pipe's end.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    watch = threading.Thread(target=_watch_join, args=(reading, address), name="ray join", daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(writing)
-        watch.join()
-        os.close(reading)
-
-
-def _watch_join(reading: int, address: str) -> None:
-    """Return when the pipe ends; end the process when it does not in time."""
-    error: JanusError = ClusterError(
-        f"the Ray at {address} answers, but this node's part of it did not within {JOIN_TIMEOUT_S:.0f} s",
-        f"restart Ray on this node; --local, or {ADDRESS}={LOCAL}, starts a Ray of the job's own",
-    )
-    deadline = time.monotonic() + JOIN_TIMEOUT_S
-    while select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
-        number = next(iter(os.read(reading, 1)), None)
-        if number is None:
-            return
-        if number in STOPS:
-            error = STOPS[number]("the job was asked to stop while it joined Ray", "the same command starts it again")
-            deadline = min(deadline, time.monotonic() + SIGNAL_GRACE_S)
-    print(error, file=sys.stderr, flush=True)
-    os._exit(error.exit_code)
 
 
 def _in_short(error: BaseException) -> str:

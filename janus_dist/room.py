@@ -35,9 +35,9 @@ def of_nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool) -> int:
+def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool, look: Callable[[], object]) -> int:
     """Ranks that there is room for: all of them, or of a run that `is_resumed` after a while as many as
-    `cluster.min_workers` allows.
+    `cluster.min_workers` allows. `look` is called again and again, and ends the wait by raising.
 
     ClusterError rather than a wait for ever for what the cluster can never place.
     """
@@ -49,6 +49,7 @@ def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool) -> int:
             return cluster.workers
         if not is_resumed or time.monotonic() > deadline:
             break
+        look()
         time.sleep(POLL_S)
     check_room_in(there, recipe)
     return room

@@ -5,10 +5,9 @@ and when one fails the others are asked to end before its error is raised.
 """
 
 import logging
-import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -42,25 +41,20 @@ def train_all(
     connect()
     waiting, running = deque(recipes), dict[ray.ObjectRef, StageRecipe]()
     lines = Lines.remote()  # pyright: ignore[reportAttributeAccessIssue]
-    asked = threading.Event()
-
-    def asked_to_stop() -> Iterable[StageRecipe]:
-        asked.set()
-        return running.values()
-
-    with Follower(lines, show), StopOnSignal(asked_to_stop):
+    stop = StopOnSignal(running.values)
+    with Follower(lines, show), stop:
         try:
-            while running or (waiting and not asked.is_set()):
-                if waiting and not asked.is_set() and len(running) < _runs_at_once(waiting[0]):
+            while running or (waiting and not stop.by):
+                if waiting and not stop.by and len(running) < _runs_at_once(waiting[0]):
                     recipe = waiting.popleft()
                     running[_driver.remote(recipe.with_absolute_paths().model_dump(mode="json"), lines, then)] = recipe
                     continue
-                for done in _ended(running, asked.is_set()):
+                for done in _ended(running, stop.by):
                     del running[done]
                     _get(done)
         except Exception:  # a second Ctrl-C does not wait
             while running:
-                for done in _ended(running, is_to_stop=True):
+                for done in _ended(running, stop.by or "another run of its job failed"):
                     del running[done]
             raise
         if waiting:
@@ -68,13 +62,13 @@ def train_all(
             raise PreemptedError(f"asked to stop before {names} began", "the same command goes on")
 
 
-def _ended(running: Mapping[ray.ObjectRef, StageRecipe], is_to_stop: bool) -> list[ray.ObjectRef]:
-    """Those that end within POLL_S. What they are asked they are asked each time: one that has only begun forgets what
-    was asked before."""
-    if is_to_stop:
+def _ended(running: Mapping[ray.ObjectRef, StageRecipe], stopped_by: str | None) -> list[ray.ObjectRef]:
+    """Return those that end within POLL_S. `stopped_by` says who asks them to stop; they are asked each time, as one
+    that has only begun forgets what was asked before."""
+    if stopped_by:
         for recipe in running.values():
             with suppress(OSError):  # asked again
-                request_stop(recipe.run.dir, "its job ends")
+                request_stop(recipe.run.dir, stopped_by)
     return ray.wait(list(running), num_returns=len(running), timeout=POLL_S)[0]
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_dist.config.paths import expanded
 from janus_dist.data import storage
 from janus_dist.errors import CheckpointError
 
@@ -221,7 +222,7 @@ def saved_since(saved_in: str, path: str) -> str | None:
     """The newest whole checkpoint, if it was saved by a run that was told to go on from the one at `path`."""
     newest = latest(saved_in)
     told = None if newest is None else read(newest).recipe.get("run", {}).get("resume")
-    return newest if told is not None and told.rstrip("/") == path else None
+    return newest if told is not None and expanded(told).rstrip("/") == path else None
 
 
 def set_aside_from(saved_in: str, path: str, step: int) -> list[str]:

@@ -147,7 +147,7 @@ def _open(config: ModelConfig, what: str, path: str, wanted: Mapping[str, Shape]
     if faults or differences:
         faults += differences[:SHOWN_TENSORS]
         if len(differences) > SHOWN_TENSORS:
-            faults.append(f"and {len(differences) - SHOWN_TENSORS} more tensors")
+            faults.append(f"and {len(differences) - SHOWN_TENSORS} more kinds of tensors")
         fitting = " ".join(dict.fromkeys(f"model.{name}={theirs}" for name, _, theirs in settings))
         raise CheckpointError(
             "\n    ".join([f"{where} is of another model than this recipe:", *faults]),

@@ -289,11 +289,11 @@ def test_a_wait_that_is_over_keeps_no_nodes(asked, monkeypatch):
 
 @pytest.mark.parametrize("answer", [None, ClusterError("the Ray cluster cannot be reached")])
 def test_a_head_that_dies_during_the_wait_ends_it_with_6(asked, monkeypatch, answer):
-    answers = [[], answer, [], answer]  # the first that is missed is asked for again
+    answers = [[], answer, [], answer, None]  # the first that is missed is asked for again; the last: nothing to give
 
     def resources():
         found = answers.pop(0)
-        if len(answers) == 1:
+        if len(answers) == 2:
             monkeypatch.setattr(wait, "LOST_TIMEOUT_S", 0.0)
         if isinstance(found, ClusterError):
             raise found
@@ -303,7 +303,7 @@ def test_a_head_that_dies_during_the_wait_ends_it_with_6(asked, monkeypatch, ans
     monkeypatch.setattr(wait, "POLL_S", 0.01)
     with pytest.raises(ClusterError, match=r"does not answer any more|cannot be reached") as ended:
         wait.main()
-    assert ended.value.exit_code == 6 and answers == []
+    assert ended.value.exit_code == 6 and answers == [] and asked[1:] == []
 
 
 @pytest.mark.parametrize(("sent", "ends_by"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])

@@ -250,3 +250,14 @@ def test_time_grows_as_the_text_does(tokenizer, character):
 
     seconds(100_000)
     assert seconds(800_000) < 24 * seconds(100_000), "for 8 times as much; 64 if it were quadratic"
+
+
+@given(st.lists(st.text("ab \n.", max_size=60), min_size=1, max_size=5))
+def test_what_exceeds_alone_exceeds_in_the_document(tokenizer, texts):
+    """What would fit is never refused for its texts alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_format, "ENCODED_CHARS", 8)
+        turns = [(text, "so") for text in texts]
+        ids, _ = understanding_ids(tokenizer, CHAT, turns, 0)
+        assert not chat_format.exceeds(tokenizer, texts, len(ids))
+        assert chat_format.exceeds(tokenizer, ["ab" * 100], 3)

@@ -245,7 +245,7 @@ def test_a_local_one_ends_with_the_job(monkeypatch, children, tmp_path):
 
 STUCK = """
 import ctypes, sys
-from janus_dist import ray_session
+from janus_dist import ray_session, ray_watch
 from janus_dist.job_cli import Asked
 
 def lock_twice(**_):
@@ -253,10 +253,14 @@ def lock_twice(**_):
     mutex = ctypes.create_string_buffer(64)
     libc = ctypes.CDLL(None)
     libc.pthread_mutex_lock(mutex)
-    libc.pthread_mutex_lock(mutex)
+    while True:
+        try:
+            libc.pthread_mutex_lock(mutex)
+        except KeyboardInterrupt:  # the signal came before this was stuck
+            pass
 
 ray_session.ray.init = lock_twice
-ray_session.JOIN_TIMEOUT_S, ray_session.SIGNAL_GRACE_S = float(sys.argv[1]), 0.2
+ray_watch.JOIN_TIMEOUT_S, ray_watch.SIGNAL_GRACE_S = float(sys.argv[1]), 0.2
 Asked()
 ray_session._attach("192.0.2.1:6379")
 """
@@ -279,3 +283,30 @@ def test_joining_ends_although_ray_waits_for_ever(sent, code, said):
         process.send_signal(sent)
     _, printed = process.communicate(timeout=limits.HANG_S)
     assert (process.returncode, printed.splitlines()[:1]) == (code, [said])
+
+
+LEFT_ALONE = """
+import sys, time
+from janus_dist import ray_session, ray_watch
+ray_session.ray.init = lambda **_: None
+ray_session.ray.is_initialized = lambda: True
+ray_watch.HEAD_POLL_S, ray_watch.HEAD_LOST_TIMEOUT_S = 0.05, 0.2
+ray_session._attach(sys.argv[1])
+print("joined", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_job_ends_when_its_head_is_gone():
+    """Ray itself would end it with 1, a minute later and in its own words."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        command = [sys.executable, "-c", LEFT_ALONE, address]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "joined\n"
+        for _ in range(10):
+            head.accept()[0].close()
+        assert process.poll() is None, "a head that answers is not given up"
+    _, printed = process.communicate(timeout=limits.HANG_S)
+    assert process.returncode == 6, printed
+    assert f"the head of the Ray cluster at {address} has not answered" in printed

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_pipelines.record import Dropped, Picture, Record
 from data_pipelines.steps.generation import Generation, is_shortened
@@ -216,17 +214,6 @@ def test_a_text_that_is_far_too_long_is_refused_without_encoding_all_of_it(strea
     expected = f"too long: more than {positions} tokens, the model has {positions} positions"
     assert reason(call, record(1, **values)) == expected
     assert max(lengths) <= chat.WORD_CHARS and sum(lengths) <= chat.WORD_CHARS + 8 * positions
-
-
-@given(st.lists(st.text("ab \n.", max_size=60), min_size=1, max_size=5))
-def test_what_exceeds_alone_exceeds_in_the_document(texts):
-    """What would fit is never refused for its texts alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "ENCODED_CHARS", 8)
-        turns = [(text, "so") for text in texts]
-        ids, _ = chat.understanding_ids(TOKENIZER, recipe().data.chat, turns, 0)
-        assert not chat.exceeds(TOKENIZER, texts, len(ids))
-        assert chat.exceeds(TOKENIZER, ["ab" * 100], 3)
 
 
 def dropped(call, *arguments):
