@@ -248,13 +248,15 @@ import ctypes, sys
 from janus_dist import ray_session, ray_watch
 from janus_dist.job_cli import Asked
 
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+libc.pthread_mutex_lock(mutex)
+says = ["joining"]
+
 def lock_twice(**_):
-    print("joining", flush=True)
-    mutex = ctypes.create_string_buffer(64)
-    libc = ctypes.CDLL(None)
-    libc.pthread_mutex_lock(mutex)
     while True:
         try:
+            while says:
+                print(says.pop(), flush=True)
             libc.pthread_mutex_lock(mutex)
         except KeyboardInterrupt:  # the signal came before this was stuck
             pass
