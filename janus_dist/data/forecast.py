@@ -4,12 +4,14 @@ Invariant: totals are those of the plan itself; what is a mean over planned step
 fits its rows is said only where it was shown, by planning every one or by the quotas.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from janus_dist.data import packing
 from janus_dist.data.plan import Plan
@@ -93,30 +95,21 @@ def forecast(
     """
     starts = [phase.first_step for phase in plan.mixture.phases if phase.first_step < steps]
     spans = [range(first, stop) for first, stop in zip(starts, [*starts[1:], steps], strict=True)]
-    looked_at: list[list[dict[str, Any]]] = []
-    planned = 0
-    for span in spans:
-        looked_at.append([])
-        for step in span if every_step or steps <= EVERY_STEP else _spread(span):
-            looked_at[-1].append(_look_at(plan, step, world))
-            planned += 1
-            say(planned)
-    found = [each for phase in looked_at for each in phase]
-    weights = [len(span) / len(phase) / steps for span, phase in zip(spans, looked_at, strict=True) for _ in phase]
+    looks = _look_at_phases(plan, spans, world, every_step or steps <= EVERY_STEP, say)
+    planned = list(itertools.chain.from_iterable(looks))
+    weights = [len(span) / len(phase) / steps for span, phase in zip(spans, looks, strict=True) for _ in phase]
 
     def mean(name: str) -> Any:
-        return np.average([each[name] for each in found], axis=0, weights=weights)
+        return np.average([each[name] for each in planned], axis=0, weights=weights)
 
-    most_rows = max(each["rows"] for each in found)
-    cursors = plan.cursors(steps)
-    tokens = {name: cursor["tokens"] for name, cursor in cursors.items()}
-    read = mean("bytes")
-    phases = tuple(_phase(plan, number, spans[number], phase) for number, phase in enumerate(looked_at))
+    most_rows = max(each["rows"] for each in planned)
+    phases = tuple(_phase(plan, number, spans[number], phase) for number, phase in enumerate(looks))
+    sources = _sources(plan, steps, mean("bytes") * steps)
     return Forecast(
         steps=steps,
         world=world,
-        tokens=sum(tokens.values()),
-        sampled_steps=planned,
+        tokens=sum(source.tokens for source in sources),
+        sampled_steps=len(planned),
         rows=float(mean("rows")),
         most_rows=most_rows,
         steps_beyond_rows=float(mean("beyond_rows")),
@@ -126,20 +119,40 @@ def forecast(
         cuts_per_document=float(mean("cuts_per_document")),
         straggler_ratio=float(mean("straggler_ratio")),
         work={name: float(mean(name)) for name in WORK},
-        fill_that_fits=_fill_that_fits(plan, found) if most_rows > plan.batch.rows else None,
-        sources=tuple(
-            SourceForecast(
-                lane.stream,
-                lane.source,
-                cursors[lane.source]["samples"],
-                tokens[lane.source],
-                tokens[lane.source] / shards.manifest.tokens,
-                tokens[lane.source] / max(1, sum(tokens.values())),
-                round(read[number] * steps),
-            )
-            for number, (lane, shards) in enumerate(zip(plan.lanes, plan.shards, strict=True))
-        ),
+        fill_that_fits=_fill_that_fits(plan, planned) if most_rows > plan.batch.rows else None,
+        sources=sources,
         phases=phases,
+    )
+
+
+def _look_at_phases(
+    plan: Plan, spans: Sequence[range], world: int, every_step: bool, say: Callable[[int], None]
+) -> list[list[dict[str, Any]]]:
+    """Plan every step of each phase, or some of it; return what `_look_at` says of each, by phase."""
+    looks: list[list[dict[str, Any]]] = []
+    for span in spans:
+        looks.append([])
+        for step in span if every_step else _spread(span):
+            looks[-1].append(_look_at(plan, step, world))
+            say(sum(map(len, looks)))
+    return looks
+
+
+def _sources(plan: Plan, steps: int, bytes_read: NDArray[np.float64]) -> tuple[SourceForecast, ...]:
+    """Return what a run takes of each source; `bytes_read` [source] are to be read in all steps."""
+    cursors = [plan.cursors(steps)[lane.source] for lane in plan.lanes]
+    tokens = sum(cursor["tokens"] for cursor in cursors)
+    return tuple(
+        SourceForecast(
+            stream=lane.stream,
+            source=lane.source,
+            samples=cursor["samples"],
+            tokens=cursor["tokens"],
+            epochs=cursor["tokens"] / shards.manifest.tokens,
+            share=cursor["tokens"] / max(1, tokens),
+            bytes=round(size),
+        )
+        for lane, shards, cursor, size in zip(plan.lanes, plan.shards, cursors, bytes_read.tolist(), strict=True)
     )
 
 

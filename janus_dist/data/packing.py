@@ -42,7 +42,8 @@ class Packed:
         return range(int(self.row_starts[number]), int(self.row_starts[number + 1]))
 
 
-Piece = tuple[int, int, int]  # document, first, tokens
+Piece = tuple[int, int, int]
+"""(document, its first token, tokens)."""
 
 
 def pack_whole(lengths: NDArray[np.int64], row_tokens: int) -> Packed:
@@ -69,19 +70,79 @@ def pack_whole(lengths: NDArray[np.int64], row_tokens: int) -> Packed:
 def pack_split(
     lengths: NDArray[np.int64], costs: NDArray[np.float64], is_text: NDArray[np.bool_], rows: int, row_tokens: int
 ) -> Packed:
-    """`rows` rows, more when the documents do not fit: images by cost, then text poured between them."""
-    found: list[list[Piece]] = [[] for _ in range(rows)]
-    free = [row_tokens] * rows
-    row_costs = [0.0] * rows
-    images = np.flatnonzero(~is_text)
-    _spread(found, free, row_costs, images[np.argsort(-costs[images], kind="stable")], lengths, costs, row_tokens)
-    text = np.flatnonzero(is_text)
-    # the longest text, whose attention costs most, goes to the rows whose images cost least
-    by_cost = sorted(range(len(free)), key=lambda row: (row_costs[row], row))
-    _pour(found, free, by_cost, text[np.argsort(-lengths[text], kind="stable")], lengths, row_tokens)
-    filled = [row for row in found if row]
-    columns = np.array([piece for row in filled for piece in row], dtype=np.int64).reshape(-1, 3).T.copy()
-    return Packed(columns[0], columns[1], columns[2], np.cumsum([0, *map(len, filled)], dtype=np.int64))
+    """Return documents packed into `rows` rows of `row_tokens` tokens, more rows when they do not fit.
+
+    Images are spread whole by cost, then text is poured between them and cut where a row ends. `lengths` are
+    [document] int64 tokens, `costs` [document] float64 in units of a token; `is_text` [document] may be cut.
+    """
+    filled = Rows(rows, row_tokens)
+    images, text = np.flatnonzero(~is_text), np.flatnonzero(is_text)
+    filled.spread(images[np.argsort(-costs[images], kind="stable")].tolist(), lengths, costs)
+    filled.pour(text[np.argsort(-lengths[text], kind="stable")].tolist(), lengths)
+    return filled.packed()
+
+
+class Rows:
+    """Rows that are being filled. Invariant: tokens of a row's pieces and its free tokens add up to `row_tokens`."""
+
+    def __init__(self, rows: int, row_tokens: int):
+        self.row_tokens = row_tokens
+        self.pieces: list[list[Piece]] = [[] for _ in range(rows)]
+        self.free_tokens = [row_tokens] * rows
+        self.costs = [0.0] * rows
+        """Of the documents that were spread, by row, in units of a token."""
+
+    def open(self) -> int:
+        """Add an empty row and return its number."""
+        self.pieces.append([])
+        self.free_tokens.append(self.row_tokens)
+        self.costs.append(0.0)
+        return len(self.pieces) - 1
+
+    def add(self, row: int, piece: Piece) -> None:
+        """Put a piece into a row that has room for it."""
+        self.pieces[row].append(piece)
+        self.free_tokens[row] -= piece[2]
+
+    def spread(self, documents: list[int], lengths: NDArray[np.int64], costs: NDArray[np.float64]) -> None:
+        """Put each document whole into the cheapest row that has room; into a new row when none has."""
+        cheapest = [(0.0, row) for row in range(len(self.pieces))]  # a heap of (cost, row)
+        for document in documents:
+            length, too_full = int(lengths[document]), []
+            while cheapest and self.free_tokens[cheapest[0][1]] < length:
+                too_full.append(heapq.heappop(cheapest))
+            row = heapq.heappop(cheapest)[1] if cheapest else self.open()
+            self.add(row, (document, 0, length))
+            self.costs[row] += float(costs[document])
+            for entry in (*too_full, (self.costs[row], row)):
+                heapq.heappush(cheapest, entry)
+
+    def pour(self, documents: list[int], lengths: NDArray[np.int64]) -> None:
+        """Put documents one behind the other into the room that is left, cut where a row ends.
+
+        The rows whose spread documents cost least come first: the longest text, whose attention costs most, goes there.
+        """
+        order = sorted(range(len(self.pieces)), key=lambda row: (self.costs[row], row))
+        place = 0
+        for document in documents:
+            first, length = 0, int(lengths[document])
+            while True:
+                while place < len(order) and self.free_tokens[order[place]] < min(SHORTEST_PIECE, length - first):
+                    place += 1
+                if place == len(order):
+                    order.append(self.open())
+                row = order[place]
+                tokens = min(length - first, self.free_tokens[row])
+                self.add(row, (document, first, tokens))
+                if first + tokens == length:
+                    break
+                first += tokens - 1  # the next piece starts with the token that this one ends with
+
+    def packed(self) -> Packed:
+        """Return the pieces of all rows that have any."""
+        filled = [row for row in self.pieces if row]
+        columns = np.array([piece for row in filled for piece in row], dtype=np.int64).reshape(-1, 3).T.copy()
+        return Packed(columns[0], columns[1], columns[2], np.cumsum([0, *map(len, filled)], dtype=np.int64))
 
 
 def surely_fit(image_tokens: int, text_tokens: int, longest: int, split_text: bool, rows: int, row_tokens: int) -> bool:
@@ -131,60 +192,3 @@ def _pieces_of_a_row(
     within = np.arange(len(document)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
     first = within * (row_tokens - 1)
     return document, first, np.minimum(lengths[document] - first, row_tokens)
-
-
-def _spread(
-    found: list[list[Piece]],
-    free: list[int],
-    row_costs: list[float],
-    documents: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    costs: NDArray[np.float64],
-    row_tokens: int,
-) -> None:
-    """Each document whole into the cheapest row that has room; a new row when none has."""
-    heap = [(0.0, row) for row in range(len(free))]
-    for document in documents.tolist():
-        length, full = int(lengths[document]), []
-        while heap and free[heap[0][1]] < length:
-            full.append(heapq.heappop(heap))
-        if heap:
-            cost, row = heapq.heappop(heap)
-        else:
-            cost, row = 0.0, len(free)
-            found.append([])
-            free.append(row_tokens)
-            row_costs.append(0.0)
-        found[row].append((document, 0, length))
-        free[row] -= length
-        row_costs[row] = cost + float(costs[document])
-        for entry in (*full, (row_costs[row], row)):
-            heapq.heappush(heap, entry)
-
-
-def _pour(
-    found: list[list[Piece]],
-    free: list[int],
-    order: list[int],
-    documents: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    row_tokens: int,
-) -> None:
-    """Documents one behind the other into the room of the rows in `order`, cut where a row ends."""
-    place = 0
-    for document in documents.tolist():
-        first, length = 0, int(lengths[document])
-        while True:
-            while place < len(order) and free[order[place]] < min(SHORTEST_PIECE, length - first):
-                place += 1
-            if place == len(order):
-                found.append([])
-                free.append(row_tokens)
-                order.append(len(free) - 1)
-            row = order[place]
-            tokens = min(length - first, free[row])
-            found[row].append((document, first, tokens))
-            free[row] -= tokens
-            if first + tokens == length:
-                break
-            first += tokens - 1  # the next piece starts with the token that this one ends with

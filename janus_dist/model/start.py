@@ -4,7 +4,7 @@ Invariant: what is opened has every tensor, of the size and the make that the re
 CheckpointError says all that differs. Only what a rank asks for is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,39 +125,58 @@ def load_start(model: nn.Module, config: ModelConfig, start: Mapping[Any, str]) 
 
 
 def _open(config: ModelConfig, what: str, path: str, wanted: Mapping[str, Shape]) -> dict[str, Stored]:
-    where = f"{SETTING}.{what}={path}"
+    """Return the parameters `wanted` of one folder. Raises CheckpointError when it has another layout or model."""
     folder = Folder.open(path, f"{SETTING}.{what}")
-    layout = closest(LAYOUTS[what], wanted, folder.entries)
-    if layout is None:
-        raise CheckpointError(
-            f"{where} holds no {what} of a known layout ({', '.join(LAYOUTS[what])}); its first tensor is "
-            f"{min(folder.entries, default='absent')}"
-        )
-    at = places(layout, wanted)
-    if HEAD in at and at[HEAD].name not in folder.entries and _may_be_tied(folder, layout):
-        at[HEAD] = at[EMBEDDING]
+    layout = _layout_of(folder, what, path, wanted)
+    at = _place_parameters(folder, layout, wanted)
     # A Janus has its special tokens in its vocabulary; a language model may have to be given more rows for them.
-    growing = {at[EMBEDDING].name, at[HEAD].name} if what == "language_model" else set()
-    settings = [told for told in _told(config, layout, folder) if told[0].startswith(_sections(what))]
-    if growing:
-        settings = [told for told in settings if not (told[0] == "text.vocab" and told[2] < config.text.vocab)]
-    faults = [f"config.json says {key}={theirs}, model.{name}={_ours(config, name)}" for name, key, theirs in settings]
-    faults += _unsupported(layout, folder) if what != "vision_tower" else []
-    differences = folder.differences(at.values(), growing)
-    if faults or differences:
-        faults += differences[:SHOWN_TENSORS]
-        if len(differences) > SHOWN_TENSORS:
-            faults.append(f"and {len(differences) - SHOWN_TENSORS} more kinds of tensors")
-        fitting = " ".join(dict.fromkeys(f"model.{name}={theirs}" for name, _, theirs in settings))
-        raise CheckpointError(
-            "\n    ".join([f"{where} is of another model than this recipe:", *faults]),
-            f"set {fitting}, or give other weights" if fitting else "change the recipe's model to fit, or the folder",
-        )
+    growing = {at[EMBEDDING].name, at[HEAD].name} if what == "language_model" else set[str]()
+    _refuse_other_model(config, what, path, folder, layout, folder.differences(at.values(), growing))
     entries = folder.entries
     return {
         name: Stored(folder, place, wanted[name], _elements(wanted[name], entries[place.name].elements - place.offset))
         for name, place in at.items()
     }
+
+
+def _layout_of(folder: Folder, what: str, path: str, wanted: Mapping[str, Shape]) -> Layout:
+    """Return the layout whose names fit a folder best. Raises CheckpointError when none fits."""
+    layout = closest(LAYOUTS[what], wanted, folder.entries)
+    if layout is None:
+        raise CheckpointError(
+            f"{SETTING}.{what}={path} holds no {what} of a known layout ({', '.join(LAYOUTS[what])}); its first tensor "
+            f"is {min(folder.entries, default='absent')}"
+        )
+    return layout
+
+
+def _place_parameters(folder: Folder, layout: Layout, wanted: Mapping[str, Shape]) -> dict[str, Place]:
+    """Return where each parameter is in a folder; a text head that is absent and tied is where the embedding is."""
+    at = places(layout, wanted)
+    if HEAD in at and at[HEAD].name not in folder.entries and _may_be_tied(folder, layout):
+        at[HEAD] = at[EMBEDDING]
+    return at
+
+
+def _refuse_other_model(
+    config: ModelConfig, what: str, path: str, folder: Folder, layout: Layout, differences: Sequence[str]
+) -> None:
+    """Raise CheckpointError when config.json or the tensors of a folder are of another model than the recipe's."""
+    settings = [told for told in _told(config, layout, folder) if told[0].startswith(_sections(what))]
+    if what == "language_model":  # which may have fewer rows
+        settings = [told for told in settings if not (told[0] == "text.vocab" and told[2] < config.text.vocab)]
+    faults = [f"config.json says {key}={theirs}, model.{name}={_ours(config, name)}" for name, key, theirs in settings]
+    faults += _unsupported(layout, folder) if what != "vision_tower" else []
+    if not faults and not differences:
+        return
+    faults += differences[:SHOWN_TENSORS]
+    if len(differences) > SHOWN_TENSORS:
+        faults.append(f"and {len(differences) - SHOWN_TENSORS} more kinds of tensors")
+    fitting = " ".join(dict.fromkeys(f"model.{name}={theirs}" for name, _, theirs in settings))
+    raise CheckpointError(
+        "\n    ".join([f"{SETTING}.{what}={path} is of another model than this recipe:", *faults]),
+        f"set {fitting}, or give other weights" if fitting else "change the recipe's model to fit, or the folder",
+    )
 
 
 def _elements(shape: Shape, there: int) -> int:
