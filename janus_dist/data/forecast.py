@@ -140,7 +140,8 @@ def _look_at_phases(
 
 def _sources(plan: Plan, steps: int, bytes_read: NDArray[np.float64]) -> tuple[SourceForecast, ...]:
     """Return what a run takes of each source; `bytes_read` [source] are to be read in all steps."""
-    cursors = [plan.cursors(steps)[lane.source] for lane in plan.lanes]
+    by_source = plan.cursors(steps)
+    cursors = [by_source[lane.source] for lane in plan.lanes]
     tokens = sum(cursor["tokens"] for cursor in cursors)
     return tuple(
         SourceForecast(
