@@ -239,13 +239,13 @@ def _worker(settings: dict[str, Any]) -> None:
     log_to_own_file(log_file(recipe.run.dir, rank))
     with told(rank, recipe.run.dir):
         watch = follow(settings["claims"]) if rank == 0 else None
-        from janus_dist.train.trainer import Trainer  # here, so that the driver needs neither DeepSpeed nor a model
+        from janus_dist.train import build  # here, so that the driver needs neither DeepSpeed nor a model
 
-        trainer = Trainer.build(recipe, say=lambda line: lines.put.remote(line))
-        if trainer.world.is_first:
-            trainer.watchers.append(RayMetrics(recipe.run))
+        trainer = build.build_trainer(recipe, say=lambda line: lines.put.remote(line))
+        if trainer.run.world.is_first:
+            trainer.recorder.watchers.append(RayMetrics(recipe.run))
         if watch is not None:
-            trainer.saver.check = watch.check
+            trainer.checkpointing.saver.check = watch.check
         trainer.fit()
 
 

@@ -16,11 +16,11 @@ from janus_dist.train.trainer import Trainer
 
 def record(trainer: Trainer, root: Path) -> None:
     """From now on this rank writes the rows of each step into a file of its own in `root`."""
-    real, loader = trainer.loader.steps, trainer.loader
+    real, loader = trainer.run.loader.steps, trainer.run.loader
 
     def steps(first: int, stop: int) -> Iterator[RankStep]:
         for rank_step in real(first, stop):
-            found = row_digests(rank_step, loader, trainer.recipe.model.image_tokens)
+            found = row_digests(rank_step, loader, trainer.run.recipe.model.image_tokens)
             line = {"step": rank_step.plan.step, "rows": found}
             with (root / f"handed-{loader.rank}-{os.getpid()}.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")

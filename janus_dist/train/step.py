@@ -5,7 +5,8 @@ depend on how rows were dealt to ranks and micro-steps.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -30,6 +31,30 @@ class StepOutcome:
     """Why the step was skipped by its loss; None when it was not."""
     is_asked_to_stop: bool
     """Whether some rank was asked to stop."""
+
+
+@dataclass
+class TrainedStep:
+    """A step that was trained, as hooks see it."""
+
+    rank_step: RankStep
+    outcome: StepOutcome
+    began_s: float
+    """When this rank began to wait for the step's data, by time.perf_counter."""
+    waited_s: float
+    """Seconds that it waited."""
+    step_s: float = 0.0
+    """Seconds that the step took, waiting included."""
+    eta_s: float = 0.0
+    """Seconds until the last step at the pace so far."""
+    values: dict[str, float] = field(default_factory=dict[str, float])
+    """The step's metrics, by the names of monitor/metrics.py."""
+
+
+class Hook(Protocol):
+    """Runs after each step; all ranks run the same hooks in the same order."""
+
+    def after_step(self, trained: TrainedStep) -> None: ...
 
 
 def loss_weights(labels: dict[Stream, int], loss_mean: str) -> dict[Stream, float]:

@@ -12,6 +12,7 @@ from janus_dist import beside, launch, room
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine import commits
 from janus_dist.job_cli import run_job
+from janus_dist.train import build
 from janus_dist.train.trainer import Trainer
 from tests import handed
 
@@ -29,25 +30,25 @@ real_worker = launch._worker
 
 def worker(settings: dict[str, Any]) -> None:
     """What each rank does: `launch`'s own, recorded and slowed down."""
-    build, mark = Trainer.build, commits.write_marker
+    real_build, mark = build.build_trainer, commits.write_marker
 
     def recorded(recipe: StageRecipe, say: Any) -> Trainer:
-        trainer = build(recipe, say)
+        trainer = real_build(recipe, say)
         handed.record(trainer, Path(recipe.run.root))
-        update = trainer.engine.step
+        update = trainer.run.engine.step
 
         def slow(lr: float, skip: bool = False) -> float:
             time.sleep(STEP_S)
             return update(lr, skip)
 
-        trainer.engine.step = slow
+        trainer.run.engine.step = slow
         return trainer
 
     def late(path: str, commit: commits.Commit) -> None:
         time.sleep(COMMIT_S)
         mark(path, commit)
 
-    Trainer.build, commits.write_marker = recorded, late
+    build.build_trainer, commits.write_marker = recorded, late
     real_worker(settings)
 
 

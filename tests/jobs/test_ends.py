@@ -29,9 +29,9 @@ worker = launch._worker
 
 def broken(settings):
     from ray.train import get_context
-    from janus_dist.train import trainer
+    from janus_dist.train import build
     if get_context().get_world_rank() == 1:
-        trainer.open_shards = None
+        build.open_shards = None
     worker(settings)
 
 launch._worker = broken

@@ -19,7 +19,9 @@ from janus_dist.data.reader import PATIENCE_S, TIMEOUT_S
 from janus_dist.engine import checkpoint, commits
 from janus_dist.errors import ClusterError, JanusError
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.train import guard, startup, watch
+from janus_dist.train import spikes, startup, watchdog
+from janus_dist.train import trainer as trainer_module
+from janus_dist.train.build import build_trainer
 from janus_dist.train.trainer import Trainer
 from tests import prepared, tiny
 from tests.checkpoints import folder_of, saved_in
@@ -37,7 +39,7 @@ def fit(folder: Path, root: Path, workers: int, fault: dict[str, Any], sections:
     lines: list[str] = []
     try:
         recipe = prepared.recipe(folder, root, workers, **SECTIONS | sections)
-        trainer = Trainer.build(recipe, lines.append)
+        trainer = build_trainer(recipe, lines.append)
         inject(trainer, fault)
         trainer.fit()
     except JanusError as error:
@@ -47,8 +49,12 @@ def fit(folder: Path, root: Path, workers: int, fault: dict[str, Any], sections:
 
 def signal_within(trainer: Trainer, phase: str | None, rank: int | None) -> None:
     """SIGTERM to this process at the beginning of a phase, if it is the rank for that."""
-    owner, name = {"save": (trainer.saver, "start")}.get(phase or "", (trainer, phase))
-    if name is None or trainer.world.rank != rank:
+    owner, name = {
+        "start": (trainer_module, "start"),
+        "save": (trainer.checkpointing.saver, "start"),
+        "save_last": (trainer.checkpointing, "save_last"),
+    }.get(phase or "", (trainer, None))
+    if name is None or trainer.run.world.rank != rank:
         return
     real = getattr(owner, name)
 
@@ -61,25 +67,27 @@ def signal_within(trainer: Trainer, phase: str | None, rank: int | None) -> None
 
 def inject(trainer: Trainer, fault: dict[str, Any]) -> None:
     if fault.get("no_watch"):
-        trainer.watch.end()
-        trainer.watch = Mock()
-    guard.MAX_SKIPPED = fault.get("most_skipped", guard.MAX_SKIPPED)
+        trainer.run.watchdog.end()
+        trainer.hooks[trainer.hooks.index(trainer.run.watchdog)] = trainer.run.watchdog = Mock()
+    spikes.MAX_SKIPPED = fault.get("most_skipped", spikes.MAX_SKIPPED)
     signal_within(trainer, fault.get("signal_in"), fault.get("rank"))
     bad, signalled = fault.get("bad_plan_steps", ()), fault.get("signal_at")
-    pause_s = fault.get("slow_save_s", 0) if trainer.world.rank == fault.get("rank") else 0
+    pause_s = fault.get("slow_save_s", 0) if trainer.run.world.rank == fault.get("rank") else 0
     if pause_s:  # it comes so much later to what the ranks agree on in their first save
         write, pauses = checkpoint.write, [pause_s]
         checkpoint.write = lambda *given: (time.sleep(pauses.pop() if pauses else 0), write(*given))[1]
-    take = trainer.judge
+    take = trainer.run.judge
 
     def judge(outcome) -> None:
-        if trainer.step == signalled and trainer.world.rank == fault["rank"]:
+        if trainer.run.progress.step == signalled and trainer.run.world.rank == fault["rank"]:
             os.kill(os.getpid(), signal.SIGTERM)
         take(outcome)
 
-    trainer.judge = judge
-    objection = guard.Guard.objection
-    guard.Guard.objection = lambda self, loss: "bad" if trainer.plan_step in bad else objection(self, loss)
+    trainer.run.judge = judge
+    check = spikes.LossSpikeDetector.check
+    spikes.LossSpikeDetector.check = lambda self, loss: (
+        "bad" if trainer.run.progress.plan_step in bad else check(self, loss)
+    )
 
 
 def train(folder: Path, root: Path, workers: int = 2, fault: dict[str, Any] | None = None, **sections) -> list[str]:
@@ -196,7 +204,7 @@ def differing(folder: Path, root: Path, sections: dict[str, Any]) -> str:
     own = sections if os.environ["RANK"] == "1" else {}
     lines: list[str] = []
     try:
-        Trainer.build(prepared.recipe(folder, root, 2, **SECTIONS | own), lines.append).fit()
+        build_trainer(prepared.recipe(folder, root, 2, **SECTIONS | own), lines.append).fit()
     except JanusError as error:
         return f"exit {error.exit_code}: {error}"
     return "\n".join(lines)
@@ -275,9 +283,9 @@ def test_checkpoints_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
 HANGS = """
 import sys, time
 from pathlib import Path
-from janus_dist.train import watch
-watch.LEAST_S, watch.WARM_STEPS = 0.5, 2
-guard = watch.Watch(Path(sys.argv[1]), timeout_s=60.0)
+from janus_dist.train import watchdog
+watchdog.MIN_LIMIT_S, watchdog.WARM_STEPS = 0.5, 2
+guard = watchdog.Watchdog(Path(sys.argv[1]), timeout_s=60.0)
 for step in range(4):
     guard.beat(0.01)
 def stands_still():
@@ -293,14 +301,14 @@ def test_a_rank_that_stands_still_says_where_and_ends(tmp_path):
     text = stacks.read_text()
     assert "Timeout (0:00:00.500000)!" in text and "in stands_still" in text
     assert re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ process \d+\n", text)
-    watch.Watch(stacks, timeout_s=60.0).end()
+    watchdog.Watchdog(stacks, timeout_s=60.0).end()
     assert stacks.read_text() == text, "who takes its place leaves it as it is"
     subprocess.run([sys.executable, "-c", HANGS, str(stacks)], timeout=HANG_S, check=False)
     assert stacks.read_text().startswith(text) and stacks.read_text().count("in stands_still") == 2
 
 
 def test_where_nothing_hangs_there_is_no_file(tmp_path):
-    guarded = watch.Watch(tmp_path / "logs" / "stacks.txt", timeout_s=60.0)
+    guarded = watchdog.Watchdog(tmp_path / "logs" / "stacks.txt", timeout_s=60.0)
     guarded.beat(0.1)
     guarded.end()
     assert list((tmp_path / "logs").iterdir()) == []
@@ -308,11 +316,11 @@ def test_where_nothing_hangs_there_is_no_file(tmp_path):
 
 def test_the_limit_is_that_of_the_slowest_rank_and_of_a_store_that_is_away(tmp_path, monkeypatch):
     armed: list[float] = []
-    monkeypatch.setattr(watch.Watch, "_arm", lambda self, limit_s: armed.append(limit_s))
-    guarded = watch.Watch(tmp_path / "stacks.txt", timeout_s=6000.0)
-    for _ in range(watch.WARM_STEPS + 1):
+    monkeypatch.setattr(watchdog.Watchdog, "_arm", lambda self, limit_s: armed.append(limit_s))
+    guarded = watchdog.Watchdog(tmp_path / "stacks.txt", timeout_s=6000.0)
+    for _ in range(watchdog.WARM_STEPS + 1):
         guarded.beat(0.1)
-    assert armed[:-1] == [6000.0] * (watch.WARM_STEPS + 1)
+    assert armed[:-1] == [6000.0] * (watchdog.WARM_STEPS + 1)
     assert armed[-1] > PATIENCE_S + 2 * TIMEOUT_S > 120
     guarded.agree(100.0)
     guarded.beat(0.1)

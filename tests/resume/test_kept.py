@@ -11,7 +11,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import Manifest
 from janus_dist.engine import commits
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.train.trainer import Trainer
+from janus_dist.train.build import build_trainer
 from tests.ranks import run_ranks
 
 KEPT = Path(__file__).parents[1] / "kept"
@@ -34,7 +34,7 @@ def recipe_of(old: Path) -> StageRecipe:
 def resume(old: Path) -> list[str]:
     """Train to the recipe's last step; the lines for the console."""
     lines: list[str] = []
-    Trainer.build(recipe_of(old), lines.append).fit()
+    build_trainer(recipe_of(old), lines.append).fit()
     return lines
 
 

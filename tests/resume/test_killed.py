@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from janus_dist.engine import commits
-from janus_dist.train.trainer import Trainer
+from janus_dist.train.build import build_trainer
 from tests import handed, prepared
 from tests.checkpoints import saved_in
 from tests.ranks import run_ranks
@@ -29,15 +29,15 @@ def fit(folder: Path, root: Path, workers: int, pause_s: float) -> None:
     """
     recipe = prepared.recipe(folder, root, workers, **SECTIONS)
     (root / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
-    trainer = Trainer.build(recipe, lambda line: None)
+    trainer = build_trainer(recipe, lambda line: None)
     handed.record(trainer, root)
 
     def update(lr: float, skip: bool = False) -> float:
-        (root / f"gradients-{trainer.world.rank}").write_text(str(trainer.step))
+        (root / f"gradients-{trainer.run.world.rank}").write_text(str(trainer.run.progress.step))
         time.sleep(pause_s)
         return real_update(lr, skip)
 
-    real_update, trainer.engine.step = trainer.engine.step, update
+    real_update, trainer.run.engine.step = trainer.run.engine.step, update
     trainer.fit()
 
 

@@ -9,6 +9,7 @@ import torch
 
 from janus_dist.engine import partitions
 from janus_dist.engine.zero import ZeroEngine
+from janus_dist.train.build import build_trainer
 from janus_dist.train.trainer import Trainer
 from tests import prepared
 from tests.ranks import run_ranks
@@ -31,7 +32,7 @@ def spoil(trainer: Trainer, how: str) -> None:
     spoiled: list[int] = []
 
     def hook(module: Any, given: Any, features: torch.Tensor) -> torch.Tensor | None:
-        if trainer.step != BAD or trainer.world.rank != 1 or spoiled:
+        if trainer.run.progress.step != BAD or trainer.run.world.rank != 1 or spoiled:
             return None
         spoiled.append(1)
         if how == "forward":
@@ -39,7 +40,7 @@ def spoil(trainer: Trainer, how: str) -> None:
         features.register_hook(lambda gradient: gradient * math.nan)
         return None
 
-    model: Any = trainer.engine.module
+    model: Any = trainer.run.engine.module
     model.model.aligner.register_forward_hook(hook)
 
 
@@ -48,22 +49,22 @@ def fit(folder: Path, root: Path, how: str) -> tuple[list[int], list[str]]:
     lines, unchanged = list[str](), list[int]()
     steps = STEPS - (how == "without")
     recipe = prepared.recipe(folder, root, 2, train={"steps": steps, "save_every_steps": 100}, batch={"micro_rows": 1})
-    trainer = Trainer.build(recipe, lines.append)
+    trainer = build_trainer(recipe, lines.append)
     if how == "without":
-        given = trainer.loader.steps
-        trainer.loader.steps = lambda first, stop: (one for one in given(first, stop + 1) if one.plan.step != BAD)
+        given = trainer.run.loader.steps
+        trainer.run.loader.steps = lambda first, stop: (one for one in given(first, stop + 1) if one.plan.step != BAD)
     else:
         spoil(trainer, how)
-    update = trainer.engine.step
+    update = trainer.run.engine.step
 
     def watched(lr: float, skip: bool = False) -> float:
-        before = state(trainer.engine)
+        before = state(trainer.run.engine)
         norm = update(lr, skip)
-        if all(torch.equal(one, other) for one, other in zip(before, state(trainer.engine), strict=True)):
-            unchanged.append(trainer.step)
+        if all(torch.equal(one, other) for one, other in zip(before, state(trainer.run.engine), strict=True)):
+            unchanged.append(trainer.run.progress.step)
         return norm
 
-    trainer.engine.step = watched
+    trainer.run.engine.step = watched
     trainer.fit()
     return unchanged, lines
 

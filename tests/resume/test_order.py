@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 
 from janus_dist.monitor import events
-from janus_dist.train.trainer import Trainer
+from janus_dist.train.build import build_trainer
 from tests import prepared
 from tests.ranks import run_ranks
 
 
 def fit(folder: Path, root: Path, at_step: int | None) -> None:
     """Train; before a step DeepSpeed finds that the order is another, as it would in the middle of one."""
-    trainer = Trainer.build(prepared.recipe(folder, root, 1, train={"log_every_steps": 3}), lambda line: None)
-    measure = trainer.measure
+    trainer = build_trainer(prepared.recipe(folder, root, 1, train={"log_every_steps": 3}), lambda line: None)
+    judge = trainer.run.judge
 
-    def measured(*given):
-        if trainer.step == at_step:
-            trainer.engine.optimizer.parameter_offload.get_param_coordinator()._invalidate_trace()
-        return measure(*given)
+    def judged(outcome):
+        if trainer.run.progress.step == at_step:
+            trainer.run.engine.optimizer.parameter_offload.get_param_coordinator()._invalidate_trace()
+        judge(outcome)
 
-    trainer.measure = measured
+    trainer.run.judge = judged
     trainer.fit()
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from janus_dist.train.trainer import Trainer
+from janus_dist.train.build import build_trainer
 from tests import prepared
 from tests.ranks import run_ranks
 
@@ -11,9 +11,9 @@ from tests.ranks import run_ranks
 def windows(folder: Path, root: Path, sections: dict[str, Any]) -> list[int]:
     """How many losses there are to judge each step by."""
     found: list[int] = []
-    trainer = Trainer.build(prepared.recipe(folder, root, 1, **sections), lambda line: None)
-    objection = trainer.guard.objection
-    trainer.guard.objection = lambda loss: (found.append(len(trainer.guard.losses)), objection(loss))[1]
+    trainer = build_trainer(prepared.recipe(folder, root, 1, **sections), lambda line: None)
+    check = trainer.run.spikes.check
+    trainer.run.spikes.check = lambda loss: (found.append(len(trainer.run.spikes.losses)), check(loss))[1]
     trainer.fit()
     return found
 

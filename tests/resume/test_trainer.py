@@ -15,8 +15,8 @@ from janus_dist.engine import commits
 from janus_dist.engine.world import join
 from janus_dist.errors import CheckpointError, JanusError
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.train import trainer
-from janus_dist.train.trainer import Trainer
+from janus_dist.train import start
+from janus_dist.train.build import build_trainer
 from tests import prepared, published, tiny
 from tests.checkpoints import folder_of, saved_in
 from tests.ranks import run_ranks
@@ -26,7 +26,7 @@ def fit(folder: Path, root: Path, workers: int, sections: dict[str, Any]) -> lis
     """Train to the end; the lines said, or the error as its exit code and text."""
     lines: list[str] = []
     try:
-        Trainer.build(prepared.recipe(folder, root, workers, **sections), lines.append).fit()
+        build_trainer(prepared.recipe(folder, root, workers, **sections), lines.append).fit()
     except JanusError as error:
         return [f"exit {error.exit_code}: {error}"]
     return lines
@@ -208,21 +208,20 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder, tmp_path):
 def started_from(folders: list[str]) -> str:
     """How a rank starts that finds others' weights, or not, in its own folder."""
     world = join(ClusterConfig(workers=1), timeout_s=60)
-    run = SimpleNamespace(
+    config = SimpleNamespace(
         start_from=None, start_weights={"janus": folders[world.rank]}, name="run", dir=Path("/nowhere")
     )
     stand_in: Any = SimpleNamespace(
-        recipe=SimpleNamespace(run=run, model=tiny.MODEL), world=world, plan=SimpleNamespace(digest=""), engine=None,
-        step=0, watch=SimpleNamespace(pause=lambda: None), say=print, note=lambda *_: None,
+        recipe=SimpleNamespace(run=config, model=tiny.MODEL), world=world, plan=SimpleNamespace(digest=""), engine=None,
+        watchdog=SimpleNamespace(pause=lambda: None), say=print, note=lambda *_: None,
     )  # fmt: skip
-    trainer.resume.chosen = lambda *_: None
-    trainer.checkpoint_bytes = lambda *_: 0
-    trainer.check_world = lambda *_: []
-    trainer.slow_lines = lambda *_: []
-    trainer.checkpoint.fill = lambda *_: None
-    trainer.make_sinks = lambda *_: []
+    start.resume.chosen = lambda *_: None
+    start.checkpoint_bytes = lambda *_: 0
+    start.check_world = lambda *_: []
+    start.slow_lines = lambda *_: []
+    start.state.fill = lambda *_: None
     try:
-        Trainer.start(stand_in)
+        start.start(stand_in)
     except CheckpointError as error:
         return error.message
     return "started"

@@ -11,8 +11,9 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from janus_dist.config.mix import STREAMS
 from janus_dist.model import janus
 from janus_dist.monitor.sinks import read_lines
-from janus_dist.train.trainer import Trainer
-from janus_dist.train.validation import STEPS, Validation
+from janus_dist.train.build import build_trainer
+from janus_dist.train.hooks import Validator
+from janus_dist.train.validation import STEPS
 from tests import prepared
 from tests.ranks import run_ranks
 from tests.resume.test_trainer import losses, train
@@ -53,18 +54,17 @@ def test_training_is_the_same_with_it_and_it_is_the_same_on_any_world(folder, tm
 def at_start(folder: Path, root: Path) -> tuple[dict[str, float], dict[str, float], list[int]]:
     """Held-out losses of random weights; by the same model in one piece; invalidated traces over steps between."""
     recipe = prepared.recipe(folder, root, torch.distributed.get_world_size(), **sections(folder))
-    trainer = Trainer.build(recipe, lambda line: None)
-    validation = trainer.validation
-    assert isinstance(validation, Validation)
+    trainer = build_trainer(recipe, lambda line: None)
+    (validation,) = (hook.validation for hook in trainer.hooks if isinstance(hook, Validator))
     invalidated: list[int] = []
     invalidate = Coordinator._invalidate_trace
     Coordinator._invalidate_trace = lambda self: (invalidated.append(1), invalidate(self))[1]
     again = []
-    for step in trainer.loader.steps(0, 3):
+    for step in trainer.run.loader.steps(0, 3):
         for number, batch in enumerate(step.batches):
-            trainer.engine.micro_step(batch, torch.full((3,), 1e-3), last=number == len(step.batches) - 1)
-        trainer.engine.step(0.0)
-        again.append(validation.losses(trainer.engine))  # behind a step, as in training, which records the trace
+            trainer.run.engine.micro_step(batch, torch.full((3,), 1e-3), last=number == len(step.batches) - 1)
+        trainer.run.engine.step(0.0)
+        again.append(validation.losses(trainer.run.engine))  # behind a step, as in training, which records the trace
     assert again[0] == again[1] == again[2]
     whole = janus.build(recipe.model, recipe.run.seed)
     loader = validation.loader

@@ -1,0 +1,63 @@
+"""From a recipe to a trainer: ranks that meet, data that is opened, a model under ZeRO-3.
+
+Invariant: what differs between ranks is found before any of them waits for another in a collective.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from janus_dist.config.recipe import StageRecipe
+from janus_dist.data.collate import DocumentFormat
+from janus_dist.data.loader import Loader
+from janus_dist.data.plan import Plan, open_shards
+from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.engine.world import World, join
+from janus_dist.engine.zero import ZeroEngine
+from janus_dist.model import janus, single
+from janus_dist.model.parts import set_trainable
+from janus_dist.model.vq_weights import load_vq
+from janus_dist.train.compatible import check_data
+from janus_dist.train.context import TrainingRun
+from janus_dist.train.precision import resolve_on_ranks
+from janus_dist.train.startup import check_same
+from janus_dist.train.trainer import Trainer
+from janus_dist.train.validation import Validation
+
+
+def build_trainer(recipe: StageRecipe, say: Callable[[str], None]) -> Trainer:
+    """Open the data, build the model and put it under ZeRO-3. `say` takes the console lines of rank 0.
+
+    Raises ConfigError, DataError or ClusterError for what does not fit the recipe, the other ranks or this node.
+    """
+    world = join(recipe.cluster, recipe.engine.timeout_s)
+    check_same(recipe, world)  # before the ranks wait for one that does otherwise
+    recipe = resolve_on_ranks(recipe, world)
+    tokenizer = Tokenizer.load(recipe.data.tokenizer)
+    shards = open_shards(recipe.data, recipe.mix, world.local_rank)
+    check_data(recipe, tokenizer, shards)
+    plan = Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
+    first_of_node = world.rank - world.local_rank
+    loader = Loader(
+        plan,
+        DocumentFormat.of(recipe, tokenizer),
+        world.rank,
+        world.size,
+        ahead_bytes=recipe.data.read.ahead_mib * 2**20,
+        max_bad_share=recipe.data.max_bad_share,
+        node=range(first_of_node, first_of_node + world.local_size),
+    )
+    run = TrainingRun(recipe, plan, loader, _build_engine(recipe, world), say)
+    has_validation = recipe.data.validation_root is not None
+    return Trainer(run, Validation(recipe, tokenizer, shards, world) if has_validation else None)
+
+
+def _build_engine(recipe: StageRecipe, world: World) -> ZeroEngine:
+    """Return the model with random weights under ZeRO-3, the parts that the recipe names trainable."""
+    model = janus.on_meta(recipe.model)
+    set_trainable(model, recipe.train.trainable)
+    if recipe.model.reads_by == "vq":
+        vq = load_vq(recipe.model, recipe.data.vq_weights).to(world.device)  # pyright: ignore[reportArgumentType]
+        model.as_read = partial(single.read_by_vq, vq=vq)
+    janus.checkpoint_activations(model, recipe.engine.activation_checkpointing)
+    made = janus.made(model, recipe.run.seed, world.device)
+    return ZeroEngine(model, made, recipe.engine, recipe.optim, world)

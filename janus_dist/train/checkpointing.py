@@ -1,0 +1,79 @@
+"""The hook that saves: begins a checkpoint at the recipe's steps, and tells what became of the one before.
+
+Invariant: a checkpoint that fails costs itself and never the run, but for the last one, without which a run is not
+complete.
+"""
+
+from janus_dist.engine import commits
+from janus_dist.engine.saver import Saved, Saver
+from janus_dist.errors import CheckpointError
+from janus_dist.train.context import TrainingRun
+from janus_dist.train.step import TrainedStep
+from janus_dist.train.watchdog import MAX_SAVE_S
+
+
+class Checkpointing:
+    """Saves the run every `train.save_every_steps` steps and at its end."""
+
+    def __init__(self, run: TrainingRun):
+        self.run = run
+        self.saver = Saver(run.engine, run.recipe.run.saved_in)
+        self.newest: str | None = None
+        """The newest checkpoint of this run that this process wrote or resumed from."""
+        self._is_late = False
+
+    def after_step(self, trained: TrainedStep) -> None:
+        """Begin to save where the recipe says so; a save that is still being written goes first."""
+        run, step = self.run, self.run.progress.step
+        if run.spikes.should_roll_back or trained.outcome.is_asked_to_stop:
+            return
+        self.tell(self.saver.done())
+        if (step % run.recipe.train.save_every_steps and not self._is_late) or step == run.recipe.train.steps:
+            return
+        if run.spikes.skipped_in_a_row:  # the weights may already be damaged
+            self._is_late = True
+            return
+        was_late, self._is_late = self._is_late, not self._begin()
+        if self._is_late and not was_late:
+            run.say(f"the checkpoint of step {step} waits: an earlier one is still being written")
+
+    def save_last(self) -> None:
+        """Save the newest step and wait for it. Raises CheckpointError when that fails."""
+        self.tell(self.wait())
+        if self.newest is not None and commits.step_of(self.newest) == self.run.progress.step:
+            return
+        self.run.world.barrier()
+        self._begin()
+        saved = self.wait()
+        self.tell(saved)
+        if saved is not None and saved.failure is not None:
+            raise CheckpointError(
+                f"the last checkpoint, of step {saved.step}, could not be written to {saved.path}: {saved.failure}",
+                "correct that and run the same command again: it resumes from the checkpoint before",
+            )
+
+    def wait(self) -> Saved | None:
+        """Wait for the save that is being written, which may take long; return what became of it."""
+        self.run.watchdog.pause(MAX_SAVE_S)
+        saved = self.saver.wait()
+        self.run.watchdog.pause()
+        return saved
+
+    def tell(self, saved: Saved | None) -> None:
+        """Note what became of a save."""
+        if saved is None:
+            return
+        if saved.failure is not None:
+            why = f"could not be written: {saved.failure}; training goes on"
+            self.run.note("not saved", f"the checkpoint of step {saved.step} {why}", saved.step)
+            return
+        self.newest = saved.path
+        self.run.note("saved", f"saved {saved.path} ({saved.seconds:.1f} s)", saved.step)
+        if saved.not_pruned is not None:
+            self.run.note("not saved", f"older checkpoints could not be deleted: {saved.not_pruned}")
+
+    def _begin(self) -> bool:
+        """Begin to save the newest step; False while another save is being written."""
+        train = self.run.recipe.train
+        keep = commits.Keep(train.keep_checkpoints, train.keep_every_steps)
+        return self.saver.start(self.run.progress.step, self.run.identity(), keep)

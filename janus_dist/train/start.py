@@ -1,0 +1,88 @@
+"""Where a run starts: its own newest checkpoint, another run's weights, published weights, or random ones.
+
+Invariant: all ranks start from the same weights, or all end with the same error.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from janus_dist.config.recipe import RunConfig
+from janus_dist.engine import checkpoint as state
+from janus_dist.engine import commits
+from janus_dist.errors import CheckpointError
+from janus_dist.model.start import open_weights
+from janus_dist.train import resume
+from janus_dist.train.budget import checkpoint_bytes
+from janus_dist.train.compatible import changed_settings
+from janus_dist.train.context import TrainingRun
+from janus_dist.train.precision import slow_lines
+from janus_dist.train.startup import check_world
+
+
+def start(run: TrainingRun) -> str | None:
+    """Load what the run starts from; return the checkpoint of this run that it resumed from, None at a first start.
+
+    Raises CheckpointError for weights that are absent, damaged or of another model, ClusterError for ranks that differ.
+    """
+    recipe = run.recipe
+    run.watchdog.pause()
+    checkpoint = resume.chosen(run.engine, recipe.run, run.say)
+    run.watchdog.pause()
+    lines = check_world(recipe, run.world, run.plan.digest, checkpoint_bytes(recipe))
+    for line in [*lines, *run.world.on_first(partial(slow_lines, recipe))]:
+        run.say(line)
+    resumed = None
+    if checkpoint is not None:
+        resumed = _resume(run, checkpoint)
+    elif recipe.run.start_from is not None:
+        _load_run(run, recipe.run, recipe.run.start_from)
+    elif recipe.run.start_weights:
+        _load_published(run, recipe.run)
+    else:
+        run.note("started", f"starting {recipe.run.name} from random weights")
+    run.watchdog.pause()
+    return resumed
+
+
+def _resume(run: TrainingRun, checkpoint: str) -> str | None:
+    """Restore a checkpoint; return it when it is one of this run's own."""
+    name, saved_in = run.recipe.run.name, run.recipe.run.saved_in
+    before = run.world.on_first(lambda: commits.read(checkpoint))
+    plan, said = resume.plan_from(run.plan, run.recipe, run.engine.trainable, checkpoint, before)
+    run.use(plan)
+    if said:
+        run.note("note", said)
+    commit = state.restore(run.engine, checkpoint)
+    run.restore(commit)
+    run.note("resumed", f"resuming {name} at step {run.progress.step} from {checkpoint}")
+    if changed := changed_settings(run.recipe, commit):
+        run.note("note", f"settings that are not the checkpoint's: {changed}")
+    return checkpoint if checkpoint == commits.folder(saved_in, commit.step) else None
+
+
+def _load_run(run: TrainingRun, config: RunConfig, other: str) -> None:
+    """Load the weights of another run's newest checkpoint. Raises CheckpointError when it has none."""
+    saved_in = config.saved_in_of(other)
+    checkpoint = state.newest(run.engine, saved_in, run.say)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"run.start_from={other}: no committed checkpoint under {saved_in}",
+            "train that run first, or set run.start_from=null to start from random weights",
+        )
+    run.watchdog.pause()
+    state.restore_weights(run.engine, checkpoint)
+    run.note("started", f"starting {config.name} from the weights of {checkpoint}")
+
+
+def _load_published(run: TrainingRun, config: RunConfig) -> None:
+    """Load the weights in the folders of `run.start_weights`."""
+    opened = run.world.together(partial(open_weights, run.recipe.model, config.start_weights))
+    state.fill(run.engine, opened)
+    given = ", ".join(f"{what} of {_in_short(path)}" for what, path in config.start_weights.items())
+    run.note("started", f"starting {config.name} from {given}")
+
+
+def _in_short(path: str) -> str:
+    """Return a path below the repository without the folder above it, which is a copy that Ray deletes in a job that
+    was submitted."""
+    return path.removeprefix(f"{Path(__file__).parents[2]}/")
