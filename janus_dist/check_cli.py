@@ -204,9 +204,7 @@ def _resume(recipe: StageRecipe, there: str) -> Iterator[str]:
         )
     plan = None
     if not recipe.run.rebase:
-        plan = Plan(
-            open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
-        )
+        plan = Plan.of(recipe, open_shards(recipe.data, recipe.mix))
         base = commit.plan["base"]
         plan = plan.rebased(Base(**base) if base else None)
     check_resume(recipe, plan, learning(recipe, commit), there, commit)

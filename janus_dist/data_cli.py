@@ -335,7 +335,7 @@ def _show_row(console: Console, colored: bool, legend: Text, files: str, step: i
         shards = open_shards(loaded.data, loaded.mix)
         tokenizer = Tokenizer.load(loaded.data.tokenizer)
         check_data(loaded, tokenizer, shards)
-        plan = Plan(shards, loaded.mix, loaded.batch, loaded.run.seed, loaded.train.answers_only)
+        plan = Plan.of(loaded, shards)
         found = view_row(loaded, plan, tokenizer, step, row)
     console.print(legend)
     console.print(Text(found.summary(loaded.batch.row_tokens), style="bold"))

@@ -22,9 +22,7 @@ def show_plan(
     recipe: StageRecipe, world: int | None, as_json: bool, every_step: bool, mfu: float | None, device: str | None
 ) -> None:
     """Print the forecast of a recipe for `world` ranks, or those that it asks for."""
-    plan = Plan(
-        open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
-    )
+    plan = Plan.of(recipe, open_shards(recipe.data, recipe.mix))
     world, steps = world or recipe.cluster.workers, recipe.train.steps
     found = forecast(plan, steps, world, every_step, Progress(steps))
     # here: they take PyTorch, and other commands start in a second

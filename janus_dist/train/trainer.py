@@ -85,7 +85,7 @@ class Trainer:
         tokenizer = Tokenizer.load(recipe.data.tokenizer)
         shards = open_shards(recipe.data, recipe.mix, world.local_rank)
         check_data(recipe, tokenizer, shards)
-        plan = Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
+        plan = Plan.of(recipe, shards)
         loader = Loader(
             plan,
             DocumentFormat.of(recipe, tokenizer),

@@ -47,9 +47,7 @@ def losses(root: Path) -> dict[int, tuple[float, ...]]:
 
 def build_plan(folder: Path, root: Path, **sections: dict[str, Any]) -> Plan:
     recipe = prepared.recipe(folder, root, **sections)
-    return Plan(
-        open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
-    )
+    return Plan.of(recipe, open_shards(recipe.data, recipe.mix))
 
 
 @pytest.fixture(scope="module")
