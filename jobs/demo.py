@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from janus_dist.local_files import write_whole
 from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
@@ -44,7 +45,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began, 1),
         "final_losses": {stage: final_losses(root / stage / "metrics.jsonl") for stage in STAGES},
     }
-    (root / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(root / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     print(f"report: {write_report(root)}")
 

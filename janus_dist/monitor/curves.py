@@ -17,6 +17,7 @@ from typing import Any
 
 from janus_dist.config.mix import STREAMS
 from janus_dist.errors import DataError
+from janus_dist.local_files import write_whole
 from janus_dist.monitor.sinks import read_lines
 
 PACKAGES = ("torch", "transformers", "deepspeed")
@@ -63,9 +64,8 @@ class Curve:
     def write(self, path: Path) -> None:
         """Write the losses as they are to a file, where curves in other dtypes stay."""
         others = _curves(path) if path.exists() else {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(asdict(curve)) for _, curve in sorted((others | {self.dtype: self}).items())]
-        path.write_text("".join(f"{line}\n" for line in lines))
+        write_whole(path, "".join(f"{line}\n" for line in lines))
 
     @property
     def steps(self) -> int:

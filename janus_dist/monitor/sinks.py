@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
+from janus_dist.local_files import write_whole
 from janus_dist.monitor.metrics import NAMES
 
 LOOK_EVERY_STEPS = 50
@@ -39,11 +40,8 @@ class JsonlSink:
         `tell` takes a line about a disk that refuses.
         """
         self.path, self.tell = path, tell
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if line["step"] <= steps_done]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("r+b", buffering=0)
         self.whole_bytes = self.file.seek(0, os.SEEK_END)
         self.waiting: list[bytes] = []

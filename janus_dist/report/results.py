@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from janus_dist.errors import DataError
+from janus_dist.local_files import write_whole
 from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS
 from janus_dist.report import plot
 
@@ -77,8 +78,7 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
 
     `notes` say why what failed did, see `read_notes`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(folder / "results.json", json.dumps(summary, indent=1) + "\n")
     lines = [
         "# What the proof found",
         "",
@@ -90,7 +90,7 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
         *CURVES,
     ]
     path = folder / "results.md"
-    path.write_text("\n".join(lines) + "\n")
+    write_whole(path, "\n".join(lines) + "\n")
     return path
 
 
@@ -195,7 +195,7 @@ def _arms(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str]) ->
     yield ""
     for measure in MEASURES:
         each = {row["name"]: row[f"{measure}_each"] for row in arms if row[f"{measure}_each"]}
-        (folder / f"results-{measure}.svg").write_text(plot.points(each, f"{measure} accuracy", measure))
+        write_whole(folder / f"results-{measure}.svg", plot.points(each, f"{measure} accuracy", measure))
         yield f"![{measure} accuracy of the arms](results-{measure}.svg)"
     yield ""
 
