@@ -52,9 +52,9 @@ def main() -> None:
 
 def final_losses(path: Path) -> dict[str, Any]:
     """Mean loss of each stream over the last steps of a run."""
-    from janus_dist.monitor.sinks import read_lines  # here: as above
+    from janus_dist.data.json_lines import read_records  # here: as above
 
-    lines = read_lines(path)[-LAST_STEPS:]
+    lines = read_records(path)[-LAST_STEPS:]
     found = {name: [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line] for name in STREAMS}
     return {name: round(sum(values) / len(values), 4) for name, values in found.items() if values}
 

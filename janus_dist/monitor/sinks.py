@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
+from janus_dist.data.json_lines import read_records
 from janus_dist.local_files import write_whole
 from janus_dist.monitor.metrics import NAMES
 
@@ -40,7 +41,7 @@ class JsonlSink:
         `tell` takes a line about a disk that refuses.
         """
         self.path, self.tell = path, tell
-        kept = [line for line in read_lines(path) if line["step"] <= steps_done]
+        kept = [line for line in read_records(path) if line["step"] <= steps_done]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("r+b", buffering=0)
         self.whole_bytes = self.file.seek(0, os.SEEK_END)
@@ -173,17 +174,4 @@ def sample_folders(run_dir: Path) -> list[Path]:
 
 def last_line(path: Path) -> dict[str, float]:
     """The last step recorded in a metrics.jsonl; empty when there is none."""
-    return next(reversed(read_lines(path)), {})
-
-
-def read_lines(path: Path) -> list[dict[str, float]]:
-    """The steps recorded in a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    return next(reversed(read_records(path)), {})
