@@ -27,7 +27,8 @@ ROWS = 10_000
 LISTED_KEYS = 40
 """Keys whose values were not used that get a line of the log each."""
 QUARANTINE_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("source", "key", "reason")] + [("head", pa.binary()), ("records", pa.int64())]
+    [(name, pa.string()) for name in ("source", "key", "kind", "reason")]
+    + [("head", pa.binary()), ("records", pa.int64())]
 )
 EXAMPLE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("key", "source", "rule", "value", "words")]

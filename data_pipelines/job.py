@@ -125,7 +125,7 @@ class Tally:
         try:
             return do(record)
         except DataError as error:
-            self.rejects.append(Reject(record.source, record.key, error.message, _first_bytes(record)))
+            self.rejects.append(Reject(record.source, record.key, error.kind, error.message, _first_bytes(record)))
         except Dropped as dropped:
             self.dropped[dropped.rule] += 1
             if self.with_examples and self.dropped[dropped.rule] <= EXAMPLES:

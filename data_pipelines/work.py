@@ -20,7 +20,7 @@ from typing import Any
 from data_pipelines.limit import SPREAD, share_out, spread
 from data_pipelines.record import Unit
 from janus_dist.data import storage
-from janus_dist.data.inspect import COMMITS, Example, Reject
+from janus_dist.data.inspect import COMMITS, Example, Reject, kind_in_old_reason
 from janus_dist.data.lease import Claim
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 
@@ -153,7 +153,7 @@ def load_marker(folder: str, job: ShardJob) -> Marker | None:
     try:
         values = json.loads(storage.read(_path(folder, job.digest)))
         shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
-        rejects = tuple(Reject(**one | {"head": b64decode(one["head"])}) for one in values.pop("rejects"))
+        rejects = tuple(map(_reject, values.pop("rejects")))
         examples = tuple(
             Example(**one | {"image": b64decode(one["image"]), "vq_ids": tuple(one["vq_ids"])})
             for one in values.pop("examples")
@@ -162,6 +162,12 @@ def load_marker(folder: str, job: ShardJob) -> Marker | None:
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
     return marker if marker.job == job.digest else None
+
+
+def _reject(values: Mapping[str, Any]) -> Reject:
+    """Make a reject of its values in a marker; markers of older programs say no kind."""
+    kind = values.get("kind") or kind_in_old_reason(values["reason"])
+    return Reject(**values | {"kind": kind, "head": b64decode(values["head"])})  # pyright: ignore
 
 
 def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:

@@ -4,7 +4,6 @@ Invariant: nothing is trained and nothing stays written; every fault is an error
 with the same message, and none hides another.
 """
 
-import json
 import netrc
 import os
 import sys
@@ -27,7 +26,7 @@ from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataEr
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import load_vq
-from janus_dist.monitor.console import several
+from janus_dist.monitor.console import print_json, several
 from janus_dist.train import precision
 from janus_dist.train.budget import checkpoint_bytes
 from janus_dist.train.compatible import check_data, check_resume, learning
@@ -53,7 +52,7 @@ def run_checks(load: Callable[[], Loaded[StageRecipe]], as_json: bool) -> None:
     if as_json:
         told = [{"message": one.message, "hint": one.hint, "exit_code": one.exit_code} for one in faults]
         not_checked = [note for note in notes if isinstance(note, NotChecked)]
-        print(json.dumps({"faults": told, "notes": notes, "not_checked": not_checked}))
+        print_json({"faults": told, "notes": notes, "not_checked": not_checked})
     else:
         for note in notes:
             if faults or not isinstance(note, NotChecked):  # else named at the end
@@ -204,9 +203,7 @@ def _resume(recipe: StageRecipe, there: str) -> Iterator[str]:
         )
     plan = None
     if not recipe.run.rebase:
-        plan = Plan(
-            open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
-        )
+        plan = Plan.of(recipe, open_shards(recipe.data, recipe.mix))
         base = commit.plan["base"]
         plan = plan.rebased(Base(**base) if base else None)
     check_resume(recipe, plan, learning(recipe, commit), there, commit)

@@ -3,7 +3,6 @@
 Invariant: nothing is written, and nothing deleted but by `prune`; none of it needs torch.
 """
 
-import json
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -16,7 +15,7 @@ from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit, DamagedError, Keep
 from janus_dist.engine.find import recipe_of, saved_in
 from janus_dist.errors import CheckpointError
-from janus_dist.monitor.console import count, several
+from janus_dist.monitor.console import count, print_json, several
 
 ckpt_app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run, check them, delete some.")
 
@@ -33,7 +32,7 @@ def list_command(run: Run, as_json: AsJson = False) -> None:
     folder = _folder(run)
     found = [_line(path) for path in commits.folders(folder)]
     if as_json:
-        print(json.dumps({"folder": folder, "checkpoints": found}))
+        print_json({"folder": folder, "checkpoints": found})
         return
     if not found:
         raise CheckpointError(f"no checkpoint under {folder}", "train the run first, or name another folder")
@@ -72,7 +71,7 @@ def show_command(source: RunOrCheckpoint, as_json: AsJson = False) -> None:
         raise CheckpointError(f"no whole checkpoint under {source}", "`janus ckpt list` says what there is")
     commit = commits.read(path)
     if as_json:
-        print(json.dumps({"path": path, **asdict(commit)}))
+        print_json({"path": path, **asdict(commit)})
         return
     print(path)
     for name, value in _facts(commit):

@@ -19,6 +19,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data_cli import data_app
 from janus_dist.export_cli import export_command
 from janus_dist.job_cli import LOCAL_OPTION, interrupted, run, split_arguments
+from janus_dist.monitor.console import print_json
 from janus_dist.plan_cli import show_plan
 from janus_dist.runs_cli import report_command, runs_app
 from janus_dist.sample_cli import sample_command
@@ -58,7 +59,7 @@ def show_config(
     loaded = load_any(*split_arguments(arguments))
     values = loaded.recipe.model_dump(mode="json")
     if as_json:
-        print(json.dumps(values, indent=1))
+        print_json(values, indent=1)
         return
     lines = [(f"{key}={json.dumps(value)}", loaded.origin[key]) for key, value in flatten(values)]
     width = min(56, max(len(setting) for setting, _ in lines))  # long lists stick out rather than push all others
@@ -75,7 +76,7 @@ def show_reference() -> None:
 @config_app.command("schema")
 def show_schema() -> None:
     """Print the JSON Schema of a stage's recipe, for completion in editors."""
-    print(json.dumps(StageRecipe.model_json_schema(), indent=1))
+    print_json(StageRecipe.model_json_schema(), indent=1)
 
 
 @config_app.command("diff")

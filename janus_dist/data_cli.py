@@ -31,7 +31,7 @@ from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.quarantine import lines_of_table, quarantine_folders, write_csv
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
-from janus_dist.monitor.console import count
+from janus_dist.monitor.console import count, print_json
 from janus_dist.report.data import Paint, write_data_report
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at shard sets: what they hold, whether they are sound.")
@@ -59,7 +59,7 @@ def info(folder: Folder, as_json: AsJson = False) -> None:
     with _reading(folder):
         found = [summary(ShardSet.open(each)) for each in shard_set_folders(folder)]
     if as_json:
-        _print_json({"shard_sets": found})
+        print_json({"shard_sets": found}, indent=1, sort_keys=True)
         return
     for values in found:
         print(f"{values['stream']}  {values['folder']}")
@@ -83,7 +83,11 @@ def lint_command(
         found = {each: _lint(each, scope, tokenizer, vq_weights) for each in shard_set_folders(folder)}
     number = sum(len(each.faults) for each in found.values())
     if as_json:
-        _print_json({"faults": number, "shard_sets": [{"folder": key, **asdict(each)} for key, each in found.items()]})
+        print_json(
+            {"faults": number, "shard_sets": [{"folder": key, **asdict(each)} for key, each in found.items()]},
+            indent=1,
+            sort_keys=True,
+        )
     else:
         for line in _lint_lines(found):
             print(line)
@@ -143,7 +147,11 @@ def diff(
         pairs, lone = _pairs(first, second)
         found = {name: difference(ShardSet.open(one), ShardSet.open(two)) for name, (one, two) in pairs.items()}
     if as_json:
-        _print_json({"only_in": lone, "shard_sets": {name: asdict(each) for name, each in found.items()}})
+        print_json(
+            {"only_in": lone, "shard_sets": {name: asdict(each) for name, each in found.items()}},
+            indent=1,
+            sort_keys=True,
+        )
         return
     for side, names in lone.items():
         for name in names:
@@ -214,10 +222,6 @@ def _reading(*folders: str) -> Iterator[None]:
         hint = "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store is asked, and as whom"
         remote = any("://" in folder for folder in folders)
         raise DataError(f"{' or '.join(folders)} cannot be read: {error}", hint if remote else None) from error
-
-
-def _print_json(values: dict[str, Any]) -> None:
-    print(json.dumps(values, indent=1, sort_keys=True))
 
 
 def _info_lines(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -335,7 +339,7 @@ def _show_row(console: Console, colored: bool, legend: Text, files: str, step: i
         shards = open_shards(loaded.data, loaded.mix)
         tokenizer = Tokenizer.load(loaded.data.tokenizer)
         check_data(loaded, tokenizer, shards)
-        plan = Plan(shards, loaded.mix, loaded.batch, loaded.run.seed, loaded.train.answers_only)
+        plan = Plan.of(loaded, shards)
         found = view_row(loaded, plan, tokenizer, step, row)
     console.print(legend)
     console.print(Text(found.summary(loaded.batch.row_tokens), style="bold"))

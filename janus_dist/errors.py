@@ -34,6 +34,21 @@ class DataError(JanusError):
     """Images, texts, shards, tokenizer or manifest are missing, damaged or of another making."""
 
     exit_code = 3
+    kind = "other"
+    """What a record that fails with the error is counted under."""
+
+
+class RecordError(DataError):
+    """A record of an input cannot be used; the message is `KIND: DETAIL`, as `too small: 5x5 pixels`."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["RecordError"], tuple[str, str]]:
+        """Return how pickle makes the error again in another process."""
+        return RecordError, (self.kind, self.detail)
 
 
 class CheckpointError(JanusError):

@@ -3,7 +3,6 @@
 Invariant: nothing is written and nothing but manifests and index records is read.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.forecast import Forecast, PhaseForecast, forecast
 from janus_dist.data.plan import Plan, open_shards
-from janus_dist.monitor.console import count, duration
+from janus_dist.monitor.console import count, duration, print_json
 
 SAY_EVERY_S = 10.0
 
@@ -22,9 +21,7 @@ def show_plan(
     recipe: StageRecipe, world: int | None, as_json: bool, every_step: bool, mfu: float | None, device: str | None
 ) -> None:
     """Print the forecast of a recipe for `world` ranks, or those that it asks for."""
-    plan = Plan(
-        open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
-    )
+    plan = Plan.of(recipe, open_shards(recipe.data, recipe.mix))
     world, steps = world or recipe.cluster.workers, recipe.train.steps
     found = forecast(plan, steps, world, every_step, Progress(steps))
     # here: they take PyTorch, and other commands start in a second
@@ -35,11 +32,7 @@ def show_plan(
     recipe = resolve_here(recipe)
     memory, taken = predict(recipe, world), budget(recipe, found, mfu, device)
     if as_json:
-        print(
-            json.dumps(
-                asdict(found) | {"plan_digest": plan.digest, "memory": asdict(memory)} | {"budget": asdict(taken)}
-            )
-        )
+        print_json(asdict(found) | {"plan_digest": plan.digest, "memory": asdict(memory), "budget": asdict(taken)})
         return
     said = [*lines(found, recipe), "", *budget_lines(asdict(taken), world), ""]
     where = "device" if recipe.cluster.gpu else "process"

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from janus_dist.errors import DataError
-from janus_dist.monitor.console import count, duration, figure
+from janus_dist.monitor.console import count, duration, figure, print_json
 from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
 from janus_dist.monitor.standing import WINDOW, ahead, comparison, details, is_run, labels, parted, summary
 from janus_dist.report.compare import write_comparison
@@ -43,7 +43,7 @@ def list_command(root: Root, as_json: AsJson = False) -> None:
             "are made",
         )
     if as_json:
-        print(json.dumps({"runs": found}))
+        print_json({"runs": found})
         return
     width = max(len(one["name"]) for one in found)
     print(f"{'run':<{width}}  {'stage':<7}  {'steps':>15}  {'state':<8}  of the last {WINDOW} steps")
@@ -60,7 +60,7 @@ def show_command(run: RunDir, as_json: AsJson = False) -> None:
     _must_be_run(run)
     found = summary(run) | details(run)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     print(f"{run}: stage {found['stage']}, step {found['step']:,} of {found['steps']:,}, {found['state']}")
     for name, value in _lines(found):
@@ -85,7 +85,7 @@ def compare_command(
     if html:
         write_comparison(first, second, found, html)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     for key, (one, other) in found["settings"].items():
         print(f"{key}: {json.dumps(one)} -> {json.dumps(other)}")

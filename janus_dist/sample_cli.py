@@ -3,7 +3,6 @@
 Invariant: nothing in the run's folder is changed but `samples/`.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 
 from janus_dist.config.train import DtypeChoice
 from janus_dist.errors import ConfigError
+from janus_dist.monitor.console import print_json
 
 Source = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder (its newest checkpoint), or a checkpoint.")]
 Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="Draw this; may be given several times.")]
@@ -78,7 +78,7 @@ def sample_command(
     out = out or (Path(source) if is_run else recipe.run.dir) / "samples"
     found = samples.make(recipe, checkpoint, asked, how, out)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     for drawn in found["drawings"]:
         print(f"{found['folder']}/{drawn['file']}  seed {drawn['seed']}  {drawn['prompt']}")

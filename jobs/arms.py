@@ -19,6 +19,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.engine.find import is_complete, trained_otherwise
 from janus_dist.errors import ConfigError
 from janus_dist.evaluation.run import evaluate, found_before
+from janus_dist.local_files import write_whole
 from janus_dist.report.results import CHANCES
 from janus_dist.tasks import train_all
 from jobs.defaults import PROOF, tiny
@@ -56,7 +57,7 @@ def ablation(
             train_all([loaded.recipe for loaded in missing], show=print, then=evaluate_arm)
     rows = [row(arm, [_done(loaded.recipe) for loaded in of]) for arm, of in runs.items()]
     root = Path(every[0].recipe.run.root)
-    (root / "summary.json").write_text(json.dumps({"ablation": rows}, indent=1) + "\n")
+    write_whole(root / "summary.json", json.dumps({"ablation": rows}, indent=1) + "\n")
     return rows
 
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from janus_dist.local_files import write_whole
 from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
@@ -44,16 +45,16 @@ def main() -> None:
         "seconds": round(time.perf_counter() - began, 1),
         "final_losses": {stage: final_losses(root / stage / "metrics.jsonl") for stage in STAGES},
     }
-    (root / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(root / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     print(f"report: {write_report(root)}")
 
 
 def final_losses(path: Path) -> dict[str, Any]:
     """Mean loss of each stream over the last steps of a run."""
-    from janus_dist.monitor.sinks import read_lines  # here: as above
+    from janus_dist.data.json_lines import read_records  # here: as above
 
-    lines = read_lines(path)[-LAST_STEPS:]
+    lines = read_records(path)[-LAST_STEPS:]
     found = {name: [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line] for name in STREAMS}
     return {name: round(sum(values) / len(values), 4) for name, values in found.items() if values}
 

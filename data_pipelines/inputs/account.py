@@ -12,7 +12,7 @@ from data_pipelines.inputs import media
 from data_pipelines.inputs.files import short
 from data_pipelines.record import Picture
 from janus_dist.config.mix import Stream
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 LONGEST_KEY = 100
 """Characters of a key that are kept."""
@@ -85,8 +85,8 @@ class Account:
             return "a web address of an image, which is not read"
         if pictures and self.is_tar:
             return "a name of an image, but members of the tar are the images"
-        raise DataError(
-            f"images: {path} has {images[0].shown}, which nothing reads; {self._way_out(path, key, image_key)}"
+        raise RecordError(
+            "images", f"{path} has {images[0].shown}, which nothing reads; {self._way_out(path, key, image_key)}"
         )
 
     def _way_out(self, path: str, key: str, image_key: str) -> str:
@@ -122,9 +122,10 @@ def is_input(name: str) -> bool:
 
 def edited(path: str) -> DataError:
     """Return the error of a record that shows how an image is changed."""
-    return DataError(
-        f"editing: {path} is an image to be changed; editing is not supported, an image is learned from its caption "
-        "alone: leave such records out"
+    return RecordError(
+        "editing",
+        f"{path} is an image to be changed; editing is not supported, an image is learned from its caption "
+        "alone: leave such records out",
     )
 
 

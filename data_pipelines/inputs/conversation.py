@@ -14,7 +14,7 @@ from data_pipelines.inputs.media import Origin
 from data_pipelines.inputs.values import LONGEST_SHOWN, kind, parsed, words
 from data_pipelines.record import Turn
 from janus_dist.data.chat import IMAGE_MARK
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 ROLES: Mapping[str, str] = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"},
@@ -61,7 +61,7 @@ def as_list(value: Any) -> Sequence[Any]:
     if isinstance(value, str):
         value = parsed(value.encode(errors="surrogatepass"), "the conversation")
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise DataError(f"roles: a conversation is a list, not {kind(value)}")
+        raise RecordError("roles", f"a conversation is a list, not {kind(value)}")
     return value
 
 
@@ -80,7 +80,7 @@ class Reader:
         system = messages.pop(0) if messages and messages[0].role == "system" else None
         roles = [message.role for message in messages]
         if roles != ["user", "assistant"] * (len(messages) // 2):
-            raise DataError(f"roles: {', '.join(roles[:8])}; user and assistant must take turns, the user first")
+            raise RecordError("roles", f"{', '.join(roles[:8])}; user and assistant must take turns, the user first")
         questions, answers = messages[::2], messages[1::2]
         for question in questions:
             marks.check_media(question.text)
@@ -93,12 +93,12 @@ class Reader:
 
     def _message(self, value: Any) -> _Message:
         if not isinstance(value, Mapping):
-            raise DataError(f"roles: a message is an object, not {kind(value)}")
+            raise RecordError("roles", f"a message is an object, not {kind(value)}")
         role = _role(agreed(value, ("from", "role"), "a message"))
         content = agreed(value, ("value", "content"), "a message")
         tools = [key for key in TOOL_KEYS if media.has_value(value.get(key))]
         if tools:
-            raise DataError(f"roles: a message has {tools[0]}; {NO_TOOLS}")
+            raise RecordError("roles", f"a message has {tools[0]}; {NO_TOOLS}")
         parts = content if isinstance(content, list) else None
         pieces = (
             [marks.read(words(content, "a message"), self.origin)]
@@ -109,9 +109,11 @@ class Reader:
         shown = [mark for _, of_part in pieces for mark in of_part]
         text, shown = self._with_images(value, text, shown)
         if role != "user" and any(mark.picture is not None for mark in shown):
-            raise DataError(f"images: a message of the {role} shows an image; only questions do")
+            raise RecordError("images", f"a message of the {role} shows an image; only questions do")
         if role == "system" and shown:
-            raise DataError(f"images: the mark {shown[0].text} is in the system message; only questions show images")
+            raise RecordError(
+                "images", f"the mark {shown[0].text} is in the system message; only questions show images"
+            )
         self._leave(value, MESSAGE_KEYS, f"{self.name}[]")
         return _Message(role, text, tuple(shown), _is_learned(value, role))
 
@@ -122,19 +124,19 @@ class Reader:
         if not first:
             return text, shown
         if any(not media.same(lists[first], lists[other]) for other in others):
-            raise DataError(f"images: a message lists different images as {first} and {', '.join(others)}")
+            raise RecordError("images", f"a message lists different images as {first} and {', '.join(others)}")
         own = lists[first]
         if not shown:
             return f"{IMAGE_MARK}\n" * len(own) + text, [Mark(first, picture=picture) for picture in own]
         if len(shown) != len(own):
-            raise DataError(f"images: {len(shown)} marks in a message that lists {len(own)} images")
+            raise RecordError("images", f"{len(shown)} marks in a message that lists {len(own)} images")
         arranged = marks.arrange(shown, own)
         return text, [Mark(mark.text, picture=picture) for mark, picture in zip(shown, arranged, strict=True)]
 
     def _part(self, part: Any) -> tuple[str, list[Mark]]:
         """Return (text, marks) of a part of a message."""
         if not isinstance(part, Mapping):
-            raise DataError(f"roles: a part of a message is neither text nor image but {kind(part)}")
+            raise RecordError("roles", f"a part of a message is neither text nor image but {kind(part)}")
         part_type = part.get("type")
         for key in (part_type, *part):
             medium = media.KEYS.get(key) if isinstance(key, str) else None
@@ -150,7 +152,7 @@ class Reader:
         if part_type in TEXT_PARTS or (part_type is None and "text" in part):
             self._leave(part, {"type", "index", "text"}, f"{self.name}[][]")
             return marks.read(words(part.get("text"), "a part of a message"), self.origin)
-        raise DataError(f"roles: a part of a message is neither text nor image: {str(part_type)[:LONGEST_SHOWN]!r}")
+        raise RecordError("roles", f"a part of a message is neither text nor image: {str(part_type)[:LONGEST_SHOWN]!r}")
 
     def _leave(self, values: Mapping[str, Any], known: set[str], path: str) -> None:
         for key, value in values.items():
@@ -162,7 +164,7 @@ def agreed(values: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
     """Return the value that some names of one thing have; DataError when they have different ones."""
     present = [name for name in names if name in values and media.has_value(values[name])]
     if any(values[name] != values[present[0]] for name in present[1:]):
-        raise DataError(f"two values: {what} has {' and '.join(present)}, and they differ; leave one out")
+        raise RecordError("two values", f"{what} has {' and '.join(present)}, and they differ; leave one out")
     return (
         values[present[0]] if present else next((values[name] for name in names if values.get(name) is not None), None)
     )
@@ -172,7 +174,7 @@ def _role(value: Any) -> str:
     name = value.strip().strip("<|>\uff5c: ").lower() if isinstance(value, str) else ""
     if name not in ROLES:
         hint = f"; {NO_TOOLS}" if name in TOOLS else ""
-        raise DataError(f"roles: {str(value)[:LONGEST_SHOWN]!r} is none of {', '.join(ROLES)}{hint}")
+        raise RecordError("roles", f"{str(value)[:LONGEST_SHOWN]!r} is none of {', '.join(ROLES)}{hint}")
     return ROLES[name]
 
 
@@ -183,12 +185,13 @@ def _is_learned(message: Mapping[str, Any], role: str) -> bool:
         return True
     for key, value in flags.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise DataError(
-                f"loss: {key} is {str(value)[:LONGEST_SHOWN]} in a message; "
-                "an answer is learned or not: 1 or 0, true or false"
+            raise RecordError(
+                "loss",
+                f"{key} is {str(value)[:LONGEST_SHOWN]} in a message; "
+                "an answer is learned or not: 1 or 0, true or false",
             )
     if len({bool(value) for value in flags.values()}) > 1:
-        raise DataError(f"loss: {' and '.join(flags)} of a message contradict each other")
+        raise RecordError("loss", f"{' and '.join(flags)} of a message contradict each other")
     if role != "assistant" and any(flags.values()):
-        raise DataError(f"loss: {next(iter(flags))} asks that a message of the {role} is learned; only answers are")
+        raise RecordError("loss", f"{next(iter(flags))} asks that a message of the {role} is learned; only answers are")
     return all(flags.values())

@@ -25,7 +25,7 @@ from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import storage
 from janus_dist.data.inspect import Reject
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "image": IMAGES,
@@ -50,11 +50,11 @@ SCALARS = (str, int, float, bool, Decimal, date, time, timedelta)
 """Types of values that are columns for `where`; `date` includes time stamps."""
 
 
-class LostError(DataError):
+class LostError(RecordError):
     """Several records cannot be read; one reject stands for them."""
 
-    def __init__(self, message: str, loss: "Loss"):
-        super().__init__(f"{message}{loss.words}")
+    def __init__(self, kind: str, detail: str, loss: "Loss"):
+        super().__init__(kind, f"{detail}{loss.words}")
         self.loss = loss
 
 
@@ -115,12 +115,12 @@ def records(
             if own is not None:
                 key = safe_key(own)
                 if key in seen:
-                    raise DataError(f"duplicate key: {own[:LONGEST_SHOWN]!r} was there before")
+                    raise RecordError("duplicate key", f"{own[:LONGEST_SHOWN]!r} was there before")
                 seen.add(key)
             yield record(of, values, key, source, image_folder(of, unit), unread)
         except DataError as error:
             loss = error.loss if isinstance(error, LostError) else Loss(1)
-            yield Reject(source, key, error.message, head[:HEAD_BYTES], loss.records, loss.at_least)
+            yield Reject(source, key, error.kind, error.message, head[:HEAD_BYTES], loss.records, loss.at_least)
 
 
 def record(
@@ -139,7 +139,7 @@ def record(
     try:
         return _record(of, values, key, Origin(source, folder), ignored)
     except RecursionError as error:
-        raise DataError("not JSON: values are nested too deeply") from error
+        raise RecordError("not JSON", "values are nested too deeply") from error
 
 
 def _record(of: InputConfig, values: Mapping[str, Any], key: str, origin: Origin, ignored: Mapping[str, str]) -> Record:
@@ -204,9 +204,10 @@ def _account_for(
         for other in keys:
             if what == "image" and what in kinds and other != keys[0]:
                 if not media.stand_for(values[other], own):
-                    raise DataError(
-                        f"two values: {keys[0]} and {other} hold different images; "
-                        f"say which one counts: columns: {{image: {keys[0]}}}"
+                    raise RecordError(
+                        "two values",
+                        f"{keys[0]} and {other} hold different images; "
+                        f"say which one counts: columns: {{image: {keys[0]}}}",
                     )
                 reasons[other] = f"the same image as {keys[0]}"
             elif what != "image":
@@ -260,9 +261,10 @@ def _conversation(values: Mapping[str, Any], names: Sequence[str], origin: Origi
         return Conversation()
     for other in filled[1:]:
         if lists[other] != lists[filled[0]]:
-            raise DataError(
-                f"two values: {filled[0]} and {other} are different conversations; "
-                f"say which one counts: columns: {{turns: {filled[0]}}}"
+            raise RecordError(
+                "two values",
+                f"{filled[0]} and {other} are different conversations; "
+                f"say which one counts: columns: {{turns: {filled[0]}}}",
             )
     return Reader(filled[0], origin, account).read(lists[filled[0]])
 
@@ -272,9 +274,9 @@ def _system(values: Mapping[str, Any], names: Sequence[str], talk: Conversation)
     texts = {words(values[name], f"{name}").strip() for name in names} | {talk.system.strip()}
     texts.discard("")
     if len(texts) > 1:
-        raise DataError(
-            f"two values: the record has different system messages, {' and '.join(map(short, sorted(texts)))}; "
-            "leave one out"
+        raise RecordError(
+            "two values",
+            f"the record has different system messages, {' and '.join(map(short, sorted(texts)))}; leave one out",
         )
     return talk.system or next(iter(texts), "")
 
@@ -285,7 +287,7 @@ def own_key(of: InputConfig, values: Mapping[str, Any]) -> str | None:
         return None
     value = values.get(of.columns["key"])
     if not isinstance(value, str | int) or value == "":
-        raise DataError(f"no key: {of.columns['key']} is {kind(value)}")
+        raise RecordError("no key", f"{of.columns['key']} is {kind(value)}")
     return str(value)
 
 

@@ -22,7 +22,7 @@ from data_pipelines.inputs.braces import expand
 from data_pipelines.inputs.local_files import local_entry
 from data_pipelines.record import Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 MAGIC = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{.*[,.].*\}")
@@ -118,11 +118,11 @@ def inside(folder: str, name: str) -> str:
     try:
         content = below.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"not UTF-8: the path {short(name)}") from error
+        raise RecordError("not UTF-8", f"the path {short(name)}") from error
     if not below or not parts[0] or not parts[-1] or ".." in parts or re.search("://|::|\0", below):
-        raise DataError(f"unsafe name: {short(name)} is not a path inside {folder or '/'}")
+        raise RecordError("unsafe name", f"{short(name)} is not a path inside {folder or '/'}")
     if len(content) > LONGEST_PATH or max(len(part.encode()) for part in parts) > LONGEST_NAME:
-        raise DataError(f"unsafe name: {short(name)} has {len(content)} bytes, no file's name is that long")
+        raise RecordError("unsafe name", f"{short(name)} has {len(content)} bytes, no file's name is that long")
     return f"{folder}/{below}"
 
 

@@ -58,9 +58,9 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
         path, key = f"{unit.path.rstrip('/')}/{below}", safe_key(f"{unit.stem}/{below}" if unit.stem else below)
         ending = below.rpartition("/")[2].rpartition(".")[2] if "." in below else ""
         if not name:
-            yield Reject(path, key, "no class: it lies beside the folders of classes", b"")
+            yield Reject(path, key, "no class", "no class: it lies beside the folders of classes", b"")
         elif ending and ending.lower() not in images.ENDINGS:
-            yield Reject(path, key, f"no image: its name ends with .{ending}", b"")
+            yield Reject(path, key, "no image", f"no image: its name ends with .{ending}", b"")
         else:
             yield Record(key, path, (Picture(path, root=root),), caption=caption)
 

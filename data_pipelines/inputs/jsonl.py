@@ -20,7 +20,7 @@ from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import json_lines
 from janus_dist.data.inspect import Reject
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 COMPRESSED = (".gz", ".zst")
@@ -74,7 +74,7 @@ def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
     except DataError as error:
         return error
     if not isinstance(values, dict):
-        return DataError(f"not JSON: a line is an object, not {type(values).__name__}")
+        return RecordError("not JSON", f"a line is an object, not {type(values).__name__}")
     return values
 
 
@@ -104,7 +104,7 @@ def _compressed_lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
             loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
             if isinstance(error, EOFError) and read == unit.size:
                 loss = entries.lost_at_end(of, ENDINGS, unit, number)
-            yield number, entries.LostError(f"damaged: the file ends after {number} lines: {error}", loss)
+            yield number, entries.LostError("damaged", f"the file ends after {number} lines: {error}", loss)
 
 
 def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Line]:
@@ -117,7 +117,7 @@ def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Lin
         size = len(line)
         if size == limit and not line.endswith(b"\n"):
             size += _skip_line(opened, None)
-            yield begin, DataError(f"too long: a line of {size} bytes, at most {limit} are read")
+            yield begin, RecordError("too long", f"a line of {size} bytes, at most {limit} are read")
         elif line := json_lines.strip(line, is_first=begin == 0):
             yield begin, line
         begin += size

@@ -11,7 +11,7 @@ from data_pipelines.inputs import media
 from data_pipelines.inputs.media import Medium, Origin
 from data_pipelines.record import Picture
 from janus_dist.data.chat import IMAGE_MARK
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 IMAGE = re.compile(
     r"""
@@ -85,15 +85,16 @@ def arrange(marks: Sequence[Mark], own: Sequence[Picture]) -> list[Picture]:
     if not named:
         return _by_number(open_marks, own)
     if not open_marks and own and not media.same(own, named):
-        raise DataError(
-            f"images: the record lists {_names(own)} and its text names {_names(named)}; "
-            "name the same images in both, or in one of them"
+        raise RecordError(
+            "images",
+            f"the record lists {_names(own)} and its text names {_names(named)}; "
+            "name the same images in both, or in one of them",
         )
     if not open_marks:
         return list(own) or named
     if len(open_marks) != len(own):
-        raise DataError(
-            f"images: of {len(marks)} marks {len(named)} name an image, the record lists {len(own)} for the others"
+        raise RecordError(
+            "images", f"of {len(marks)} marks {len(named)} name an image, the record lists {len(own)} for the others"
         )
     listed = iter(_by_number(open_marks, own))
     return [next(listed) if mark.picture is None else mark.picture for mark in marks]
@@ -105,9 +106,10 @@ def _by_number(marks: Sequence[Mark], own: Sequence[Picture]) -> list[Picture]:
         return list(own)
     first = min(numbers)
     if len(numbers) != len(marks) or first > 1 or sorted(numbers) != list(range(first, first + len(own))):
-        raise DataError(
-            f"images: the text has the marks {', '.join(mark.text for mark in marks[:8])} for {len(own)} images; "
-            "each image has one mark, all with a number or none"
+        raise RecordError(
+            "images",
+            f"the text has the marks {', '.join(mark.text for mark in marks[:8])} for {len(own)} images; "
+            "each image has one mark, all with a number or none",
         )
     return [own[number - first] for number in numbers]
 

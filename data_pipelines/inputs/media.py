@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from data_pipelines.inputs.files import LONGEST_PATH, inside, short
 from data_pipelines.record import Picture
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 Medium = Literal["image", "video", "audio"]
 
@@ -165,7 +165,7 @@ def pictures(value: Any, origin: Origin) -> tuple[Picture, ...]:
         return (picture(value, origin),)
     missing = [number for number, item in enumerate(value) if not has_value(item)]
     if missing:
-        raise DataError(f"images: number {missing[0] + 1} of {len(value)} is empty; leave it out, or name its file")
+        raise RecordError("images", f"number {missing[0] + 1} of {len(value)} is empty; leave it out, or name its file")
     return tuple(picture(item, origin) for item in value)
 
 
@@ -190,12 +190,12 @@ def picture(value: Any, origin: Origin) -> Picture:
             return Picture(origin.source, _decoded(text, "the value of data"))
         case Mapping():
             return _picture_of_object(value, origin)
-    raise DataError(f"images: {type(value).__name__} is neither bytes nor a path")
+    raise RecordError("images", f"{type(value).__name__} is neither bytes nor a path")
 
 
 def refused(medium: Medium, what: str) -> DataError:
     """Return the error of a record that shows a medium which Janus does not read."""
-    return DataError(f"{medium}: {what}; Janus reads text and images: leave such records out, or give images of them")
+    return RecordError(medium, f"{what}; Janus reads text and images: leave such records out, or give images of them")
 
 
 def _picture_of_object(value: Mapping[str, Any], origin: Origin) -> Picture:
@@ -203,11 +203,13 @@ def _picture_of_object(value: Mapping[str, Any], origin: Origin) -> Picture:
     if files:
         first, *others = (picture(file, origin) for file in files)
         if any(not same([first], [other]) for other in others):
-            raise DataError(f"images: an object names several files: {', '.join(map(short, map(str, files)))}")
+            raise RecordError("images", f"an object names several files: {', '.join(map(short, map(str, files)))}")
         return first
     if value.get("file_id"):
-        raise DataError(f"images: {short(str(value['file_id']))} is a file of an API; name a file, or give its bytes")
-    raise DataError(f"images: {type(value).__name__} is neither bytes nor a path")
+        raise RecordError(
+            "images", f"{short(str(value['file_id']))} is a file of an API; name a file, or give its bytes"
+        )
+    raise RecordError("images", f"{type(value).__name__} is neither bytes nor a path")
 
 
 def _picture_of_text(text: str, origin: Origin) -> Picture:
@@ -216,12 +218,16 @@ def _picture_of_text(text: str, origin: Origin) -> Picture:
         kind, *options = header[5:].lower().split(";")
         _check_type(kind)
         if not comma or "base64" not in (option.strip() for option in options):
-            raise DataError(f"images: {short(text)} is a data URI without base64; write it as `data:TYPE;base64,DATA`")
+            raise RecordError(
+                "images", f"{short(text)} is a data URI without base64; write it as `data:TYPE;base64,DATA`"
+            )
         return Picture(origin.source, _decoded(content, "a data URI"))
     if text.lower().startswith("file://"):
         text = unquote(urlsplit(text).path)
     elif text.lower().startswith(WEB) and not text.startswith(f"{origin.folder.rstrip('/')}/"):
-        raise DataError(f"web address: {short(text)}; the pipelines read files: download images first (img2dataset)")
+        raise RecordError(
+            "web address", f"{short(text)}; the pipelines read files: download images first (img2dataset)"
+        )
     elif _base64_medium(text) or len(text) > LONGEST_PATH:
         return Picture(origin.source, _decoded(text, short(text)))
     return Picture(inside(origin.folder, text), root=origin.folder)
@@ -233,7 +239,7 @@ def _check_type(kind: str) -> None:
     if general in ("video", "audio"):
         raise refused("video" if general == "video" else "audio", f"a value is of type {kind[:100]}")
     if kind and general != "image" and kind != "application/octet-stream":
-        raise DataError(f"images: a value is of type {kind[:100]!r}, not of an image")
+        raise RecordError("images", f"a value is of type {kind[:100]!r}, not of an image")
 
 
 def _decoded(text: str, what: str) -> bytes:
@@ -242,9 +248,9 @@ def _decoded(text: str, what: str) -> bytes:
     try:
         content = base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"images: {what} has {len(text)} characters, neither a path nor base64: {error}") from error
+        raise RecordError("images", f"{what} has {len(text)} characters, neither a path nor base64: {error}") from error
     if not content:
-        raise DataError(f"images: {what} holds no bytes")
+        raise RecordError("images", f"{what} holds no bytes")
     return content
 
 

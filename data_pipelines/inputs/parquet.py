@@ -20,7 +20,7 @@ from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data.inspect import Reject
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 ENDINGS = (".parquet",)
 FOOTERS = 32
@@ -112,7 +112,7 @@ def _rows(
         except UnreachableError:
             raise
         except FAULTS as error:
-            yield 0, LostError(f"damaged: no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
+            yield 0, LostError("damaged", f"no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
             return
         used = _used(of)
         names = file.schema_arrow.names
@@ -130,8 +130,8 @@ def _rows(
             except UnreachableError:
                 raise
             except FAULTS as error:
-                said = f"damaged: rows {place} to {end - 1} cannot be read: {error}"
-                yield place, LostError(said, Loss(max(1, end - place))), b""
+                what = f"rows {place} to {end - 1} cannot be read: {error}"
+                yield place, LostError("damaged", what, Loss(max(1, end - place))), b""
 
 
 def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:
@@ -146,9 +146,9 @@ def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
     try:
         return one.to_pylist()[0]
     except UnicodeDecodeError as error:
-        return DataError(f"not UTF-8: a text at byte {error.start}")
+        return RecordError("not UTF-8", f"a text at byte {error.start}")
     except FAULTS as error:
-        return DataError(f"no value: {error}")
+        return RecordError("no value", f"{error}")
 
 
 def _may_show(of: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:

@@ -15,7 +15,7 @@ import fsspec
 from data_pipelines.inputs.local_files import kind_of_file
 from data_pipelines.record import Picture
 from janus_dist.data import storage
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 LONGEST_FILE_BYTES = 2**30
 """Of a picture."""
@@ -35,11 +35,11 @@ def read_picture(picture: Picture) -> Picture:
             _check_file(picture)
         content = storage.read(picture.source)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"missing: no file {picture.source}") from error
+        raise RecordError("missing", f"no file {picture.source}") from error
     except (IsADirectoryError, PermissionError) as error:
         if not storage.is_local(picture.source):
             raise
-        raise DataError(f"does not open: {type(error).__name__}: {error}") from error
+        raise RecordError("does not open", f"{type(error).__name__}: {error}") from error
     return replace(picture, content=content)
 
 
@@ -47,15 +47,15 @@ def _check_file(picture: Picture) -> None:
     """Raise DataError when a file of a disk must not be opened; FileNotFoundError when it is not there."""
     path = Path(fsspec.core.strip_protocol(picture.source))
     if path.is_symlink() and not path.exists():
-        raise DataError(f"missing: {path} is {kind_of_file(str(path))}")
+        raise RecordError("missing", f"{path} is {kind_of_file(str(path))}")
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"not a file: {path} is {kind_of_file(str(path))}")
+        raise RecordError("not a file", f"{path} is {kind_of_file(str(path))}")
     if picture.root and leads_out(str(path), picture.root):
         real = os.path.realpath(path)
-        raise DataError(f"unsafe link: {path} leads out of {picture.root}, to {real}, and was not opened")
+        raise RecordError("unsafe link", f"{path} leads out of {picture.root}, to {real}, and was not opened")
     if status.st_size > LONGEST_FILE_BYTES:
-        raise DataError(f"too large: a file of {status.st_size} bytes, at most {LONGEST_FILE_BYTES} are read")
+        raise RecordError("too large", f"a file of {status.st_size} bytes, at most {LONGEST_FILE_BYTES} are read")
 
 
 def leads_out(name: str, root: str) -> bool:

@@ -21,7 +21,7 @@ from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import images
 from janus_dist.data.inspect import Reject
 from janus_dist.data.sample import TAR_BLOCK
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 LONGEST_ENTRY_BYTES = 2**30
@@ -43,7 +43,7 @@ class _Entry:
     """Members of one key."""
 
     key: str
-    fault: str = ""
+    fault: RecordError | None = None
     """The first of them."""
     is_last: bool = False
     """Because the tar is damaged in it or behind it: what follows cannot be read."""
@@ -65,8 +65,10 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
         codec = next((name for magic, name in CODECS.items() if head.startswith(magic)), "")
         if codec:
             about = entries.lost(unit.size, 0, 0, USUAL_BYTES)
-            reason = f"not a tar: the file is compressed by {codec}; decompress it, or compress it by gzip"
-            yield Reject(unit.path, safe_key(unit.stem), reason, head[: entries.HEAD_BYTES], about)
+            reason = RecordError(
+                "not a tar", f"the file is compressed by {codec}; decompress it, or compress it by gzip"
+            )
+            yield Reject(unit.path, safe_key(unit.stem), reason.kind, reason.message, head[: entries.HEAD_BYTES], about)
             return
         is_gzip = head.startswith(GZIP) or not (unit.path.endswith(".tar") or head[USTAR].startswith(b"ustar"))
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
@@ -76,9 +78,9 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
             key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
             try:
                 if entry.fault:
-                    raise DataError(entry.fault)
+                    raise entry.fault
                 if entry.key in seen:
-                    raise DataError(_repeated(entry, seen[entry.key]))
+                    raise _repeated(entry, seen[entry.key])
                 yield _record(of, entry, key, source, files.image_folder(of, unit))
             except DataError as error:
                 head = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
@@ -89,17 +91,20 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
                 elif entry.is_last:
                     is_between = stream is opened and not entry.key and tar.offset % TAR_BLOCK == 0
                     loss = entries.lost_at_end(of, ENDINGS, unit, number, is_between)
-                yield Reject(source, key, f"{error.message}{loss.words}", head, loss.records, loss.at_least)
+                reason = f"{error.message}{loss.words}"
+                yield Reject(source, key, error.kind, reason, head, loss.records, loss.at_least)
             seen.setdefault(entry.key, entry.endings)
 
 
-def _repeated(entry: _Entry, before: list[str]) -> str:
+def _repeated(entry: _Entry, before: list[str]) -> RecordError:
     """Return why a key that comes again is refused: two entries have it, or the members of one entry lie apart."""
     if set(before) & set(entry.endings):
-        return f"duplicate key: {short(entry.key)} was there before"
-    return (
-        f"torn apart: {short(entry.key)} has {', '.join(before)} in one place of the tar and "
-        f"{', '.join(entry.endings)} in another; members of one key must lie together, as `tar --sort=name` writes them"
+        return RecordError("duplicate key", f"{short(entry.key)} was there before")
+    return RecordError(
+        "torn apart",
+        f"{short(entry.key)} has {', '.join(before)} in one place of the tar and "
+        f"{', '.join(entry.endings)} in another; "
+        "members of one key must lie together, as `tar --sort=name` writes them",
     )
 
 
@@ -118,7 +123,7 @@ def _record(of: InputConfig, entry: _Entry, key: str, source: str, folder: str) 
     images = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
     has_turns = bool(entries.named(of, values, "turns"))
     if not images and not has_turns:
-        raise DataError(f"no image: {short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
+        raise RecordError("no image", f"{short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
     ignored |= _ignored_members(of, entry, has_images=bool(images))
     columns: Any = {what: name for what, name in of.columns.items() if what != "image"}  # which is an ending here
     if images:
@@ -156,7 +161,9 @@ def _take_image_names(of: InputConfig, values: dict[str, Any], number: int) -> d
             continue
         count = len(value) if isinstance(value, list) else 1
         if count != number and "image" not in of.columns:
-            raise DataError(f"images: {name} in the JSON has {count}, the entry has {number} members that are images")
+            raise RecordError(
+                "images", f"{name} in the JSON has {count}, the entry has {number} members that are images"
+            )
         ignored[f"json: {name}"] = "members of the tar are the images"
     return ignored
 
@@ -164,7 +171,7 @@ def _take_image_names(of: InputConfig, values: dict[str, Any], number: int) -> d
 def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]:
     """Members grouped by key, in their order; a damage ends the entry that it is in, or is one of its own."""
     current: _Entry | None = None
-    fault = ""
+    fault: DamagedError | None = None
     try:
         while (member := tar.next()) is not None:
             if member.kind == "folder" or _is_metadata(member.name):
@@ -180,9 +187,10 @@ def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]
             if limit and not current.fault:
                 current.contents[ending] = tar.read(member)
     except DamagedError as error:
-        fault = error.message
         if current is not None and error.inside:
-            current.fault, current.is_last, fault = fault, True, ""
+            current.fault, current.is_last = error, True
+        else:
+            fault = error
     if current is not None:
         yield current
     if fault:
@@ -201,23 +209,23 @@ def split_name(name: str) -> tuple[str, str]:
     return (match[1], match[2].lower()) if match else (name, "")
 
 
-def _fault(entry: _Entry, member: Member, ending: str, limit: int) -> str:
-    """Why a member cannot be used with those before it; empty when it can."""
+def _fault(entry: _Entry, member: Member, ending: str, limit: int) -> RecordError | None:
+    """Return why a member cannot be used with those before it; None when it can."""
     name = short(member.name)
     if member.name.startswith("/") or ".." in member.name.split("/"):
-        return f"unsafe name: {name}"
+        return RecordError("unsafe name", name)
     if member.kind != "file":
-        return f"not a file: {name} is {member.kind}"
+        return RecordError("not a file", f"{name} is {member.kind}")
     if any("\ud800" <= char <= "\udfff" for char in member.name):
-        return f"not UTF-8: the name {name}"
+        return RecordError("not UTF-8", f"the name {name}")
     if not ending:
-        return f"no key: {name} has no ending behind a dot"
+        return RecordError("no key", f"{name} has no ending behind a dot")
     if ending in entry.endings:
-        return f"duplicate key: {name} is there twice"
+        return RecordError("duplicate key", f"{name} is there twice")
     before = sum(map(len, entry.contents.values()))
     if limit and (member.size > limit or before + member.size > LONGEST_ENTRY_BYTES):
-        return f"too large: {name} has {member.size} bytes after {before}, at most {limit} are read"
-    return ""
+        return RecordError("too large", f"{name} has {member.size} bytes after {before}, at most {limit} are read")
+    return None
 
 
 def _limit(of: InputConfig, ending: str) -> int:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from data_pipelines.inputs.files import UnreachableError
 from janus_dist.data.sample import TAR_BLOCK
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 LONGEST_HEADER_BYTES = 2**16
 """Of the long name and other attributes of a member."""
@@ -29,11 +29,11 @@ KINDS = {
 }
 
 
-class DamagedError(DataError):
+class DamagedError(RecordError):
     """A tar cannot be read on; `inside` is the member that it breaks in, empty between members."""
 
     def __init__(self, what: str, inside: str = ""):
-        super().__init__(f"damaged: {what}{f' inside {inside}' if inside else ''}")
+        super().__init__("damaged", f"{what}{f' inside {inside}' if inside else ''}")
         self.inside = inside
 
 

@@ -6,7 +6,7 @@ Invariant: whatever the value is, it is returned as its type or is a DataError.
 from typing import Any
 
 from janus_dist.data import json_lines
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 LONGEST_SHOWN = 100
 """Characters of a value in a reason."""
@@ -19,7 +19,7 @@ def words(value: Any, what: str) -> str:
     if isinstance(value, bytes):
         return utf8(value, what)
     if not isinstance(value, str):
-        raise DataError(f"not text: {what} is {kind(value)}")
+        raise RecordError("not text", f"{what} is {kind(value)}")
     return value
 
 
@@ -28,7 +28,7 @@ def utf8(content: bytes, what: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {what} at byte {error.start}") from error
+        raise RecordError("not UTF-8", f"{what} at byte {error.start}") from error
 
 
 def parsed(content: bytes, what: str) -> Any:
@@ -36,9 +36,9 @@ def parsed(content: bytes, what: str) -> Any:
     try:
         return json_lines.parse(content)
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {what} at byte {error.start}") from error
+        raise RecordError("not UTF-8", f"{what} at byte {error.start}") from error
     except ValueError as error:
-        raise DataError(f"not JSON: {what}: {error}") from error
+        raise RecordError("not JSON", f"{what}: {error}") from error
 
 
 def kind(value: Any) -> str:

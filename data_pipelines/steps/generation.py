@@ -19,7 +19,7 @@ from janus_dist.data import images
 from janus_dist.data.chat import generation_prompt_ids, image_end_ids
 from janus_dist.data.sample import GenerationSample
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Generation:
         keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: len(record.caption.strip())})
         mark = marks.IMAGE.search(words(record.caption, "the caption"))
         if mark and not (mark["path"] and media.medium_of_text(mark["path"], "image") is None):
-            raise DataError(f"images: the caption has the mark {mark[0]}; a caption draws an image and shows none")
+            raise RecordError("images", f"the caption has the mark {mark[0]}; a caption draws an image and shows none")
         if len(record.pictures) != 1:
-            raise DataError(f"images: {len(record.pictures)} of them, a caption draws one")
+            raise RecordError("images", f"{len(record.pictures)} of them, a caption draws one")
 
     def prepare(self, record: Record) -> Prepared:
         """Prompt and crop of a record."""

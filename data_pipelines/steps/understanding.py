@@ -16,7 +16,7 @@ from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import chat, images
 from janus_dist.data.sample import UnderstandingSample
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 DESCRIBE = "Describe the image in detail."
 """What a caption answers (Janus, section 3.2)."""
@@ -76,12 +76,12 @@ def _turns(record: Record) -> list[Turn]:
     """Questions and answers; a caption is the answer to a question for it."""
     if not record.turns and record.caption.strip():
         if not record.pictures:
-            raise DataError("images: a caption without an image")
+            raise RecordError("images", "a caption without an image")
         return [(DESCRIBE, words(record.caption, "the caption"))]
     if not record.turns:
-        raise DataError("empty: no question")
+        raise RecordError("empty", "no question")
     if len(set(record.context)) == len(record.turns):
-        raise DataError("loss: the source marks every answer as one that is not learned")
+        raise RecordError("loss", "the source marks every answer as one that is not learned")
     return [
         (words(question, f"question {number}"), words(answer, f"answer {number}"))
         for number, (question, answer) in enumerate(record.turns)
@@ -91,11 +91,11 @@ def _turns(record: Record) -> list[Turn]:
 def _plain_text(record: Record) -> str:
     """The text around the images: a document, a caption, or the answer of a conversation's only turn."""
     if not record.pictures:
-        raise DataError("images: a plain text without an image belongs to the text stream")
+        raise RecordError("images", "a plain text without an image belongs to the text stream")
     text = record.text if record.text.strip() else record.caption
     if record.turns and not text.strip():
         if len(record.turns) > 1:
-            raise DataError(f"turns: {len(record.turns)}, the plain layout takes the answer of one")
+            raise RecordError("turns", f"{len(record.turns)}, the plain layout takes the answer of one")
         turns = _turns(record)
         chat.with_marks(turns, len(record.pictures))
         return turns[0][1]

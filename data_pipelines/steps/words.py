@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from janus_dist.config.model import ModelConfig
 from janus_dist.data.chat import exceeds
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 EMPTY_LINE = re.compile(r"\n[^\S\n]*\n")
@@ -39,9 +39,9 @@ def words(text: str, what: str) -> str:
     in what was no text to begin with: binary data, or UTF-16 that was read as something else.
     """
     if not text.strip():
-        raise DataError(f"empty: {what} has no words")
+        raise RecordError("empty", f"{what} has no words")
     if "\0" in text:
-        raise DataError(f"no text: {what} has a NUL character")
+        raise RecordError("no text", f"{what} has a NUL character")
     if SURROGATE.search(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
@@ -50,7 +50,7 @@ def words(text: str, what: str) -> str:
 def check_length(tokens: int, model: ModelConfig) -> None:
     """DataError when a sample takes more tokens than the model has positions: such a sample is not cut but refused."""
     if tokens > model.text.max_positions:
-        raise DataError(f"too long: {tokens} tokens, the model has {model.text.max_positions} positions")
+        raise RecordError("too long", f"{tokens} tokens, the model has {model.text.max_positions} positions")
 
 
 def check_texts(tokenizer: Tokenizer, texts: Iterable[str], model: ModelConfig) -> None:
@@ -58,7 +58,7 @@ def check_texts(tokenizer: Tokenizer, texts: Iterable[str], model: ModelConfig) 
     whole, which takes 600 bytes of memory for each character."""
     if exceeds(tokenizer, texts, model.text.max_positions):
         positions = model.text.max_positions
-        raise DataError(f"too long: more than {positions} tokens, the model has {positions} positions")
+        raise RecordError("too long", f"more than {positions} tokens, the model has {positions} positions")
 
 
 def first_sentence(caption: str) -> str:

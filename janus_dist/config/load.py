@@ -21,6 +21,7 @@ from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import Fault, Setting, read, shown
 from janus_dist.errors import ConfigError
+from janus_dist.local_files import write_whole
 
 R = TypeVar("R", bound=BaseRecipe)
 R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)
@@ -105,11 +106,8 @@ def load_any(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Load
 
 def save(loaded: Loaded[Any], folder: Path) -> None:
     """Write `config.json` (every value, defaults too) and `origin.json` (where each came from) into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("config.json", loaded.recipe.model_dump(mode="json")), ("origin.json", loaded.origin)):
-        unfinished = folder / f"{name}.{os.getpid()}.tmp"
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(folder / name)
+        write_whole(folder / name, json.dumps(content, indent=1) + "\n")
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from janus_dist.config.data import ChatConfig
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.errors import DataError
+from janus_dist.errors import RecordError
 
 Span = tuple[int, int]
 IMAGE_MARK = "<image>"
@@ -64,7 +64,7 @@ def with_marks(turns: Sequence[tuple[str, str | None]], num_images: int) -> Sequ
     """
     for number, (_, answer) in enumerate(turns):
         if IMAGE_MARK in (answer or ""):
-            raise DataError(f"images: the mark {IMAGE_MARK} is in answer {number}")
+            raise RecordError("images", f"the mark {IMAGE_MARK} is in answer {number}")
     (question, answer), *others = turns
     if _marks_are_missing((question for question, _ in turns), num_images):
         return [(f"{IMAGE_MARK}\n" * num_images + question.strip(), answer), *others]
@@ -153,7 +153,7 @@ def _marks_are_missing(texts: Iterable[str], num_images: int) -> bool:
     marks = sum(text.count(IMAGE_MARK) for text in texts)
     if marks in (0, num_images):
         return marks != num_images
-    raise DataError(f"images: {marks} marks in the text for {num_images} images")
+    raise RecordError("images", f"{marks} marks in the text for {num_images} images")
 
 
 def _with_images(tokenizer: Tokenizer, text: str) -> list[str | int]:

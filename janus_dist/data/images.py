@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 
 # Pillow tries every format that it knows otherwise; that of EPS starts Ghostscript.
 READERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile, TiffImageFile, AvifImageFile)
@@ -78,7 +78,7 @@ def load(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def peek(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image in `encoded` of which only the header is read, for `size` and `decode`; DataError as `load`."""
     if not encoded:
-        raise DataError("empty: the file has no bytes")
+        raise RecordError("empty", "the file has no bytes")
     with _reasons():
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check(image, encoded, max_pixels)
@@ -147,26 +147,26 @@ def _reasons() -> Iterator[None]:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError("does not decode: no image format is recognised") from error
+        raise RecordError("does not decode", "no image format is recognised") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"too large: {error}") from error
+        raise RecordError("too large", f"{error}") from error
     except Exception as error:  # Pillow raises a dozen kinds on damaged files, none of them documented
-        raise DataError(f"does not decode: {type(error).__name__}: {error}") from error
+        raise RecordError("does not decode", f"{type(error).__name__}: {error}") from error
 
 
 def _check(image: Image.Image, encoded: bytes, max_pixels: int) -> None:
     width, height = image.size
     short, long = min(image.size), max(image.size)
     if short < MIN_SIDE:
-        raise DataError(f"too small: {width}x{height} pixels, the short side must have {MIN_SIDE}")
+        raise RecordError("too small", f"{width}x{height} pixels, the short side must have {MIN_SIDE}")
     if width * height > max_pixels:
-        raise DataError(f"too large: {width}x{height} pixels, at most {max_pixels} are decoded")
+        raise RecordError("too large", f"{width}x{height} pixels, at most {max_pixels} are decoded")
     if long / short > MAX_ASPECT:
-        raise DataError(f"too narrow: {width}x{height} pixels, at most {MAX_ASPECT}:1 is allowed")
+        raise RecordError("too narrow", f"{width}x{height} pixels, at most {MAX_ASPECT}:1 is allowed")
     # In compressed pixels 0xff is always followed by something else: what is counted are scans, and few in metadata.
     scans = len(START_OF_SCAN.findall(encoded)) if image.format in ("JPEG", "MPO") else 0
     if scans * width * height > MAX_SCANS * max_pixels:
-        raise DataError(f"too many scans: {scans} of {width}x{height} pixels, each is decoded like an image")
+        raise RecordError("too many scans", f"{scans} of {width}x{height} pixels, each is decoded like an image")
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -182,7 +182,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise DataError(f"does not decode: nothing says which values of its mode {image.mode} are black and white")
+        raise RecordError("does not decode", f"nothing says which values of its mode {image.mode} are black and white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         over_white = Image.new("RGB", image.size, WHITE)

@@ -59,17 +59,23 @@ class Reject:
 
     source: str
     key: str
+    kind: str
+    """What such records are counted under: `too small`."""
     reason: str
+    """What people are shown, with its particulars: `too small: 5x5 pixels`."""
     head: bytes
     records: int = 1
     """How many it stands for: more than one where a file is damaged, estimated where the format does not count them."""
     at_least: bool = False
     """More may be lost than `records`: the file was cut short and nothing says how much it held."""
 
-    @property
-    def kind(self) -> str:
-        """The reason without its particulars: `too small: 5x5 pixels` is of the kind `too small`."""
-        return self.reason.split(":")[0]
+
+def kind_in_old_reason(reason: str) -> str:
+    """Return the kind of a reject of a table or marker that has no kinds, from its reason: the words before the colon.
+
+    Programs before the column `kind` began each reason with its kind.
+    """
+    return reason.split(":")[0]
 
 
 @dataclass(frozen=True)
@@ -254,7 +260,8 @@ def quarantine(folder: str) -> Iterator[Reject]:
         for batch in pq.ParquetFile(io.BytesIO(storage.read(path))).iter_batches(ROWS):
             for row in batch.to_pylist():
                 source, key, head = row["source"] or "", row["key"] or "", row["head"] or b""
-                yield Reject(source, key, row["reason"], head, row.get("records") or 1)
+                kind = row.get("kind") or kind_in_old_reason(row["reason"])
+                yield Reject(source, key, kind, row["reason"], head, row.get("records") or 1)
     except FileNotFoundError:
         return
     except (pa.ArrowException, KeyError) as error:

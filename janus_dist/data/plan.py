@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from janus_dist.config.data import BatchConfig, DataConfig
 from janus_dist.config.mix import PRECISION, STREAMS, Lane, MixConfig, Stream, lane_shares
+from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import order, packing
 from janus_dist.data.inspect import shard_keys
 from janus_dist.data.line import Cursor, SourceLine
@@ -115,6 +116,11 @@ class Plan:
             _check_fits(lane, found, batch.row_tokens)
         self.lines = [SourceLine(found, seed, lane) for lane, found in shards.items()]
         self.mixture = Mixture.build(mix, self.lanes, self._units_per_step())
+
+    @classmethod
+    def of(cls, recipe: StageRecipe, shards: Mapping[Lane, ShardSet]) -> "Plan":
+        """Return the plan of a recipe's run over its opened shard sets; DataError if one cannot be planned."""
+        return cls(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Files that are whole or absent, on a local disk or in an object store (`s3://`, by fsspec).
 
-Invariant: whoever reads a name that `write_whole` wrote sees all of its bytes or no file. Locally that takes a
-temporary name, fsync and rename; an object store shows an object only when its upload is complete.
+Invariant: whoever reads a name that `write_whole` wrote sees all of its bytes or no file. A disk does that by
+`local_files`; an object store shows an object only when its upload is complete.
 """
 
 import errno
@@ -20,6 +20,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
+from janus_dist import local_files
 from janus_dist.errors import DataError, JanusError
 
 # Boto asks for a node's role once and for a second, which one of a thousand ranks that start together may miss.
@@ -66,8 +67,7 @@ def write_whole(path: str | Path, content: bytes, quick: bool = False) -> None:
     if not isinstance(files, LocalFileSystem):
         files.pipe_file(name, content)
         return
-    with _written(Path(name), content) as temporary:
-        temporary.replace(name)
+    local_files.write_whole(Path(name), content)
 
 
 def write_over(path: str | Path, content: bytes) -> None:
@@ -111,7 +111,7 @@ def create(path: str | Path, content: bytes, conditional: bool = True, quick: bo
 
 def _create_on_disk(final: Path, content: bytes) -> bool:
     try:
-        with _written(final, content) as temporary:
+        with local_files.temporary_file(final, content) as temporary:
             try:
                 os.link(temporary, final)
             except OSError as error:
@@ -161,24 +161,6 @@ def version(path: str | Path, fresh: bool = True) -> str:
     # times are left out where there is an ETag: a listing has milliseconds, the answer for one object has seconds
     mark = next((f"{key} {entry[key]}" for key in ("ETag", "etag", "mtime", "LastModified") if entry.get(key)), "")
     return f"{entry.get('size')} bytes, {mark}".removesuffix(", ")
-
-
-@contextmanager
-def _written(final: Path, content: bytes) -> Iterator[Path]:
-    """Content on the disk under a name of its own beside `final`, gone afterwards."""
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # of a file system without folders of users, as /proc: no answer to a question
-        raise PermissionError(errno.EACCES, "the folder cannot be made", str(final.parent)) from error
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")  # two processes may write the same name
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: str | Path, quick: bool = False) -> bytes:

@@ -25,6 +25,7 @@ from janus_dist.evaluation import easy_vqa, held_out, scenes
 from janus_dist.evaluation.held_out import Verdict
 from janus_dist.evaluation.interval import measured
 from janus_dist.evaluation.sampler import Sampler, load_tokenizer
+from janus_dist.local_files import write_whole
 from janus_dist.model import vq as vq_model
 from janus_dist.model.sample import Choice
 from janus_dist.model.vq_weights import digest, load_vq
@@ -64,9 +65,8 @@ def evaluate(
         found |= reconstruction(sampler, out)
         found["detector_accuracy_on_real"] = data_set(recipe).detector_accuracy()
     found["seconds"] = round(time.perf_counter() - began, 1)
-    temporary = out / "evaluation.json.tmp"
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    temporary.replace(out / "evaluation.json")  # pictures first, then the file that names them, whole or not at all
+    # pictures first, then the file that names them
+    write_whole(out / "evaluation.json", json.dumps(found, indent=1) + "\n")
     return found
 
 

@@ -6,9 +6,7 @@ Invariant: the folder of a checkpoint is whole or absent; the same checkpoint, p
 """
 
 import json
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from janus_dist.errors import JanusError
 from janus_dist.evaluation import easy_vqa
 from janus_dist.evaluation.prompts import Asked
 from janus_dist.evaluation.sampler import Sampler
+from janus_dist.local_files import whole_folder
 from janus_dist.model.sample import LIKELIEST, Choice
 
 POLL_S = 5.0
@@ -59,9 +58,7 @@ def make(recipe: StageRecipe, checkpoint: str, asked: Sequence[Asked], how: How,
     """Answer and draw; writes OUT/step-XXXXXXXX and returns what its samples.json says."""
     sampler = Sampler.load(recipe, checkpoint, how.device, how.dtype)
     folder = out / commits.name_of(checkpoint)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(folder, replace=True) as temporary:
         found = {
             "checkpoint": checkpoint,
             "step": commits.step_of(checkpoint),
@@ -73,11 +70,6 @@ def make(recipe: StageRecipe, checkpoint: str, asked: Sequence[Asked], how: How,
             "answers": _answer(sampler, [one for one in asked if one.question is not None], how, temporary),
         }
         (temporary / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return found | {"folder": str(folder)}
 
 

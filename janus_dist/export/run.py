@@ -5,8 +5,6 @@ tensors of one file are in memory at a time.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.export import configs
 from janus_dist.export.shards import Planned, write_shards
 from janus_dist.export.tokens import chat_template, write_tokenizer
+from janus_dist.local_files import whole_folder
 from janus_dist.model.janus import parameter_shapes, vq_config
 from janus_dist.model.layouts import VQ, Place, places
 from janus_dist.model.vq_weights import read_vq
@@ -73,16 +72,10 @@ def export(
     tokenizer = _tokenizer(recipe)
     weights = StoredWeights(checkpoint)
     _check(weights, recipe)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with whole_folder(target) as temporary:
         files = _write_weights(temporary, weights, recipe, layout, getattr(torch, dtype), max_shard_bytes)
         _write_rest(temporary, recipe, tokenizer, layout, dtype)
         written = sum(path.stat().st_size for path in files)
-        temporary.replace(target)  # which an empty folder lets happen
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Exported(target, checkpoint, weights.commit.step, len(files), written, tuple(_notes(recipe, layout)))
 
 

@@ -14,6 +14,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dist.config.model import ModelConfig
 from janus_dist.errors import CheckpointError
+from janus_dist.local_files import write_whole
 from janus_dist.model import vq as vq_model
 from janus_dist.model.folders import Folder
 from janus_dist.model.janus import vq_config
@@ -59,10 +60,7 @@ def read_vq(vq: JanusVQVAE, path: str | Path) -> dict[str, Tensor]:
 
 def save_vq(vq: JanusVQVAE, path: Path) -> None:
     """Write weights as safetensors, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(_serialized(vq))  # not save_file: it makes files that only their owner may read
-    temporary.replace(path)
+    write_whole(path, _serialized(vq))  # not save_file: it makes files that only their owner may read
 
 
 def digest(vq: JanusVQVAE) -> str:

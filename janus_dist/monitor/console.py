@@ -1,10 +1,17 @@
 """The line that a person reads for a logged step, and how numbers and times are shown in it."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 SHORT = {"text": "text", "understanding": "und", "generation": "gen"}
+
+
+def print_json(values: Any, indent: int | None = None, sort_keys: bool = False) -> None:
+    """Print a value as JSON, as `--json` of a command does: on one line, or with `indent` an item a line."""
+    print(json.dumps(values, indent=indent, sort_keys=sort_keys))
 
 
 def step_line(lines: Sequence[Mapping[str, float]], steps: int, eta_s: float) -> str:

@@ -16,8 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from janus_dist.config.mix import STREAMS
+from janus_dist.data import json_lines
+from janus_dist.data.json_lines import read_records
 from janus_dist.errors import DataError
-from janus_dist.monitor.sinks import read_lines
+from janus_dist.local_files import write_whole
 
 PACKAGES = ("torch", "transformers", "deepspeed")
 EQUAL_STEPS = 20
@@ -40,7 +42,7 @@ class Curve:
     @classmethod
     def of(cls, run_dir: Path) -> "Curve":
         """Those of a run; DataError when it has no steps."""
-        lines = read_lines(run_dir / "metrics.jsonl")
+        lines = read_records(run_dir / "metrics.jsonl")
         if not lines:
             raise DataError(f"{run_dir} has no steps", "give the folder of a run: RUN_ROOT/NAME")
         losses = {name: [line.get(f"loss/{name}") for line in lines] for name in STREAMS}
@@ -63,9 +65,8 @@ class Curve:
     def write(self, path: Path) -> None:
         """Write the losses as they are to a file, where curves in other dtypes stay."""
         others = _curves(path) if path.exists() else {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(asdict(curve)) for _, curve in sorted((others | {self.dtype: self}).items())]
-        path.write_text("".join(f"{line}\n" for line in lines))
+        write_whole(path, "".join(f"{line}\n" for line in lines))
 
     @property
     def steps(self) -> int:
@@ -95,7 +96,7 @@ class Followed:
 def _curves(path: Path) -> dict[str, Curve]:
     """Return the curves of a file, one JSON object a line, by dtype; DataError when it holds none."""
     try:
-        curves = [Curve(**json.loads(line)) for line in path.read_text().splitlines()]
+        curves = [Curve(**json_lines.parse(line)) for _, line in json_lines.lines(path.read_bytes())]
         if not curves:
             raise ValueError("it is empty")
     except (OSError, ValueError, TypeError) as error:

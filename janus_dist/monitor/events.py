@@ -7,9 +7,12 @@ Invariant: lines are only added, each in one write, so that a killed run damages
 import json
 import re
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from janus_dist.data.json_lines import read_records
 
 Kind = Literal[
     "started", "resumed", "saved", "not saved", "skipped", "went back", "slow", "lost", "stopped", "failed", "note"
@@ -47,13 +50,9 @@ def record(run_dir: Path, kind: Kind, step: int, text: str) -> None:
 
 
 def read(run_dir: Path) -> list[Event]:
-    """All events of a run in order; a line cut short by a kill is left out."""
-    path, found = run_dir / FILE, list[Event]()
-    if not path.exists():
-        return found
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(Event(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
-    return found
+    """Return all events of a run in order; a line that is not an event is left out."""
+    events: list[Event] = []
+    for values in read_records(run_dir / FILE):
+        with suppress(TypeError):  # an event of another version
+            events.append(Event(**values))
+    return events

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
+from janus_dist.data.json_lines import read_records
+from janus_dist.local_files import write_whole
 from janus_dist.monitor.metrics import NAMES
 
 LOOK_EVERY_STEPS = 50
@@ -39,11 +41,8 @@ class JsonlSink:
         `tell` takes a line about a disk that refuses.
         """
         self.path, self.tell = path, tell
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_lines(path) if line["step"] <= steps_done]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        kept = [line for line in read_records(path) if line["step"] <= steps_done]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("r+b", buffering=0)
         self.whole_bytes = self.file.seek(0, os.SEEK_END)
         self.waiting: list[bytes] = []
@@ -175,17 +174,4 @@ def sample_folders(run_dir: Path) -> list[Path]:
 
 def last_line(path: Path) -> dict[str, float]:
     """The last step recorded in a metrics.jsonl; empty when there is none."""
-    return next(reversed(read_lines(path)), {})
-
-
-def read_lines(path: Path) -> list[dict[str, float]]:
-    """The steps recorded in a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+    return next(reversed(read_records(path)), {})

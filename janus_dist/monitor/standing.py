@@ -15,9 +15,9 @@ from typing import Any
 from janus_dist.config.load import flatten
 from janus_dist.config.mix import STREAMS
 from janus_dist.data import lease_files
+from janus_dist.data.json_lines import read_records
 from janus_dist.engine.find import recipe_of
 from janus_dist.monitor import events
-from janus_dist.monitor.sinks import read_lines
 
 WINDOW = 20
 """Most steps that a figure is a mean of."""
@@ -46,7 +46,7 @@ def is_run(folder: Path) -> bool:
 
 def summary(run: Path) -> dict[str, Any]:
     """Where a run stands."""
-    recipe, lines = recipe_of(run), read_lines(run / "metrics.jsonl")
+    recipe, lines = recipe_of(run), read_records(run / "metrics.jsonl")
     last = lines[-window(len(lines)) :]
     step = int(lines[-1]["step"]) if lines else 0
     return {
@@ -100,11 +100,11 @@ def _modified(path: str) -> float:
 
 def details(run: Path) -> dict[str, Any]:
     """What the metrics of a run say beside `summary`."""
-    lines = read_lines(run / "metrics.jsonl")
+    lines = read_records(run / "metrics.jsonl")
     steps = window(len(lines))
     first, last = lines[:steps], lines[-steps:]
     losses = {stream: [mean(part, f"loss/{stream}") for part in (first, last)] for stream in STREAMS}
-    left_out = read_lines(run / "left_out.jsonl") if (run / "left_out.jsonl").exists() else []
+    left_out = read_records(run / "left_out.jsonl")
     return {
         "window": steps,
         "losses": {stream: values for stream, values in losses.items() if any(value is not None for value in values)},
@@ -140,7 +140,7 @@ def comparison(first: Path, second: Path) -> dict[str, Any]:
     settings = {
         key: pair for key, pair in pairs.items() if pair[0] != pair[1] and not all(side in EMPTY for side in pair)
     }
-    every = [{int(line["step"]): line for line in read_lines(run / "metrics.jsonl")} for run in (first, second)]
+    every = [{int(line["step"]): line for line in read_records(run / "metrics.jsonl")} for run in (first, second)]
     common = sorted(every[0].keys() & every[1].keys())
     equal = 0
     for step in common:

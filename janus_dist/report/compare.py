@@ -9,7 +9,7 @@ from typing import Any
 
 from janus_dist.config.mix import STREAMS
 from janus_dist.data import storage
-from janus_dist.monitor.sinks import read_lines
+from janus_dist.data.json_lines import read_records
 from janus_dist.monitor.standing import ahead, labels, parted
 from janus_dist.report import plot
 from janus_dist.report.page import render
@@ -32,7 +32,7 @@ SMOOTHED = ("loss/", "optim/grad_norm", "perf/")
 def write_comparison(first: Path, second: Path, found: dict[str, Any], path: Path) -> None:
     """Write the page of two runs and their `comparison`."""
     names = labels(first, second)
-    lines = [read_lines(run / "metrics.jsonl") for run in (first, second)]
+    lines = [read_records(run / "metrics.jsonl") for run in (first, second)]
     plots = []
     for title, metric, unit in CURVES:
         curves = {name: plot.column(of, metric) for name, of in zip(names, lines, strict=True)}

@@ -158,7 +158,7 @@ def _funnel(shards: ShardSet, by_kind: dict[str, int], counted: dict[str, Any]) 
         yield "quarantined, reasons not kept", untold, "bad"
     dropped = counted.get("dropped", {})
     for rule, number in sorted(dropped.items(), key=lambda pair: -pair[1]):
-        yield f"dropped: not {rule}" if " is missing" not in rule else f"dropped: {rule}", number, "bad"
+        yield f"dropped by rule: {rule}", number, "bad"
     kept = None if records is None else records - manifest.quarantined - sum(dropped.values())
     if kept is not None and kept != manifest.samples:
         yield "records kept", kept, "good"

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from janus_dist.errors import DataError
+from janus_dist.local_files import write_whole
 from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS
 from janus_dist.report import plot
 
@@ -33,7 +34,6 @@ ABOVE_CHANCE = 0.05
 """Each seed of both arms must be so far above chance, or their order says nothing of what they learned."""
 TOLERANCE = 0.05
 """Largest spread of seeds at which two arms can be compared."""
-REPRODUCED = "reproduced"
 NOT_KNOWN = "The reason is not known."
 ABOUT_ARMS = f"""\
 Arms of Janus's table 5, on the same shards in the same number of steps. A spread is a standard deviation
@@ -78,8 +78,7 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
 
     `notes` say why what failed did, see `read_notes`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(folder / "results.json", json.dumps(summary, indent=1) + "\n")
     lines = [
         "# What the proof found",
         "",
@@ -91,7 +90,7 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
         *CURVES,
     ]
     path = folder / "results.md"
-    path.write_text("\n".join(lines) + "\n")
+    write_whole(path, "\n".join(lines) + "\n")
     return path
 
 
@@ -99,27 +98,34 @@ def directions(arms: Sequence[Mapping[str, Any]], notes: Mapping[str, str] = Map
     """Of each of the paper's directions whether the arms show it, and why if they do not."""
     rows = {row["name"]: row for row in arms}
     for measure, janus, other, claim in DIRECTIONS:
-        verdict = _verdict(rows[janus], rows[other], measure, must_be_better=other == "A")
-        failed = not verdict.startswith(REPRODUCED)
-        why = f". {notes.get(f'{measure}-{janus}-{other}', NOT_KNOWN).strip()}" if failed else ""
+        is_reproduced, verdict = _verdict(rows[janus], rows[other], measure, must_be_better=other == "A")
+        why = "" if is_reproduced else f". {notes.get(f'{measure}-{janus}-{other}', NOT_KNOWN).strip()}"
         yield f"{claim} ({janus} beside {other}): {verdict}{why}"
 
 
-def _verdict(mine: Mapping[str, Any], theirs: Mapping[str, Any], measure: str, must_be_better: bool) -> str:
-    """What two arms say of a direction, with the figures that it follows from."""
+def _verdict(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], measure: str, must_be_better: bool
+) -> tuple[bool, str]:
+    """Return whether two arms reproduce a direction, and a verdict in words with the figures that it follows from."""
     chance, spreads = mine[CHANCES[measure]], (mine[f"{measure}_spread"], theirs[f"{measure}_spread"])
     lowest = {row["name"]: min(row[f"{measure}_each"]) for row in (mine, theirs)}
     if low := [f"{name} ({value:.3f})" for name, value in lowest.items() if value < chance + ABOVE_CHANCE]:
-        return f"not shown: at chance ({chance:.3f}) or less than {ABOVE_CHANCE} above it with a seed: {', '.join(low)}"
+        return (
+            False,
+            f"not shown: at chance ({chance:.3f}) or less than {ABOVE_CHANCE} above it with a seed: {', '.join(low)}",
+        )
     if None in spreads:
-        return "cannot tell: one seed has no spread"
+        return False, "cannot tell: one seed has no spread"
     spread = max(spreads)
     if spread > TOLERANCE:
-        return f"cannot tell: seeds spread by {spread:.3f}, more than {TOLERANCE}"
+        return False, f"cannot tell: seeds spread by {spread:.3f}, more than {TOLERANCE}"
     difference = mine[f"{measure}_mean"] - theirs[f"{measure}_mean"]
     seen = "within the spread of seeds" if abs(difference) <= spread else "more than the spread of seeds"
-    wanted = difference > spread if must_be_better else difference >= -spread
-    return f"{REPRODUCED if wanted else 'NOT reproduced'}; {difference:+.3f}, {seen} ({spread:.3f})"
+    is_reproduced = difference > spread if must_be_better else difference >= -spread
+    return (
+        is_reproduced,
+        f"{'reproduced' if is_reproduced else 'NOT reproduced'}; {difference:+.3f}, {seen} ({spread:.3f})",
+    )
 
 
 def _made(summary: Mapping[str, Any], part: str) -> str:
@@ -189,7 +195,7 @@ def _arms(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str]) ->
     yield ""
     for measure in MEASURES:
         each = {row["name"]: row[f"{measure}_each"] for row in arms if row[f"{measure}_each"]}
-        (folder / f"results-{measure}.svg").write_text(plot.points(each, f"{measure} accuracy", measure))
+        write_whole(folder / f"results-{measure}.svg", plot.points(each, f"{measure} accuracy", measure))
         yield f"![{measure} accuracy of the arms](results-{measure}.svg)"
     yield ""
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from janus_dist.config.mix import STREAMS
 from janus_dist.data import storage
+from janus_dist.data.json_lines import read_records
 from janus_dist.errors import DataError
 from janus_dist.monitor import events
 from janus_dist.monitor.console import count, duration
-from janus_dist.monitor.sinks import read_lines, sample_folders
+from janus_dist.monitor.sinks import sample_folders
 from janus_dist.report import plot
 from janus_dist.report.page import render
 
@@ -106,13 +107,13 @@ def run_folders(root: Path) -> list[Path]:
     """ROOT if it is a run, else the runs directly in it, in the order in which they began."""
     if (root / "metrics.jsonl").exists():
         return [root]
-    found = [path.parent for path in root.glob("*/metrics.jsonl") if read_lines(path)]
-    return sorted(found, key=lambda folder: read_lines(folder / "metrics.jsonl")[0]["time"])
+    found = [path.parent for path in root.glob("*/metrics.jsonl") if read_records(path)]
+    return sorted(found, key=lambda folder: read_records(folder / "metrics.jsonl")[0]["time"])
 
 
 def view(folder: Path) -> RunView:
     """Curves and facts of one run."""
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_records(folder / "metrics.jsonl")
     config = _read_json(folder / "config.json") or {}
     held_out, happened = _columns(lines, "validation/"), events.read(folder)
     marks = [event.step for event in happened if event.kind in MARKED]

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from janus_dist.local_files import write_whole
 from janus_dist.monitor.curves import machine
 
 NOTED_S = 30.0
@@ -34,10 +35,7 @@ class Summary:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.found, indent=1) + "\n")
-        temporary.replace(self.path)
+        write_whole(self.path, json.dumps(self.found, indent=1) + "\n")
 
     @contextmanager
     def working(self, part: str) -> Iterator[None]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.forecast import Forecast
+from janus_dist.data.json_lines import read_records
 from janus_dist.errors import ConfigError
 from janus_dist.model.flops import Counts, model_flops, peak_flops
 from janus_dist.model.janus import parameter_shapes
 from janus_dist.model.parts import part_of
-from janus_dist.monitor.sinks import read_lines
 from janus_dist.train.memory import DTYPE_BYTES, FLOAT32
 
 ASSUMED_MFU = 0.35
@@ -90,7 +90,7 @@ def checkpoint_bytes(recipe: StageRecipe) -> int:
 
 def _speed(recipe: StageRecipe, mfu: float | None, device: str | None) -> tuple[float | None, str]:
     """(FLOP/s of a rank, where that is from)."""
-    measured = [line["perf/tflops_per_rank"] for line in read_lines(recipe.run.dir / "metrics.jsonl")[-LAST_STEPS:]]
+    measured = [line["perf/tflops_per_rank"] for line in read_records(recipe.run.dir / "metrics.jsonl")[-LAST_STEPS:]]
     if measured and mfu is None and device is None:
         rate = sorted(measured)[len(measured) // 2]
         return rate * 1e12, f"measured: {rate:.3g} TFLOP/s a rank, median of the last {len(measured)} steps of this run"

@@ -35,7 +35,7 @@ def build_trainer(recipe: StageRecipe, say: Callable[[str], None]) -> Trainer:
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
     shards = open_shards(recipe.data, recipe.mix, world.local_rank)
     check_data(recipe, tokenizer, shards)
-    plan = Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
+    plan = Plan.of(recipe, shards)
     first_of_node = world.rank - world.local_rank
     loader = Loader(
         plan,

@@ -21,8 +21,8 @@ from ray.cluster_utils import Cluster
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
+from janus_dist.data.json_lines import read_records
 from janus_dist.engine import commits
-from janus_dist.monitor.sinks import read_lines
 from tests.chaos.driver import DRIVER_NODE
 from tests.limits import HANG_S
 from tests.moto_s3 import Server
@@ -73,7 +73,7 @@ class Arena:
     @property
     def step(self) -> int:
         """Steps that are recorded."""
-        lines = read_lines(self.recipe.run.dir / "metrics.jsonl")
+        lines = read_records(self.recipe.run.dir / "metrics.jsonl")
         return int(lines[-1]["step"]) if lines else 0
 
     @property

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from janus_dist.data.json_lines import read_records
 from janus_dist.engine import commits
 from janus_dist.monitor import events
 from janus_dist.monitor.curves import Curve, follow
-from janus_dist.monitor.sinks import read_lines
 from tests.checkpoints import saved_in
 from tests.limits import HANG_S
 
@@ -59,7 +59,7 @@ def run(arguments: list[str], log: Path) -> int:
 
 
 def losses(root: Path) -> list[tuple[float, float]]:
-    return [(line["step"], line["loss/all"]) for line in read_lines(root / "stage2" / "metrics.jsonl")]
+    return [(line["step"], line["loss/all"]) for line in read_records(root / "stage2" / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,9 @@ def test_as_a_submitted_job(unbroken, tmp_path):
 def start_and_wait(root: Path, log: Path, steps: int) -> subprocess.Popen:
     """Stage 2 until so many more steps are recorded than there were."""
     metrics = root / "stage2" / "metrics.jsonl"
-    before = len(read_lines(metrics))
+    before = len(read_records(metrics))
     job = start(["jobs/stage2.py", *settings(root)], log)
-    wait_until(lambda: len(read_lines(metrics)) >= before + steps, job, log)
+    wait_until(lambda: len(read_records(metrics)) >= before + steps, job, log)
     return job
 
 

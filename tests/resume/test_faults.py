@@ -15,10 +15,10 @@ from unittest.mock import Mock
 import pytest
 
 from janus_dist.data import storage
+from janus_dist.data.json_lines import read_records
 from janus_dist.data.reader import PATIENCE_S, TIMEOUT_S
 from janus_dist.engine import checkpoint, commits
 from janus_dist.errors import ClusterError, JanusError
-from janus_dist.monitor.sinks import read_lines
 from janus_dist.train import spikes, startup, watchdog
 from janus_dist.train import trainer as trainer_module
 from janus_dist.train.build import build_trainer
@@ -150,14 +150,14 @@ def test_a_step_whose_loss_is_refused_costs_that_step(folder, unbroken, tmp_path
     assert list(found) == list(expected)
     assert all(found[step] == expected[step] for step in (1, 2, 3, 4))
     assert found[5][:-1] != () and found[6] != expected[6]
-    assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["optim/skipped_steps"] == 1
+    assert read_records(tmp_path / "run" / "metrics.jsonl")[-1]["optim/skipped_steps"] == 1
 
 
 def test_skipped_steps_are_counted_on_after_a_resume(folder, tmp_path):
     *_, last = train(folder, tmp_path, 1, fault={"bad_plan_steps": (1,), "signal_at": 3, "rank": 0})
     assert last.startswith("exit 75: ")
     train(folder, tmp_path, 1, fault={"bad_plan_steps": (4,)})
-    counted = [line["optim/skipped_steps"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    counted = [line["optim/skipped_steps"] for line in read_records(tmp_path / "run" / "metrics.jsonl")]
     assert counted == [0, 1, 1, 1, 2, 2, 2, 2]
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from janus_dist.config.load import load, load_any
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.data.json_lines import read_records
 from janus_dist.data.manifest import Manifest
 from janus_dist.engine import commits
-from janus_dist.monitor.sinks import read_lines
 from janus_dist.train.build import build_trainer
 from tests.ranks import run_ranks
 
@@ -45,7 +45,7 @@ def test_an_old_run_resumes_with_the_same_losses(old):
     assert before is not None, "no whole checkpoint"
     lines = run_ranks(resume, 1, old / "meeting", old)[0]
     assert any(line.startswith(f"resuming {run.name} at step 10 from {before}") for line in lines), lines
-    recorded = {str(line["step"]): line for line in read_lines(run.dir / "metrics.jsonl")}
+    recorded = {str(line["step"]): line for line in read_records(run.dir / "metrics.jsonl")}
     assert list(recorded) == [str(step) for step in range(1, 21)]
     for step, losses in expected.items():
         for name, value in losses.items():

@@ -10,11 +10,11 @@ import pytest
 
 from janus_dist.config.mix import Lane
 from janus_dist.config.train import ClusterConfig
+from janus_dist.data.json_lines import read_records
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.engine import commits
 from janus_dist.engine.world import join
 from janus_dist.errors import CheckpointError, JanusError
-from janus_dist.monitor.sinks import read_lines
 from janus_dist.train import start
 from janus_dist.train.build import build_trainer
 from tests import prepared, published, tiny
@@ -38,7 +38,7 @@ def train(folder: Path, root: Path, workers: int = 2, **sections: dict[str, Any]
 
 def losses(root: Path) -> dict[int, tuple[float, ...]]:
     """Losses and gradient norm of each recorded step."""
-    lines = read_lines(root / "run" / "metrics.jsonl")
+    lines = read_records(root / "run" / "metrics.jsonl")
     return {
         int(line["step"]): tuple(v for k, v in sorted(line.items()) if k.startswith(("loss/", "optim/grad")))
         for line in lines
@@ -47,9 +47,7 @@ def losses(root: Path) -> dict[int, tuple[float, ...]]:
 
 def build_plan(folder: Path, root: Path, **sections: dict[str, Any]) -> Plan:
     recipe = prepared.recipe(folder, root, **sections)
-    return Plan(
-        open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only
-    )
+    return Plan.of(recipe, open_shards(recipe.data, recipe.mix))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,7 @@ def test_every_step_is_recorded_once_and_learns(unbroken):
     assert found[6][0] < found[1][0]
     newest = commits.latest(saved_in(unbroken / "run"))
     assert newest is not None and commits.read(newest).step == 6
-    assert all(line["perf/tflops_per_rank"] > 0 for line in read_lines(unbroken / "run" / "metrics.jsonl"))
+    assert all(line["perf/tflops_per_rank"] > 0 for line in read_records(unbroken / "run" / "metrics.jsonl"))
 
 
 def test_a_run_that_was_killed_after_a_checkpoint_gives_the_same_losses(folder, unbroken, tmp_path):
@@ -196,7 +194,7 @@ def test_a_few_damaged_samples_are_borne(folder, tmp_path):
     shard.write_bytes(content)
     data = prepared.recipe(folder, tmp_path).data.model_dump()
     train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "data"), "max_bad_share": 0.5})
-    assert read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["data/bad_samples"] >= 1
+    assert read_records(tmp_path / "run" / "metrics.jsonl")[-1]["data/bad_samples"] >= 1
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(folder, tmp_path):

@@ -9,8 +9,8 @@ import torch
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
 
 from janus_dist.config.mix import STREAMS
+from janus_dist.data.json_lines import read_records
 from janus_dist.model import janus
-from janus_dist.monitor.sinks import read_lines
 from janus_dist.train.build import build_trainer
 from janus_dist.train.hooks import Validator
 from janus_dist.train.validation import STEPS
@@ -32,7 +32,7 @@ def sections(folder: Path) -> dict[str, Any]:
 
 
 def validated(root: Path) -> dict[int, dict[str, float]]:
-    lines = read_lines(root / "run" / "metrics.jsonl")
+    lines = read_records(root / "run" / "metrics.jsonl")
     found = {int(line["step"]): {k: v for k, v in line.items() if k.startswith("validation/")} for line in lines}
     return {step: values for step, values in found.items() if values}
 

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def make(folder, root, **sections) -> tuple[StageRecipe, Plan]:
     sections.setdefault("train", {}).update(steps=STEPS)
     recipe = prepared.recipe(folder, root, **sections)
-    return recipe, Plan(open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, recipe.run.seed, False)
+    return recipe, Plan.of(recipe, open_shards(recipe.data, recipe.mix))
 
 
 def mean_flops(recipe: StageRecipe, plan: Plan) -> float:
@@ -89,3 +89,11 @@ def test_an_unknown_device_is_refused(folder, tmp_path):
     recipe, plan = make(folder, tmp_path, cluster={"gpu": True})
     with pytest.raises(ConfigError, match="--device TPU: its peak is not known"):
         budget(recipe, forecast(plan, STEPS, 2), None, "TPU")
+
+
+def test_a_recipe_gives_all_that_its_plan_is_made_of(folder):
+    sections = {"run": {"seed": 11}, "train": {"answers_only": True}, "batch": {"row_tokens": 40}}
+    recipe = prepared.recipe(folder, folder, **sections)
+    shards = open_shards(recipe.data, recipe.mix)
+    expected = Plan(shards, recipe.mix, recipe.batch, seed=11, answers_only=True)
+    assert Plan.of(recipe, shards).digest == expected.digest

@@ -97,8 +97,8 @@ def test_what_rules_dropped_and_what_vq_ids_make(words, tmp_path):
     shown = []
     html = write(tmp_path, words, "generation", paint=lambda ids: shown.extend(ids) or [jpeg for _ in ids])
     page, flat = Page(html), " ".join(Page(html).text.split())
-    assert "dropped: not width >= 30 97 dropped: score is missing 3 samples 5" in flat
-    assert "Dropped, since not width >= 30 (1 of 97)" in flat and "12 <b>tiny</b>" in flat
+    assert "dropped by rule: width >= 30 97 dropped by rule: score is missing 3 samples 5" in flat
+    assert "Dropped by rule: width >= 30 (1 of 97)" in flat and "12 <b>tiny</b>" in flat
     assert "no picture" in flat and "width, pixels of a record" in flat
     assert shown[0].tolist() == list(range(16)), "an example's own ids are painted beside its crop"
     assert "Crops, and what their VQ ids make" in flat and html.count("data:image/jpeg") == 1 + 2 + 4

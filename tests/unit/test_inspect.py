@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data_pipelines.gather import QUARANTINE_SCHEMA
 from janus_dist.data import inspect
 from janus_dist.data.compare import difference
 from janus_dist.data.legible import head, marked, pieces, visible
@@ -14,7 +18,7 @@ from janus_dist.data.makers import find_codes, find_tokenizer, need_tokenizer
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.data.sample import TextSample, learned
 from janus_dist.data.shard import BLOCK_SAMPLES
-from janus_dist.errors import DataError
+from janus_dist.errors import DataError, RecordError
 from tests import shard_sets, tiny
 from tests.unit.test_shard import MAKERS, SPECIAL, as_stored
 
@@ -148,6 +152,21 @@ def test_refused_records_are_those_of_the_statistics(tmp_path):
     assert list(counts.items()) == [("b", 500), ("a", 4)] and again == first
     (tmp_path / "quarantine.parquet").write_bytes(b"no table")
     assert inspect.refused(str(tmp_path), 0) == (counts, []), "numbers alone need no table"
+
+
+def test_a_table_says_the_kind_itself_and_one_of_an_older_program_in_its_reason(tmp_path):
+    old = ("there", "k", "too small: 5x5 pixels", b"head")
+    shard_sets.write_quarantine(tmp_path, old)
+    assert list(inspect.quarantine(str(tmp_path))) == [inspect.Reject(*old[:2], "too small", *old[2:])]
+    reject = inspect.Reject("there", "k", "too small", "5x5 pixels: the short side must have 20", b"head", records=3)
+    table = pa.Table.from_pylist([dataclasses.asdict(reject)], schema=QUARANTINE_SCHEMA)
+    pq.write_table(table, tmp_path / "quarantine.parquet")
+    assert list(inspect.quarantine(str(tmp_path))) == [reject], "the text is never parsed"
+
+
+def test_a_fault_of_a_record_survives_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(RecordError("too small", "5x5 pixels")))
+    assert (error.kind, error.message, error.hint) == ("too small", "too small: 5x5 pixels", None)
 
 
 def test_a_conversation_as_text(tmp_path):

@@ -34,6 +34,13 @@ def test_numbers_of_lines_are_those_of_the_file():
     assert [number for number, _ in json_lines.lines(b"\n1\n\n2")] == [2, 4]
 
 
+def test_of_a_run_s_records_those_are_left_out_that_were_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert json_lines.read_records(path) == []
+    path.write_bytes(b'{"step": 1, "loss/all": NaN}\n{"step": 2, {"step": 3}\n[4]\n\xff\n{"step": 5}\n{"st')
+    assert [record["step"] for record in json_lines.read_records(path)] == [1, 5]
+
+
 @pytest.mark.parametrize("line", [b"{", b"\xff", b"[" * 10**5])
 def test_what_is_not_json_is_a_value_error(line):
     with pytest.raises(ValueError):

@@ -10,10 +10,11 @@ import pytest
 
 from janus_dist.beside import RayMetrics
 from janus_dist.config.recipe import RunConfig
+from janus_dist.data.json_lines import read_records
 from janus_dist.monitor.console import count, duration, figure, step_line
 from janus_dist.monitor.grafana import dashboard, gauge_name
 from janus_dist.monitor.metrics import METRICS, NAMES, as_markdown
-from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, make_sinks, read_lines
+from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, make_sinks
 from janus_dist.train.schedule import learning_rate
 from tests import prepared
 
@@ -76,7 +77,7 @@ def test_the_file_is_cut_back_to_the_checkpoint(tmp_path):
     sink = JsonlSink(path, 2, print)
     sink.record({"step": 3, "loss/all": 1.0})
     sink.close()
-    assert [(line["step"], line.get("loss/all")) for line in read_lines(path)] == [(1, None), (2, None), (3, 1.0)]
+    assert [(line["step"], line.get("loss/all")) for line in read_records(path)] == [(1, None), (2, None), (3, 1.0)]
 
 
 def test_lines_wait_while_the_disk_refuses(tmp_path):
@@ -221,7 +222,7 @@ def test_a_wandb_that_fails_costs_wandb_and_not_the_run(refused, tmp_path, monke
     for sink in sinks:
         sink.close()
     assert told == ["wandb is left out from here on: RuntimeError: api_key not configured (no-tty). Call wandb.login()"]
-    assert len(read_lines(recipe.run.dir / "metrics.jsonl")) == 2
+    assert len(read_records(recipe.run.dir / "metrics.jsonl")) == 2
 
 
 def test_an_undeclared_metric_is_our_own_mistake(tmp_path):

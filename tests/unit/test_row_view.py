@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 def opened(folder, **sections):
     recipe = prepared.recipe(folder, folder / "runs", **sections)
     shards = open_shards(recipe.data, recipe.mix)
-    plan = Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
+    plan = Plan.of(recipe, shards)
     return recipe, plan, Tokenizer.load(folder / "tokenizer.json")
 
 

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 def planned(folder, **train):
     # rows so short that texts are cut
     recipe = prepared.recipe(folder, folder, train=train, batch={"row_tokens": 36, "rows": 12, "packing": "split_text"})
-    plan = Plan(open_shards(recipe.data, recipe.mix), recipe.mix, recipe.batch, 0, recipe.train.answers_only)
+    plan = Plan.of(recipe, open_shards(recipe.data, recipe.mix))
     return recipe, plan
 
 

@@ -1,6 +1,7 @@
 """Shard jobs and their markers: the cut covers everything once, one attempt counts, what is not whole is done again."""
 
 import dataclasses
+import json
 import threading
 from pathlib import Path
 from unittest.mock import Mock
@@ -91,7 +92,7 @@ def make_marker(folder, job, words, attempt="a" * 12, samples=3):
     name = work.shard_name(job, 0, attempt)
     special = (words.boi, words.image, words.eoi)
     entry = write_shard(folder, name, shard_sets.several("text", words, samples), tiny.MODEL, special)
-    rejects = (Reject("there", "k\u00e9y", "empty: no words", b"\xff\x00"),)
+    rejects = (Reject("there", "k\u00e9y", "empty", "empty: no words", b"\xff\x00"),)
     examples = (Example("k", "there", "", "", "words", b"\xff\xd8", (1, 2)),)
     return Marker(
         job.digest,
@@ -116,6 +117,18 @@ def test_a_marker_comes_back_as_it_went(tmp_path):
     assert work.commit(str(tmp_path), marker)
     assert work.load_marker(str(tmp_path), job) == marker
     assert list(work.done(str(tmp_path), [job])) == [marker]
+
+
+def test_a_marker_of_an_older_program_says_the_kind_of_a_reject_in_its_reason(tmp_path):
+    words = shard_sets.tokenizer(tmp_path)
+    (job,) = cut(10)
+    marker = make_marker(tmp_path, job, words)
+    assert work.commit(str(tmp_path), marker)
+    (path,) = (tmp_path / "commits").glob("*.json")
+    values = json.loads(path.read_text())
+    del values["rejects"][0]["kind"]
+    path.write_text(json.dumps(values))
+    assert work.load_marker(str(tmp_path), job) == marker
 
 
 def test_of_attempts_at_the_same_time_one_counts_and_the_others_clean_up(tmp_path):

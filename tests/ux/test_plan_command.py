@@ -34,7 +34,7 @@ def janus(folder, *arguments: str) -> subprocess.CompletedProcess[str]:
 def make_plan(folder, **sections) -> Plan:
     recipe = prepared.recipe(folder, folder / "runs", **sections)
     shards = open_shards(recipe.data, recipe.mix)
-    return Plan(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
+    return Plan.of(recipe, shards)
 
 
 def test_totals_are_those_of_the_plan(folder):
