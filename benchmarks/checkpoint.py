@@ -6,7 +6,7 @@ One engine trains a model of about 100 million parameters, its vision tower froz
 one run, on the same disk:
 
 - `ours`: `Saver.start` in a step, training meanwhile, until the marker is there; then the same without training; then
-  `checkpoint.newest` and `checkpoint.restore`, which check every byte.
+  `commits.latest_verified` and `checkpoint.restore`, which check every byte.
 - `deepspeed`: `engine.save_checkpoint` and `engine.load_checkpoint`. It neither syncs nor checks its files, so their
   syncing is timed beside it (`synced_s`) before anything else uses the disk.
 - `raw`: each rank writes and syncs, then reads, as many bytes as its own file of ours has.
@@ -142,7 +142,7 @@ class Ours:
         self.is_done = True
 
     def load(self) -> None:
-        path = checkpoint.newest(self.training.engine, str(self.folder), say=print)
+        path = commits.latest_verified(self.training.engine.world, str(self.folder), say=print)
         assert path is not None
         checkpoint.restore(self.training.engine, path)
 

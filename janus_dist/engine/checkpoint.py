@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from janus_dist.data import storage
 from janus_dist.engine import commits, partitions
-from janus_dist.engine.commits import Commit, DamagedError
+from janus_dist.engine.commits import Commit
 from janus_dist.engine.files import HashedWriter, StoredReader
 from janus_dist.engine.shares import SharesToLoad, SharesToSave, alone
 from janus_dist.engine.stored import WEIGHTS
@@ -156,39 +156,17 @@ def fill(engine: ZeroEngine, weights: Mapping[str, Stored]) -> None:
     partitions.end(engine, restored=True)
 
 
-def newest(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
-    """The newest checkpoint whose files are as its marker says, None when there is none; says which it passes over.
-    CheckpointError when there are some and none is whole."""
-    found = engine.world.on_first(lambda: commits.marked(saved_in))
-    for path in reversed(found):
-        try:
-            verify(engine, path)
-            return path
-        except DamagedError as error:
-            say(f"passed over {path}: {error.message}")
-    if found:
-        raise CheckpointError(
-            f"none of the {len(found)} checkpoints under {saved_in} is whole",
-            "bring one back, or start anew under another name (run.name=...)",
-        )
-    return None
+def latest_to_resume(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
+    """Return `latest_verified` of the engine's own run, and set aside the damaged checkpoints that are newer.
 
-
-def newest_to_go_on(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
-    """`newest` of the engine's own run: what it passes over is set aside and said. Left as they are, damaged ones would
-    still be the newest by their markers, and pruning would keep them rather than what is saved from here on."""
-    path = newest(engine, saved_in, say)
+    Left as they are, those would still be the newest by their markers, and pruning would keep them rather than what is
+    saved from here on. Raises CheckpointError when all checkpoints are damaged.
+    """
+    path = commits.latest_verified(engine.world, saved_in, say)
     if path is not None:
         for newer in engine.world.on_first(lambda: commits.set_aside_from(saved_in, path, commits.step_of(path))):
             say(f"set aside {newer}: the run goes on from {path}")
     return path
-
-
-def verify(engine: ZeroEngine, path: str) -> None:
-    """Read all files of a checkpoint, each rank its share; DamagedError on every rank when one is damaged."""
-    world = engine.world
-    commit = world.on_first(lambda: commits.read(path))
-    world.together(lambda: commits.verify(path, commit, sorted(commit.files)[world.rank :: world.size]))
 
 
 def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:

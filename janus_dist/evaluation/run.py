@@ -20,7 +20,7 @@ from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.train import DtypeChoice
 from janus_dist.engine import commits
-from janus_dist.engine.find import newest
+from janus_dist.engine.find import require_checkpoint
 from janus_dist.evaluation import easy_vqa, held_out, scenes
 from janus_dist.evaluation.held_out import Verdict
 from janus_dist.evaluation.interval import measured
@@ -50,7 +50,7 @@ def evaluate(
     """
     began = time.perf_counter()
     (out / "images").mkdir(parents=True, exist_ok=True)
-    checkpoint = newest(recipe.run.saved_in)
+    checkpoint = require_checkpoint(recipe.run.saved_in)
     sampler = Sampler.load(recipe, checkpoint, "cuda" if recipe.cluster.gpu else "cpu", dtype)
     found = {
         "run": str(run_dir),
@@ -74,7 +74,7 @@ def found_before(
     recipe: BaseRecipe, out: Path, streams: Collection[Stream] = BOTH, with_images: bool = True
 ) -> dict[str, Any] | None:
     """What an earlier `evaluate` left in `out`, if it is of the run's newest checkpoint and of the same settings."""
-    checkpoint, path = commits.latest(recipe.run.saved_in), out / "evaluation.json"
+    checkpoint, path = commits.latest_committed(recipe.run.saved_in), out / "evaluation.json"
     if checkpoint is None or not path.is_file():
         return None
     found = json.loads(path.read_text())

@@ -204,7 +204,7 @@ class Trainer:
                 self.note("note", f"settings that are not the checkpoint's: {changed}")
         elif run.start_from is not None:
             start = run.saved_in_of(run.start_from)
-            before = checkpoint.newest(self.engine, start, self.say)
+            before = commits.latest_verified(self.world, start, self.say)
             if before is None:
                 raise CheckpointError(
                     f"run.start_from={run.start_from}: no committed checkpoint under {start}",
@@ -254,7 +254,7 @@ class Trainer:
     def go_back(self, outcome: StepOutcome) -> None:
         """Restore the newest checkpoint and leave out the plan's steps since; DivergedError when that is in vain."""
         self.tell(self.wait_for_save())
-        path = checkpoint.newest_to_go_on(self.engine, self.recipe.run.saved_in, self.say)
+        path = checkpoint.latest_to_resume(self.engine, self.recipe.run.saved_in, self.say)
         self.watch.pause()
         lost_at, stop = self.step, self.plan_step
         self.guard.went_back()

@@ -45,7 +45,7 @@ def read(root: Path, worlds: tuple[int, ...]) -> list[tuple[State, list[float]]]
     found = []
     for world in worlds:
         engine = make_engine(seed=1)
-        path = commits.latest(saved_in(root / f"of-{world}"))
+        path = commits.latest_committed(saved_in(root / f"of-{world}"))
         assert path is not None
         checkpoint.restore(engine, path)
         found.append((everything(engine), train_steps(engine, 2, 3)))
@@ -92,7 +92,7 @@ def losses_with(settings: dict[str, Any], run_dir: Path | None = None) -> list[f
         save(engine, run_dir, 2)
         engine = fresh(1)
         train_steps(engine, 0, 1)  # so that there are copies of other weights
-        path = commits.latest(saved_in(run_dir))
+        path = commits.latest_committed(saved_in(run_dir))
         assert path is not None
         checkpoint.restore(engine, path)
     return found + train_steps(engine, 2, 4)

@@ -20,7 +20,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import DtypeChoice
 from janus_dist.data import storage
 from janus_dist.engine import commits
-from janus_dist.engine.find import newest
+from janus_dist.engine.find import require_checkpoint
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks import work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
@@ -83,9 +83,9 @@ def _device(recipe: StageRecipe) -> str:
 
 def _checkpoint(recipe: StageRecipe) -> str | None:
     """The run's newest checkpoint; None when there is none, but a whole Janus to start from."""
-    if "janus" in recipe.run.start_weights and commits.latest(recipe.run.saved_in) is None:
+    if "janus" in recipe.run.start_weights and commits.latest_committed(recipe.run.saved_in) is None:
         return None
-    return newest(recipe.run.saved_in)
+    return require_checkpoint(recipe.run.saved_in)
 
 
 def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
