@@ -26,7 +26,7 @@ from janus_dist.evaluation.benchmarks import work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
 from janus_dist.evaluation.benchmarks.question import Question
-from janus_dist.evaluation.benchmarks.work import MARKERS, Job
+from janus_dist.evaluation.benchmarks.work import Job
 from janus_dist.evaluation.sampler import Sampler, dtype_for, load_tokenizer
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import digest, load_vq
@@ -129,10 +129,8 @@ def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, d
     jobs = work.cut(name, questions, out, how.batch, how.images_per_prompt, settings, computed_in)
     if SUMMARY in storage.names(out):
         storage.remove(f"{out}/{SUMMARY}")
-    known = {job.marker for job in jobs}
-    for marker in (f"{out}/{MARKERS}/{found}" for found in storage.names(f"{out}/{MARKERS}")):
-        if marker not in known:  # before its drawings are overwritten, for which it would stand wrongly
-            storage.remove(marker)
+    # before their drawings are overwritten, which they would vouch for wrongly
+    work.markers(out).remove_others(job.digest for job in jobs)
     return Work(name, out, questions, jobs)
 
 
