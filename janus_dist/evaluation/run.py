@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Collection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,10 +20,12 @@ from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.train import DtypeChoice
 from janus_dist.engine import commits
 from janus_dist.engine.find import require_checkpoint
-from janus_dist.evaluation import easy_vqa, held_out, scenes
-from janus_dist.evaluation.held_out import Verdict
+from janus_dist.evaluation import held_out
+from janus_dist.evaluation.easy_vqa import EasyVqa
+from janus_dist.evaluation.held_out import DataSet, Verdict
 from janus_dist.evaluation.interval import measured
 from janus_dist.evaluation.sampler import Sampler, load_tokenizer
+from janus_dist.evaluation.scenes import Scenes
 from janus_dist.model import vq as vq_model
 from janus_dist.model.sample import Choice
 from janus_dist.model.vq_weights import digest, load_vq
@@ -93,16 +94,16 @@ def what_decides(
         "chat": recipe.data.chat.model_dump(mode="json"),
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"benchmarks"}),
         "seed": recipe.run.seed,
-        "data_set": data_set(recipe).__name__.rpartition(".")[2],
+        "data_set": data_set(recipe).name,
         "streams": sorted(streams),
         "with_images": with_images,
     }
 
 
-def data_set(recipe: BaseRecipe) -> ModuleType:
-    """What a run is asked when no benchmark is named: scenes, when an input of its recipe is made of them."""
+def data_set(recipe: BaseRecipe) -> DataSet[Any]:
+    """Return what a run is asked when no benchmark is named: scenes when an input of its recipe is made of them."""
     formats = {of.format for of in recipe.pipeline.inputs.values()}
-    return scenes if "scenes" in formats else easy_vqa
+    return Scenes() if "scenes" in formats else EasyVqa()
 
 
 def understanding(sampler: Sampler, out: Path) -> dict[str, Any]:
