@@ -26,7 +26,7 @@ from janus_dist.engine.shares import SharesToLoad, SharesToSave, alone
 from janus_dist.engine.stored import WEIGHTS
 from janus_dist.engine.world import Background
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.errors import CheckpointError
+from janus_dist.model.size import check_shapes
 from janus_dist.model.start import Stored
 
 
@@ -192,15 +192,4 @@ def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:
 
 
 def _check_same_parameters(engine: ZeroEngine, path: str, commit: Commit) -> None:
-    mine = {piece.name: list(piece.shape) for piece in partitions.pieces(engine)}
-    if mine == commit.shapes:
-        return
-    differing = [
-        name for name in sorted(mine.keys() | commit.shapes.keys()) if mine.get(name) != commit.shapes.get(name)
-    ]
-    name = differing[0]
-    raise CheckpointError(
-        f"{path} holds a model of another size: {len(differing)} parameters differ, the first is {name}: "
-        f"{commit.shapes.get(name, 'absent')} in the checkpoint, {mine.get(name, 'absent')} in this recipe",
-        "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
-    )
+    check_shapes({piece.name: piece.shape for piece in partitions.pieces(engine)}, commit.shapes, path)

@@ -69,7 +69,7 @@ class Scenes:
         return squares((Image.fromarray(draw(scene)) for scene in _held_out()), side, square)
 
     def prompts(self) -> list[Prompt]:
-        """Return captions of the first held-out scenes, as many of each kind, without `one ring`, which is not counting."""
+        """Return captions of the first held-out scenes, as many of each kind, without `one ring`: it counts nothing."""
         found: list[Prompt] = []
         taken: Counter[str] = Counter()
         for scene in _held_out():

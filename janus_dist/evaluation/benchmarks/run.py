@@ -19,6 +19,7 @@ from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import DtypeChoice
 from janus_dist.data import storage
+from janus_dist.data.tokenizer import load_tokenizer
 from janus_dist.engine import commits
 from janus_dist.engine.find import require_checkpoint
 from janus_dist.errors import DataError
@@ -27,7 +28,7 @@ from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
 from janus_dist.evaluation.benchmarks.question import Question
 from janus_dist.evaluation.benchmarks.work import Job
-from janus_dist.evaluation.sampler import Sampler, dtype_for, load_tokenizer
+from janus_dist.evaluation.sampler import Sampler, dtype_for
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import digest, load_vq
 
