@@ -251,7 +251,7 @@ def measure_contender(name: str, one: Any, training: Training, times: Times, ste
 def run_rank(rank: int, given: argparse.Namespace, folder: str, queue: Any) -> None:
     """All rounds; the first rank puts what it found into the queue."""
     size = str(given.world)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_SIZE": size}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=given.world)

@@ -93,7 +93,7 @@ class Trainer:
             world.size,
             ahead_bytes=recipe.data.read.ahead_mib * 2**20,
             max_bad_share=recipe.data.max_bad_share,
-            node=range(world.rank - world.local_rank, world.rank - world.local_rank + world.local_size),
+            node=world.node_ranks,
         )
         model = janus.on_meta(recipe.model)
         set_trainable(model, recipe.train.trainable)

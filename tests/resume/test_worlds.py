@@ -102,7 +102,8 @@ def losses_with(settings: dict[str, Any], run_dir: Path | None = None) -> list[f
 def test_weights_kept_within_a_node_change_no_loss(tmp_path):
     """hpZ on two nodes of two ranks, also behind a restored checkpoint, whose weights the copies do not have."""
     plain = run_ranks(losses_with, 4, tmp_path / "a", {"dtype": "float32"})[0]
-    kept = run_ranks(losses_with, 4, tmp_path / "b", {"dtype": "float32", "hpz_ranks": 2}, tmp_path / "run")[0]
+    hpz = {"dtype": "float32", "hpz_ranks": 2}
+    kept = run_ranks(losses_with, 4, tmp_path / "b", hpz, tmp_path / "run", ranks_per_node=2)[0]
     assert kept == pytest.approx(plain, rel=1e-6)
 
 
