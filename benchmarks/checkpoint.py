@@ -6,7 +6,7 @@ One engine trains a model of about 100 million parameters, its vision tower froz
 one run, on the same disk:
 
 - `ours`: `Saver.start` in a step, training meanwhile, until the marker is there; then the same without training; then
-  `checkpoint.newest` and `checkpoint.restore`, which check every byte.
+  `commits.latest_verified` and `checkpoint.restore`, which check every byte.
 - `deepspeed`: `engine.save_checkpoint` and `engine.load_checkpoint`. It neither syncs nor checks its files, so their
   syncing is timed beside it (`synced_s`) before anything else uses the disk.
 - `raw`: each rank writes and syncs, then reads, as many bytes as its own file of ours has.
@@ -142,7 +142,7 @@ class Ours:
         self.is_done = True
 
     def load(self) -> None:
-        path = checkpoint.newest(self.training.engine, str(self.folder), say=print)
+        path = commits.latest_verified(self.training.engine.world, str(self.folder), say=print)
         assert path is not None
         checkpoint.restore(self.training.engine, path)
 
@@ -251,7 +251,7 @@ def measure_contender(name: str, one: Any, training: Training, times: Times, ste
 def run_rank(rank: int, given: argparse.Namespace, folder: str, queue: Any) -> None:
     """All rounds; the first rank puts what it found into the queue."""
     size = str(given.world)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_SIZE": size}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=given.world)

@@ -270,7 +270,7 @@ MAKE: dict[str, Callable[[Setting], Any]] = {"ours": Ours, "handmade": Hand, "ba
 def run_rank(rank: int, given: argparse.Namespace, names: tuple[str, ...], folder: str, queue: Any) -> None:
     """Rounds of all contenders in turn; the first rank puts what it found into the queue."""
     size = str(given.world)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_SIZE": size}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting-{'-'.join(names)}"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=given.world)

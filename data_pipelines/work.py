@@ -5,8 +5,6 @@ alone and count only by its marker, which is created once and for all: of severa
 each other, one is counted, and no reader ever sees bytes of two.
 """
 
-import hashlib
-import json
 import re
 import uuid
 from base64 import b64decode, b64encode
@@ -21,13 +19,13 @@ from data_pipelines.limit import SPREAD, share_out, spread
 from data_pipelines.record import Unit
 from janus_dist.data import storage
 from janus_dist.data.inspect import COMMITS, Example, Reject, kind_in_old_reason
+from janus_dist.data.job_markers import JobMarkers, digest_of, name_of
 from janus_dist.data.lease import Claim
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 
 LISTERS = 32
 """Markers that are read at once."""
 SHARD_FILE = re.compile(r"\d{6,}-\d{2,}-[0-9a-f]{12}\.(tar|index\.npy)")
-MARKER_FILE = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @dataclass(frozen=True)
@@ -136,11 +134,7 @@ def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
         example["image"] = b64encode(example["image"]).decode()
     if claim is not None:
         claim.check()
-    conditional = claim is None or claim.conditional
-    if storage.create(_path(folder, marker.job), json.dumps(values, sort_keys=True).encode(), conditional):
-        return True
-    # A request whose answer got lost is sent again, and then finds its own marker: that is no other attempt's.
-    if json.loads(storage.read(_path(folder, marker.job)))["attempt"] == marker.attempt:
+    if _markers(folder).create(values, is_conditional=claim is None or claim.conditional):
         return True
     for entry in marker.shards:
         for name in _files(entry):
@@ -149,19 +143,18 @@ def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
 
 
 def load_marker(folder: str, job: ShardJob) -> Marker | None:
-    """The marker of a job; None when there is none, or none of this program's."""
-    try:
-        values = json.loads(storage.read(_path(folder, job.digest)))
-        shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
-        rejects = tuple(map(_reject, values.pop("rejects")))
-        examples = tuple(
-            Example(**one | {"image": b64decode(one["image"]), "vq_ids": tuple(one["vq_ids"])})
-            for one in values.pop("examples")
-        )
-        marker = Marker(**values, shards=shards, rejects=rejects, examples=examples)
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return None
-    return marker if marker.job == job.digest else None
+    """Return the marker of a job; None when it is absent or another program's."""
+    return _markers(folder).load(job.digest, _decoded)
+
+
+def _decoded(values: dict[str, Any]) -> Marker:
+    shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
+    rejects = tuple(map(_reject, values.pop("rejects")))
+    examples = tuple(
+        Example(**one | {"image": b64decode(one["image"]), "vq_ids": tuple(one["vq_ids"])})
+        for one in values.pop("examples")
+    )
+    return Marker(**values, shards=shards, rejects=rejects, examples=examples)
 
 
 def _reject(values: Mapping[str, Any]) -> Reject:
@@ -180,9 +173,9 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
 
 def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
-    committed = set(storage.names(f"{folder}/{COMMITS}"))
+    committed = _markers(folder).names()
     sizes = storage.sizes(folder)  # after the markers: the shards of each were there before it
-    known = [job for job in jobs if f"{_name(job.digest)}.json" in committed]
+    known = [job for job in jobs if name_of(job.digest) in committed]
     whole: set[str] = set()
     for marker in markers(folder, known):
         if all(_is_whole(entry, sizes) for entry in marker.shards):
@@ -195,13 +188,12 @@ def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
 
 def forget(folder: str, job: ShardJob) -> None:
     """Remove a job's marker, so that it is done again; its shards no longer count."""
-    storage.remove(_path(folder, job.digest))
+    _markers(folder).remove(job.digest)
 
 
 def of_other_cuts(folder: str, jobs: Sequence[ShardJob]) -> list[str]:
     """Return the names of markers that are of no job of this cut: of other settings or files, or of other versions."""
-    mine = {f"{_name(job.digest)}.json" for job in jobs}
-    return [name for name in storage.names(f"{folder}/{COMMITS}") if MARKER_FILE.fullmatch(name) and name not in mine]
+    return _markers(folder).others(job.digest for job in jobs)
 
 
 def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:
@@ -213,8 +205,7 @@ def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[Shard
     for name in storage.names(folder):
         if SHARD_FILE.fullmatch(name) and name not in kept:
             storage.remove(f"{folder}/{name}")
-    for name in of_other_cuts(folder, jobs):
-        storage.remove(f"{folder}/{COMMITS}/{name}")
+    _markers(folder).remove_others(job.digest for job in jobs)
 
 
 def _is_whole(entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
@@ -227,17 +218,12 @@ def _files(entry: ShardEntry) -> tuple[str, str]:
     return f"{entry.name}.tar", f"{entry.name}.index.npy"
 
 
-def _path(folder: str, digest: str) -> str:
-    return f"{folder}/{COMMITS}/{_name(digest)}.json"
-
-
-def _name(digest: str) -> str:
-    return digest[:32]
+def _markers(folder: str) -> JobMarkers:
+    return JobMarkers(f"{folder}/{COMMITS}")
 
 
 def _job(number: int, units: Sequence[Unit], limit: int | None, settings: Mapping[str, Any]) -> ShardJob:
     described = [asdict(replace(unit, versions=())) for unit in units]
     for values in described:
         del values["versions"]  # compared by themselves: a file that was only touched makes no other job
-    content = json.dumps([settings, described, limit], sort_keys=True)
-    return ShardJob(number, tuple(units), limit, hashlib.sha256(content.encode()).hexdigest())
+    return ShardJob(number, tuple(units), limit, digest_of([settings, described, limit]))

@@ -176,7 +176,7 @@ def _start(recipe: StageRecipe) -> Iterator[str]:
     if there is not None:
         yield from _resume(recipe, there)
     elif run.start_from is not None:
-        before = commits.latest(run.saved_in_of(run.start_from))
+        before = commits.latest_committed(run.saved_in_of(run.start_from))
         if before is None and not run.start_recipes:
             raise CheckpointError(
                 f"run.start_from={run.start_from}: no committed checkpoint under {run.saved_in_of(run.start_from)}",

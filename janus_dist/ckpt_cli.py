@@ -45,7 +45,7 @@ def list_command(run: Run, as_json: AsJson = False) -> None:
 @ckpt_app.command("verify")
 def verify_command(source: RunOrCheckpoint) -> None:
     """Read every byte of one checkpoint, or of all of a run, and compare checksums; ends with 4 at damage."""
-    paths = [source.rstrip("/")] if commits.is_marked(source) else commits.marked(_folder(source))
+    paths = [source.rstrip("/")] if commits.is_marked(source) else commits.with_marker(_folder(source))
     if not paths:
         raise CheckpointError(f"no checkpoint under {source}", "name a run's folder or a checkpoint")
     damaged = 0
@@ -66,7 +66,7 @@ def verify_command(source: RunOrCheckpoint) -> None:
 @ckpt_app.command("show")
 def show_command(source: RunOrCheckpoint, as_json: AsJson = False) -> None:
     """Say what the marker of a checkpoint, or of a run's newest, says: step, model, data, what it was made with."""
-    path = source.rstrip("/") if commits.is_marked(source) else commits.latest(_folder(source))
+    path = source.rstrip("/") if commits.is_marked(source) else commits.latest_committed(_folder(source))
     if path is None:
         raise CheckpointError(f"no whole checkpoint under {source}", "`janus ckpt list` says what there is")
     commit = commits.read(path)
@@ -87,7 +87,7 @@ def prune_command(
 ) -> None:
     """Delete checkpoints that need not stay, and what killed saves left before the newest whole one."""
     folder = _folder(run)
-    for path in commits.dispensable(folder, Keep(keep, every)):
+    for path in commits.prunable(folder, Keep(keep, every)):
         if not is_dry:
             commits.delete(path)
         print(f"{'would delete' if is_dry else 'deleted'} {path}")

@@ -84,7 +84,7 @@ def _until_done(
 ) -> None:
     """Start ranks, again where some are lost; LeaseLostError when the run is another job's by now."""
     run = recipe.run
-    lost, before, has_lost = 0, _newest(run.saved_in), False
+    lost, before, has_lost = 0, _latest_with_retries(run.saved_in), False
     while True:
         check_held(leases)
         try:
@@ -102,7 +102,7 @@ def _until_done(
                 show("Ray found no place for all ranks at once: trying again")
                 continue
             cause = _cause(error, run.dir, run.saved_in)
-            newest = _newest(run.saved_in)
+            newest = _latest_with_retries(run.saved_in)
             lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
             if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
                 raise _as_given(given, cause) from error
@@ -155,12 +155,12 @@ def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -
         time.sleep(POLL_S)
 
 
-def _newest(saved_in: str) -> str | None:
-    """The newest checkpoint; a disk or a store that is away is asked again, as long as readers do."""
+def _latest_with_retries(saved_in: str) -> str | None:
+    """Return `latest_committed`; ask a disk or a store that is away again, as long as readers do."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return commits.latest(saved_in)
+            return commits.latest_committed(saved_in)
         except CheckpointError:
             if time.monotonic() > deadline:
                 raise

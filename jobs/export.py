@@ -16,10 +16,10 @@ from jobs.defaults import tiny
 def main() -> None:
     recipe = recipe_from_args(StageRecipe, tiny("stage3")).recipe
     from janus_dist.engine import commits  # here: after the recipe, whose faults are told at once
-    from janus_dist.engine.find import newest
+    from janus_dist.engine.find import require_checkpoint
     from janus_dist.export.run import export
 
-    checkpoint = newest(recipe.run.saved_in)
+    checkpoint = require_checkpoint(recipe.run.saved_in)
     found = export(checkpoint, recipe.run.dir / "export" / commits.name_of(checkpoint), "transformers")
     print(f"{found.folder}: step {found.step}, {found.bytes / 1e9:.3f} GB")
     for note in found.notes:

@@ -21,16 +21,34 @@ multiprocessing.set_forkserver_preload(PRELOADED)
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, folder: Path, *arguments: Any, backend: str = "gloo"
+    function: Callable[..., Any],
+    world: int,
+    folder: Path,
+    *arguments: Any,
+    backend: str = "gloo",
+    ranks_per_node: int | None = None,
 ) -> list[Any]:
-    """`function(*arguments)` on `world` ranks joined by a file in `folder`; their results, by rank."""
+    """Call `function(*arguments)` on `world` ranks joined by a file in `folder` and return their results, by rank.
+
+    All ranks see one node, or nodes of `ranks_per_node` ranks each.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     meeting = folder / f"meeting-{os.urandom(4).hex()}"
     context = mp.get_context("forkserver")
     results = context.Queue()
     ranks = [
         context.Process(
-            target=_rank, args=(function, rank, world, backend, str(meeting), results, arguments, dict(os.environ))
+            target=_rank,
+            args=(
+                function,
+                rank,
+                world,
+                backend,
+                str(meeting),
+                results,
+                arguments,
+                dict(os.environ) | launched_as(rank, world, ranks_per_node or world),
+            ),
         )
         for rank in range(world)
     ]
@@ -50,14 +68,25 @@ def run_ranks(
     return [found[rank] for rank in range(world)]
 
 
+def launched_as(rank: int, world: int, ranks_per_node: int) -> dict[str, str]:
+    """Return the variables that Ray Train sets for a rank when nodes are filled in the order of ranks.
+
+    The last node has fewer ranks when `world` is not a multiple of `ranks_per_node`.
+    """
+    node, local_rank = divmod(rank, ranks_per_node)
+    found = {
+        "RANK": rank,
+        "LOCAL_RANK": local_rank,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": min(ranks_per_node, world - node * ranks_per_node),
+        "NODE_RANK": node,
+    }
+    return {name: str(number) for name, number in found.items()}
+
+
 def _rank(function, rank: int, world: int, backend: str, meeting: str, results, arguments, environment) -> None:
     os.environ.clear()
-    os.environ |= environment | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_SIZE": str(world),
-    }
+    os.environ |= environment
     torch.set_num_threads(1)
     try:
         torch.distributed.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=world)

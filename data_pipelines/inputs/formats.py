@@ -1,8 +1,8 @@
 """Every format of inputs, by its name: what can be cut into units, and the records of a unit."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from data_pipelines.inputs import built_in, folders, jsonl, parquet, tar
 from data_pipelines.inputs.columns import partition_columns
@@ -13,14 +13,36 @@ from janus_dist.config.pipeline import BUILT_IN, Format, InputConfig
 from janus_dist.data import storage
 from janus_dist.data.inspect import Reject
 
-MODULES: Mapping[Format, ModuleType] = {
-    "webdataset": tar,
-    "parquet": parquet,
-    "jsonl": jsonl,
-    "folders": folders,
-    "easy-vqa": built_in,
-    "pydoc": built_in,
-    "scenes": built_in,
+
+class InputFormat(Protocol):
+    """A format of inputs."""
+
+    def units(self, of: InputConfig, shard_samples: int, /) -> list[Unit]:
+        """Return the units of an input in their fixed order; raises DataError when nothing of the format is found."""
+        ...
+
+    def records(self, of: InputConfig, unit: Unit, /) -> Iterator[Record | Reject]:
+        """Yield the records of a unit in their order, and a Reject for each entry that is not a record."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An `InputFormat` of two functions."""
+
+    units: Callable[[InputConfig, int], list[Unit]]
+    records: Callable[[InputConfig, Unit], Iterator[Record | Reject]]
+
+
+BUILT_IN_READER = Reader(built_in.units, built_in.records)
+FORMATS: Mapping[Format, InputFormat] = {
+    "webdataset": Reader(tar.units, tar.records),
+    "parquet": Reader(parquet.units, parquet.records),
+    "jsonl": Reader(jsonl.units, jsonl.records),
+    "folders": Reader(folders.units, folders.records),
+    "easy-vqa": BUILT_IN_READER,
+    "pydoc": BUILT_IN_READER,
+    "scenes": BUILT_IN_READER,
 }
 
 
@@ -30,12 +52,12 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
 
     DataError when there is nothing, or what is there is not of the format.
     """
-    return with_versions(of, MODULES[of.format].units(of, shard_samples))
+    return with_versions(of, FORMATS[of.format].units(of, shard_samples))
 
 
 def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order, and a Reject for what is none. OSError when its file cannot be reached."""
-    entries = MODULES[of.format].records(of, unit)
+    entries = FORMATS[of.format].records(of, unit)
     partition = partition_columns(unit.path) if of.where else {}
     if partition:
         entries = (_with_columns(entry, partition) for entry in entries)

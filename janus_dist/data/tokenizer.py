@@ -12,6 +12,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import DataError
 
 BOS = "<｜begin▁of▁sentence｜>"  # noqa: RUF001 - the name of the token in the published files
@@ -78,6 +79,24 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids, special tokens left out."""
         return self.inner.decode(list(ids), skip_special_tokens=True)
+
+
+def load_tokenizer(recipe: BaseRecipe) -> Tokenizer:
+    """Return the recipe's tokenizer; raises DataError when it cannot be read or does not fit the model's vocabulary."""
+    tokenizer = Tokenizer.load(recipe.data.tokenizer)
+    check_vocabulary(tokenizer, recipe)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, recipe: BaseRecipe) -> None:
+    """Raise DataError when the recipe's tokenizer has ids that the recipe's model does not have."""
+    if tokenizer.size > recipe.model.text.vocab:
+        raise DataError(
+            f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
+            f"more than model.text.vocab={recipe.model.text.vocab}",
+            f"take the tokenizer that belongs to this model (config.json in its run folder), or, for a new model, "
+            f"model.text.vocab={tokenizer.size} or more",
+        )
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int, path: Path) -> None:

@@ -20,13 +20,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from janus_dist.data import storage
 from janus_dist.engine import commits, partitions
-from janus_dist.engine.commits import Commit, DamagedError
+from janus_dist.engine.commits import Commit
 from janus_dist.engine.files import HashedWriter, StoredReader
 from janus_dist.engine.shares import SharesToLoad, SharesToSave, alone
 from janus_dist.engine.stored import WEIGHTS
 from janus_dist.engine.world import Background
 from janus_dist.engine.zero import ZeroEngine
-from janus_dist.errors import CheckpointError
+from janus_dist.model.size import check_shapes
 from janus_dist.model.start import Stored
 
 
@@ -156,39 +156,17 @@ def fill(engine: ZeroEngine, weights: Mapping[str, Stored]) -> None:
     partitions.end(engine, restored=True)
 
 
-def newest(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
-    """The newest checkpoint whose files are as its marker says, None when there is none; says which it passes over.
-    CheckpointError when there are some and none is whole."""
-    found = engine.world.on_first(lambda: commits.marked(saved_in))
-    for path in reversed(found):
-        try:
-            verify(engine, path)
-            return path
-        except DamagedError as error:
-            say(f"passed over {path}: {error.message}")
-    if found:
-        raise CheckpointError(
-            f"none of the {len(found)} checkpoints under {saved_in} is whole",
-            "bring one back, or start anew under another name (run.name=...)",
-        )
-    return None
+def latest_to_resume(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
+    """Return `latest_verified` of the engine's own run, and set aside the damaged checkpoints that are newer.
 
-
-def newest_to_go_on(engine: ZeroEngine, saved_in: str, say: Callable[[str], None]) -> str | None:
-    """`newest` of the engine's own run: what it passes over is set aside and said. Left as they are, damaged ones would
-    still be the newest by their markers, and pruning would keep them rather than what is saved from here on."""
-    path = newest(engine, saved_in, say)
+    Left as they are, those would still be the newest by their markers, and pruning would keep them rather than what is
+    saved from here on. Raises CheckpointError when all checkpoints are damaged.
+    """
+    path = commits.latest_verified(engine.world, saved_in, say)
     if path is not None:
         for newer in engine.world.on_first(lambda: commits.set_aside_from(saved_in, path, commits.step_of(path))):
             say(f"set aside {newer}: the run goes on from {path}")
     return path
-
-
-def verify(engine: ZeroEngine, path: str) -> None:
-    """Read all files of a checkpoint, each rank its share; DamagedError on every rank when one is damaged."""
-    world = engine.world
-    commit = world.on_first(lambda: commits.read(path))
-    world.together(lambda: commits.verify(path, commit, sorted(commit.files)[world.rank :: world.size]))
 
 
 def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:
@@ -214,15 +192,4 @@ def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:
 
 
 def _check_same_parameters(engine: ZeroEngine, path: str, commit: Commit) -> None:
-    mine = {piece.name: list(piece.shape) for piece in partitions.pieces(engine)}
-    if mine == commit.shapes:
-        return
-    differing = [
-        name for name in sorted(mine.keys() | commit.shapes.keys()) if mine.get(name) != commit.shapes.get(name)
-    ]
-    name = differing[0]
-    raise CheckpointError(
-        f"{path} holds a model of another size: {len(differing)} parameters differ, the first is {name}: "
-        f"{commit.shapes.get(name, 'absent')} in the checkpoint, {mine.get(name, 'absent')} in this recipe",
-        "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
-    )
+    check_shapes({piece.name: piece.shape for piece in partitions.pieces(engine)}, commit.shapes, path)

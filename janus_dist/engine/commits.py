@@ -10,11 +10,11 @@ checkpoints in a moment; a look takes two requests a checkpoint, however many fi
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from janus_dist.config.paths import expanded
 from janus_dist.data import storage
@@ -27,6 +27,21 @@ ASIDE = MARKER + ".aside"
 NAME = re.compile(r"step-\d{8,}")
 """Of a checkpoint's folder; a copy beside it that a user made is none."""
 READ_BYTES = 16 << 20
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """The ranks that share the reading of a checkpoint, as `World` does; all of them call these methods in step."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def on_first(self, do: Callable[[], T]) -> T: ...
+
+    def together(self, do: Callable[[], T]) -> T: ...
 
 
 class DamagedError(CheckpointError):
@@ -89,8 +104,8 @@ def folders(saved_in: str) -> list[str]:
     return sorted(found, key=step_of)
 
 
-def marked(saved_in: str) -> list[str]:
-    """Folders of checkpoints that have a marker, oldest first, whatever it is worth."""
+def with_marker(saved_in: str) -> list[str]:
+    """Return the folders of checkpoints that have a marker, oldest first; neither markers nor files are checked."""
     return [path for path in folders(saved_in) if is_marked(path)]
 
 
@@ -105,9 +120,30 @@ def committed(saved_in: str) -> list[str]:
     return [path for path in folders(saved_in) if is_committed(path)]
 
 
-def latest(saved_in: str) -> str | None:
-    """The newest whole checkpoint, or None."""
+def latest_committed(saved_in: str) -> str | None:
+    """Return the newest checkpoint whose files have the sizes that its marker says, or None; no file is read."""
     return next((path for path in reversed(folders(saved_in)) if is_committed(path)), None)
+
+
+def latest_verified(ranks: Ranks, saved_in: str, say: Callable[[str], None]) -> str | None:
+    """Return the newest checkpoint whose files are as its marker says, or None without a checkpoint; all ranks call it.
+
+    Every byte is read and `say` takes a line about each checkpoint that is passed over. Raises CheckpointError when
+    there are checkpoints and all of them are damaged.
+    """
+    found = ranks.on_first(lambda: with_marker(saved_in))
+    for path in reversed(found):
+        try:
+            verify_on_ranks(ranks, path)
+            return path
+        except DamagedError as error:
+            say(f"passed over {path}: {error.message}")
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints under {saved_in} is whole",
+            "bring one back, or start anew under another name (run.name=...)",
+        )
+    return None
 
 
 def is_committed(path: str) -> bool:
@@ -166,6 +202,12 @@ def verify(path: str, commit: Commit, names: Sequence[str] | None = None) -> Non
             )
 
 
+def verify_on_ranks(ranks: Ranks, path: str) -> None:
+    """Read all files of a checkpoint, each rank its share; raises DamagedError on every rank when one is damaged."""
+    commit = ranks.on_first(lambda: read(path))
+    ranks.together(lambda: verify(path, commit, sorted(commit.files)[ranks.rank :: ranks.size]))
+
+
 def _damaged(file: str, how: str) -> DamagedError:
     path = file.rsplit("/", 1)[0]
     return DamagedError(f"{file} is damaged: {how}", f"delete {path} to fall back on the one before")
@@ -188,8 +230,8 @@ class Keep:
         return {*whole[-self.last :], *(path for path in whole if every and step_of(path) % every == 0)}
 
 
-def dispensable(saved_in: str, keep: Keep) -> list[str]:
-    """The whole checkpoints that need not stay, and whatever is older than the newest and not whole."""
+def prunable(saved_in: str, keep: Keep) -> list[str]:
+    """Return the whole checkpoints that `keep` does not choose, and all older than the newest that are not whole."""
     whole = committed(saved_in)
     chosen = keep.chosen(whole)
     return [path for path in folders(saved_in) if whole and path not in chosen and step_of(path) < step_of(whole[-1])]
@@ -205,7 +247,7 @@ def delete(path: str) -> None:
 
 def prune(saved_in: str, keep: Keep) -> list[str]:
     """Delete what need not stay, and say what that was."""
-    gone = dispensable(saved_in, keep)
+    gone = prunable(saved_in, keep)
     for path in gone:
         delete(path)
     return gone
@@ -220,7 +262,7 @@ def write_marker(path: str, commit: Commit) -> None:
 
 def saved_since(saved_in: str, path: str) -> str | None:
     """The newest whole checkpoint, if it was saved by a run that was told to go on from the one at `path`."""
-    newest = latest(saved_in)
+    newest = latest_committed(saved_in)
     told = None if newest is None else read(newest).recipe.get("run", {}).get("resume")
     return newest if told is not None and expanded(told).rstrip("/") == path else None
 
@@ -228,7 +270,7 @@ def saved_since(saved_in: str, path: str) -> str | None:
 def set_aside_from(saved_in: str, path: str, step: int) -> list[str]:
     """Make the checkpoints from `step` on not count any more, but for the one at `path`, wherever it is; their files
     stay until the run comes to their steps."""
-    others = [other for other in marked(saved_in) if step_of(other) >= step and not _is_same(other, path)]
+    others = [other for other in with_marker(saved_in) if step_of(other) >= step and not _is_same(other, path)]
     for other in others:
         with storage.reached(other, CheckpointError):
             storage.rename(f"{other}/{MARKER}", f"{other}/{ASIDE}")

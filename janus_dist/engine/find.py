@@ -31,7 +31,7 @@ def find(source: str, overrides: Sequence[str] = ()) -> tuple[StageRecipe, str]:
             path.write_text(json.dumps(commits.read(source).recipe))
             return load(StageRecipe, [path], overrides).recipe, source
     recipe = recipe_of(Path(source), overrides)
-    return recipe, newest(saved_in(source, recipe))
+    return recipe, require_checkpoint(saved_in(source, recipe))
 
 
 def saved_in(run_dir: str | Path, recipe: StageRecipe) -> str:
@@ -52,14 +52,14 @@ def recipe_of(run_dir: Path, overrides: Sequence[str] = ()) -> StageRecipe:
 
 def is_complete(recipe: StageRecipe) -> bool:
     """Whether the run's newest checkpoint is of its last step."""
-    newest = commits.latest(recipe.run.saved_in)
+    newest = commits.latest_committed(recipe.run.saved_in)
     return newest is not None and commits.read(newest).step == recipe.train.steps
 
 
 def trained_otherwise(recipe: StageRecipe) -> list[str]:
     """`key: what the run's newest checkpoint was trained with, what the recipe says` of settings that decide what a run
     learns; none without a checkpoint."""
-    path = commits.latest(recipe.run.saved_in)
+    path = commits.latest_committed(recipe.run.saved_in)
     if path is None:
         return []
     then, now = (dict(flatten(one)) for one in (commits.read(path).recipe, recipe.model_dump(mode="json")))
@@ -71,7 +71,7 @@ def start_is_complete(run: RunConfig) -> bool:
     """Whether the run that `run` starts from has a checkpoint of the last step that its own recipe asks for, which may
     be fewer than a recipe would now."""
     assert run.start_from is not None
-    before, newest = Path(run.root) / run.start_from, commits.latest(run.saved_in_of(run.start_from))
+    before, newest = Path(run.root) / run.start_from, commits.latest_committed(run.saved_in_of(run.start_from))
     if newest is None:
         return False
     if not (before / "config.json").is_file():  # its checkpoints were brought here alone
@@ -93,7 +93,7 @@ def _is_shared(key: str) -> bool:
 
 def trains_start(run: RunConfig) -> bool:
     """Return whether a start of `run` trains the run that it starts from first."""
-    if run.start_from is None or not run.start_recipes or commits.latest(run.saved_in) is not None:
+    if run.start_from is None or not run.start_recipes or commits.latest_committed(run.saved_in) is not None:
         return False
     return not start_is_complete(run)
 
@@ -126,7 +126,7 @@ def check_starts(loaded: Loaded[StageRecipe]) -> None:
 
 def refuse_if_never(run: RunConfig) -> None:
     """ConfigError with `run.resume=never` where there is a checkpoint."""
-    there = commits.latest(run.saved_in) if run.resume == "never" else None
+    there = commits.latest_committed(run.saved_in) if run.resume == "never" else None
     if there is not None:
         raise ConfigError(
             f"run.resume=never, but run {run.dir} has a checkpoint: {there}",
@@ -138,14 +138,14 @@ def goes_on_from(recipe: StageRecipe) -> str | None:
     """The checkpoint that a start goes on from by `run.resume`, None where there is none."""
     run = recipe.run
     refuse_if_never(run)
-    newest, path = commits.latest(run.saved_in), recipe.with_absolute_paths().run.resume.rstrip("/")
+    newest, path = commits.latest_committed(run.saved_in), recipe.with_absolute_paths().run.resume.rstrip("/")
     was_told = path not in ("auto", "never") and commits.saved_since(run.saved_in, path) is None
     return path if was_told else newest
 
 
-def newest(folder: str) -> str:
-    """The newest whole checkpoint; CheckpointError when there is none."""
-    path = commits.latest(folder)
+def require_checkpoint(folder: str) -> str:
+    """Return the newest committed checkpoint; raises CheckpointError when there is none."""
+    path = commits.latest_committed(folder)
     if path is None:
         raise CheckpointError(
             f"no committed checkpoint under {folder}", "train the run first, or name another with run.name=..."

@@ -14,7 +14,7 @@ from torch import Tensor
 from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit
 from janus_dist.engine.files import StoredReader
-from janus_dist.engine.find import newest
+from janus_dist.engine.find import require_checkpoint
 
 WEIGHTS = "weights/"
 """Prefix of the weights among the tensors of a checkpoint."""
@@ -66,5 +66,5 @@ class StoredWeights:
 
 def load_weights(folder: str) -> dict[str, Tensor]:
     """All weights of the newest checkpoint, by name; CheckpointError when there is none."""
-    stored = StoredWeights(newest(folder))
+    stored = StoredWeights(require_checkpoint(folder))
     return stored.read(stored.shapes)

@@ -35,6 +35,13 @@ class World:
     local_rank: int = 0
     """Among the ranks of this node."""
     local_size: int = 1
+    """Number of ranks of this node, which are numbered one after the other."""
+
+    @property
+    def node_ranks(self) -> range:
+        """The ranks of this node, which share its cache."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_size)
 
     @property
     def is_first(self) -> bool:

@@ -47,55 +47,54 @@ class Prompt:
 PROMPTS = tuple(Prompt(color, shape) for shape in easy_vqa.SHAPES for color in easy_vqa.COLORS)
 
 
-def questions(most: int) -> list[Question]:
-    """The held-out questions in the data set's order; the first `most` of them, all when 0."""
-    found = [
-        Question(number, question, answer)
-        for number, image in enumerate(easy_vqa.load("test"))
-        for question, answer in image.questions
-    ]
-    return found[:most] if most else found
+class EasyVqa:
+    """easy-vqa, as `DataSet` of `held_out` describes a data set."""
 
+    name = "easy_vqa"
 
-def held_out_images(side: int, square: Literal["padded", "cropped"]) -> Tensor:
-    """The test images [image, 3, side, side] uint8, as understanding or generation takes them."""
-    return squares((images.load(image.path.read_bytes()) for image in easy_vqa.load("test")), side, square)
+    def questions(self, most: int) -> list[Question]:
+        """The held-out questions in the data set's order; the first `most` of them, all when 0."""
+        found = [
+            Question(number, question, answer)
+            for number, image in enumerate(easy_vqa.load("test"))
+            for question, answer in image.questions
+        ]
+        return found[:most] if most else found
 
+    def trained(self) -> list[tuple[str, str]]:
+        """All questions and answers of the training split."""
+        return [turn for image in easy_vqa.load("train") for turn in image.questions]
 
-def trained() -> list[tuple[str, str]]:
-    """All questions and answers of the training split."""
-    return [turn for image in easy_vqa.load("train") for turn in image.questions]
+    def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
+        """The test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        return squares((images.load(image.path.read_bytes()) for image in easy_vqa.load("test")), side, square)
 
+    def prompts(self) -> list[Prompt]:
+        """Every shape in every color."""
+        return list(PROMPTS)
 
-def prompts() -> list[Prompt]:
-    """Every shape in every color."""
-    return list(PROMPTS)
+    def judge(self, asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+        """What drawings [height, width, 3] show, and whether it is what was asked for."""
+        return [_verdict(prompt, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
 
+    def chance(self) -> float:
+        """Share of drawings that would be right of one who does not read the prompt."""
+        return 1 / len(PROMPTS)
 
-def judge(asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-    """What drawings [height, width, 3] show, and whether it is what was asked for."""
-    return [_verdict(prompt, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
+    def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
+        """Share of the test images, of those whose answers say all, that the detector sees rightly.
 
-
-def chance() -> float:
-    """Share of drawings that would be right of one who does not read the prompt."""
-    return 1 / len(PROMPTS)
-
-
-def detector_accuracy(pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
-    """Share of the test images, of those whose answers say all, that the detector sees rightly.
-
-    `pictures` [height, width, 3] are other versions of all test images, in their order; the files when absent.
-    """
-    images = easy_vqa.load("test")
-    if pictures is None:
-        pictures = [np.asarray(Image.open(image.path).convert("RGB")) for image in images]
-    right = [
-        found == Detection(image.shape, image.color)
-        for image, found in zip(images, map(detect, pictures), strict=True)
-        if image.shape and image.color
-    ]
-    return sum(right) / len(right)
+        `pictures` [height, width, 3] are other versions of all test images, in their order; the files when absent.
+        """
+        images = easy_vqa.load("test")
+        if pictures is None:
+            pictures = [np.asarray(Image.open(image.path).convert("RGB")) for image in images]
+        right = [
+            found == Detection(image.shape, image.color)
+            for image, found in zip(images, map(detect, pictures), strict=True)
+            if image.shape and image.color
+        ]
+        return sum(right) / len(right)
 
 
 def _verdict(prompt: Prompt, found: Detection) -> Verdict:

@@ -7,10 +7,11 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -41,6 +42,56 @@ class Verdict:
     right: bool
     parts: dict[str, bool] = field(default_factory=dict)
     """Further rights and wrongs, by name."""
+
+
+class Captioned(Protocol):
+    """A drawing to be asked for."""
+
+    @property
+    def caption(self) -> str: ...
+
+
+P = TypeVar("P", bound=Captioned)
+
+
+class DataSet(Protocol[P]):
+    """A data set that a run is evaluated on; only its test split is asked and drawn."""
+
+    @property
+    def name(self) -> str:
+        """Name in evaluation.json; results of another name are not reused."""
+        ...
+
+    def questions(self, most: int) -> Sequence[Asked]:
+        """Return the first `most` held-out questions, or all when 0."""
+        ...
+
+    def trained(self) -> Sequence[tuple[str, str]]:
+        """Return all (question, answer) pairs of the training split."""
+        ...
+
+    def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
+        """Return the test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        ...
+
+    def prompts(self) -> list[P]:
+        """Return the drawings to ask for."""
+        ...
+
+    def judge(self, asked: Sequence[P], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+        """Return a verdict on each drawing [height, width, 3] uint8 of the prompt at the same position."""
+        ...
+
+    def chance(self) -> float:
+        """Return the share of right drawings of a model that does not read the prompt."""
+        ...
+
+    def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
+        """Return the share of test images that the detector sees rightly.
+
+        `pictures` [height, width, 3] uint8 replace the test images, in their order.
+        """
+        ...
 
 
 def right_by_kind(kinds: Sequence[tuple[str, ...]], right: Sequence[bool]) -> dict[str, list[bool]]:

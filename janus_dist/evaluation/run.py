@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Collection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,12 +18,15 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.train import DtypeChoice
+from janus_dist.data.tokenizer import load_tokenizer
 from janus_dist.engine import commits
-from janus_dist.engine.find import newest
-from janus_dist.evaluation import easy_vqa, held_out, scenes
-from janus_dist.evaluation.held_out import Verdict
+from janus_dist.engine.find import require_checkpoint
+from janus_dist.evaluation import held_out
+from janus_dist.evaluation.easy_vqa import EasyVqa
+from janus_dist.evaluation.held_out import DataSet, Verdict
 from janus_dist.evaluation.interval import measured
-from janus_dist.evaluation.sampler import Sampler, load_tokenizer
+from janus_dist.evaluation.sampler import Sampler
+from janus_dist.evaluation.scenes import Scenes
 from janus_dist.local_files import write_whole
 from janus_dist.model import vq as vq_model
 from janus_dist.model.sample import Choice
@@ -51,7 +53,7 @@ def evaluate(
     """
     began = time.perf_counter()
     (out / "images").mkdir(parents=True, exist_ok=True)
-    checkpoint = newest(recipe.run.saved_in)
+    checkpoint = require_checkpoint(recipe.run.saved_in)
     sampler = Sampler.load(recipe, checkpoint, "cuda" if recipe.cluster.gpu else "cpu", dtype)
     found = {
         "run": str(run_dir),
@@ -74,7 +76,7 @@ def found_before(
     recipe: BaseRecipe, out: Path, streams: Collection[Stream] = BOTH, with_images: bool = True
 ) -> dict[str, Any] | None:
     """What an earlier `evaluate` left in `out`, if it is of the run's newest checkpoint and of the same settings."""
-    checkpoint, path = commits.latest(recipe.run.saved_in), out / "evaluation.json"
+    checkpoint, path = commits.latest_committed(recipe.run.saved_in), out / "evaluation.json"
     if checkpoint is None or not path.is_file():
         return None
     found = json.loads(path.read_text())
@@ -93,16 +95,16 @@ def what_decides(
         "chat": recipe.data.chat.model_dump(mode="json"),
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"benchmarks"}),
         "seed": recipe.run.seed,
-        "data_set": data_set(recipe).__name__.rpartition(".")[2],
+        "data_set": data_set(recipe).name,
         "streams": sorted(streams),
         "with_images": with_images,
     }
 
 
-def data_set(recipe: BaseRecipe) -> ModuleType:
-    """What a run is asked when no benchmark is named: scenes, when an input of its recipe is made of them."""
+def data_set(recipe: BaseRecipe) -> DataSet[Any]:
+    """Return what a run is asked when no benchmark is named: scenes when an input of its recipe is made of them."""
     formats = {of.format for of in recipe.pipeline.inputs.values()}
-    return scenes if "scenes" in formats else easy_vqa
+    return Scenes() if "scenes" in formats else EasyVqa()
 
 
 def understanding(sampler: Sampler, out: Path) -> dict[str, Any]:

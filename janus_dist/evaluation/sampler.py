@@ -17,16 +17,17 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.train import Dtype, DtypeChoice
 from janus_dist.data import chat, images
-from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.data.tokenizer import Tokenizer, load_tokenizer
 from janus_dist.engine.stored import StoredWeights
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.model import janus, native, sample, single
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import Janus
 from janus_dist.model.sample import LIKELIEST, Choice
+from janus_dist.model.size import check_shapes
 from janus_dist.model.start import load_start
 from janus_dist.model.vq_weights import load_vq
-from janus_dist.model.weights import check_shapes
+from janus_dist.model.weights import shapes_of
 
 log = logging.getLogger("janus_dist")
 
@@ -162,20 +163,8 @@ class Sampler:
 def _read(model: Janus, checkpoint: str) -> None:
     """Give a model the weights of a checkpoint, in the model's own type; never all of them in the stored one."""
     stored = StoredWeights(checkpoint)
-    check_shapes(model, stored.shapes, checkpoint)
     parameters = dict(model.named_parameters())
+    check_shapes(shapes_of(parameters), stored.shapes, checkpoint)
     for group in stored.groups(READ_ELEMENTS):
         for name, values in group.items():
             parameters[name].copy_(values)
-
-
-def load_tokenizer(recipe: BaseRecipe) -> Tokenizer:
-    """The recipe's tokenizer; DataError when it has ids that the model has not."""
-    tokenizer = Tokenizer.load(recipe.data.tokenizer)
-    if tokenizer.size > recipe.model.text.vocab:
-        raise DataError(
-            f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
-            f"more than model.text.vocab={recipe.model.text.vocab}",
-            "use the tokenizer that this model was trained with (config.json in its run folder)",
-        )
-    return tokenizer

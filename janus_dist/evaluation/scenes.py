@@ -44,43 +44,62 @@ class Prompt:
         return scene_words.caption(self.scene)
 
 
-def questions(most: int) -> list[Question]:
-    """The held-out questions in the data set's order; the first `most` of them, all when 0."""
-    found = [
-        Question(number, asked.question, asked.answer, asked.kind)
-        for number, scene in enumerate(_held_out())
-        for asked in scene_words.questions(scene)
-    ]
-    return found[:most] if most else found
+class Scenes:
+    """Scenes, as `DataSet` of `held_out` describes a data set."""
 
+    name = "scenes"
 
-def trained() -> list[tuple[str, str]]:
-    """All questions and answers of the training split."""
-    return [
-        (asked.question, asked.answer) for scene in scenes.scenes("train") for asked in scene_words.questions(scene)
-    ]
+    def questions(self, most: int) -> list[Question]:
+        """The held-out questions in the data set's order; the first `most` of them, all when 0."""
+        found = [
+            Question(number, asked.question, asked.answer, asked.kind)
+            for number, scene in enumerate(_held_out())
+            for asked in scene_words.questions(scene)
+        ]
+        return found[:most] if most else found
 
+    def trained(self) -> list[tuple[str, str]]:
+        """All questions and answers of the training split."""
+        return [
+            (asked.question, asked.answer) for scene in scenes.scenes("train") for asked in scene_words.questions(scene)
+        ]
 
-def held_out_images(side: int, square: Literal["padded", "cropped"]) -> Tensor:
-    """The test images [image, 3, side, side] uint8, as understanding or generation takes them."""
-    return squares((Image.fromarray(draw(scene)) for scene in _held_out()), side, square)
+    def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
+        """The test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        return squares((Image.fromarray(draw(scene)) for scene in _held_out()), side, square)
 
+    def prompts(self) -> list[Prompt]:
+        """Return captions of the first held-out scenes, as many of each kind, without `one ring`: it counts nothing."""
+        found: list[Prompt] = []
+        taken: Counter[str] = Counter()
+        for scene in _held_out():
+            is_asked = scene.kind != "counting" or len(scene.things) > 1
+            if is_asked and taken[scene.kind] < PROMPTS_EACH:
+                taken[scene.kind] += 1
+                found.append(Prompt(scene))
+        return found
 
-def prompts() -> list[Prompt]:
-    """Captions of the first held-out scenes, as many of each kind; `one ring`, which is no counting, is left out."""
-    found: list[Prompt] = []
-    taken: Counter[str] = Counter()
-    for scene in _held_out():
-        is_asked = scene.kind != "counting" or len(scene.things) > 1
-        if is_asked and taken[scene.kind] < PROMPTS_EACH:
-            taken[scene.kind] += 1
-            found.append(Prompt(scene))
-    return found
+    def judge(self, asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+        """What drawings [height, width, 3] show, and whether it is what was asked for."""
+        return [verdict(prompt.scene, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
 
+    def chance(self) -> float:
+        """Share of drawings that would be right of one who draws the caption of another prompt of the same kind."""
+        asked = self.prompts()
+        right: list[bool] = []
+        for kind in KINDS:
+            of_kind = [prompt.scene for prompt in asked if prompt.scene.kind == kind]
+            right += [verdict(one, other.things).right for one in of_kind for other in of_kind if other is not one]
+        return sum(right) / len(right)
 
-def judge(asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-    """What drawings [height, width, 3] show, and whether it is what was asked for."""
-    return [verdict(prompt.scene, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
+    def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
+        """Share of the test images of which the detector sees all things and nothing else.
+
+        `pictures` [height, width, 3] are other versions of all test images, in their order.
+        """
+        shown = pictures if pictures is not None else [draw(scene) for scene in _held_out()]
+        right = [is_seen(scene, detect(image)) for scene, image in zip(_held_out(), shown, strict=True)]
+        return sum(right) / len(right)
 
 
 def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
@@ -93,26 +112,6 @@ def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
     right = _is_shown(scene, seen)
     words = ", ".join(f"{thing.color} {thing.shape or 'blot'}" for thing in seen)
     return Verdict((scene.kind,), words, right, {"exact": right and len(seen) == len(scene.things)})
-
-
-def chance() -> float:
-    """Share of drawings that would be right of one who draws the caption of another prompt of the same kind."""
-    asked = prompts()
-    right: list[bool] = []
-    for kind in KINDS:
-        of_kind = [prompt.scene for prompt in asked if prompt.scene.kind == kind]
-        right += [verdict(one, other.things).right for one in of_kind for other in of_kind if other is not one]
-    return sum(right) / len(right)
-
-
-def detector_accuracy(pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
-    """Share of the test images of which the detector sees all things and nothing else.
-
-    `pictures` [height, width, 3] are other versions of all test images, in their order.
-    """
-    shown = pictures if pictures is not None else [draw(scene) for scene in _held_out()]
-    right = [is_seen(scene, detect(image)) for scene, image in zip(_held_out(), shown, strict=True)]
-    return sum(right) / len(right)
 
 
 def is_seen(scene: Scene, seen: Sequence[Seen]) -> bool:

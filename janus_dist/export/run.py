@@ -15,16 +15,17 @@ from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.data.tokenizer import Tokenizer, load_tokenizer
 from janus_dist.engine.find import find
 from janus_dist.engine.stored import StoredWeights
-from janus_dist.errors import CheckpointError, ConfigError, DataError
+from janus_dist.errors import ConfigError
 from janus_dist.export import configs
 from janus_dist.export.shards import Planned, write_shards
 from janus_dist.export.tokens import chat_template, write_tokenizer
 from janus_dist.local_files import whole_folder
 from janus_dist.model.janus import parameter_shapes, vq_config
 from janus_dist.model.layouts import VQ, Place, places
+from janus_dist.model.size import check_shapes
 from janus_dist.model.vq_weights import read_vq
 
 Layout = Literal["transformers", "deepseek"]
@@ -69,37 +70,14 @@ def export(
             f"{source} reads images by model.reads_by={recipe.model.reads_by}; a Janus of either layout does by SigLIP",
             "sample from it with `janus sample`, or export a run that reads by siglip",
         )
-    tokenizer = _tokenizer(recipe)
+    tokenizer = load_tokenizer(recipe)
     weights = StoredWeights(checkpoint)
-    _check(weights, recipe)
+    check_shapes(parameter_shapes(recipe.model), weights.shapes, weights.path)
     with whole_folder(target) as temporary:
         files = _write_weights(temporary, weights, recipe, layout, getattr(torch, dtype), max_shard_bytes)
         _write_rest(temporary, recipe, tokenizer, layout, dtype)
         written = sum(path.stat().st_size for path in files)
     return Exported(target, checkpoint, weights.commit.step, len(files), written, tuple(_notes(recipe, layout)))
-
-
-def _tokenizer(recipe: StageRecipe) -> Tokenizer:
-    tokenizer = Tokenizer.load(recipe.data.tokenizer)
-    if tokenizer.size > recipe.model.text.vocab:
-        raise DataError(
-            f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
-            f"more than model.text.vocab={recipe.model.text.vocab}",
-            "give the tokenizer that the run was trained with: data.tokenizer=PATH",
-        )
-    return tokenizer
-
-
-def _check(weights: StoredWeights, recipe: StageRecipe) -> None:
-    wanted, found = parameter_shapes(recipe.model), weights.shapes
-    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-    if differing:
-        name = differing[0]
-        raise CheckpointError(
-            f"{weights.path} holds a model of another size: {len(differing)} parameters differ, the first is {name}: "
-            f"{found.get(name, 'absent')} in the checkpoint, {wanted.get(name, 'absent')} in the recipe",
-            "export with the model section that it was trained with",
-        )
 
 
 def _write_weights(

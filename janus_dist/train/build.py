@@ -36,7 +36,6 @@ def build_trainer(recipe: StageRecipe, say: Callable[[str], None]) -> Trainer:
     shards = open_shards(recipe.data, recipe.mix, world.local_rank)
     check_data(recipe, tokenizer, shards)
     plan = Plan.of(recipe, shards)
-    first_of_node = world.rank - world.local_rank
     loader = Loader(
         plan,
         DocumentFormat.of(recipe, tokenizer),
@@ -44,7 +43,7 @@ def build_trainer(recipe: StageRecipe, say: Callable[[str], None]) -> Trainer:
         world.size,
         ahead_bytes=recipe.data.read.ahead_mib * 2**20,
         max_bad_share=recipe.data.max_bad_share,
-        node=range(first_of_node, first_of_node + world.local_size),
+        node=world.node_ranks,
     )
     run = TrainingRun(recipe, plan, loader, _build_engine(recipe, world), say)
     has_validation = recipe.data.validation_root is not None

@@ -10,22 +10,18 @@ from janus_dist.config.mix import Lane
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
-from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.data.tokenizer import Tokenizer, check_vocabulary
 from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit
 from janus_dist.engine.find import goes_on_from
 from janus_dist.errors import CheckpointError, DataError
 from janus_dist.model.parts import part_of
+from janus_dist.model.size import other_size
 
 
 def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Lane, ShardSet]) -> None:
     """Raise DataError unless the shards were made with this tokenizer and these image sizes."""
-    if tokenizer.size > recipe.model.text.vocab:
-        raise DataError(
-            f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
-            f"more than model.text.vocab={recipe.model.text.vocab}",
-            f"take model.text.vocab={tokenizer.size} or more, or the tokenizer that belongs to this model",
-        )
+    check_vocabulary(tokenizer, recipe)
     for (name, _), found in shards.items():
         manifest, where = found.manifest, f"{found.folder}/manifest.json"
         if manifest.tokenizer_sha256 != tokenizer.sha256:
@@ -67,10 +63,7 @@ def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str
     """
     model, before = recipe.model.model_dump(mode="json"), commit.recipe["model"]
     if before != model:
-        raise CheckpointError(
-            f"{path} holds a model of another size: {_differences('model', before, model)}",
-            "use the recipe that the checkpoint was made with (config.json in its run folder), or another run.name",
-        )
+        raise other_size(path, _differences("model", before, model))
     trained_in, dtype = commit.recipe.get("engine", {}).get("dtype", recipe.engine.dtype), recipe.engine.dtype
     if dtype not in ("auto", trained_in):
         raise CheckpointError(

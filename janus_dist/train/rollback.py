@@ -18,7 +18,7 @@ def roll_back(run: TrainingRun, outcome: StepOutcome, checkpointing: Checkpointi
     Raises DivergedError when no checkpoint exists, or MAX_ROLLBACKS rollbacks did not help.
     """
     checkpointing.tell(checkpointing.wait())
-    path = state.newest_to_go_on(run.engine, run.recipe.run.saved_in, run.say)
+    path = state.latest_to_resume(run.engine, run.recipe.run.saved_in, run.say)
     run.watchdog.pause()
     lost_at, stop = run.progress.step, run.progress.plan_step
     run.spikes.record_rollback()

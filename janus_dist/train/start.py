@@ -63,7 +63,7 @@ def _resume(run: TrainingRun, checkpoint: str) -> str | None:
 def _load_run(run: TrainingRun, config: RunConfig, other: str) -> None:
     """Load the weights of another run's newest checkpoint. Raises CheckpointError when it has none."""
     saved_in = config.saved_in_of(other)
-    checkpoint = state.newest(run.engine, saved_in, run.say)
+    checkpoint = commits.latest_verified(run.world, saved_in, run.say)
     if checkpoint is None:
         raise CheckpointError(
             f"run.start_from={other}: no committed checkpoint under {saved_in}",

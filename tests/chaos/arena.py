@@ -199,7 +199,7 @@ class Arena:
         end_s = time.monotonic() + HANG_S
         while self.ranks() and time.monotonic() < end_s:
             time.sleep(POLL_S)  # until they have seen that their driver is gone, they may save
-        newest = commits.latest(self.saved_in)
+        newest = commits.latest_committed(self.saved_in)
         assert newest is not None
         damage(f"{newest}/__0_0.distcp")
         self.start()

@@ -100,7 +100,7 @@ def run(
         whole.ends(0)
         say(f"undisturbed: {steps} steps on 2 ranks")
         broken.start()
-        broken.wait(lambda: commits.latest(broken.saved_in), "the first checkpoint")
+        broken.wait(lambda: commits.latest_committed(broken.saved_in), "the first checkpoint")
         for kind in kinds:
             fault = broken.do(kind)
             say(f"{kind} at step {fault.at_step}: went on from {fault.from_step} after {fault.recovered_s:.1f} s")

@@ -82,7 +82,7 @@ def test_stage2_prepares_what_is_missing_and_trains(unbroken):
     assert resolved["train"]["steps"] == 12 and resolved["run"]["start_from"] == "stage1"
     said = (unbroken.parent / "unbroken.log").read_text()
     assert f"computing in {resolved['engine']['dtype']}: " in said, "decided once, said, and written down"
-    newest = commits.latest(saved_in(unbroken / "stage1"))
+    newest = commits.latest_committed(saved_in(unbroken / "stage1"))
     assert newest is not None
 
 
@@ -182,7 +182,7 @@ def test_a_lost_rank_is_started_again_by_the_job_itself(unbroken, tmp_path):
     shutil.copytree(unbroken / "stage1", root / "stage1")
     job = start_and_wait(root, log, steps=5)
     # written beside the steps, in its own time
-    wait_until(lambda: commits.latest(saved_in(root / "stage2")), job, log)
+    wait_until(lambda: commits.latest_committed(saved_in(root / "stage2")), job, log)
     first, second = ranks_of(log)
     os.kill(second, signal.SIGKILL)
     assert job.wait(timeout=HANG_S) == 0, log.read_text()

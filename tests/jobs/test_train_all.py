@@ -59,5 +59,5 @@ def test_a_run_that_fails_ends_the_others_which_save(tmp_path):
     done = train_all(tmp_path, [good, bad], good=train, bad={"data": {"validation_root": str(tmp_path / "none")}})
     assert done.returncode == 2, done.stdout + done.stderr
     assert "has none of understanding/manifest.json" in done.stderr and "Traceback" not in done.stderr
-    newest = commits.latest(f"{good}/run/checkpoints")
+    newest = commits.latest_committed(f"{good}/run/checkpoints")
     assert newest is None or 0 < commits.read(newest).step < 100_000

@@ -168,7 +168,7 @@ def train_and_save(run_dir: Path, dtype: Dtype = "float32") -> list[float]:
 
 def resume(run_dir: Path, dtype: Dtype = "float32") -> tuple[list[float], int]:
     engine = make_engine(seed=1, dtype=dtype)  # other random weights, so that what is not restored shows
-    path = commits.latest(saved_in(run_dir))
+    path = commits.latest_committed(saved_in(run_dir))
     assert path is not None
     commit = checkpoint.restore(engine, path)
     return train_steps(engine, commit.step, 4), commit.optimizer_steps
@@ -220,7 +220,7 @@ def test_load_weights_gives_what_deepspeed_says(tmp_path):
 
 def weights_into_other_parts(run_dir: Path) -> tuple[dict[str, torch.Tensor], int]:
     engine = make_engine(seed=1, trainable=("vision_tower", "language_model", "text_head"))
-    path = commits.latest(saved_in(run_dir))
+    path = commits.latest_committed(saved_in(run_dir))
     assert path is not None
     checkpoint.restore_weights(engine, path)
     return full_weights(engine), partitions.optimizer_steps(engine)
@@ -251,7 +251,7 @@ def copy_of(saved: Path, folder: Path) -> Path:
 def test_a_folder_without_marker_does_not_count(saved, tmp_path):
     run = copy_of(saved, tmp_path / "run")
     (folder_of(run, 1) / commits.MARKER).unlink()
-    assert commits.latest(saved_in(run)) is None
+    assert commits.latest_committed(saved_in(run)) is None
     with pytest.raises(CheckpointError, match="no committed checkpoint"):
         load_weights(saved_in(run))
 
@@ -260,7 +260,7 @@ def test_a_cut_file_does_not_count(saved, tmp_path):
     run = copy_of(saved, tmp_path / "run")
     file = folder_of(run, 1) / "__1_0.distcp"
     file.write_bytes(file.read_bytes()[:-1])
-    assert commits.latest(saved_in(run)) is None
+    assert commits.latest_committed(saved_in(run)) is None
 
 
 def test_a_flipped_byte_is_found_when_loading(saved, tmp_path):
@@ -279,7 +279,7 @@ def test_another_version_is_refused(saved, tmp_path):
     marker = folder_of(run, 1) / commits.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"version": 99}))
     with pytest.raises(CheckpointError, match="format version 99"):
-        commits.latest(saved_in(run))
+        commits.latest_committed(saved_in(run))
 
 
 def save_three(run_dir: Path) -> None:
@@ -320,7 +320,7 @@ def go_on_from_one_of_three(run_dir: Path, damaged: tuple[int, ...]) -> list[str
     for step in damaged if engine.world.is_first else ():
         flip(folder_of(run_dir, step) / "__0_0.distcp")
     engine.world.barrier()
-    path = checkpoint.newest_to_go_on(engine, saved_in(run_dir), said.append)
+    path = checkpoint.latest_to_resume(engine, saved_in(run_dir), said.append)
     assert path == str(folder_of(run_dir, 1))
     save(engine, run_dir, 2)
     commits.prune(saved_in(run_dir), Keep(last=2))

@@ -241,7 +241,7 @@ def test_nothing_is_left_behind_when_it_fails(recipe, tmp_path):
 def test_a_model_that_transformers_cannot_draw_with_says_so(recipe, tmp_path, monkeypatch):
     """transformers takes the vision tower's tokens for the number of ids."""
     other = recipe.model.model_copy(update={"vision": recipe.model.vision.model_copy(update={"patch": 8})})
-    monkeypatch.setattr("janus_dist.export.run._check", lambda *_: None)
+    monkeypatch.setattr("janus_dist.export.run.check_shapes", lambda *_: None)
     monkeypatch.setattr("janus_dist.export.run._write_weights", lambda *_: [])
     override = f"model.vision.patch={other.vision.patch}"
     assert "cannot draw" in export(str(recipe.run.dir), tmp_path / "out", "transformers", [override]).notes[0]

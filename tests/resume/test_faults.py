@@ -166,7 +166,7 @@ def test_after_many_the_run_goes_back_and_leaves_them_out(folder, unbroken, tmp_
     lines = train(folder, tmp_path, fault=fault, train={"steps": STEPS, "save_every_steps": 4})  # none puts that off
     (back,) = [line for line in lines if line.startswith("went back")]
     assert back == (f"went back from step 7 to {folder_of(tmp_path / 'run', 4)}; steps 4 to 6 of the plan are left out")
-    newest = commits.latest(saved_in(tmp_path / "run"))
+    newest = commits.latest_committed(saved_in(tmp_path / "run"))
     assert newest is not None
     commit = commits.read(newest)
     assert (commit.step, commit.left_out) == (STEPS, [[4, 7]])
@@ -185,7 +185,7 @@ def test_what_was_left_out_stays_so_after_a_resume(folder, tmp_path):
     train(folder, tmp_path / "a", fault=fault)
     shutil.copytree(tmp_path / "a" / "run", tmp_path / "b" / "run")
     (folder_of(tmp_path / "b" / "run", STEPS) / commits.MARKER).unlink()
-    newest = commits.latest(saved_in(tmp_path / "b" / "run"))
+    newest = commits.latest_committed(saved_in(tmp_path / "b" / "run"))
     assert newest is not None
     lines = train(folder, tmp_path / "b", fault=fault)
     assert any(f"resuming run at step {commits.step_of(newest)} " in line for line in lines), lines
@@ -219,7 +219,7 @@ def test_ranks_that_differ_in_their_settings_are_refused(folder, tmp_path, own):
     for said in run_ranks(differing, 2, tmp_path / "meet", folder, tmp_path, own):
         assert said.startswith("exit 6: ranks differ in settings: most have ")
         assert "rank " in said and "start all ranks from the same image and code" in said
-    assert commits.latest(saved_in(tmp_path / "run")) is None
+    assert commits.latest_committed(saved_in(tmp_path / "run")) is None
 
 
 @pytest.mark.parametrize(("name", "value"), [("torch", "2.0.0"), ("ranks a node", 3)])

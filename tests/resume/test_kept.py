@@ -41,7 +41,7 @@ def resume(old: Path) -> list[str]:
 def test_an_old_run_resumes_with_the_same_losses(old):
     expected = json.loads((old / "losses.json").read_text())
     run = recipe_of(old).run
-    before = commits.latest(run.saved_in)
+    before = commits.latest_committed(run.saved_in)
     assert before is not None, "no whole checkpoint"
     lines = run_ranks(resume, 1, old / "meeting", old)[0]
     assert any(line.startswith(f"resuming {run.name} at step 10 from {before}") for line in lines), lines

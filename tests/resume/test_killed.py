@@ -61,7 +61,7 @@ def killed_in_a_step(folder: Path, root: Path) -> None:
 
 def in_a_step_behind_a_checkpoint(root: Path) -> bool:
     """Whether both ranks have the gradients of the same step, with a step trained since the newest checkpoint."""
-    newest = commits.latest(saved_in(root / "run"))
+    newest = commits.latest_committed(saved_in(root / "run"))
     if newest is None:
         return False
     steps = {(root / f"gradients-{rank}").read_text() for rank in range(2)}
@@ -84,7 +84,7 @@ def test_killed_ranks_go_on_as_other_numbers_of_ranks(tmp_path):
     assert list(expected) == list(range(STEPS)) and len({*map(tuple, expected.values())}) == STEPS
 
     killed_in_a_step(tmp_path, broken)
-    newest = commits.latest(saved_in(broken / "run"))
+    newest = commits.latest_committed(saved_in(broken / "run"))
     assert newest is not None
     first = commits.read(newest).step
     assert 0 < first < max(losses(broken)) < STEPS, "a step that was trained since is lost"

@@ -71,7 +71,7 @@ def test_a_run_has_one_writer_and_goes_on_when_that_is_killed(tmp_path):
         jobs.append(second := Job(tmp_path, "b", 100_000))
         assert second.end() == 2, second.said
         assert f"run {tmp_path}/run is held by another job, which is alive: " in second.said
-        step = commits.step_of(commits.latest(saved_in(tmp_path / "run")) or "")
+        step = commits.step_of(commits.latest_committed(saved_in(tmp_path / "run")) or "")
         os.kill(first.process.pid, signal.SIGKILL)
         killed_s = time.monotonic()
         more = 400  # ranks of the job that was killed may train on for a moment
@@ -79,7 +79,7 @@ def test_a_run_has_one_writer_and_goes_on_when_that_is_killed(tmp_path):
         third.until("resuming run at step")
         print(f"resumed {time.monotonic() - killed_s:.0f} s after the kill")
         assert third.end() == 0, third.said
-        assert commits.step_of(commits.latest(saved_in(tmp_path / "run")) or "") == step + more
+        assert commits.step_of(commits.latest_committed(saved_in(tmp_path / "run")) or "") == step + more
         starts = re.findall(r"^--- .* process (\d+)$", (tmp_path / "run/logs/rank-0000.log").read_text(), re.MULTILINE)
         assert len(starts) == 2 and not Path(f"/proc/{starts[0]}").exists(), "no writer outlives its job"
     finally:

@@ -41,7 +41,7 @@ def save_two(saved: str) -> list[float]:
 
 def go_on(saved: str) -> tuple[str | None, list[float]]:
     engine = make_engine(seed=1)
-    path = checkpoint.newest(engine, saved, print)
+    path = commits.latest_verified(engine.world, saved, print)
     assert path is not None
     commit = checkpoint.restore(engine, path)
     return path, train_steps(engine, commit.step, 3)
@@ -63,10 +63,10 @@ def test_a_store_keeps_what_a_disk_does(tmp_path, monkeypatch):
         assert [commits.step_of(path) for path in commits.committed(saved)] == [1], "a cut object"
         store.pipe_file(name, content[:-1] + bytes([content[-1] ^ 1]))
         said: list[str] = []
-        assert checkpoint.newest_to_go_on(ALONE, saved, said.append) == f"{saved}/step-00000001"
+        assert checkpoint.latest_to_resume(ALONE, saved, said.append) == f"{saved}/step-00000001"
         assert said[0].startswith(f"passed over {path}: {path}/__0_0.distcp is damaged: ")
         assert said[1:] == [f"set aside {path}: the run goes on from {saved}/step-00000001"]
-        assert commits.marked(saved) == [f"{saved}/step-00000001"]
+        assert commits.with_marker(saved) == [f"{saved}/step-00000001"]
         commits.delete(path)
         assert commits.folders(saved) == [f"{saved}/step-00000001"]
 
@@ -98,7 +98,7 @@ def test_a_store_that_is_away_is_told(monkeypatch):
     with moto_bucket(monkeypatch, "runs"):
         pass  # its address stays in the environment, and nobody answers there
     with pytest.raises(CheckpointError, match="s3://runs/run cannot be reached: ") as caught:
-        commits.latest("s3://runs/run")
+        commits.latest_committed("s3://runs/run")
     assert caught.value.hint is not None and "run the same command again" in caught.value.hint
 
 
@@ -142,12 +142,12 @@ def test_damage_of_any_file_is_named_and_the_checkpoint_before_is_taken(two, tmp
     }  # fmt: skip
     DAMAGE[how](folder_of(run, 2) / file)
     said: list[str] = []
-    assert checkpoint.newest(ALONE, saved_in(run), said.append) == str(folder_of(run, 1))
+    assert commits.latest_verified(ALONE.world, saved_in(run), said.append) == str(folder_of(run, 1))
     if (file, how) == (commits.MARKER, "gone"):
         assert said == [], "what has no marker never was a checkpoint"
         return
     assert said[0].startswith(f"passed over {folder_of(run, 2)}: {folder_of(run, 2) / file} is damaged: ")
-    assert commits.latest(saved_in(run)) in (str(folder_of(run, 1)), str(folder_of(run, 2)))
+    assert commits.latest_committed(saved_in(run)) in (str(folder_of(run, 1)), str(folder_of(run, 2)))
 
 
 def test_when_none_is_whole_nothing_is_trained(two, tmp_path):
@@ -155,7 +155,7 @@ def test_when_none_is_whole_nothing_is_trained(two, tmp_path):
     for step in (1, 2):
         flip(folder_of(run, step) / "__0_0.distcp")
     with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints under .* is whole") as caught:
-        checkpoint.newest(ALONE, saved_in(run), print)
+        commits.latest_verified(ALONE.world, saved_in(run), print)
     assert caught.value.exit_code == 4
 
 
@@ -201,7 +201,7 @@ def test_a_disk_that_denies_to_delete_is_told_and_the_save_counts(two, tmp_path,
     monkeypatch.setattr(storage, "remove_folder", denied)
     with pytest.raises(CheckpointError, match="step-00000001 cannot be reached: PermissionError"):
         commits.prune(saved_in(run), Keep(last=1))
-    assert commits.latest(saved_in(run)) == str(folder_of(run, 2))
+    assert commits.latest_committed(saved_in(run)) == str(folder_of(run, 2))
 
 
 def test_saving_over_what_a_killed_save_left(tmp_path):

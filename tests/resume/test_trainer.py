@@ -65,7 +65,7 @@ def test_every_step_is_recorded_once_and_learns(unbroken):
     found = losses(unbroken)
     assert list(found) == [1, 2, 3, 4, 5, 6]
     assert found[6][0] < found[1][0]
-    newest = commits.latest(saved_in(unbroken / "run"))
+    newest = commits.latest_committed(saved_in(unbroken / "run"))
     assert newest is not None and commits.read(newest).step == 6
     assert all(line["perf/tflops_per_rank"] > 0 for line in read_records(unbroken / "run" / "metrics.jsonl"))
 
@@ -116,7 +116,7 @@ def test_a_run_is_rebased_when_asked(folder, unbroken, tmp_path):
     lines = train(folder, tmp_path, run={"rebase": True}, mix={"text": 9.0}, train={"steps": 8, "save_every_steps": 1})
     assert lines[1] == "re-based at step 6: understanding, text, generation went on where it was"
     assert list(losses(tmp_path)) == list(range(1, 9))
-    commit = commits.read(commits.latest(saved_in(tmp_path / "run")))
+    commit = commits.read(commits.latest_committed(saved_in(tmp_path / "run")))
     old = build_plan(folder, tmp_path)
     new = build_plan(folder, tmp_path, mix={"text": 9.0}).rebased(Base(**commit.plan["base"]))
     assert new.digest == commit.plan_digest

@@ -45,7 +45,7 @@ def read(root: Path, worlds: tuple[int, ...]) -> list[tuple[State, list[float]]]
     found = []
     for world in worlds:
         engine = make_engine(seed=1)
-        path = commits.latest(saved_in(root / f"of-{world}"))
+        path = commits.latest_committed(saved_in(root / f"of-{world}"))
         assert path is not None
         checkpoint.restore(engine, path)
         found.append((everything(engine), train_steps(engine, 2, 3)))
@@ -92,7 +92,7 @@ def losses_with(settings: dict[str, Any], run_dir: Path | None = None) -> list[f
         save(engine, run_dir, 2)
         engine = fresh(1)
         train_steps(engine, 0, 1)  # so that there are copies of other weights
-        path = commits.latest(saved_in(run_dir))
+        path = commits.latest_committed(saved_in(run_dir))
         assert path is not None
         checkpoint.restore(engine, path)
     return found + train_steps(engine, 2, 4)
@@ -102,7 +102,8 @@ def losses_with(settings: dict[str, Any], run_dir: Path | None = None) -> list[f
 def test_weights_kept_within_a_node_change_no_loss(tmp_path):
     """hpZ on two nodes of two ranks, also behind a restored checkpoint, whose weights the copies do not have."""
     plain = run_ranks(losses_with, 4, tmp_path / "a", {"dtype": "float32"})[0]
-    kept = run_ranks(losses_with, 4, tmp_path / "b", {"dtype": "float32", "hpz_ranks": 2}, tmp_path / "run")[0]
+    hpz = {"dtype": "float32", "hpz_ranks": 2}
+    kept = run_ranks(losses_with, 4, tmp_path / "b", hpz, tmp_path / "run", ranks_per_node=2)[0]
     assert kept == pytest.approx(plain, rel=1e-6)
 
 

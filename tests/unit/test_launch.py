@@ -38,7 +38,7 @@ def test_never_is_of_the_start_of_a_job(monkeypatch, tmp_path):
     """Ranks that are started again must be able to go on from what the job has saved."""
     recipe = prepared.recipe(tmp_path, tmp_path, run={"resume": "never"})
     assert launch._if_never(recipe).run.resume == "auto"
-    monkeypatch.setattr(commits, "latest", lambda saved_in: f"{saved_in}/step-00000003")
+    monkeypatch.setattr(commits, "latest_committed", lambda saved_in: f"{saved_in}/step-00000003")
     with pytest.raises(ConfigError, match=r"run\.resume=never, but run .*/run has a checkpoint: .*/step-00000003"):
         launch._if_never(recipe)
     other = prepared.recipe(tmp_path, tmp_path)
@@ -167,10 +167,10 @@ def test_a_run_that_waits_hears_that_it_is_to_stop(started, tmp_path):
 
 def test_a_store_that_is_away_when_a_rank_is_lost_is_asked_again(started, monkeypatch):
     away = CheckpointError("s3://bucket cannot be reached", "see")
-    monkeypatch.setattr(commits, "latest", Mock(side_effect=[None, away, away, "s3://bucket/step-00000004"]))
+    monkeypatch.setattr(commits, "latest_committed", Mock(side_effect=[None, away, away, "s3://bucket/step-00000004"]))
     said = started([WorkerGroupError("all", {1: DEAD})])
     assert said[1].endswith("starting again (1 of 3 without a new checkpoint)") and said[2] == "starting 2 ranks"
-    monkeypatch.setattr(commits, "latest", Mock(side_effect=away))
+    monkeypatch.setattr(commits, "latest_committed", Mock(side_effect=away))
     monkeypatch.setattr(launch, "PATIENCE_S", 0.05)
     with pytest.raises(CheckpointError, match="cannot be reached"):
         started([])

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from janus_dist.cli import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.tokenizer import train_tokenizer
+from janus_dist.data.tokenizer import load_tokenizer, train_tokenizer
 from janus_dist.engine import commits
 from janus_dist.engine.find import find, recipe_of
 from janus_dist.errors import CheckpointError, ConfigError, DataError
-from janus_dist.evaluation import sampler, samples
+from janus_dist.evaluation import samples
 from janus_dist.evaluation.prompts import Asked, read_prompts
 from janus_dist.evaluation.sampler import Sampler
 from janus_dist.evaluation.samples import How
@@ -45,7 +45,7 @@ def recipe(tmp_path, monkeypatch) -> StageRecipe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             vq_tokenizer = vq.build(janus.vq_config(recipe.model)).eval()
-        return Sampler(recipe, model.eval(), vq_tokenizer, sampler.load_tokenizer(recipe))
+        return Sampler(recipe, model.eval(), vq_tokenizer, load_tokenizer(recipe))
 
     monkeypatch.setattr(Sampler, "load", load)
     monkeypatch.setattr(samples, "POLL_S", 0.0)

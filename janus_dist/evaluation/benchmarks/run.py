@@ -19,15 +19,16 @@ from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import DtypeChoice
 from janus_dist.data import storage
+from janus_dist.data.tokenizer import load_tokenizer
 from janus_dist.engine import commits
-from janus_dist.engine.find import newest
+from janus_dist.engine.find import require_checkpoint
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks import work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
 from janus_dist.evaluation.benchmarks.question import Question
-from janus_dist.evaluation.benchmarks.work import MARKERS, Job
-from janus_dist.evaluation.sampler import Sampler, dtype_for, load_tokenizer
+from janus_dist.evaluation.benchmarks.work import Job
+from janus_dist.evaluation.sampler import Sampler, dtype_for
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import digest, load_vq
 
@@ -83,9 +84,9 @@ def _device(recipe: StageRecipe) -> str:
 
 def _checkpoint(recipe: StageRecipe) -> str | None:
     """The run's newest checkpoint; None when there is none, but a whole Janus to start from."""
-    if "janus" in recipe.run.start_weights and commits.latest(recipe.run.saved_in) is None:
+    if "janus" in recipe.run.start_weights and commits.latest_committed(recipe.run.saved_in) is None:
         return None
-    return newest(recipe.run.saved_in)
+    return require_checkpoint(recipe.run.saved_in)
 
 
 def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
@@ -129,10 +130,8 @@ def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, d
     jobs = work.cut(name, questions, out, how.batch, how.images_per_prompt, settings, computed_in)
     if SUMMARY in storage.names(out):
         storage.remove(f"{out}/{SUMMARY}")
-    known = {job.marker for job in jobs}
-    for marker in (f"{out}/{MARKERS}/{found}" for found in storage.names(f"{out}/{MARKERS}")):
-        if marker not in known:  # before its drawings are overwritten, for which it would stand wrongly
-            storage.remove(marker)
+    # before their drawings are overwritten, which they would vouch for wrongly
+    work.markers(out).remove_others(job.digest for job in jobs)
     return Work(name, out, questions, jobs)
 
 

@@ -9,7 +9,6 @@ the same. Batches do not cross jobs, so a run that was interrupted ends with the
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.config.train import Dtype
 from janus_dist.data import storage
+from janus_dist.data.job_markers import JobMarkers, digest_of
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
@@ -52,7 +52,7 @@ class Job:
     @property
     def marker(self) -> str:
         """Path of its marker."""
-        return f"{self.out}/{MARKERS}/{self.digest[:32]}.json"
+        return markers(self.out).path(self.digest)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Marker:
     """By the ids of the questions."""
     unreadable: tuple[str, ...]
     """Ids of questions with an image that is none; their answers are empty."""
+
+
+def markers(out: str) -> JobMarkers:
+    """Return the markers of the jobs whose results are in `out`."""
+    return JobMarkers(f"{out}/{MARKERS}")
 
 
 def cut(
@@ -87,8 +92,7 @@ def cut(
         places = tuple(by_length[first : first + size])
         part = tuple(questions[place] for place in places)
         asked = [(place, _identity(question)) for place, question in zip(places, part, strict=True)]
-        content = json.dumps([VERSION, name, asked, settings], sort_keys=True)
-        jobs.append(Job(name, out, part, places, hashlib.sha256(content.encode()).hexdigest(), dtype))
+        jobs.append(Job(name, out, part, places, digest_of([VERSION, name, asked, settings]), dtype))
     return jobs
 
 
@@ -106,17 +110,14 @@ def do(sampler: Sampler, job: Job) -> None:
     else:
         marker = _answer(sampler, job)
     content = {"job": marker.job, "answers": marker.answers, "unreadable": marker.unreadable}
-    storage.write_whole(job.marker, json.dumps(content).encode())
+    markers(job.out).write(content)
 
 
 def load(job: Job) -> Marker | None:
-    """The marker of a job; None when there is none, or what it stands for is not there."""
-    try:
-        values = json.loads(storage.read(job.marker))
-        marker = Marker(values["job"], values["answers"], tuple(values["unreadable"]))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return None
-    return marker if marker.job == job.digest else None
+    """Return the marker of a job; None when it is absent or another program's."""
+    return markers(job.out).load(
+        job.digest, lambda values: Marker(values["job"], values["answers"], tuple(values["unreadable"]))
+    )
 
 
 def _answer(sampler: Sampler, job: Job) -> Marker:
