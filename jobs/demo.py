@@ -17,7 +17,7 @@ from typing import Any
 from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
-from jobs.defaults import tiny
+from janus_dist.config.shipped import tiny
 
 ROOT = "runs/demo"
 STAGES = ("stage1", "stage2", "stage3")
