@@ -188,10 +188,10 @@ class Trainer:
         mine = resume.chosen(self.engine, run, self.say)
         self.watch.pause()
         lines = check_world(self.recipe, self.world, self.plan.digest, checkpoint_bytes(self.recipe))
-        for line in [*lines, *self.world.on_first(partial(slow_lines, self.recipe))]:
+        for line in [*lines, *self.world.run_on_rank0(partial(slow_lines, self.recipe))]:
             self.say(line)
         if mine is not None:
-            before = self.world.on_first(lambda: commits.read(mine))
+            before = self.world.run_on_rank0(lambda: commits.read(mine))
             plan, said = resume.plan_from(self.plan, self.recipe, self.engine.trainable, mine, before)
             self.use(plan)
             if said:
@@ -214,7 +214,7 @@ class Trainer:
             checkpoint.restore_weights(self.engine, before)
             self.note("started", f"starting {run.name} from the weights of {before}")
         elif run.start_weights:
-            opened = self.world.together(partial(open_weights, self.recipe.model, run.start_weights))
+            opened = self.world.run_on_all_ranks(partial(open_weights, self.recipe.model, run.start_weights))
             checkpoint.fill(self.engine, opened)
             given = ", ".join(f"{what} of {_in_short(path)}" for what, path in run.start_weights.items())
             self.note("started", f"starting {run.name} from {given}")
