@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,13 +43,13 @@ from benchmarks.packed import make_batch
 from janus_dist.batch import Batch
 from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.model import ModelConfig
+from janus_dist.config.shipped import RECIPES
 from janus_dist.config.train import OptimConfig, Part
 from janus_dist.model import janus, losses
 from janus_dist.model.attention import packed_attention
 from janus_dist.model.flops import Counts, model_flops, peak_flops
 from janus_dist.model.parts import set_trainable
 
-RECIPES = Path(__file__).resolve().parents[1] / "jobs" / "recipes"
 OPTIM = OptimConfig(lr=1e-4)
 WARM_RUNS = 3
 BATCHES = 4

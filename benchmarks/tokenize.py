@@ -50,6 +50,7 @@ from data_pipelines.record import Picture, Record
 from data_pipelines.steps.understanding import Understanding
 from janus_dist.config.load import load
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.shipped import TINY
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
@@ -58,8 +59,7 @@ from janus_dist.ray_session import connect
 
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-BASE = ROOT / "jobs" / "recipes" / "tiny" / "base.yaml"
-TINY_TOKENIZER = BASE.parent / "tokenizer.json"
+BASE, TINY_TOKENIZER = TINY / "base.yaml", TINY / "tokenizer.json"
 PHOTOS = (
     ("scikit-learn", "sklearn/datasets/images/china.jpg"),
     ("scikit-learn", "sklearn/datasets/images/flower.jpg"),

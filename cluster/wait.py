@@ -23,13 +23,15 @@ from ray.autoscaler.sdk import request_resources
 
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.shipped import tiny
 from janus_dist.config.train import ClusterConfig
 from janus_dist.errors import ClusterError, ConfigError
 from janus_dist.job_cli import run_job, split_arguments
 from janus_dist.ray_session import join, resources
 from janus_dist.room import Resources, room_in
 
-TINY = Path(__file__).parents[1] / "jobs" / "recipes" / "tiny"
+JOBS = Path(__file__).parents[1] / "jobs"
+"""The folder of jobs beside this file: a copy of the repository waits for its own recipe."""
 LIMIT_S = float(os.environ.get("JANUS_WAIT_S", "1800"))
 """Longest wait; a machine with eight GPUs takes ten minutes to start, an image of 10 GB another five."""
 POLL_S = 5.0
@@ -48,8 +50,7 @@ def main() -> int:
             "python cluster/wait.py jobs/stage2.py [RECIPE.yaml ...] [key.path=value ...]",
         )
     files, overrides = split_arguments(arguments)
-    defaults = [TINY / "base.yaml", TINY / f"{job.stem}.yaml"]
-    recipe = load(StageRecipe, files or defaults, overrides).recipe
+    recipe = load(StageRecipe, files or tiny(job.stem, JOBS), overrides).recipe
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         with _connected():

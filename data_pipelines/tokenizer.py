@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from janus_dist.config.data import ChatConfig
+from janus_dist.config.shipped import TINY
 from janus_dist.data import easy_vqa
 from janus_dist.data.storage import write_whole
 from janus_dist.data.tokenizer import train_tokenizer
 
-PATH = Path(__file__).parent.parent / "jobs" / "recipes" / "tiny" / "tokenizer.json"
+PATH = TINY / "tokenizer.json"
 VOCAB = 2_048
 
 

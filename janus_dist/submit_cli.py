@@ -21,6 +21,7 @@ import typer
 
 from janus_dist.config.load import SUBMITTED_FROM, load_any
 from janus_dist.config.settings import OVERRIDE
+from janus_dist.config.shipped import tiny
 from janus_dist.errors import ClusterError, ConfigError, PreemptedError
 from janus_dist.job_cli import LOCAL_OPTION
 
@@ -106,8 +107,7 @@ def check_recipe(job: Path, words: Sequence[str]) -> None:
     words = without_options(words)
     files = [Path(word) for word in words if not OVERRIDE.match(word)]
     given = [word for word in words if OVERRIDE.match(word)]
-    tiny = job.parent / "recipes" / "tiny"  # what jobs take without a recipe
-    defaults = [path for path in (tiny / "base.yaml", tiny / f"{job.stem}.yaml") if path.is_file()]
+    defaults = [path for path in tiny(job.stem, job.parent) if path.is_file()]
     load_any(files or defaults, given)
 
 

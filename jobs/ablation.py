@@ -13,7 +13,7 @@ import sys
 
 from janus_dist.job_cli import recipe_from_args, run_job, split_arguments
 from janus_dist.config.recipe import StageRecipe
-from jobs.defaults import tiny
+from janus_dist.config.shipped import tiny
 
 
 def main() -> None:

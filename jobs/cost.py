@@ -11,7 +11,7 @@ import yaml
 
 from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
-from jobs.defaults import tiny
+from janus_dist.config.shipped import tiny
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from janus_dist.local_files import write_whole
 from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
-from jobs.defaults import tiny
+from janus_dist.config.shipped import tiny
 
 ROOT = "runs/demo"
 STAGES = ("stage1", "stage2", "stage3")

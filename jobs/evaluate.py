@@ -20,7 +20,7 @@ from janus_dist.job_cli import recipe_from_args, run_job, take_choice
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import Dtype, DtypeChoice
 
-from jobs.defaults import tiny
+from janus_dist.config.shipped import tiny
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ One process, without Ray. `janus export` takes any checkpoint and knows DeepSeek
 import _start  # noqa: F401
 
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.shipped import tiny
 from janus_dist.job_cli import recipe_from_args, run_job
-from jobs.defaults import tiny
 
 
 def main() -> None:

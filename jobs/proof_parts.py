@@ -9,12 +9,12 @@ from typing import Any
 
 from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.shipped import PROOF, Part, proof
 from janus_dist.engine.find import is_complete
 from janus_dist.evaluation.run import evaluate, found_before
 from janus_dist.report.run import write_report
 from janus_dist.report.summary import Summary
 from jobs.arms import ablation
-from jobs.defaults import PROOF, Part, proof
 from jobs.demo import HEADLINES, STAGES, final_losses
 from jobs.stage import run_stage
 

@@ -10,8 +10,8 @@ What is missing is prepared first: shards (jobs/tokenize.py) and the stage befor
 import _start  # noqa: F401
 
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.shipped import tiny
 from janus_dist.job_cli import recipe_from_args, run_job
-from jobs.defaults import tiny
 
 
 def main() -> None:

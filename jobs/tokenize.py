@@ -16,7 +16,7 @@ import sys
 
 from janus_dist.job_cli import recipe_from_args, run_job, take_number
 from janus_dist.config.recipe import BaseRecipe
-from jobs.defaults import TINY
+from janus_dist.config.shipped import TINY
 
 REPLACE = "--replace"
 

@@ -16,7 +16,7 @@ from janus_dist.job_cli import recipe_from_args, run_job
 from janus_dist.config.load import place_of_a_copy
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ConfigError
-from jobs.defaults import TINY
+from janus_dist.config.shipped import TINY
 
 OUT = "runs/siglip"
 

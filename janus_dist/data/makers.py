@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from janus_dist.config.shipped import RECIPES
 from janus_dist.data.manifest import Manifest
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 
-RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 CODEBOOK = "quantize.embedding.weight"
 SHOWN_DIGITS = 12
 

@@ -96,7 +96,7 @@ def write(taken: Snapshot, ranks: Background, check: Callable[[], None] = lambda
         check()
         commits.write_marker(taken.path, replace(taken.commit, files=files))
 
-    ranks.on_first(begin)
+    ranks.run_on_rank0(begin)
     writer = HashedWriter(taken.path)
     try:
         dcp.save(taken.state, storage_writer=writer, planner=SharesToSave(), process_group=ranks.group)
@@ -108,7 +108,7 @@ def write(taken: Snapshot, ranks: Background, check: Callable[[], None] = lambda
                 storage.remove_folder(taken.path)
         raise OSError(full or f"rank {rank}: {cause}") from error
     files = {name: described for part in ranks.gather(writer.written) for name, described in part.items()}
-    ranks.on_first(commit)
+    ranks.run_on_rank0(commit)
 
 
 def _full_disk(taken: Snapshot) -> str | None:
@@ -133,7 +133,7 @@ def _full_disk(taken: Snapshot) -> str | None:
 def restore(engine: ZeroEngine, path: str) -> Commit:
     """Load weights, moments and optimizer steps of a whole checkpoint into `engine`, which may have another world; all
     ranks call it."""
-    commit = engine.world.on_first(lambda: commits.read(path))
+    commit = engine.world.run_on_rank0(lambda: commits.read(path))
     _check_same_parameters(engine, path, commit)
     _load(engine, path, with_moments=True)
     partitions.set_optimizer_steps(engine, commit.optimizer_steps)
@@ -142,7 +142,7 @@ def restore(engine: ZeroEngine, path: str) -> Commit:
 
 def restore_weights(engine: ZeroEngine, path: str) -> None:
     """Load weights only, by name: the start of a stage from another run's checkpoint."""
-    _check_same_parameters(engine, path, engine.world.on_first(lambda: commits.read(path)))
+    _check_same_parameters(engine, path, engine.world.run_on_rank0(lambda: commits.read(path)))
     _load(engine, path, with_moments=False)
 
 
@@ -164,7 +164,7 @@ def latest_to_resume(engine: ZeroEngine, saved_in: str, say: Callable[[str], Non
     """
     path = commits.latest_verified(engine.world, saved_in, say)
     if path is not None:
-        for newer in engine.world.on_first(lambda: commits.set_aside_from(saved_in, path, commits.step_of(path))):
+        for newer in engine.world.run_on_rank0(lambda: commits.set_aside_from(saved_in, path, commits.step_of(path))):
             say(f"set aside {newer}: the run goes on from {path}")
     return path
 

@@ -39,9 +39,9 @@ class Ranks(Protocol):
     @property
     def size(self) -> int: ...
 
-    def on_first(self, do: Callable[[], T]) -> T: ...
+    def run_on_rank0(self, do: Callable[[], T]) -> T: ...
 
-    def together(self, do: Callable[[], T]) -> T: ...
+    def run_on_all_ranks(self, do: Callable[[], T]) -> T: ...
 
 
 class DamagedError(CheckpointError):
@@ -131,7 +131,7 @@ def latest_verified(ranks: Ranks, saved_in: str, say: Callable[[str], None]) -> 
     Every byte is read and `say` takes a line about each checkpoint that is passed over. Raises CheckpointError when
     there are checkpoints and all of them are damaged.
     """
-    found = ranks.on_first(lambda: with_marker(saved_in))
+    found = ranks.run_on_rank0(lambda: with_marker(saved_in))
     for path in reversed(found):
         try:
             verify_on_ranks(ranks, path)
@@ -204,8 +204,8 @@ def verify(path: str, commit: Commit, names: Sequence[str] | None = None) -> Non
 
 def verify_on_ranks(ranks: Ranks, path: str) -> None:
     """Read all files of a checkpoint, each rank its share; raises DamagedError on every rank when one is damaged."""
-    commit = ranks.on_first(lambda: read(path))
-    ranks.together(lambda: verify(path, commit, sorted(commit.files)[ranks.rank :: ranks.size]))
+    commit = ranks.run_on_rank0(lambda: read(path))
+    ranks.run_on_all_ranks(lambda: verify(path, commit, sorted(commit.files)[ranks.rank :: ranks.size]))
 
 
 def _damaged(file: str, how: str) -> DamagedError:

@@ -68,8 +68,8 @@ class World:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def on_first(self, do: Callable[[], T]) -> T:
-        """What the first rank finds, on every rank; a JanusError too."""
+    def run_on_rank0(self, do: Callable[[], T]) -> T:
+        """Call `do` on rank 0 and return its result on every rank; every rank raises the JanusError that it raises."""
         found: Any = None
         if self.is_first:
             try:
@@ -81,9 +81,11 @@ class World:
             raise found
         return found
 
-    def together(self, do: Callable[[], T]) -> T:
-        """What each rank finds by itself; all raise the JanusError that one of them raises, so that none waits for
-        it."""
+    def run_on_all_ranks(self, do: Callable[[], T]) -> T:
+        """Call `do` on every rank and return the own result.
+
+        All ranks raise the JanusError of the lowest rank that raises one, so that no rank waits for it.
+        """
         found: Any = None
         fault: JanusError | None = None
         try:
@@ -136,8 +138,8 @@ class Background:
         dist.gather_object(value, gathered, group=self.group, group_dst=0)
         return gathered or []
 
-    def on_first(self, do: Callable[[], object]) -> None:
-        """The first rank does it and the others wait; OSError on every rank, whatever goes wrong."""
+    def run_on_rank0(self, do: Callable[[], object]) -> None:
+        """Call `do` on rank 0 while the others wait; raises OSError on every rank when `do` raises any exception."""
         failure: list[str | None] = [None]
         if self.world.is_first:
             try:

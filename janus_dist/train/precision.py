@@ -56,8 +56,8 @@ def resolve_on_ranks(recipe: StageRecipe, world: World) -> StageRecipe:
     """
     if recipe.engine.dtype == "auto":
         natives = all(world.gather(native.is_native(recipe.cluster.gpu)))
-        recipe = world.on_first(lambda: resolve(recipe, lambda: natives)[0])
-    world.together(lambda: check_device(recipe, world.device))
+        recipe = world.run_on_rank0(lambda: resolve(recipe, lambda: natives)[0])
+    world.run_on_all_ranks(lambda: check_device(recipe, world.device))
     return recipe
 
 

@@ -20,20 +20,20 @@ def chosen(engine: ZeroEngine, run: RunConfig, say: Callable[[str], None]) -> st
     """The checkpoint to go on from by `run.resume`, read and found whole; None to start."""
     world = engine.world
     if run.resume == "never":
-        world.on_first(lambda: refuse_if_never(run))
+        world.run_on_rank0(lambda: refuse_if_never(run))
         return None
     if run.resume == "auto":
         return checkpoint.latest_to_resume(engine, run.saved_in, say)
     path = run.resume.rstrip("/")
-    if since := world.on_first(lambda: commits.saved_since(run.saved_in, path)):
+    if since := world.run_on_rank0(lambda: commits.saved_since(run.saved_in, path)):
         say(
             f"run.resume={path} was gone back to before, the run goes on from {since}; "
             f"to go back once more, delete the checkpoints under {run.saved_in} that are newer"
         )
         return checkpoint.latest_to_resume(engine, run.saved_in, say)
     commits.verify_on_ranks(world, path)
-    step = world.on_first(lambda: commits.read(path)).step
-    for newer in world.on_first(lambda: commits.set_aside_from(run.saved_in, path, step)):
+    step = world.run_on_rank0(lambda: commits.read(path)).step
+    for newer in world.run_on_rank0(lambda: commits.set_aside_from(run.saved_in, path, step)):
         say(f"set aside {newer}: the run goes on from run.resume={path}")
     return path
 

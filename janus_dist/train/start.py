@@ -29,7 +29,7 @@ def start(run: TrainingRun) -> str | None:
     checkpoint = resume.chosen(run.engine, recipe.run, run.say)
     run.watchdog.pause()
     lines = check_world(recipe, run.world, run.plan.digest, checkpoint_bytes(recipe))
-    for line in [*lines, *run.world.on_first(partial(slow_lines, recipe))]:
+    for line in [*lines, *run.world.run_on_rank0(partial(slow_lines, recipe))]:
         run.say(line)
     resumed = None
     if checkpoint is not None:
@@ -47,7 +47,7 @@ def start(run: TrainingRun) -> str | None:
 def _resume(run: TrainingRun, checkpoint: str) -> str | None:
     """Restore a checkpoint; return it when it is one of this run's own."""
     name, saved_in = run.recipe.run.name, run.recipe.run.saved_in
-    before = run.world.on_first(lambda: commits.read(checkpoint))
+    before = run.world.run_on_rank0(lambda: commits.read(checkpoint))
     plan, said = resume.plan_from(run.plan, run.recipe, run.engine.trainable, checkpoint, before)
     run.use(plan)
     if said:
@@ -76,7 +76,7 @@ def _load_run(run: TrainingRun, config: RunConfig, other: str) -> None:
 
 def _load_published(run: TrainingRun, config: RunConfig) -> None:
     """Load the weights in the folders of `run.start_weights`."""
-    opened = run.world.together(partial(open_weights, run.recipe.model, config.start_weights))
+    opened = run.world.run_on_all_ranks(partial(open_weights, run.recipe.model, config.start_weights))
     state.fill(run.engine, opened)
     given = ", ".join(f"{what} of {_in_short(path)}" for what, path in config.start_weights.items())
     run.note("started", f"starting {config.name} from {given}")

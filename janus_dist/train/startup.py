@@ -41,7 +41,7 @@ def check_world(recipe: StageRecipe, world: World, plan_digest: str, checkpoint_
     is slower than `cluster.min_bandwidth_gb_s`."""
     every: list[Any] = world.gather((platform.node(), {"plan": plan_digest[:12]}))
     _refuse_differences(every)
-    world.on_first(lambda: check_room(recipe, checkpoint_bytes))
+    world.run_on_rank0(lambda: check_room(recipe, checkpoint_bytes))
     bandwidth = world.bandwidth()
     floor = recipe.cluster.min_bandwidth_gb_s
     if bandwidth is not None and bandwidth < floor:

@@ -101,7 +101,7 @@ def test_a_rank_whose_folder_is_another_jobs_by_now_deletes_and_commits_nothing(
     marked = Mock()
     monkeypatch.setattr(checkpoint.dcp, "save", Mock())
     monkeypatch.setattr(commits, "write_marker", marked)
-    ranks = Mock(on_first=lambda do: do(), gather=Mock(return_value=[]))
+    ranks = Mock(run_on_rank0=lambda do: do(), gather=Mock(return_value=[]))
     taken = Mock(path=str(old))
     with pytest.raises(KeyError, match="lost"):
         checkpoint.write(taken, ranks, Mock(side_effect=KeyError("lost")))

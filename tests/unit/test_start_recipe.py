@@ -6,9 +6,9 @@ import pytest
 
 from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.shipped import TINY
 from janus_dist.engine.find import check_starts, start_recipe
 from janus_dist.errors import ConfigError
-from jobs.defaults import TINY
 from tests.unit.test_config_load import BASE
 
 PROOF = TINY.parent / "proof"
