@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from janus_dist.errors import ClusterError, InterruptError, JanusError, PreemptedError
+from janus_dist.errors import ClusterError, InterruptError, JanusError, PreemptedError, write_exit_record
 
 JOIN_TIMEOUT_S = 120.0
 """Seconds that joining a Ray whose head answers may take."""
@@ -97,4 +97,5 @@ def _end_with(error: JanusError) -> NoReturn:
     """Print an error and end the process with its exit code, whatever other threads do."""
     sys.stderr.write(f"{error}\n")
     sys.stderr.flush()
+    write_exit_record(error.exit_code)
     os._exit(error.exit_code)
