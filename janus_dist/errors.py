@@ -78,4 +78,5 @@ def write_exit_record(code: int) -> None:
     """Print the exit code of a job that was asked to stop, as a line that a program reads, where `janus submit` asks
     for it: Ray keeps no exit code of a job that was stopped."""
     if os.environ.get(RECORD_VARIABLE) and code in (PreemptedError.exit_code, InterruptError.exit_code):
-        print(f"{EXIT_RECORD}{code}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{EXIT_RECORD}{code}\n")
+        sys.stderr.flush()
