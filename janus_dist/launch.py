@@ -107,7 +107,7 @@ def _until_done(
             lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
             if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
                 raise _with_resume_command(cause, resume_command(given.run)) from error
-            events.record(run.dir, "lost", _steps(newest), cause.message)
+            events.record(run.dir, "lost", _steps(newest), cause.message, cause.subject)
             show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
         except RayError as error:
             why = " ".join(str(error).split())[:300]
@@ -234,6 +234,11 @@ def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[
 class LostRankError(ClusterError):
     """A rank ended without saying why: its process or node died."""
 
+    def __init__(self, message: str, hint: str | None = None, subject: str | None = None):
+        super().__init__(message, hint)
+        self.subject = subject
+        """Which rank was lost and by which kind of failure, as in events.Event."""
+
 
 def _worker(settings: dict[str, Any]) -> None:
     """What each rank does."""
@@ -269,9 +274,12 @@ def _cause(error: TrainingFailedError, run: RunSettings) -> Exception:
     rank = next(iter([*dead, *sorted(failures)]), None)  # a process that died says more than those that lost it
     who = "" if rank is None else f"rank {rank}: "
     where = run.dir / "logs" if rank is None else log_file(run.dir, rank)
+    failure = error if rank is None else failures[rank]
+    kind = "died" if _is_dead(failure) else type(list(_chain(failure))[-1]).__name__
     return LostRankError(
-        f"a rank was lost: {who}{_in_short(error if rank is None else failures[rank])}",
+        f"a rank was lost: {who}{_in_short(failure)}",
         f"what it printed is in {where}; {resume_command(run)} goes on from the last checkpoint under {run.saved_in}",
+        who + kind,
     )
 
 

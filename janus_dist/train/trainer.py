@@ -146,8 +146,10 @@ class Trainer:
                 self.slowest_rank = look.slowest
                 self.watch.agree(look.slowest_step_s)
                 changes = self.order.changes()
-                for line in look.lines if changes == 0 else [*look.lines, ORDER_CHANGED.format(changes=changes)]:
-                    self.note("slow", line)
+                for slow in look.slow:
+                    self.note("slow", slow.line, subject=slow.subject)
+                if changes:
+                    self.note("slow", ORDER_CHANGED.format(changes=changes), subject="order of modules")
             step_s = time.perf_counter() - step_began
             values = self.measure(rank_step, outcome, step_s, waited) | self.validate_if_due()
             self.record(values, eta_s=(time.perf_counter() - began) / (self.step - first) * (total - self.step))
@@ -161,11 +163,11 @@ class Trainer:
             self.save_if_due()
             self.waited_since = time.perf_counter()
 
-    def note(self, kind: events.Kind, line: str, step: int | None = None) -> None:
+    def note(self, kind: events.Kind, line: str, step: int | None = None, subject: str | None = None) -> None:
         """Say something of a step, the newest one if none is named, that the run's own record keeps too."""
         self.say(line)
         if self.world.is_first:
-            events.record(self.recipe.run.dir, kind, self.step if step is None else step, line)
+            events.record(self.recipe.run.dir, kind, self.step if step is None else step, line, subject)
 
     def stopped(self) -> PreemptedError:
         """Who asked the run to stop, and where it stands."""
@@ -249,7 +251,7 @@ class Trainer:
         self.skipped += 1
         self.guard.skipped()
         why = outcome.objection or "a gradient that is not finite"
-        self.note("skipped", f"step {self.step} was skipped: {why}")
+        self.note("skipped", f"step {self.step} was skipped: {why}", subject=outcome.fault)
 
     def go_back(self, outcome: StepOutcome) -> None:
         """Restore the newest checkpoint and leave out the plan's steps since; DivergedError when that is in vain."""
@@ -280,6 +282,7 @@ class Trainer:
         self.note(
             "went back",
             f"went back from step {lost_at} to {path}; steps {first} to {stop - 1} of the plan are left out",
+            subject="",
         )
 
     def measure(self, rank_step: RankStep, outcome: StepOutcome, step_s: float, waited_s: float) -> dict[str, float]:
@@ -368,12 +371,13 @@ class Trainer:
             return
         if saved.failure is not None:
             why = f"could not be written: {saved.failure}; training goes on"
-            self.note("not saved", f"the checkpoint of step {saved.step} {why}", saved.step)
+            self.note("not saved", f"the checkpoint of step {saved.step} {why}", saved.step, saved.subject)
         else:
             self.newest = saved.path
             self.note("saved", f"saved {saved.path} ({saved.seconds:.1f} s)", saved.step)
             if saved.not_pruned is not None:
-                self.note("not saved", f"older checkpoints could not be deleted: {saved.not_pruned}")
+                line = f"older checkpoints could not be deleted: {saved.not_pruned}"
+                self.note("not saved", line, subject=saved.subject)
 
     def keep(self) -> commits.Keep:
         return commits.Keep(self.recipe.train.keep_checkpoints, self.recipe.train.keep_every_steps)

@@ -263,6 +263,7 @@ def test_a_death_explains_what_the_others_say():
         found = cause(r0=other, r1=DEAD)
         assert isinstance(found, launch.LostRankError)
         assert found.message == "a rank was lost: rank 1: its process died, or its node"
+        assert found.subject == "rank 1: died"
 
 
 def test_what_is_meant_for_the_user_comes_first():
