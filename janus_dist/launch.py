@@ -34,12 +34,13 @@ from janus_dist.engine import commits
 from janus_dist.engine.find import refuse_if_never
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
+from janus_dist.failures import named_line, one_line, without_worker_info
 from janus_dist.monitor import events
 from janus_dist.ray_session import connect
 from janus_dist.room import POLL_S, all_native, ranks_for, wait_for_others
 from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other
-from janus_dist.train.failure import in_short, log_file, told
+from janus_dist.train.failure import log_file, told
 from janus_dist.train.ownership import check_held, follow, hold_run
 from janus_dist.train.stop import STOP, asked_by, forget_request
 
@@ -110,9 +111,8 @@ def _until_done(
             events.record(run.dir, "lost", _steps(newest), cause.message, cause.subject)
             show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
         except RayError as error:
-            why = " ".join(str(error).split())[:300]
             raise ClusterError(
-                f"Ray lost what the run hangs on, the driver's own node perhaps: {why}",
+                f"Ray lost what the run hangs on, the driver's own node perhaps: {one_line(error)}",
                 f"{resume_command(given.run)} goes on from the last checkpoint under {run.saved_in}",
             ) from error
 
@@ -300,4 +300,4 @@ def _in_short(failure: BaseException) -> str:
     """A failure in a line: Ray's own text of a process that died lists its arguments, and guesses why."""
     if _is_dead(failure):
         return "its process died, or its node"
-    return in_short(list(_chain(failure))[-1]).partition(" Worker info:")[0]
+    return without_worker_info(named_line(list(_chain(failure))[-1]))

@@ -22,6 +22,7 @@ import typer
 from janus_dist.config.load import SUBMITTED_FROM, load_any
 from janus_dist.config.settings import OVERRIDE
 from janus_dist.errors import EXIT_RECORD, RECORD_VARIABLE, ClusterError, ConfigError, PreemptedError
+from janus_dist.failures import without_ray_preamble
 from janus_dist.job_cli import LOCAL_OPTION
 
 EXCLUDED = (
@@ -32,10 +33,6 @@ EXCLUDED = (
 PASSED = re.compile(r"NCCL_\w+|TORCH_NCCL_\w+|FI_\w+|GLOO_\w+|WANDB_(MODE|PROJECT|ENTITY|BASE_URL)|JANUS_\w+")
 """Names of the shell's variables that a job gets; keys and tokens are not among them."""
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-RAYS_OWN = re.compile(
-    r"^.*(job_manager\.py:\d+ -- Runtime env is setting up\.|Running entrypoint for job raysubmit_.*)\n", re.MULTILINE
-)
-"""What Ray says at the beginning of each job's log."""
 RECORD = re.compile(rf"^{EXIT_RECORD}(\d+)\n", re.MULTILINE)
 """The exit code that a job which was asked to stop writes last; Ray keeps none of a job that was stopped."""
 OLD_RECORD = re.compile(r"was asked to stop \(.*\) and saved step \d+ of \d+")
@@ -248,7 +245,7 @@ class Followed:
             new, place = text[max(0, self.shown - place) :], place + len(text)
             if new:
                 self.shown = place
-                said = RAYS_OWN.sub("", new)
+                said = without_ray_preamble(new)
                 print(said, end="", flush=True, file=self.out)
                 self._read_record(said)
 
