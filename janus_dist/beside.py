@@ -23,6 +23,7 @@ from ray.util.metrics import Gauge
 from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.errors import InterruptError, PreemptedError
 from janus_dist.evaluation.prompts import read_prompts
+from janus_dist.failures import one_line
 from janus_dist.monitor.grafana import gauge_name
 from janus_dist.monitor.metrics import METRICS
 from janus_dist.train.stop import request_stop
@@ -174,7 +175,7 @@ class Samples:
                 f"samples of the last checkpoint were not made within {SAMPLES_S:.0f} s: `janus sample` makes them"
             )
         except RayError as error:
-            self.show(f"samples could not be made: {' '.join(str(getattr(error, 'cause', error)).split())[:300]}")
+            self.show(f"samples could not be made: {one_line(getattr(error, 'cause', error))}")
 
 
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)

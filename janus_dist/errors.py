@@ -5,6 +5,14 @@ Invariant: whatever is raised here is shown as `message` and `hint`, without a t
 file. The codes are in docs/errors.md.
 """
 
+import os
+import sys
+
+RECORD_VARIABLE = "JANUS_EXIT_RECORD"
+"""Environment variable with which `janus submit` asks a job for a record of its exit code in its log."""
+EXIT_RECORD = "janus_exit_code="
+"""Beginning of the record, a line of its own."""
+
 
 class JanusError(Exception):
     """Base of all errors shown without a traceback."""
@@ -79,3 +87,11 @@ class InterruptError(PreemptedError):
     """The run was interrupted from the keyboard and saved a checkpoint; the same command goes on from there."""
 
     exit_code = 130
+
+
+def write_exit_record(code: int) -> None:
+    """Print the exit code of a job that was asked to stop, as a line that a program reads, where `janus submit` asks
+    for it: Ray keeps no exit code of a job that was stopped."""
+    if os.environ.get(RECORD_VARIABLE) and code in (PreemptedError.exit_code, InterruptError.exit_code):
+        sys.stderr.write(f"{EXIT_RECORD}{code}\n")
+        sys.stderr.flush()

@@ -22,7 +22,7 @@ from rich.text import Text
 from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.settings import OVERRIDE
-from janus_dist.errors import ConfigError, JanusError, PreemptedError
+from janus_dist.errors import ConfigError, JanusError, PreemptedError, write_exit_record
 
 R = TypeVar("R", bound=BaseRecipe)
 
@@ -120,6 +120,7 @@ def run_job(main: Callable[[], int | None]) -> NoReturn:
         if ended.code != signal.SIGTERM:
             raise
         code = interrupted(True)  # SIGTERM while Ray was joined: Ray's own way
+    write_exit_record(code)
     sys.exit(code)
 
 

@@ -26,6 +26,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from janus_dist.beside import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
+from janus_dist.config.recipe import RunConfig as RunSettings
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.lease import Claim, Lease
 from janus_dist.data.reader import PATIENCE_S
@@ -33,12 +34,13 @@ from janus_dist.engine import commits
 from janus_dist.engine.find import refuse_if_never
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusError, PreemptedError, RankError
 from janus_dist.evaluation.prompts import read_prompts
+from janus_dist.failures import named_line, one_line, without_worker_info
 from janus_dist.monitor import events
 from janus_dist.ray_session import connect
 from janus_dist.room import POLL_S, all_native, ranks_for, wait_for_others
 from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other
-from janus_dist.train.failure import in_short, log_file, told
+from janus_dist.train.failure import log_file, told
 from janus_dist.train.ownership import check_held, follow, hold_run
 from janus_dist.train.stop import STOP, asked_by, forget_request
 
@@ -88,7 +90,7 @@ def _until_done(
     while True:
         check_held(leases)
         try:
-            look = partial(_stop_if_asked, recipe, before)
+            look = partial(_stop_if_asked, given, before)
             workers = ranks_for(recipe, before is not None, has_lost, look)
             ray.get(lines.begin.remote())
             wait_for_others(recipe, workers, show, look)
@@ -101,18 +103,17 @@ def _until_done(
             if any(isinstance(found, WorkerGroupStartupTimeoutError) for found in _chain(error)):
                 show("Ray found no place for all ranks at once: trying again")
                 continue
-            cause = _cause(error, run.dir, run.saved_in)
+            cause = _cause(error, given.run)
             newest = _latest_with_retries(run.saved_in)
             lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
             if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
-                raise _as_given(given, cause) from error
-            events.record(run.dir, "lost", _steps(newest), cause.message)
+                raise _with_resume_command(cause, resume_command(given.run)) from error
+            events.record(run.dir, "lost", _steps(newest), cause.message, cause.subject)
             show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
         except RayError as error:
-            why = " ".join(str(error).split())[:300]
             raise ClusterError(
-                f"Ray lost what the run hangs on, the driver's own node perhaps: {why}",
-                f"the same command goes on from the last checkpoint under {run.saved_in}",
+                f"Ray lost what the run hangs on, the driver's own node perhaps: {one_line(error)}",
+                f"{resume_command(given.run)} goes on from the last checkpoint under {run.saved_in}",
             ) from error
 
 
@@ -173,7 +174,8 @@ def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
     if by := asked_by(run_dir / STOP):
         events.record(run_dir, "stopped", _steps(newest), f"asked to stop before its ranks began: {by}")
         raise PreemptedError(
-            f"run {run_dir} was asked to stop ({by}) before its ranks began", "the same command goes on"
+            f"run {run_dir} was asked to stop ({by}) before its ranks began",
+            f"{'the same command' if newest is None else resume_command(recipe.run)} goes on",
         )
 
 
@@ -185,12 +187,15 @@ def _if_never(recipe: StageRecipe) -> StageRecipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"resume": "auto"})})
 
 
-def _as_given(recipe: StageRecipe, cause: Exception) -> Exception:
-    """What ended ranks, which do not know of `run.resume=never`: the same command would be refused."""
-    if recipe.run.resume != "never" or not isinstance(cause, PreemptedError | LostRankError) or cause.hint is None:
-        return cause
-    hint = cause.hint.replace("the same command", "the same command with run.resume=auto")
-    return type(cause)(cause.message, hint)
+def resume_command(run: RunSettings) -> str:
+    """Return what a user runs to resume a run that has a checkpoint: `run.resume=never` would be refused."""
+    return "the same command with run.resume=auto" if run.resume == "never" else "the same command"
+
+
+def _with_resume_command(cause: Exception, command: str) -> Exception:
+    """Return the error to raise for what ended the ranks. A stop gets its hint here: ranks do not know the command, as
+    they are started without `run.resume=never`."""
+    return type(cause)(cause.message, f"{command} goes on from there") if isinstance(cause, PreemptedError) else cause
 
 
 def _steps(checkpoint: str | None) -> int:
@@ -229,6 +234,11 @@ def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[
 class LostRankError(ClusterError):
     """A rank ended without saying why: its process or node died."""
 
+    def __init__(self, message: str, hint: str | None = None, subject: str | None = None):
+        super().__init__(message, hint)
+        self.subject = subject
+        """Which rank was lost and by which kind of failure, as in events.Event."""
+
 
 def _worker(settings: dict[str, Any]) -> None:
     """What each rank does."""
@@ -249,7 +259,7 @@ def _worker(settings: dict[str, Any]) -> None:
         trainer.fit()
 
 
-def _cause(error: TrainingFailedError, run_dir: Path, saved_in: str) -> Exception:
+def _cause(error: TrainingFailedError, run: RunSettings) -> Exception:
     """The first thing that went wrong, as an error to show."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     by_rank = sorted(failures.items())
@@ -263,10 +273,13 @@ def _cause(error: TrainingFailedError, run_dir: Path, saved_in: str) -> Exceptio
         return (meant or said)[0]
     rank = next(iter([*dead, *sorted(failures)]), None)  # a process that died says more than those that lost it
     who = "" if rank is None else f"rank {rank}: "
-    where = run_dir / "logs" if rank is None else log_file(run_dir, rank)
+    where = run.dir / "logs" if rank is None else log_file(run.dir, rank)
+    failure = error if rank is None else failures[rank]
+    kind = "died" if _is_dead(failure) else type(list(_chain(failure))[-1]).__name__
     return LostRankError(
-        f"a rank was lost: {who}{_in_short(error if rank is None else failures[rank])}",
-        f"what it printed is in {where}; the same command goes on from the last checkpoint under {saved_in}",
+        f"a rank was lost: {who}{_in_short(failure)}",
+        f"what it printed is in {where}; {resume_command(run)} goes on from the last checkpoint under {run.saved_in}",
+        who + kind,
     )
 
 
@@ -287,4 +300,4 @@ def _in_short(failure: BaseException) -> str:
     """A failure in a line: Ray's own text of a process that died lists its arguments, and guesses why."""
     if _is_dead(failure):
         return "its process died, or its node"
-    return in_short(list(_chain(failure))[-1]).partition(" Worker info:")[0]
+    return without_worker_info(named_line(list(_chain(failure))[-1]))

@@ -30,6 +30,7 @@ from ray._private import services
 from ray._private.authentication import authentication_token_setup as tokens
 
 from janus_dist.errors import ClusterError, ConfigError
+from janus_dist.failures import one_line
 from janus_dist.ray_watch import ended_if_stuck, watch_head
 from janus_dist.room import Resources
 
@@ -209,7 +210,7 @@ def _join_named(noise: RayLog) -> None:
     try:
         _attach(address)
     except Exception as error:  # a border: Ray raises errors of many kinds, plain Exception among them
-        _fail_named(NoAnswerError(_in_short(error)), ATTACH_TIMEOUT_S, noise)
+        _fail_named(NoAnswerError(one_line(error)), ATTACH_TIMEOUT_S, noise)
 
 
 def _target() -> str:
@@ -247,7 +248,7 @@ def _join_found(noise: RayLog) -> bool:
     except NoAnswerError as error:
         why = "wants another token" if error.is_refused else f"does not answer ({error})"
     except Exception as error:  # a border, as above
-        why = f"cannot be joined ({_in_short(error)})"
+        why = f"cannot be joined ({one_line(error)})"
     else:
         return True
     log.warning("the Ray at %s %s: a local Ray is started%s", address, why, noise.keep())
@@ -287,7 +288,7 @@ def _start_local(noise: RayLog) -> None:
     except Exception as error:  # a border, as above
         _kill(child)
         raise ClusterError(
-            f"a local Ray did not start: {_in_short(error)}",
+            f"a local Ray did not start: {one_line(error)}",
             "see that there is memory, room in /dev/shm and in RAY_TMPDIR (/tmp), and that this machine can reach its "
             f"own address; the same command tries again{noise.keep()}",
         ) from error
@@ -338,8 +339,3 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-
-
-def _in_short(error: BaseException) -> str:
-    """Return an error's text on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

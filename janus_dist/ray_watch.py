@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from janus_dist.errors import ClusterError, InterruptError, JanusError, PreemptedError
+from janus_dist.errors import ClusterError, InterruptError, JanusError, PreemptedError, write_exit_record
 
 JOIN_TIMEOUT_S = 120.0
 """Seconds that joining a Ray whose head answers may take."""
@@ -67,9 +67,8 @@ def _watch_join(reading: int, address: str) -> None:
         if number is None:
             return
         if number in STOPS:
-            error = STOPS[signal.Signals(number)](
-                "the job was asked to stop while it joined Ray", "the same command starts it again"
-            )
+            stop = STOPS[signal.Signals(number)]
+            error = stop("the job was asked to stop while it joined Ray", "the same command starts it again")
             deadline = min(deadline, time.monotonic() + SIGNAL_GRACE_S)
     _end_with(error)
 
@@ -99,4 +98,5 @@ def _end_with(error: JanusError) -> NoReturn:
     """Print an error and end the process with its exit code, whatever other threads do."""
     sys.stderr.write(f"{error}\n")
     sys.stderr.flush()
+    write_exit_record(error.exit_code)
     os._exit(error.exit_code)

@@ -22,7 +22,8 @@ import typer
 from janus_dist.config.load import SUBMITTED_FROM, load_any
 from janus_dist.config.settings import OVERRIDE
 from janus_dist.config.shipped import tiny
-from janus_dist.errors import ClusterError, ConfigError, PreemptedError
+from janus_dist.errors import EXIT_RECORD, RECORD_VARIABLE, ClusterError, ConfigError, PreemptedError
+from janus_dist.failures import without_ray_preamble
 from janus_dist.job_cli import LOCAL_OPTION
 
 EXCLUDED = (
@@ -33,12 +34,10 @@ EXCLUDED = (
 PASSED = re.compile(r"NCCL_\w+|TORCH_NCCL_\w+|FI_\w+|GLOO_\w+|WANDB_(MODE|PROJECT|ENTITY|BASE_URL)|JANUS_\w+")
 """Names of the shell's variables that a job gets; keys and tokens are not among them."""
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-RAYS_OWN = re.compile(
-    r"^.*(job_manager\.py:\d+ -- Runtime env is setting up\.|Running entrypoint for job raysubmit_.*)\n", re.MULTILINE
-)
-"""What Ray says at the beginning of each job's log."""
-SAVED = re.compile(r"was asked to stop \(.*\) and saved step \d+ of \d+")
-"""What a stage says last when it stopped with a checkpoint; Ray keeps no exit code of a job that was stopped."""
+RECORD = re.compile(rf"^{EXIT_RECORD}(\d+)\n", re.MULTILINE)
+"""The exit code that a job which was asked to stop writes last; Ray keeps none of a job that was stopped."""
+OLD_RECORD = re.compile(r"was asked to stop \(.*\) and saved step \d+ of \d+")
+"""What stages of images without RECORD say last when they have saved (--no-upload); that text changes no more."""
 FLAGS = ("--replace",)
 """Options of jobs that take no value."""
 DETACHED = 130
@@ -90,7 +89,8 @@ def submit_command(
         )
     check_recipe(job, words)
     command = ["python", *(["cluster/wait.py"] if wait_for_nodes else []), job.as_posix(), *words]
-    environment = variables(os.environ, env or ()) | {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s)}
+    environment = variables(os.environ, env or ())
+    environment |= {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s), RECORD_VARIABLE: "1"}
     runtime_env: dict[str, Any] = {"env_vars": environment}
     if not no_upload:
         command = _with_absolute_out(command)
@@ -204,8 +204,10 @@ class Followed:
 
     def __init__(self, client: Any, job_id: str, out: TextIO):
         self.client, self.job_id, self.out = client, job_id, out
-        self.shown, self.saved, self.end = 0, False, ""
-        """Characters of the log so far, whether they say that the run saved, and their last line."""
+        self.shown, self.end = 0, ""
+        """Characters of the log so far, and the beginning of a line whose end has not come."""
+        self.recorded_code: int | None = None
+        """Exit code that the job recorded in its log."""
 
     def exit_code(self) -> int:
         """The job's exit code, once it has ended. What the client raises when the cluster does not answer for
@@ -216,7 +218,7 @@ class Followed:
         if info.driver_exit_code is not None:
             return info.driver_exit_code
         if info.status == JobStatus.STOPPED:
-            return PreemptedError.exit_code if self.saved else TERMINATED
+            return TERMINATED if self.recorded_code is None else self.recorded_code
         return 0 if info.status == JobStatus.SUCCEEDED else 1
 
     def _ended(self) -> Any:
@@ -243,10 +245,17 @@ class Followed:
             new, place = text[max(0, self.shown - place) :], place + len(text)
             if new:
                 self.shown = place
-                said = RAYS_OWN.sub("", new)
+                said = without_ray_preamble(new)
                 print(said, end="", flush=True, file=self.out)
-                lines = self.end + said
-                self.saved, self.end = self.saved or SAVED.search(lines) is not None, lines.rpartition("\n")[2]
+                self._read_record(said)
+
+    def _read_record(self, new: str) -> None:
+        lines = self.end + new
+        self.end = lines.rpartition("\n")[2]
+        if records := RECORD.findall(lines):
+            self.recorded_code = int(records[-1])
+        elif self.recorded_code is None and OLD_RECORD.search(lines):
+            self.recorded_code = PreemptedError.exit_code
 
 
 def _in_short(error: Exception) -> str:

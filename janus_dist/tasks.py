@@ -19,6 +19,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine.find import is_complete
 from janus_dist.errors import ClusterError, JanusError, PreemptedError
+from janus_dist.failures import one_line
 from janus_dist.launch import train
 from janus_dist.ray_session import connect
 from janus_dist.room import POLL_S, of_nodes, room_in
@@ -126,7 +127,7 @@ def do_jobs(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Any]) ->
         raise
     except RayError as error:
         raise ClusterError(
-            f"a process was lost {cluster.restarts + 1} times: {' '.join(str(error).split())[:300]}",
+            f"a process was lost {cluster.restarts + 1} times: {one_line(error)}",
             "what was done stays: run the same command again",
         ) from error
     finally:

@@ -37,7 +37,7 @@ def train_with_start(loaded: Loaded[StageRecipe]) -> None:
             save(replace(loaded, recipe=recipe), run_dir)
             reported.begins()
 
-        train(loaded.recipe, reported.show, begins)
+        train(loaded.recipe, print, begins)
 
 
 def prepare_start(loaded: Loaded[StageRecipe]) -> None:

@@ -29,6 +29,8 @@ class Saved:
     """Why it is not there; None when it is."""
     not_pruned: str | None = None
     """Why older ones could not be deleted."""
+    subject: str | None = None
+    """What failed and by which kind of error: the same for checkpoints that fail alike."""
 
 
 class Saver:
@@ -66,21 +68,32 @@ class Saver:
         return running.result()
 
     def _write(self, taken: Snapshot, keep: commits.Keep) -> Saved:
-        began, failure, not_pruned = time.perf_counter(), None, None
+        began, failure, not_pruned, subject = time.perf_counter(), None, None, None
         try:
             checkpoint.write(taken, self._ranks, self.check)
         except Exception as error:  # also RuntimeError, gloo's when another rank is gone
-            failure = _in_a_line(error)
+            failure, subject = _in_a_line(error), f"write: {_kind_of(error)}"
         if failure is None and self.engine.world.is_first:
             try:
                 self.check()
                 commits.prune(self.saved_in, keep)
             except Exception as error:
-                not_pruned = _in_a_line(error)
-        return Saved(taken.path, taken.commit.step, time.perf_counter() - began, failure, not_pruned)
+                not_pruned, subject = _in_a_line(error), f"delete: {_kind_of(error)}"
+        return Saved(taken.path, taken.commit.step, time.perf_counter() - began, failure, not_pruned, subject)
 
 
 def _in_a_line(error: Exception) -> str:
     """What an error says, with its kind where that says more."""
     said = error.message if isinstance(error, JanusError) else str(error)
     return " ".join((said if isinstance(error, OSError | JanusError) else f"{type(error).__name__}: {said}").split())
+
+
+def _kind_of(error: BaseException) -> str:
+    """Return the types and error numbers of an error and of what caused it, without texts, which name a step."""
+    kinds: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        number = getattr(cause, "errno", None)
+        kinds.append(type(cause).__name__ if number is None else f"{type(cause).__name__} {number}")
+        cause = cause.__cause__
+    return ", ".join(kinds)

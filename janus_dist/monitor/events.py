@@ -5,7 +5,6 @@ Invariant: lines are only added, each in one write, so that a killed run damages
 """
 
 import json
-import re
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,8 +18,6 @@ Kind = Literal[
 ]
 WARNINGS: tuple[Kind, ...] = ("not saved", "skipped", "went back", "slow", "lost", "failed")
 FILE = "events.jsonl"
-VARIES = re.compile(r"(?<!rank )(?<![\w.-])\d+(\.\d+)?(e[+-]?\d+)?(?![\w-]|\.\d)|(?<=step-)\d+")
-"""Numbers of one occurrence: steps, seconds, losses. Not those of ranks, nor those in names and addresses of nodes."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +29,23 @@ class Event:
     step: int
     kind: Kind
     text: str
+    subject: str | None = None
+    """What happened and where, the same for events that differ only in when or by how much; None: as the text says."""
 
     @property
-    def what(self) -> tuple[Kind, str]:
-        """The same for events that differ in when they happened and how much of it there was, not in what or where."""
-        return self.kind, VARIES.sub("N", self.text)
+    def group(self) -> tuple[Kind, str]:
+        """The kind and the subject: equal for events that are shown as one."""
+        return self.kind, self.text if self.subject is None else self.subject
 
 
-def record(run_dir: Path, kind: Kind, step: int, text: str) -> None:
+def record(run_dir: Path, kind: Kind, step: int, text: str, subject: str | None = None) -> None:
     """Add a line; a disk that refuses costs the line, not the run."""
-    event = Event(time.time(), step, kind, text)
+    line = asdict(Event(time.time(), step, kind, text, subject))
+    if subject is None:
+        del line["subject"]
     try:
         with (run_dir / FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event)) + "\n")
+            file.write(json.dumps(line) + "\n")
     except OSError:
         pass
 

@@ -15,47 +15,65 @@ from janus_dist.monitor.sinks import last_line
 from janus_dist.report.run import write_report
 
 EVERY_S = 60.0
-"""Reports of a run that saves more often are not written as often: each takes the driver a second or two."""
+"""Seconds between two reports of a run that saves more often: each takes the driver a second or two."""
+POLL_S = 1.0
+"""Seconds between two looks for a new save."""
 
 log = logging.getLogger("janus_dist")
 
 
 class Reported:
-    """While a `with` block runs, the lines of a run pass through `show`; behind those of saves its report is written
-    anew, beside the run, and once more at the end. What ends the run once it `begins` is an event of it."""
+    """Write the report of a run while a `with` block trains it: after its saves, and once more at the end.
+
+    A save is an event of kind `saved` in the run's folder. Nothing is written before `begins`; an error that ends the
+    run after it becomes an event of the run.
+    """
 
     def __init__(self, run_dir: Path, show: Callable[[str], None]):
         self.run_dir, self._show = run_dir, show
-        self.thread: threading.Thread | None = None
+        self.saves = 0
+        """Number of `saved` events that a report was written after."""
         self.due = time.monotonic()
+        self.thread = threading.Thread(target=self._follow, name="report", daemon=True)
+        self.has_ended = threading.Event()
         self.has_begun = False
 
     def __enter__(self) -> "Reported":
         return self
 
     def begins(self) -> None:
-        """The run is this job's: what ends it from now on is its end."""
+        """Take the run as this job's: an error from now on is the run's end, and its saves are followed."""
         self.has_begun = True
+        self.saves = self._count_saves()
+        self.thread.start()
 
-    def show(self, line: str) -> None:
-        """Show a line of the run; never waits for a report."""
-        self._show(line)
-        is_busy = self.thread is not None and self.thread.is_alive()
-        if line.startswith("saved ") and not is_busy and time.monotonic() >= self.due:
-            self.due = time.monotonic() + EVERY_S
-            self.thread = threading.Thread(target=self._write, name="report", daemon=True)
-            self.thread.start()
+    def write_if_saved(self) -> None:
+        """Write the report when the run has saved since the last one, at most once in EVERY_S."""
+        if time.monotonic() < self.due or (saves := self._count_saves()) == self.saves:
+            return
+        self.saves, self.due = saves, time.monotonic() + EVERY_S
+        self._write()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if not self.has_begun:
             return
-        if self.thread is not None:
-            self.thread.join()
+        self.has_ended.set()
+        self.thread.join()
         if isinstance(error, JanusError) and not isinstance(error, ConfigError | PreemptedError):  # nothing began; said
             step = int(last_line(self.run_dir / "metrics.jsonl").get("step", 0))
             events.record(self.run_dir, "failed", step, error.message)
         if path := self._write():
             self._show(f"report: {path}")
+
+    def _follow(self) -> None:
+        while not self.has_ended.wait(POLL_S):
+            self.write_if_saved()
+
+    def _count_saves(self) -> int:
+        try:
+            return sum(event.kind == "saved" for event in events.read(self.run_dir))
+        except OSError:  # a disk that does not answer for a moment
+            return self.saves
 
     def _write(self) -> Path | None:
         if not (self.run_dir / "metrics.jsonl").exists():

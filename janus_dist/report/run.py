@@ -154,13 +154,13 @@ def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:
 
 
 def _once(happened: list[events.Event]) -> Iterator[tuple[events.Event, int]]:
-    number = Counter(event.what for event in happened)
+    number = Counter(event.group for event in happened)
     for event in happened:
         if event.kind not in events.WARNINGS:
             if event.kind != "saved":
                 yield event, 1
-        elif number[event.what]:
-            yield event, number.pop(event.what)
+        elif number[event.group]:
+            yield event, number.pop(event.group)
 
 
 def _samples(folder: Path) -> Iterator[Samples]:

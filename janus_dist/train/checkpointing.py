@@ -65,12 +65,13 @@ class Checkpointing:
             return
         if saved.failure is not None:
             why = f"could not be written: {saved.failure}; training goes on"
-            self.run.note("not saved", f"the checkpoint of step {saved.step} {why}", saved.step)
+            self.run.note("not saved", f"the checkpoint of step {saved.step} {why}", saved.step, saved.subject)
             return
         self.newest = saved.path
         self.run.note("saved", f"saved {saved.path} ({saved.seconds:.1f} s)", saved.step)
         if saved.not_pruned is not None:
-            self.run.note("not saved", f"older checkpoints could not be deleted: {saved.not_pruned}")
+            line = f"older checkpoints could not be deleted: {saved.not_pruned}"
+            self.run.note("not saved", line, subject=saved.subject)
 
     def _begin(self) -> bool:
         """Begin to save the newest step; False while another save is being written."""

@@ -30,11 +30,14 @@ class TrainingRun:
         stacks = recipe.run.dir / "logs" / f"stacks-{self.world.rank:04d}.txt"
         self.watchdog = Watchdog(stacks, recipe.engine.timeout_s)
 
-    def note(self, kind: events.Kind, line: str, step: int | None = None) -> None:
-        """Show a line and add it to events.jsonl, as an event of `step`, by default the newest one."""
+    def note(self, kind: events.Kind, line: str, step: int | None = None, subject: str | None = None) -> None:
+        """Show a line and add it to events.jsonl, as an event of `step`, by default the newest one.
+
+        Events of one kind and `subject` are shown as one that happened several times.
+        """
         self.say(line)
         if self.world.is_first:
-            events.record(self.recipe.run.dir, kind, self.progress.step if step is None else step, line)
+            events.record(self.recipe.run.dir, kind, self.progress.step if step is None else step, line, subject)
 
     def use(self, plan: Plan) -> None:
         """Train on another plan from here on."""
@@ -54,7 +57,7 @@ class TrainingRun:
         self.progress.skipped_steps += 1
         self.spikes.record_skip()
         why = outcome.objection or "a gradient that is not finite"
-        self.note("skipped", f"step {self.progress.step} was skipped: {why}")
+        self.note("skipped", f"step {self.progress.step} was skipped: {why}", subject=outcome.fault)
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint's marker says of the newest step, besides what the engine adds."""

@@ -5,7 +5,6 @@ is, so that the driver starts the ranks again; every other one leaves as a Janus
 """
 
 import platform
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,14 +14,7 @@ from pathlib import Path
 import torch
 
 from janus_dist.errors import JanusError, RankError
-
-SHOWN = 400
-OTHERS = re.compile(
-    r"gloo|nccl|ProcessGroup|TCPStore|socket|connection (closed|reset|refused|was)|broken pipe|timed out waiting"
-    r"|uncorrectable|hardware stack error|nvlink|device\(s\) is/are busy or unavailable",
-    re.IGNORECASE,
-)
-"""What torch's communication says when another rank is gone, and CUDA when a device is broken."""
+from janus_dist.failures import has_type, is_communication_or_device, named_line
 
 
 @contextmanager
@@ -39,25 +31,17 @@ def told(rank: int, run_dir: Path) -> Iterator[None]:
         if is_of_others(error):
             raise
         raise RankError(
-            f"rank {rank} on {platform.node()} failed: {in_short(error)}",
+            f"rank {rank} on {platform.node()} failed: {named_line(error)}",
             f"{_way_out(error)}its traceback is in {log_file(run_dir, rank)}",
         ) from error
 
 
 def is_of_others(error: BaseException) -> bool:
     """Whether an exception may come from another rank's end, the network or a broken device."""
-    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):  # torch.distributed's own
+    if has_type(error, "DistError"):  # torch.distributed's own, which only the engine imports
         return True
-    says_so = isinstance(error, RuntimeError) and OTHERS.search(str(error)) is not None
+    says_so = isinstance(error, RuntimeError) and is_communication_or_device(str(error))
     return isinstance(error, ConnectionError) or (says_so and not isinstance(error, torch.OutOfMemoryError))
-
-
-def in_short(error: BaseException) -> str:
-    """The last line of an error's traceback: its type and what it says."""
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    text = " ".join(str(error).split())
-    return f"{name}: {text}"[:SHOWN] if text else name
 
 
 def log_file(run_dir: Path, rank: int) -> Path:

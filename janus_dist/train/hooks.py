@@ -38,8 +38,10 @@ class StragglerMonitor:
         self.slowest_rank = look.slowest
         self.run.watchdog.agree(look.slowest_step_s)
         changes = self._order.changes()
-        for line in look.lines if changes == 0 else [*look.lines, ORDER_CHANGED.format(changes=changes)]:
-            self.run.note("slow", line)
+        for slow in look.slow:
+            self.run.note("slow", slow.line, subject=slow.subject)
+        if changes:
+            self.run.note("slow", ORDER_CHANGED.format(changes=changes), subject="order of modules")
 
 
 class Metrics:

@@ -40,4 +40,5 @@ def roll_back(run: TrainingRun, outcome: StepOutcome, checkpointing: Checkpointi
     run.note(
         "went back",
         f"went back from step {lost_at} to {path}; steps {first} to {stop - 1} of the plan are left out",
+        subject="",
     )

@@ -4,6 +4,7 @@ Invariant: losses are divided by label counts that the plan knows for the whole 
 depend on how rows were dealt to ranks and micro-steps.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -31,6 +32,13 @@ class StepOutcome:
     """Why the step was skipped by its loss; None when it was not."""
     is_asked_to_stop: bool
     """Whether some rank was asked to stop."""
+
+    @property
+    def fault(self) -> str | None:
+        """Name why the step was skipped, without figures; None when it was taken."""
+        if self.objection is not None:
+            return "loss spike" if math.isfinite(self.loss) else "loss that is not finite"
+        return None if self.grad_norm < math.inf else "gradient that is not finite"
 
 
 @dataclass

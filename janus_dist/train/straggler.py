@@ -7,6 +7,7 @@ how long it waited for data. Invariant: looking takes milliseconds and one small
 import platform
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,22 @@ SMALL = 50
 
 
 @dataclass(frozen=True)
+class SlowRank:
+    """A rank that has been slow for a while."""
+
+    rank: int
+    node: str
+    work: Literal["computing", "waiting for data"]
+    """What it is slow at."""
+    line: str
+
+    @property
+    def subject(self) -> str:
+        """Name the rank and its slow work without figures, which vary."""
+        return f"rank {self.rank} on {self.node}: {self.work}"
+
+
+@dataclass(frozen=True)
 class Look:
     """What a look found, the same on every rank."""
 
@@ -32,8 +49,13 @@ class Look:
     """How many times the median of all ranks the slowest one takes for the same work."""
     slowest_step_s: float
     """Of all steps of all ranks so far."""
-    lines: list[str]
-    """They name ranks that have been slow for a while."""
+    slow: list[SlowRank]
+    """Ranks that are named at this look."""
+
+    @property
+    def lines(self) -> list[str]:
+        """Return what there is to say of each slow rank."""
+        return [rank.line for rank in self.slow]
 
 
 class Stragglers:
@@ -62,7 +84,7 @@ class Stragglers:
         every = self.world.sum(every.to(self.world.device)).cpu()
         work, waits = every[:, 0], every[:, 1]
         median, usual_wait = float(work.median()), float(waits.median())
-        lines: list[str] = []
+        slow: list[SlowRank] = []
         for rank in range(self.world.size):
             is_slow = float(work[rank]) > SLOW * median
             waits_long = float(waits[rank]) > SLOW * usual_wait + LEAST_WAIT_S
@@ -74,8 +96,10 @@ class Stragglers:
                     else f"it waits {float(waits[rank]):.2f} s a step for data, the median of all ranks is "
                     f"{usual_wait:.2f} s"
                 )
-                lines.append(f"rank {rank} on {self.nodes[rank]} is slow: {how}")
-        return Look(float(work.max()) / median, float(every[:, 2].max()), lines)
+                node = self.nodes[rank]
+                line = f"rank {rank} on {node} is slow: {how}"
+                slow.append(SlowRank(rank, node, "computing" if is_slow else "waiting for data", line))
+        return Look(float(work.max()) / median, float(every[:, 2].max()), slow)
 
     def work_s(self) -> float:
         """Seconds of a fixed piece of work, the best of three."""

@@ -4,17 +4,17 @@ import pickle
 import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from ray.exceptions import ActorAlreadyExistsError, ActorDiedError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError, RayError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from janus_dist import launch
+from janus_dist.config.recipe import RunConfig
 from janus_dist.data import lease
 from janus_dist.data.lease import LeaseLostError, Times
 from janus_dist.engine import commits
@@ -45,15 +45,38 @@ def test_never_is_of_the_start_of_a_job(monkeypatch, tmp_path):
     assert launch._if_never(other) is other
 
 
-def test_a_job_that_was_started_by_never_is_not_told_to_start_so_again(tmp_path):
-    stopped = PreemptedError("run was asked to stop", "the same command goes on from there")
+@pytest.mark.parametrize(("resume", "command"), [
+    ("auto", "the same command"), ("never", "the same command with run.resume=auto"),
+])  # fmt: skip
+def test_the_hint_names_a_command_that_resumes_the_run(started, resume, command):
+    """A job that was started by `never` would be refused the second time."""
+    stopped = PreemptedError("run was asked to stop", "a hint of the rank, in whatever words")
+    with pytest.raises(PreemptedError) as caught:
+        started([WorkerGroupError("all", {0: stopped})], resume=resume)
+    assert (caught.value.message, caught.value.hint) == (stopped.message, f"{command} goes on from there")
+    with pytest.raises(launch.LostRankError) as caught:
+        started([WorkerGroupError("all", {1: DEAD})] * 20, resume=resume)
+    assert f"; {command} goes on from the last checkpoint under " in (caught.value.hint or "")
+    with pytest.raises(ClusterError) as caught:
+        started([RayError("gone")], resume=resume)
+    assert (caught.value.hint or "").startswith(f"{command} goes on from the last checkpoint under ")
+    with pytest.raises(DataError) as caught:
+        started(
+            [WorkerGroupError("all", {0: DataError("no shard", "the same command, once it is made")})], resume=resume
+        )
+    assert caught.value.hint == "the same command, once it is made"
+
+
+@pytest.mark.parametrize(("newest", "hint"), [
+    (None, "the same command goes on"), ("d/step-00000003", "the same command with run.resume=auto goes on"),
+])  # fmt: skip
+def test_a_stop_before_ranks_begin_names_a_command_that_is_not_refused(tmp_path, newest, hint):
     never = prepared.recipe(tmp_path, tmp_path, run={"resume": "never"})
-    found = launch._as_given(never, stopped)
-    assert isinstance(found, PreemptedError) and found.message == stopped.message
-    assert found.hint == "the same command with run.resume=auto goes on from there"
-    assert launch._as_given(prepared.recipe(tmp_path, tmp_path), stopped) is stopped
-    refused = ConfigError("another fault", "the same command")
-    assert launch._as_given(never, refused) is refused
+    never.run.dir.mkdir()
+    request_stop(never.run.dir, "Ctrl-C")
+    with pytest.raises(PreemptedError) as caught:
+        launch._stop_if_asked(never, newest)
+    assert caught.value.hint == hint
 
 
 def test_what_a_killed_job_left_on_the_cluster_is_waited_for(monkeypatch, tmp_path):
@@ -193,12 +216,13 @@ GONE = RuntimeError(
 )
 NCCL = torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3384, remote process exited")
 DEVICE = RuntimeError("CUDA error: uncorrectable ECC error encountered")
+RUN = RunConfig(root="RUNS", name="RUN", checkpoints="SAVED")
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: many", ActorDiedError())
 
 
 def left_by(rank: int, error: Exception) -> Exception:
     """What reaches the driver of what a rank raises."""
-    with pytest.raises(Exception) as caught, told(rank, Path("RUN")):
+    with pytest.raises(Exception) as caught, told(rank, RUN.dir):
         raise error
     return pickle.loads(pickle.dumps(caught.value))
 
@@ -206,7 +230,7 @@ def left_by(rank: int, error: Exception) -> Exception:
 def cause(**ranks: Exception) -> JanusError:
     """The error that a run ends with, or is started again for, when ranks r0, r1 ... raise these."""
     failures = {int(name[1:]): one if one is DEAD else left_by(int(name[1:]), one) for name, one in ranks.items()}
-    found = launch._cause(WorkerGroupError("all of it", failures), Path("RUN"), "SAVED")
+    found = launch._cause(WorkerGroupError("all of it", failures), RUN)
     assert isinstance(found, JanusError)
     return found
 
@@ -216,7 +240,7 @@ def test_a_ranks_own_exception_ends_the_run_and_is_said_with_rank_node_and_file(
     found = cause(r0=GONE, r2=mistake, r3=mistake)
     assert isinstance(found, RankError) and found.exit_code == 1
     assert found.message == f"rank 2 on {platform.node()} failed: TypeError: unsupported operand for +"
-    assert found.hint == "its traceback is in RUN/logs/rank-0002.log"
+    assert found.hint == "its traceback is in RUNS/RUN/logs/rank-0002.log"
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -231,7 +255,7 @@ def test_what_others_or_devices_cause_is_a_lost_rank(error):
     found = cause(r0=error, r1=error)
     assert isinstance(found, launch.LostRankError) and found.exit_code == 6
     assert found.message.startswith("a rank was lost: rank 0: ") and str(error)[:40] in found.message
-    assert found.hint is not None and "RUN/logs/rank-0000.log" in found.hint and "under SAVED" in found.hint
+    assert found.hint is not None and "RUNS/RUN/logs/rank-0000.log" in found.hint and "under SAVED/RUN" in found.hint
 
 
 def test_a_death_explains_what_the_others_say():
@@ -239,6 +263,7 @@ def test_a_death_explains_what_the_others_say():
         found = cause(r0=other, r1=DEAD)
         assert isinstance(found, launch.LostRankError)
         assert found.message == "a rank was lost: rank 1: its process died, or its node"
+        assert found.subject == "rank 1: died"
 
 
 def test_what_is_meant_for_the_user_comes_first():
@@ -254,6 +279,6 @@ def test_a_save_that_a_death_broke_is_a_lost_rank():
 
 
 def test_a_group_that_did_not_start_is_lost():
-    found = launch._cause(ControllerError(ActorDiedError()), Path("RUN"), "SAVED")
+    found = launch._cause(ControllerError(ActorDiedError()), RUN)
     assert isinstance(found, launch.LostRankError)
     assert found.message == "a rank was lost: its process died, or its node"

@@ -22,10 +22,10 @@ def test_a_run_that_is_stopped_has_a_report(tmp_path):
     lines = []
     with pytest.raises(PreemptedError, match="asked"), Reported(tmp_path / "run", lines.append) as reported:
         reported.begins()
-        reported.show("step 1")
-        assert reported.thread is None, "nothing was saved"
+        reported.write_if_saved()
+        assert not (tmp_path / "run" / "report.html").exists(), "nothing was saved"
         raise PreemptedError("asked to stop")
-    assert lines == ["step 1", f"report: {tmp_path / 'run' / 'report.html'}"]
+    assert lines == [f"report: {tmp_path / 'run' / 'report.html'}"]
     assert events.read(tmp_path / "run") == [], "it says itself that it was asked to"
     assert "3 of 40" in (tmp_path / "run" / "report.html").read_text()
 
@@ -71,18 +71,43 @@ def test_who_is_refused_leaves_the_run_its_settings(tmp_path, monkeypatch):
 
 def test_it_is_written_behind_a_save_and_at_most_once_a_minute(tmp_path, monkeypatch):
     write_run(tmp_path / "run", steps=3)
-    writers = []
-    monkeypatch.setattr(live, "write_report", lambda run_dir: writers.append(threading.current_thread().name))
+    events.record(tmp_path / "run", "saved", 2, "saved by the job before")
+    written = []
+    monkeypatch.setattr(live, "write_report", written.append)
+    monkeypatch.setattr(live, "POLL_S", 3600.0)  # the thread stays out of it
     with Reported(tmp_path / "run", lambda line: None) as reported:
         reported.begins()
-        for _ in range(3):
-            reported.show("saved runs/run/checkpoints/step-00000003 (1.0 s)")
-            assert reported.thread is not None
-            reported.thread.join()
-        assert writers == ["report"]
+        reported.write_if_saved()
+        events.record(tmp_path / "run", "note", 3, "saved by its text, which decides nothing")
+        reported.write_if_saved()
+        assert not written
+        for step in (3, 4):
+            events.record(tmp_path / "run", "saved", step, "a sentence that begins in another way")
+            reported.write_if_saved()
+        assert len(written) == 1
         reported.due -= live.EVERY_S
-        reported.show("saved runs/run/checkpoints/step-00000006 (1.0 s)")
-    assert writers == ["report", "report", "MainThread"]
+        reported.write_if_saved()
+        reported.due -= live.EVERY_S
+        reported.write_if_saved()
+        assert len(written) == 2, "each save is behind one report"
+    assert len(written) == 3
+
+
+def test_saves_are_followed_while_the_run_trains(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", steps=3)
+    writers, is_written = [], threading.Event()
+
+    def write(run_dir):
+        writers.append(threading.current_thread().name)
+        is_written.set()
+
+    monkeypatch.setattr(live, "write_report", write)
+    monkeypatch.setattr(live, "POLL_S", 0.01)
+    with Reported(tmp_path / "run", lambda line: None) as reported:
+        reported.begins()
+        events.record(tmp_path / "run", "saved", 3, "saved")
+        assert is_written.wait(60)
+    assert writers == ["report", "MainThread"]
 
 
 def test_a_report_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, caplog):

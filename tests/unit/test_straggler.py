@@ -45,6 +45,14 @@ def test_a_slow_device_is_named_once_after_a_while():
     assert said == [[]] * (PATIENCE - 1) + [named] + [[]] * PATIENCE
 
 
+def test_slow_ranks_are_told_apart_by_rank_node_and_work_not_by_figures():
+    subjects = []
+    for work in ([0.03, 0.01, 0.01, 0.01, 0.01], [0.09, 0.01, 0.01, 0.01, 0.01], [0.01, 0.03, 0.01, 0.01, 0.01]):
+        ranks = Ranks(work, [0.0] * WORLD)
+        subjects += [slow.subject for _ in range(PATIENCE) for slow in ranks.look(0.5).slow]
+    assert subjects == ["rank 0 on node-0: computing"] * 2 + [subjects[2]] and subjects[2].startswith("rank 1 on ")
+
+
 def test_a_rank_that_recovers_is_not_named():
     ranks = Ranks([0.01] * WORLD, [0.0] * WORLD)
     for slow in (True, True, False, True, True):

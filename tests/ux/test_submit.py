@@ -25,7 +25,8 @@ from tests.limits import HANG_S
 
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "jobs" / "recipes").glob("*/stage?.yaml"))
 LEFT_OUT = tuple(f"{name[1:]}/" for name in submit_cli.EXCLUDED if name in ("/data", "/runs", "/weights"))
-SAVED = "run runs/tiny/stage2 was asked to stop (SIGTERM on rank 0) and saved step 40 of 500\n"
+OLD = "run runs/tiny/stage2 was asked to stop (SIGTERM on rank 0) and saved step 40 of 500\n"
+SAVED = "the run has stopped, in other words than those of today\njanus_exit_code=75\n"
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -232,6 +233,9 @@ def test_an_address_that_is_given_is_the_one_that_is_used(monkeypatch, capsys, n
         ({"status": JobStatus.FAILED, "driver_exit_code": 3}, SAVED, 3),
         ({"status": JobStatus.FAILED}, "", 1),
         ({"status": JobStatus.STOPPED}, f"step 40\n{SAVED}", 75),
+        ({"status": JobStatus.STOPPED}, f"step 40\n{OLD}", 75),
+        ({"status": JobStatus.STOPPED}, "interrupted\njanus_exit_code=130\n", 130),
+        ({"status": JobStatus.STOPPED}, "of a log: janus_exit_code=75\njanus_exit_code=75 or so\n", 143),
         ({"status": JobStatus.STOPPED}, "step 40\nsaved runs/tiny/stage2/checkpoints/step-00000020 (1.0 s)\n", 143),
     ],
 )
