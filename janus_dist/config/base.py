@@ -3,7 +3,9 @@
 Invariant: nothing in `janus_dist.config` imports torch or ray, so that a recipe can be checked anywhere in a moment.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,8 +16,32 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def refuse(faults: Iterable[str]) -> None:
-    """Raise all faults that a validator found in one ValueError, one a line; the loader shows each on its own."""
-    text = "\n".join(faults)
-    if text:
-        raise ValueError(text)
+FaultKind = Literal["missing", "unknown", "type", "value", "rule", "text"]
+"""Kinds of faults: a required setting is absent; a key does not exist; a section or value has another type; a value is
+not allowed; settings do not fit together; the YAML text or an override cannot be read."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that a validator found wrong."""
+
+    paths: tuple[str, ...]
+    """Dotted paths of the settings that the rule is about, relative to the section that the validator belongs to; where
+    to look is decided by them and never by the message."""
+    message: str
+    kind: FaultKind = "rule"
+
+
+class SettingFaults(ValueError):
+    """All faults that a validator found, as pydantic hands them on in the context of its error."""
+
+    def __init__(self, faults: Sequence[Fault]):
+        super().__init__("\n".join(fault.message for fault in faults))
+        self.faults = tuple(faults)
+
+
+def refuse(faults: Iterable[Fault]) -> None:
+    """Raise all faults that a validator found as one SettingFaults; the loader shows each on its own."""
+    found = list(faults)
+    if found:
+        raise SettingFaults(found)

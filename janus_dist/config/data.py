@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from janus_dist.config.base import Config, refuse
+from janus_dist.config.base import Config, Fault, refuse
 from janus_dist.config.mix import STREAMS, Lane, Stream
 from janus_dist.config.paths import LocalPath, PathOrUrl
 
@@ -66,8 +66,16 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _names(self) -> "DataConfig":
         counts = Counter(lane.source for lane in self.lanes)
-        faults = [f"sources.{stream} is empty; leave it out" for stream, found in self.sources.items() if not found]
-        faults += [f"sources: {name!r} is there {number} times" for name, number in counts.items() if number > 1]
+        faults = [
+            Fault((f"sources.{stream}",), f"sources.{stream} is empty; leave it out")
+            for stream, found in self.sources.items()
+            if not found
+        ]
+        faults += [
+            Fault(("sources",), f"sources: {name!r} is there {number} times")
+            for name, number in counts.items()
+            if number > 1
+        ]
         refuse(faults)
         return self
 

@@ -11,22 +11,22 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Generic, TypeVar, cast, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from janus_dist.config.base import FaultKind, SettingFaults
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
-from janus_dist.config.settings import Fault, Setting, read, shown
+from janus_dist.config.settings import LocatedFault, Setting, read, shown
 from janus_dist.errors import ConfigError
 from janus_dist.local_files import write_whole
 
 R = TypeVar("R", bound=BaseRecipe)
 R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)
 
-REQUIRED = "is required"
 SUBMITTED_FROM = "JANUS_SUBMITTED_FROM"
 """Of the environment: the folder of whoever submitted this job, which runs in a copy of it without data and weights. No
 override could say that: it would be one of the stages before as well, where other sources are mixed, and those have
@@ -38,13 +38,19 @@ KEY = re.compile(r"[\w-]+")
 COLONS = re.compile(r"[-+]?[0-9.]+(:[0-9.]+)+")
 """Numbers with colons between them, as 2:3:5."""
 NUMBER_TYPES = ("int_parsing", "float_parsing")
-DOTTED = re.compile(r"\b[a-z_]\w*(?:\.[a-z_]\w*)*")
+KINDS: dict[str, FaultKind] = {
+    "missing": "missing",
+    "extra_forbidden": "unknown",
+    "model_type": "type",
+    "model_attributes_type": "type",
+}
+"""Kinds of faults by pydantic's types of errors; all others are wrong values."""
 
 
 class RecipeError(ConfigError):
     """What is wrong with a recipe."""
 
-    def __init__(self, message: str, hint: str | None = None, faults: Sequence[Fault] = ()):
+    def __init__(self, message: str, hint: str | None = None, faults: Sequence[LocatedFault] = ()):
         super().__init__(message, hint)
         self.faults = tuple(faults)
         """One by one, in the message's order."""
@@ -136,16 +142,16 @@ def place_of_a_copy(path: str) -> str:
     return path if folder is None or Path(path).exists() else str(Path(folder) / path)
 
 
-def _base_beside(paths: Sequence[Path], faults: Iterable[Fault]) -> str | None:
+def _base_beside(paths: Sequence[Path], faults: Iterable[LocatedFault]) -> str | None:
     """A way out where what all stages share is missed and lies beside the recipe."""
     for path in paths:
         base = path.parent / "base.yaml"
-        if base not in paths and base.is_file() and any(fault.message.endswith(REQUIRED) for fault in faults):
+        if base not in paths and base.is_file() and any(fault.kind == "missing" for fault in faults):
             return f"{path.name} goes over {base}: give {base} {path}"
     return None
 
 
-def _without_removed(annotation: Any, setting: Setting, name: str, faults: list[Fault]) -> Setting:
+def _without_removed(annotation: Any, setting: Setting, name: str, faults: list[LocatedFault]) -> Setting:
     """Return the setting without the keys that a null removes: those of a mapping by name, and those of a section that
     have a default and do not take null themselves. A null for a key that is not in its mapping is a fault."""
     if setting.section is None or annotation is None:
@@ -164,7 +170,7 @@ def _without_removed(annotation: Any, setting: Setting, name: str, faults: list[
                 continue
             if by_name is not None:
                 others = [other for other, beside in setting.section.items() if not beside.is_null]
-                faults.append(Fault(child.place, f"{name}{key}: there is none to remove; {_meant(key, others)}"))
+                faults.append(LocatedFault(child.place, f"{name}{key}: there is none to remove; {_meant(key, others)}"))
                 continue
         inner = field.annotation if field is not None else by_name
         kept[key] = _without_removed(inner, child, f"{name}{key}.", faults)
@@ -229,36 +235,41 @@ def _follows(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
     return detail["type"] == "too_short" and any(other["loc"][:-1] == detail["loc"] for other in details)
 
 
-def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Iterator[Fault]:
+def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Iterator[LocatedFault]:
     """The faults that one of pydantic's errors stands for, in our words."""
     path = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's mark of a key that is wrong itself
     name = ".".join(str(part) for part in path)
     if detail["type"] != "value_error":
-        yield Fault(root.find(path).place, f"{name}: {_message(kind, detail)}")
+        message = _message(kind, detail)
+        yield LocatedFault(root.find(path).place, f"{name}: {message}", KINDS.get(detail["type"], "value"))
         return
-    for message in str(detail.get("ctx", {})["error"]).split("\n"):  # a rule between settings; see base.refuse
-        yield Fault(_blamed(root, path, message).place, f"{name}: {message}" if name else message)
+    error = detail.get("ctx", {})["error"]
+    if not isinstance(error, SettingFaults):  # of one value
+        yield LocatedFault(root.find(path).place, f"{name}: {error}" if name else str(error), "value")
+        return
+    for fault in error.faults:
+        message = f"{name}: {fault.message}" if name else fault.message
+        yield LocatedFault(_blamed(root.find(path), fault.paths).place, message, fault.kind)
 
 
-def _blamed(root: Setting, path: Sequence[str | int], message: str) -> Setting:
-    """The setting to blame: of those that the message names (relative to the section the rule belongs to), the first,
-    unless all are written and an override or a later file wrote another one."""
-    section = root.find(path)
-    words = [word.split(".") for word in DOTTED.findall(message)]
-    named = [(word, section.find(word)) for word in words]
-    named = [(word, setting) for word, setting in named if setting is not section]
+def _blamed(section: Setting, paths: Sequence[str]) -> Setting:
+    """Return the setting to blame: of those that a rule of this section is about, the first, unless it is written and
+    an override or a later file wrote another one; the section itself where none of them is written."""
+    keys_of = [tuple(path.split(".")) for path in paths]
+    named = [(path, section.find(path)) for path in keys_of]
+    named = [(path, setting) for path, setting in named if setting is not section]
     if not named:
         return section
-    first_word, first = named[0]
-    if not section.has(first_word):  # it is absent: what is over it is where it would be
+    first_path, first = named[0]
+    if not section.has(first_path):  # it is absent: what is over it is where it would be
         return first
-    return max((setting for word, setting in named if section.has(word)), key=lambda setting: setting.place.order)
+    return max((setting for path, setting in named if section.has(path)), key=lambda setting: setting.place.order)
 
 
 def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
     what, value, path = detail["type"], detail["input"], detail["loc"]
     if what == "missing":
-        return REQUIRED
+        return "is required"
     if what == "extra_forbidden":
         return f"no such key; {_suggest(kind, path)}"
     if what in ("model_type", "model_attributes_type"):
@@ -272,9 +283,28 @@ def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
     if what in NUMBER_TYPES:
         return message + _right_form(path, value)
     if what == "literal_error" and isinstance(value, str):
-        options = re.findall(r"'(.*?)'", detail.get("ctx", {}).get("expected", ""))
+        options = list(_options(kind, path))
         return message + "".join(f"; did you mean '{option}'?" for option in _close(value, options))
     return message
+
+
+def _options(annotation: Any, path: Sequence[str | int]) -> Iterator[str]:
+    """Yield the texts that the setting at `path` may be, or, where the path ends with "[key]", its key."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from (option for option in arguments if isinstance(option, str))
+    elif origin is Annotated:
+        yield from _options(arguments[0], path)
+    elif origin in (Union, UnionType):
+        for argument in arguments:
+            yield from _options(argument, path)
+    elif path and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(str(path[0]))
+        yield from _options(field.annotation if field else None, path[1:])
+    elif path and origin is dict:
+        yield from _options(arguments[0], ()) if path[1:] == ("[key]",) else _options(arguments[1], path[1:])
+    elif path and origin is tuple:
+        yield from _options(arguments[0], path[1:])
 
 
 def _right_form(path: Sequence[str | int], value: Any) -> str:
@@ -313,7 +343,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
-def _report(faults: list[Fault]) -> str:
+def _report(faults: list[LocatedFault]) -> str:
     lines = [f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the config; nothing was started."]
     place = None
     for fault in sorted(faults):

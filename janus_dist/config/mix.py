@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from janus_dist.config.base import Config, refuse
+from janus_dist.config.base import Config, Fault, refuse
 
 Stream = Literal["understanding", "text", "generation"]
 STREAMS: tuple[Stream, ...] = ("understanding", "text", "generation")
@@ -73,15 +73,17 @@ class MixConfig(Config):
         refuse(self._faults())
         return self
 
-    def _faults(self) -> Iterator[str]:
+    def _faults(self) -> Iterator[Fault]:
         before = 0
         for phase in self.then:
             if phase.from_step <= before:
-                yield f"then: from_step={phase.from_step} stands after {before}; put changes in the order of steps"
+                message = f"then: from_step={phase.from_step} stands after {before}; put changes in the order of steps"
+                yield Fault(("then",), message)
             before = phase.from_step
         for first, state in self.states():
             if not any(getattr(state, name) for name in STREAMS):
-                yield f"from step {first} on all three ratios are 0; give at least one stream a share"
+                message = f"from step {first} on all three ratios are 0; give at least one stream a share"
+                yield Fault(("then",) if first else (), message)
 
 
 def lane_shares(state: MixConfig, lanes: Sequence[Lane]) -> tuple[Fraction, ...]:
@@ -98,30 +100,33 @@ def lane_shares(state: MixConfig, lanes: Sequence[Lane]) -> tuple[Fraction, ...]
     )
 
 
-def mix_faults(mix: MixConfig, lanes: Sequence[Lane], samples: int | None) -> Iterator[str]:
+def mix_faults(mix: MixConfig, lanes: Sequence[Lane], samples: int | None) -> Iterator[Fault]:
     """What is wrong with a mixture of these lanes; `samples` are those of a step when they are the unit."""
     names = {lane.source for lane in lanes}
     changes = [mix.sources, *(phase.sources for phase in mix.then)]
     for name in {name: None for change in changes for name in change}:
         if name not in names:
-            yield f"mix.sources: there is no source {name!r} in data.sources; there are {', '.join(sorted(names))}"
+            message = f"mix.sources: there is no source {name!r} in data.sources; there are {', '.join(sorted(names))}"
+            yield Fault(("mix.sources" if name in mix.sources else "mix.then", "data.sources"), message)
     for first, state in mix.states():
         weighted = {lane.stream for lane in lanes if state.sources.get(lane.source, 1.0)}
         idle = [stream for stream in STREAMS if getattr(state, stream) and stream not in weighted]
         for stream in idle:
-            yield f"mix.{stream}: from step {first} on all its sources have weight 0; give one a weight"
+            message = f"mix.{stream}: from step {first} on all its sources have weight 0; give one a weight"
+            yield Fault((f"mix.{stream}", "mix.sources"), message)
         if samples is not None and not idle:
             yield from _sample_faults(state, lanes, samples, first)
 
 
-def _sample_faults(state: MixConfig, lanes: Sequence[Lane], samples: int, first: int) -> Iterator[str]:
+def _sample_faults(state: MixConfig, lanes: Sequence[Lane], samples: int, first: int) -> Iterator[Fault]:
     """From one sample per step on, rounding keeps every lane within one sample of its ideal."""
     for lane, share in zip(lanes, lane_shares(state, lanes), strict=True):
         if 0 < samples * share < 1:
-            yield (
+            message = (
                 f"batch.samples={samples} gives {lane.source} {float(samples * share):.3g} samples a step from step "
                 f"{first} on, and it takes at least 1; take batch.samples={-int(-1 // share)} or mix.unit=tokens"
             )
+            yield Fault(("batch.samples", "mix.unit"), message)
 
 
 def _fraction(ratio: float) -> Fraction:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from janus_dist.config.base import Config, refuse
+from janus_dist.config.base import Config, Fault, refuse
 
 
 class TextConfig(Config):
@@ -95,20 +95,27 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
-        faults: list[str] = []
-        for name, side in (("vision.patch", self.vision.patch), ("vq downsampling", self.vq.downsample)):
+        faults: list[Fault] = []
+        for path, name, side in (
+            ("vision.patch", "vision.patch", self.vision.patch),
+            ("vq.channel_multipliers", "vq downsampling", self.vq.downsample),
+        ):
             if self.image_size % side:
-                faults.append(f"image_size={self.image_size} is not a multiple of {name} = {side}")
+                message = f"image_size={self.image_size} is not a multiple of {name} = {side}"
+                faults.append(Fault(("image_size", path), message))
         if self.reads_by == "vq" and self.image_tokens != self.image_ids:
-            faults.append(
+            message = (
                 f"reads_by=vq needs as many VQ ids of an image as image tokens: {self.image_ids} and "
                 f"{self.image_tokens}; set vision.patch={self.vq.downsample}"
             )
+            faults.append(Fault(("reads_by", "vision.patch", "vq.channel_multipliers"), message))
         for name, part in (("text", self.text), ("vision", self.vision)):
             if part.hidden % part.heads:
-                faults.append(f"{name}.hidden={part.hidden} is not a multiple of {name}.heads = {part.heads}")
+                message = f"{name}.hidden={part.hidden} is not a multiple of {name}.heads = {part.heads}"
+                faults.append(Fault((f"{name}.hidden", f"{name}.heads"), message))
         head = self.text.hidden // self.text.heads
         if head % 2:
-            faults.append(f"text.hidden / text.heads = {head} is odd; rotary positions need it even")
+            message = f"text.hidden / text.heads = {head} is odd; rotary positions need it even"
+            faults.append(Fault(("text.hidden", "text.heads"), message))
         refuse(faults)
         return self

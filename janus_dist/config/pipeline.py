@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from janus_dist.config.base import Config, refuse
+from janus_dist.config.base import Config, Fault, refuse
 from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.paths import PathOrUrl, PathRule, PlainName
 
@@ -55,16 +55,23 @@ class Keep(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Keep":
-        faults: list[str] = []
+        faults: list[Fault] = []
         texts = [value for value in self.one_of if isinstance(value, str)]
         if texts and len(texts) < len(self.one_of) and any(isinstance(value, bool) for value in self.one_of):
             faults.append(
-                f"one_of={list(self.one_of)} mixes truth values with texts; YAML reads no, off, yes and on without "
-                f"quotes as truth values: write ['no', {texts[0]!r}] for texts"
+                Fault(
+                    ("one_of",),
+                    f"one_of={list(self.one_of)} mixes truth values with texts; YAML reads no, off, yes and on without "
+                    f"quotes as truth values: write ['no', {texts[0]!r}] for texts",
+                )
             )
         kinds = {type(bound) for bound in (self.min, self.max) if bound is not None}
         if datetime in kinds and len(kinds) > 1:
-            faults.append(f"min={self.min} and max={self.max} are a number and a date; give two of one kind")
+            faults.append(
+                Fault(
+                    ("min", "max"), f"min={self.min} and max={self.max} are a number and a date; give two of one kind"
+                )
+            )
         refuse(faults)
         return self
 
@@ -129,20 +136,50 @@ class PipelineConfig(Config):
 
     @model_validator(mode="after")
     def _known(self) -> "PipelineConfig":
-        faults: list[str] = []
+        faults: list[Fault] = []
         for name, found in self.inputs.items():
             if found.stream is None and name not in STREAMS:
-                faults.append(f"inputs.{name}.stream is required, since {name!r} is none of {', '.join(STREAMS)}")
+                faults.append(
+                    Fault(
+                        (f"inputs.{name}.stream",),
+                        f"inputs.{name}.stream is required, since {name!r} is none of {', '.join(STREAMS)}",
+                    )
+                )
             if found.format not in BUILT_IN and not found.path:
-                faults.append(f"inputs.{name}.path is required with format={found.format}")
+                faults.append(
+                    Fault(
+                        (f"inputs.{name}.path", f"inputs.{name}.format"),
+                        f"inputs.{name}.path is required with format={found.format}",
+                    )
+                )
             for column in sorted(set(found.columns) - set(COLUMNS.get(found.format, ()))):
-                faults.append(f"inputs.{name}.columns.{column} has no use with format={found.format}")
+                faults.append(
+                    Fault(
+                        (f"inputs.{name}.columns.{column}", f"inputs.{name}.format"),
+                        f"inputs.{name}.columns.{column} has no use with format={found.format}",
+                    )
+                )
             if found.class_names is not None and found.format != "folders":
-                faults.append(f"inputs.{name}.class_names has no use with format={found.format}")
+                faults.append(
+                    Fault(
+                        (f"inputs.{name}.class_names", f"inputs.{name}.format"),
+                        f"inputs.{name}.class_names has no use with format={found.format}",
+                    )
+                )
             if found.format == "folders" and found.stream in ("understanding", "text"):
-                faults.append(f"inputs.{name}.format=folders makes the generation stream only")
+                faults.append(
+                    Fault(
+                        (f"inputs.{name}.format", f"inputs.{name}.stream"),
+                        f"inputs.{name}.format=folders makes the generation stream only",
+                    )
+                )
             if found.format == "webdataset" and (found.stream or name) == "text":
-                faults.append(f"inputs.{name}.format=webdataset does not make the text stream")
+                faults.append(
+                    Fault(
+                        (f"inputs.{name}.format", f"inputs.{name}.stream"),
+                        f"inputs.{name}.format=webdataset does not make the text stream",
+                    )
+                )
         refuse(faults)
         return self
 

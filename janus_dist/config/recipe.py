@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from janus_dist.config.base import Config, refuse
+from janus_dist.config.base import Config, Fault, refuse
 from janus_dist.config.data import BatchConfig, DataConfig
 from janus_dist.config.evaluate import EvaluateConfig, VqTrainConfig
 from janus_dist.config.mix import MixConfig, mix_faults
@@ -68,19 +68,31 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _one_start(self) -> "RunConfig":
-        faults: list[str] = []
+        faults: list[Fault] = []
         given = sorted(self.start_weights)
         if self.start_from == self.name:
             faults.append(
-                f"start_from={self.start_from} is the run itself; name another run, or set it to null to start anew"
+                Fault(
+                    ("start_from", "name"),
+                    f"start_from={self.start_from} is the run itself; name another run, or set it to null to start "
+                    "anew",
+                )
             )
         if self.start_from is not None and given:
             faults.append(
-                f"start_from={self.start_from} and start_weights ({', '.join(given)}) exclude each other; "
-                "set one of them to null or {}"
+                Fault(
+                    ("start_from", "start_weights"),
+                    f"start_from={self.start_from} and start_weights ({', '.join(given)}) exclude each other; "
+                    "set one of them to null or {}",
+                )
             )
         if "janus" in given and len(given) > 1:
-            faults.append(f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it")
+            faults.append(
+                Fault(
+                    ("start_weights",),
+                    f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it",
+                )
+            )
         refuse(faults)
         return self
 
@@ -134,28 +146,53 @@ class StageRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _fits(self) -> "StageRecipe":
-        faults: list[str] = []
+        faults: list[Fault] = []
         if self.mix.unit == "samples" and self.batch.samples is None:
-            faults.append("batch.samples is required with mix.unit=samples: how many samples a step takes")
+            faults.append(
+                Fault(
+                    ("batch.samples", "mix.unit"),
+                    "batch.samples is required with mix.unit=samples: how many samples a step takes",
+                )
+            )
         if self.mix.unit == "tokens" and self.batch.samples is not None:
-            faults.append(f"batch.samples={self.batch.samples} has no effect with mix.unit=tokens; leave it out")
+            faults.append(
+                Fault(
+                    ("batch.samples", "mix.unit"),
+                    f"batch.samples={self.batch.samples} has no effect with mix.unit=tokens; leave it out",
+                )
+            )
         faults += mix_faults(self.mix, list(self.data.lanes), self.batch.samples)
         longest = max(self.model.image_tokens, self.model.image_ids)
         if self.batch.row_tokens <= longest:
             faults.append(
-                f"batch.row_tokens={self.batch.row_tokens} cannot hold an image of {longest} tokens and its text; "
-                f"take at least {longest + 64}"
+                Fault(
+                    ("batch.row_tokens", "model.image_size", "model.vision.patch", "model.vq.channel_multipliers"),
+                    f"batch.row_tokens={self.batch.row_tokens} cannot hold an image of {longest} tokens and its text; "
+                    f"take at least {longest + 64}",
+                )
             )
         positions = self.model.text.max_positions
         if self.batch.row_tokens > positions:
-            faults.append(f"batch.row_tokens={self.batch.row_tokens} is more than model.text.max_positions={positions}")
+            faults.append(
+                Fault(
+                    ("batch.row_tokens", "model.text.max_positions"),
+                    f"batch.row_tokens={self.batch.row_tokens} is more than model.text.max_positions={positions}",
+                )
+            )
         if self.cluster.workers % self.engine.hpz_ranks:
             faults.append(
-                f"cluster.workers={self.cluster.workers} is no multiple of engine.hpz_ranks={self.engine.hpz_ranks}"
+                Fault(
+                    ("cluster.workers", "engine.hpz_ranks"),
+                    f"cluster.workers={self.cluster.workers} is no multiple of "
+                    f"engine.hpz_ranks={self.engine.hpz_ranks}",
+                )
             )
         if self.optim.warmup_steps >= self.train.steps:
             faults.append(
-                f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={self.train.steps}"
+                Fault(
+                    ("optim.warmup_steps", "train.steps"),
+                    f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={self.train.steps}",
+                )
             )
         refuse(faults)
         return self

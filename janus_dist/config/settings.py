@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import yaml
 
+from janus_dist.config.base import FaultKind
 from janus_dist.config.yaml12 import Loader
 
 OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
@@ -41,11 +42,12 @@ class Place:
 
 
 @dataclass(frozen=True, order=True)
-class Fault:
+class LocatedFault:
     """One thing that is wrong, and where."""
 
     place: Place
     message: str
+    kind: FaultKind = field(default="text", compare=False)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Settings:
     """All files and overrides merged, and what was wrong with them as text."""
 
     root: Setting
-    faults: list[Fault]
+    faults: list[LocatedFault]
     complete: bool
     """Whether every file and override could be read; if not, absent settings say nothing."""
 
@@ -109,7 +111,7 @@ def read(files: Iterable[Path], overrides: Iterable[str]) -> Settings:
     files, overrides = list(files), list(overrides)
     names = ", ".join(shown(path) for path in files) or "no recipe"
     root = Setting(Place(len(files), 0, names), section={})
-    faults: list[Fault] = []
+    faults: list[LocatedFault] = []
     complete = True
     for order, path in enumerate(files):
         setting = _read_file(path, order, faults)
@@ -124,12 +126,12 @@ def read(files: Iterable[Path], overrides: Iterable[str]) -> Settings:
     return Settings(root, faults + list(_passwords("", root)), complete)
 
 
-def _passwords(path: str, setting: Setting) -> Iterator[Fault]:
+def _passwords(path: str, setting: Setting) -> Iterator[LocatedFault]:
     """Recipes are written into run folders, reports and wandb, so none may hold a secret."""
     for key, inner in (setting.section or dict(enumerate(setting.items or []))).items():
         yield from _passwords(f"{path}.{key}" if path else str(key), inner)
     if isinstance(setting.value, str) and PASSWORD.search(setting.value):
-        yield Fault(
+        yield LocatedFault(
             setting.place,
             f"{path}: a URL with a password in it; give credentials by the environment (AWS_ACCESS_KEY_ID, ...) or "
             "a role",
@@ -157,7 +159,7 @@ def _merge(under: Setting, over: Setting) -> Setting:
     return Setting(place, section=merged, replaces=under.replaces)
 
 
-def _read_file(path: Path, order: int, faults: list[Fault]) -> Setting | None:
+def _read_file(path: Path, order: int, faults: list[LocatedFault]) -> Setting | None:
     name = shown(path)
     whole = Place(order, 0, name)
     try:
@@ -165,13 +167,13 @@ def _read_file(path: Path, order: int, faults: list[Fault]) -> Setting | None:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8")
     except FileNotFoundError:
-        faults.append(Fault(whole, f"no such file{_nearest_file(path)}"))
+        faults.append(LocatedFault(whole, f"no such file{_nearest_file(path)}"))
         return None
     except (OSError, UnicodeDecodeError) as error:
-        faults.append(Fault(whole, f"cannot be read: {error}"))
+        faults.append(LocatedFault(whole, f"cannot be read: {error}"))
         return None
     if len(content) > MAX_BYTES:
-        faults.append(Fault(whole, f"is larger than {MAX_BYTES:,} bytes, which no recipe is"))
+        faults.append(LocatedFault(whole, f"is larger than {MAX_BYTES:,} bytes, which no recipe is"))
         return None
     return _Reader(name, order, faults).section(text)
 
@@ -187,10 +189,10 @@ def _nearest_file(path: Path) -> str:
     return f"; '{shown(folder)}' has {', '.join(names) or 'no YAML file'}"
 
 
-def _read_override(override: str, order: int, faults: list[Fault]) -> Setting | None:
+def _read_override(override: str, order: int, faults: list[LocatedFault]) -> Setting | None:
     place = Place(order, 0, f"override '{PASSWORD.sub('***', override)}'", is_override=True)
     if not OVERRIDE.match(override):
-        faults.append(Fault(place, "is not of the form key.path=value"))
+        faults.append(LocatedFault(place, "is not of the form key.path=value"))
         return None
     key, _, text = override.partition("=")
     setting = _Reader(place.text, order, faults, place, f"{key}.").value(text)
@@ -203,7 +205,7 @@ def _read_override(override: str, order: int, faults: list[Fault]) -> Setting | 
 class _Reader:
     """Turns one YAML text into settings; its faults go to the list it was given."""
 
-    def __init__(self, name: str, order: int, faults: list[Fault], fixed: Place | None = None, prefix: str = ""):
+    def __init__(self, name: str, order: int, faults: list[LocatedFault], fixed: Place | None = None, prefix: str = ""):
         self.name, self.order, self.faults, self.fixed, self.prefix = name, order, faults, fixed, prefix
         self.settings = 0
 
@@ -214,7 +216,7 @@ class _Reader:
             return setting
         if setting.value is None and setting.items is None:
             return Setting(setting.place, section={})  # an empty file, or one of comments only
-        self.faults.append(Fault(setting.place, "a recipe is made of `key: value` lines"))
+        self.faults.append(LocatedFault(setting.place, "a recipe is made of `key: value` lines"))
         return None
 
     def value(self, text: str) -> Setting | None:
@@ -227,9 +229,9 @@ class _Reader:
             return self._setting(loader, node, (), self.prefix)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            self.faults.append(Fault(self._place(mark.line if mark else 0), f"is not YAML: {error.problem}"))
+            self.faults.append(LocatedFault(self._place(mark.line if mark else 0), f"is not YAML: {error.problem}"))
         except (yaml.YAMLError, ValueError) as error:
-            self.faults.append(Fault(self._place(0), f"is not YAML: {' '.join(str(error).split())}"))
+            self.faults.append(LocatedFault(self._place(0), f"is not YAML: {' '.join(str(error).split())}"))
         return None
 
     def _place(self, line: int) -> Place:
@@ -253,18 +255,20 @@ class _Reader:
             if type(value) is int and value not in INTEGERS:
                 name = prefix.removesuffix(".")
                 message = f"an integer may have 64 bits, {INTEGERS[0]} to {INTEGERS[-1]}; got {node.value[:40]}"
-                self.faults.append(Fault(place, f"{name}: {message}" if name else message))
+                self.faults.append(LocatedFault(place, f"{name}: {message}" if name else message))
             is_empty = isinstance(node, yaml.ScalarNode) and value is None and not node.value
             return Setting(place, value, is_empty=is_empty)
         found: dict[str, Setting] = {}
         for key_node, value_node in node.value:
             key_place = self._place(key_node.start_mark.line)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.faults.append(Fault(key_place, "a key must be one word"))
+                self.faults.append(LocatedFault(key_place, "a key must be one word"))
                 continue
             key = key_node.value  # as written: `on` stays `on` and does not become True
             if key in found:
-                self.faults.append(Fault(key_place, f"{prefix}{key}: given twice; first at {found[key].place.text}"))
+                self.faults.append(
+                    LocatedFault(key_place, f"{prefix}{key}: given twice; first at {found[key].place.text}")
+                )
             # The key's line, not the value's: a section's own line is its name, a long list's is where it begins.
             found[key] = replace(self._setting(loader, value_node, above, f"{prefix}{key}."), place=key_place)
         return Setting(place, section=found, replaces=node.tag == REPLACE)

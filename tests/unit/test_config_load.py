@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import model_validator
 
 from janus_dist.config import reference
-from janus_dist.config.load import Loaded, keys, load, save
+from janus_dist.config.base import Fault, refuse
+from janus_dist.config.load import Loaded, RecipeError, keys, load, save
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.data import order
 from janus_dist.errors import ConfigError
@@ -217,3 +219,35 @@ def test_a_seed_of_64_bits_is_taken_by_every_generator(files: list[Path], seed: 
     recipe = load(StageRecipe, files, [f"run.seed={seed}"]).recipe
     torch.Generator().manual_seed(recipe.run.seed)
     assert order.key(recipe.run.seed) == order.key(seed % 2**64)
+
+
+def test_a_rule_blames_a_setting_that_its_message_does_not_name(files: list[Path]):
+    with pytest.raises(ConfigError) as caught:
+        load(StageRecipe, files, ["model.image_size=160"])
+    assert "override 'model.image_size=160'\n    batch.row_tokens=128 cannot hold an image" in str(caught.value)
+
+
+class _Ruled(BaseRecipe):
+    """A recipe with a rule on `run.seed` whose message names other settings and has two lines."""
+
+    @model_validator(mode="after")
+    def _rule(self) -> "_Ruled":
+        if self.run.seed == 1:
+            refuse([Fault(("run.seed",), "model.image_size and cluster.workers\nare required")])
+        return self
+
+
+def test_a_setting_that_is_only_named_in_a_message_is_not_blamed(files: list[Path]):
+    with pytest.raises(RecipeError) as caught:
+        load(_Ruled, files[:1], ["run.seed=1", "model.image_size=32", "cluster.workers=4"])
+    faults = [(fault.place.text, fault.message, fault.kind) for fault in caught.value.faults]
+    assert faults == [("override 'run.seed=1'", "model.image_size and cluster.workers\nare required", "rule")]
+
+
+def test_faults_have_kinds(files: list[Path]):
+    with pytest.raises(RecipeError) as caught:
+        load(StageRecipe, files[1:], ["train=1", "optim.rate=1", "batch.rows=0", "x"])
+    assert {fault.kind for fault in caught.value.faults} == {"type", "unknown", "value", "text"}
+    with pytest.raises(RecipeError) as caught:
+        load(StageRecipe, files[1:])
+    assert {fault.kind for fault in caught.value.faults} == {"missing"}
