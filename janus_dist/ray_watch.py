@@ -67,7 +67,9 @@ def _watch_join(reading: int, address: str) -> None:
         if number is None:
             return
         if number in STOPS:
-            error = STOPS[signal.Signals(number)]("the job was asked to stop while it joined Ray", "the same command starts it again")
+            error = STOPS[signal.Signals(number)](
+                "the job was asked to stop while it joined Ray", "the same command starts it again"
+            )
             deadline = min(deadline, time.monotonic() + SIGNAL_GRACE_S)
     _end_with(error)
 

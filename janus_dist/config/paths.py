@@ -126,10 +126,10 @@ def _escaped(value: Any) -> Any:
 
 
 def _known(scheme: str, rule: PathRule) -> str:
-    if scheme.lower() in ("s3", "s3a", "s3n"):
-        return "write s3:// in small letters, with two slashes"
     if not rule.is_store_allowed:
         return f"give a path{'; ' + rule.instead if rule.instead else ''}"
+    if scheme.lower() in ("s3", "s3a", "s3n"):
+        return "write s3:// in small letters, with two slashes"
     return "there are paths, s3:// and file://; a store that also answers S3 requests is reached by AWS_ENDPOINT_URL"
 
 

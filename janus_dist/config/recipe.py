@@ -72,15 +72,18 @@ class RunConfig(Config):
         given = sorted(self.start_weights)
         if self.start_from == self.name:
             faults.append(
-                f"start_from={self.start_from} is the run itself; name another run, or set it to null to start anew"
+                f"start_from={self.start_from} is the run itself; name another run, or set run.start_from=null to start anew"
             )
         if self.start_from is not None and given:
             faults.append(
                 f"start_from={self.start_from} and start_weights ({', '.join(given)}) exclude each other; "
-                "set one of them to null or {}"
+                "set run.start_from=null or run.start_weights=null"
             )
         if "janus" in given and len(given) > 1:
-            faults.append(f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it")
+            others = " ".join(f"run.start_weights.{name}=null" for name in given if name != "janus")
+            faults.append(
+                f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it; set {others}"
+            )
         refuse(faults)
         return self
 
