@@ -72,7 +72,8 @@ class RunConfig(Config):
         given = sorted(self.start_weights)
         if self.start_from == self.name:
             faults.append(
-                f"start_from={self.start_from} is the run itself; name another run, or set run.start_from=null to start anew"
+                f"start_from={self.start_from} is the run itself; name another run, or set run.start_from=null to "
+                "start anew"
             )
         if self.start_from is not None and given:
             faults.append(
