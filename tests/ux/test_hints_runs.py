@@ -1,4 +1,4 @@
-"""Hints on runs, checkpoints, prompts and exports, followed: what each says is read from the error, done, and succeeds."""
+"""Hints on runs, checkpoints, prompts and exports, followed: each is read from the error and leads to success."""
 
 import json
 import re
