@@ -150,6 +150,15 @@ def test_shares_and_sources_that_a_mixture_lacks():
     assert "leave it out" in str(refused("data.sources.text={}"))
 
 
+def test_changes_of_a_mixture_and_bounds_of_a_rule():
+    phases = ["{from_step: 5, text: 2}", "{from_step: 3, text: 3}"]
+    assert "put changes in the order of steps" in str(refused(f"mix.then=[{', '.join(phases)}]"))
+    accepted(f"mix.then=[{', '.join(reversed(phases))}]")
+    rule = "pipeline.inputs.text={{format: jsonl, path: a, where: {{made: {{min: {}, max: 2024-05-31}}}}}}".format
+    assert "a number and a date; give two of one kind" in str(refused(rule("3")))
+    accepted(rule("2023-05-31"))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

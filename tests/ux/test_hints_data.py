@@ -1,5 +1,6 @@
 """Hints on data and weights, followed: what each says is read from the error, done, and succeeds."""
 
+import base64
 import json
 import re
 import shlex
@@ -34,6 +35,7 @@ from tests.pipelines.conftest import lines
 from tests.unit.test_prepare import alone
 
 PHOTO = png(noise(20, 20))
+BASE64 = base64.b64encode(PHOTO).decode()
 TURNS = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a cat"}]
 
 
@@ -80,6 +82,7 @@ def test_shards_are_looked_for_where_the_hint_says(root: Path):
     (root / "empty").mkdir()
     assert found(r"give the folder of a shard set or a (data)\.root", hint_of(janus, "data", "info", "empty"))
     janus("data", "info", "data")
+    assert hint_of(janus, "data", "info", "nope://x/y") == "give a local folder or an s3:// URL"
     janus("data", "info", hint_of(janus, "data", "preview", "data", "--sample", "1").removeprefix("give "))
     given = hint_of(janus, "data", "preview", "data", "--sample", "1").split()[-1]
     janus("data", "preview", given, "--sample", "1", "--tokenizer", "tokenizer.json")
@@ -200,6 +203,25 @@ def test_an_image_is_where_the_reason_looks_for_it(root: Path):
 
 def stream_rejects(root: Path, **values: Any) -> list[str]:
     return [reject.reason for reject in read(source("jsonl", root / "in.jsonl", **values))[1]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice", "right"),
+    [
+        ("data:image/png,AAAA", "write it as `data:TYPE;base64,DATA`", f"data:image/png;base64,{BASE64}"),
+        (["a.png", ""], "leave it out, or name its file", ["a.png"]),
+        (["a.png", ""], "leave it out, or name its file", ["a.png", "b.png"]),
+        ({"file_id": "x"}, "name a file, or give its bytes", {"path": "a.png"}),
+        ({"file_id": "x"}, "name a file, or give its bytes", {"bytes": BASE64}),
+        ("https://example.org/a.png", "download images first", "a.png"),
+    ],
+)
+def test_images_are_given_as_the_reasons_say(root: Path, wrong: Any, advice: str, right: Any):
+    lines(root / "in.jsonl", [{"image": wrong, "conversations": TURNS}])
+    (reject,) = stream_rejects(root, stream="understanding")
+    assert advice in reject
+    lines(root / "in.jsonl", [{"image": right, "conversations": TURNS}])
+    assert not stream_rejects(root, stream="understanding")
 
 
 def test_columns_say_which_conversation_counts(root: Path):

@@ -1,5 +1,6 @@
 """Hints on runs, checkpoints, prompts and exports, followed: each is read from the error and leads to success."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine import commits
 from janus_dist.engine.find import find, newest, recipe_of, refuse_if_never
-from janus_dist.errors import JanusError
+from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor.curves import Curve, follow
 from janus_dist.train import compatible
@@ -114,6 +115,32 @@ def test_a_checkpoint_is_found_in_the_folder_of_a_run(run_dir: Path):
     assert find(f"{recipe.run.root}/{recipe.run.name}")[1].endswith("4") and form[1] == "RUN_ROOT"
     _, path = find(str(run_dir))
     assert find(path)[1] == path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ckpt", "list"],
+        ["ckpt", "verify"],
+        ["ckpt", "show"],
+        ["ckpt", "prune", "--keep", "1"],
+        ["export"],
+        ["sample"],
+        ["sample", "--follow"],
+    ],
+    ids=" ".join,
+)
+def test_a_source_with_an_unknown_scheme_is_refused_as_in_a_recipe(run_dir: Path, command: list[str]):
+    target = [str(run_dir.parent / "out")] if command == ["export"] else []
+    for url in ("gs://bucket/run", "hf://x/y", "memory://x"):
+        error = refused(janus, *command, url, *target)
+        assert isinstance(error, ConfigError) and "there are paths, s3:// and file://" in error.message
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(recipe_with(run_dir.parent), "run.checkpoints=gs://bucket/run")
+    assert refused(janus, *command, "gs://bucket/run", *target).message in str(caught.value)
+    with contextlib.suppress(CheckpointError, DataError):  # of weights and a tokenizer that this run lacks
+        if command[-1] != "--follow":
+            janus(*command, f"file://{run_dir}", *target)
 
 
 def test_a_run_that_may_not_resume_gets_another_name_or_resumes(recipe: StageRecipe):
