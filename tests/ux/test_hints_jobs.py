@@ -51,7 +51,7 @@ def found(pattern: str, text: str) -> re.Match[str]:
 
 
 def recipe_with(root: Path, **sections: dict[str, Any]) -> StageRecipe:
-    return prepared.recipe(root, root, **sections)
+    return prepared.recipe(root, root, 2, **sections)
 
 
 def test_an_address_of_ray_is_written_or_unset_as_the_hints_say(monkeypatch: pytest.MonkeyPatch):

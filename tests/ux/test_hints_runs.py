@@ -48,7 +48,7 @@ def janus(*arguments: str | Path) -> None:
 
 
 def recipe_with(root: Path, **sections: dict[str, Any]) -> StageRecipe:
-    return prepared.recipe(root, root, **sections)
+    return prepared.recipe(root, root, 2, **sections)
 
 
 def with_overrides(recipe: StageRecipe, *overrides: str) -> StageRecipe:
@@ -69,7 +69,7 @@ def run_dir(tmp_path: Path) -> Path:
         storage.write_whole(f"{path}/__0_0.distcp", content)
         described = {"__0_0.distcp": commits.describe(f"{path}/__0_0.distcp")}
         storage.remove(f"{path}/{commits.MARKER}")
-        said = checkpoints.IDENTITY | {"recipe": recipe.model_dump(mode="json")}
+        said: dict[str, Any] = checkpoints.IDENTITY | {"recipe": recipe.model_dump(mode="json")}
         commits.write_marker(
             path,
             commits.Commit(
