@@ -4,6 +4,7 @@ Invariant: a message is all that comes of it; when nothing can be said, nothing 
 """
 
 import difflib
+import shlex
 from collections.abc import Mapping, Sequence
 
 from data_pipelines.inputs.contents import BYTES, CONVERSATION, IMAGE, TEXT, contents
@@ -52,7 +53,8 @@ def explain(of: InputWork, units: Sequence[Unit], bad: Mapping[str, int], record
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     columns = suggested_columns(of.source, of.stream, names)
     setting = ", ".join(f"{column}: {name}" for column, name in columns.items())
-    would = f"; pipeline.inputs.{of.name}.columns={{{setting}}} would read them" if columns else ""
+    override = shlex.quote(f"pipeline.inputs.{of.name}.columns={{{setting}}}")
+    would = f"; {override} would read them" if columns else ""
     return f"{start}: {_looked_for(of.source, of.stream)}; the records hold {held}{more}{would}"
 
 

@@ -25,7 +25,7 @@ from janus_dist.errors import InterruptError, PreemptedError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.failures import one_line
 from janus_dist.monitor.grafana import gauge_name
-from janus_dist.monitor.metrics import METRICS
+from janus_dist.monitor.metrics import GAUGE_LABELS, METRICS
 from janus_dist.train.stop import request_stop
 
 log = logging.getLogger("janus_dist")
@@ -136,8 +136,7 @@ class RayMetrics:
     """
 
     def __init__(self, run: RunConfig):
-        keys = ("project", "run")
-        self.gauges = {one.name: Gauge(gauge_name(one.name), one.meaning, tag_keys=keys) for one in METRICS}
+        self.gauges = {one.name: Gauge(gauge_name(one.name), one.meaning, tag_keys=GAUGE_LABELS) for one in METRICS}
         project = os.environ.get("WANDB_PROJECT") or str(Path(run.root).absolute())
         for gauge in self.gauges.values():
             gauge.set_default_tags({"project": project, "run": run.name})

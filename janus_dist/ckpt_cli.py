@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from janus_dist.config.paths import path_or_url
 from janus_dist.data import storage
 from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit, DamagedError, Keep
@@ -45,6 +46,7 @@ def list_command(run: Run, as_json: AsJson = False) -> None:
 @ckpt_app.command("verify")
 def verify_command(source: RunOrCheckpoint) -> None:
     """Read every byte of one checkpoint, or of all of a run, and compare checksums; ends with 4 at damage."""
+    source = path_or_url(source)
     paths = [source.rstrip("/")] if commits.is_marked(source) else commits.with_marker(_folder(source))
     if not paths:
         raise CheckpointError(f"no checkpoint under {source}", "name a run's folder or a checkpoint")
@@ -66,6 +68,7 @@ def verify_command(source: RunOrCheckpoint) -> None:
 @ckpt_app.command("show")
 def show_command(source: RunOrCheckpoint, as_json: AsJson = False) -> None:
     """Say what the marker of a checkpoint, or of a run's newest, says: step, model, data, what it was made with."""
+    source = path_or_url(source)
     path = source.rstrip("/") if commits.is_marked(source) else commits.latest_committed(_folder(source))
     if path is None:
         raise CheckpointError(f"no whole checkpoint under {source}", "`janus ckpt list` says what there is")
@@ -95,7 +98,8 @@ def prune_command(
 
 
 def _folder(run: str) -> str:
-    """The folder of checkpoints that a user means."""
+    """Return the folder of checkpoints that a user means; ConfigError for a URL that is not supported."""
+    run = path_or_url(run)
     is_run = storage.is_local(run) and Path(run, "config.json").is_file()
     return saved_in(run.rstrip("/"), recipe_of(Path(run))) if is_run else run.rstrip("/")
 

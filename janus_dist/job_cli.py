@@ -19,8 +19,8 @@ from typing import Any, NoReturn, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from janus_dist.config.load import Loaded, load
-from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.load import Loaded, load, nearest_key
+from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE
 from janus_dist.errors import ConfigError, JanusError, PreemptedError, write_exit_record
 
@@ -80,8 +80,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Recipe files and overrides of a command line. Raises ConfigError at options: there are none."""
     options = [argument for argument in arguments if argument.startswith("-")]
     if options:
-        meant = re.sub(r"^-+", "", options[0])
-        raise ConfigError(f"no such option: {', '.join(options)}", f"settings are given as {meant.split('=')[0]}=VALUE")
+        key = nearest_key(StageRecipe, re.sub(r"^-+", "", options[0]).partition("=")[0])
+        raise ConfigError(
+            f"no such option: {', '.join(options)}",
+            f"settings are given as {key or 'key.path'}=VALUE; --help says what this job takes",
+        )
     overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
     return [Path(argument) for argument in arguments if not OVERRIDE.match(argument)], overrides
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from janus_dist.config.paths import path_or_url
 from janus_dist.config.train import DtypeChoice
 from janus_dist.errors import ConfigError
 from janus_dist.monitor.console import print_json
@@ -63,6 +64,7 @@ def sample_command(
     asked = [Asked(caption=one) for one in prompt or ()]
     asked += [Asked(question=question, images=tuple(image or ()))] if question is not None else []
     asked += read_prompts(prompts) if prompts is not None else []
+    source = path_or_url(source)
     recipe, checkpoint = (recipe_of(Path(source)), None) if is_followed else find(source)
     settings = recipe.evaluate
     choice = Choice(

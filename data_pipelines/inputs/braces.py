@@ -12,6 +12,7 @@ from janus_dist.errors import DataError
 
 MOST_NAMES = 200_000
 """Names that one pattern may stand for."""
+FORMS = "a range is {0000..0012}, a choice is {a,b}"
 
 
 def expand(path: str) -> list[str]:
@@ -35,4 +36,4 @@ def _names(path: str) -> Iterator[str]:
     try:
         yield from braceexpand(path, escape=False)
     except ValueError as error:
-        raise DataError(f"pipeline.inputs: {path}: {error}", "a range is {0000..0012}, a choice is {a,b}") from error
+        raise DataError(f"pipeline.inputs: {path}: {error}", FORMS) from error

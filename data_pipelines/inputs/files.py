@@ -18,7 +18,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.implementations.local import LocalFileSystem
 
-from data_pipelines.inputs.braces import expand
+from data_pipelines.inputs.braces import FORMS, expand
 from data_pipelines.inputs.local_files import local_entry
 from data_pipelines.record import Unit
 from janus_dist.config.pipeline import InputConfig
@@ -222,6 +222,8 @@ def _search_names(files: Any, pattern: str, endings: Sequence[str]) -> dict[str,
     sizes: dict[str, int] = {}
     listed: dict[str, dict[str, Any]] = {}
     names = expand(pattern)
+    if names == [pattern]:
+        raise DataError(f"pipeline.inputs: nothing at {_url(files, pattern)}, and its braces are no pattern", FORMS)
     for name in names:
         folder = _parent(name)
         if folder not in listed and not MAGIC.search(name):

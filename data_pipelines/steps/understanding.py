@@ -5,9 +5,11 @@ is refused, not cut.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines.inputs.conversation import IMAGES
 from data_pipelines.record import Made, Record, Turn
 from data_pipelines.steps import keep
 from data_pipelines.steps.words import check_length, check_texts, words
@@ -29,6 +31,8 @@ class Understanding:
         self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
         self.max_pixels, self.jpeg_quality = recipe.pipeline.max_image_pixels, recipe.pipeline.jpeg_quality
         self.is_plain = of.layout == "plain"
+        named = of.columns.get("image") or " or ".join(IMAGES)
+        self.image_places = f"{named}, nor in a message" if of.format != "webdataset" else "the members of the tar"
         self.rules, self.picture_rules = keep.split(of.where)
 
     def check(self, record: Record) -> None:
@@ -37,7 +41,17 @@ class Understanding:
         if self.is_plain:
             _plain_text(record)
         else:
-            chat.with_marks(_turns(record), len(record.pictures))
+            turns = _turns(record)
+            self._check_has_image(record, turns)
+            chat.with_marks(turns, len(record.pictures))
+
+    def _check_has_image(self, record: Record, turns: Sequence[Turn]) -> None:
+        """DataError when a question has the mark of an image and the record has no image at all."""
+        if not record.pictures and any(chat.IMAGE_MARK in question for question, _ in turns):
+            places = self.image_places
+            raise RecordError(
+                "images", f"the text has the mark {chat.IMAGE_MARK}, and there is no image for it in {places}"
+            )
 
     def make(self, record: Record) -> Made:
         """One sample under the record's key, which readers made safe for names of tar members."""

@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,6 +127,17 @@ def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
+def nearest_key(kind: type[BaseModel], key: str) -> str | None:
+    """Return the setting that someone may mean by a dotted key or by the last part of one; None when none is near."""
+    known = [name for name in keys(kind) if "NAME" not in name]
+    key = key.replace("-", "_")
+    if key in known:
+        return key
+    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
+    near = _close(key, known) if "." in key else [ends[end] for end in _close(key, list(ends))]
+    return near[0] if near else None
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested mappings; lists and empty mappings are values."""
     for name, value in tree.items():
@@ -147,7 +159,7 @@ def _base_beside(paths: Sequence[Path], faults: Iterable[LocatedFault]) -> str |
     for path in paths:
         base = path.parent / "base.yaml"
         if base not in paths and base.is_file() and any(fault.kind == "missing" for fault in faults):
-            return f"{path.name} goes over {base}: give {base} {path}"
+            return f"{path.name} goes over {base}: give {' '.join(map(str, (base, *paths)))}"
     return None
 
 
@@ -240,8 +252,9 @@ def _faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -> Itera
     path = tuple(part for part in detail["loc"] if part != "[key]")  # pydantic's mark of a key that is wrong itself
     name = ".".join(str(part) for part in path)
     if detail["type"] != "value_error":
-        message = _message(kind, detail)
-        yield LocatedFault(root.find(path).place, f"{name}: {message}", KINDS.get(detail["type"], "value"))
+        place = root.find(path).place
+        message = _message(kind, detail, place.is_override)
+        yield LocatedFault(place, f"{name}: {message}", KINDS.get(detail["type"], "value"))
         return
     error = detail.get("ctx", {})["error"]
     if not isinstance(error, SettingFaults):  # of one value
@@ -266,7 +279,7 @@ def _blamed(section: Setting, paths: Sequence[str]) -> Setting:
     return max((setting for path, setting in named if section.has(path)), key=lambda setting: setting.place.order)
 
 
-def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
+def _message(kind: type[BaseModel], detail: ErrorDetails, is_override: bool) -> str:
     what, value, path = detail["type"], detail["input"], detail["loc"]
     if what == "missing":
         return "is required"
@@ -275,13 +288,14 @@ def _message(kind: type[BaseModel], detail: ErrorDetails) -> str:
     if what in ("model_type", "model_attributes_type"):
         section = _section_at(kind, path)
         return (
-            f"is a section with keys {', '.join(section.model_fields)}; got {_shown(value)}{_right_form(path, value)}"
+            f"is a section with keys {', '.join(section.model_fields)}; got {_shown(value)}"
+            f"{_right_form(path, value, is_override)}"
         )
     message = f"{re.sub(r'^[A-Z][a-z]+ should', 'should', detail['msg'])}; got {_shown(value)}"
     if what == "string_type" and not isinstance(value, list | dict | None):
-        return f"{message}; put it in quotes"
+        return f"{message}; put it in quotes{_quoted_for_shell(path, value) if is_override else ''}"
     if what in NUMBER_TYPES:
-        return message + _right_form(path, value)
+        return message + _right_form(path, value, is_override)
     if what == "literal_error" and isinstance(value, str):
         options = list(_options(kind, path))
         return message + "".join(f"; did you mean '{option}'?" for option in _close(value, options))
@@ -307,14 +321,22 @@ def _options(annotation: Any, path: Sequence[str | int]) -> Iterator[str]:
         yield from _options(arguments[0], path[1:])
 
 
-def _right_form(path: Sequence[str | int], value: Any) -> str:
+def _quoted_for_shell(path: Sequence[str | int], value: Any) -> str:
+    """Return an override with the value as a text; a shell takes one pair of quotes away."""
+    if any(isinstance(part, int) for part in path) or not isinstance(value, bool | int | float):
+        return ""
+    return f" that the shell leaves there: \"{'.'.join(map(str, path))}='{json.dumps(value)}'\""
+
+
+def _right_form(path: Sequence[str | int], value: Any, is_override: bool) -> str:
     """Return how to write a value that YAML 1.1 would have read as a number of base 60."""
     if not isinstance(value, str) or not COLONS.fullmatch(value):
         return ""
     parts = value.split(":")
     if path[0] == "mix" and len(parts) == len(STREAMS):
         ratio = ", ".join(f"{stream}: {part}" for stream, part in zip(STREAMS, parts, strict=True))
-        return f"; a ratio is one number for each stream: mix={{{ratio}}}"
+        written = shlex.quote(f"mix={{{ratio}}}") if is_override else f"mix: {{{ratio}}}"
+        return f"; a ratio is one number for each stream: {written}"
     return "; write one number without colons"
 
 
@@ -323,9 +345,9 @@ def _suggest(kind: type[BaseModel], path: Sequence[str | int]) -> str:
     key = str(path[-1])
     here = list(_section_at(kind, path[:-1]).model_fields)
     meant = (
-        _close(key, here)
+        [name for name in keys(kind) if name.rpartition(".")[2] == key]  # right, but in another section
+        or _close(key, here)
         or [name for name in here if name.startswith(key)]
-        or [name for name in keys(kind) if name.rpartition(".")[2] == key]  # right, but in another section
     )
     if meant:
         return f"did you mean {' or '.join(repr(name) for name in meant)}?"

@@ -106,7 +106,7 @@ class ModelConfig(Config):
         if self.reads_by == "vq" and self.image_tokens != self.image_ids:
             message = (
                 f"reads_by=vq needs as many VQ ids of an image as image tokens: {self.image_ids} and "
-                f"{self.image_tokens}; set vision.patch={self.vq.downsample}"
+                f"{self.image_tokens}; set model.vision.patch={self.vq.downsample}"
             )
             faults.append(Fault(("reads_by", "vision.patch", "vq.channel_multipliers"), message))
         for name, part in (("text", self.text), ("vision", self.vision)):

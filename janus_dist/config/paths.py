@@ -15,6 +15,8 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from janus_dist.errors import ConfigError
+
 VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)|(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\}?)")
 SCHEME = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*(?:::[\w+.:-]*)?):(?P<slashes>/+)")
 """What a URL begins with, and a URL that lacks a slash."""
@@ -46,7 +48,10 @@ class PathRule:
 
     def checked(self, text: str) -> str:
         """Return the path with everything expanded; ValueError says what is wrong with it."""
-        path = expanded(text)
+        return self.checked_scheme(expanded(text))
+
+    def checked_scheme(self, path: str) -> str:
+        """Return the path, that of a file URL alone; ValueError for a URL that is not supported."""
         found = SCHEME.match(path)
         if found is None:
             return path
@@ -80,6 +85,17 @@ def expanded(text: str) -> str:
     if not path.strip() or "\0" in path:
         raise ValueError(f"{text!r} is not a path{' once its variables are expanded' if path != text else ''}")
     return path
+
+
+def path_or_url(argument: str) -> str:
+    """Return a path or URL of a command line, where the shell has expanded what is to be expanded.
+
+    Raises ConfigError, in the words of a recipe, for a URL of a kind that is not supported.
+    """
+    try:
+        return PathRule(is_store_allowed=True).checked_scheme(argument)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def each_text(value: Any, change: Callable[[str], str]) -> Any:
@@ -126,10 +142,10 @@ def _escaped(value: Any) -> Any:
 
 
 def _known(scheme: str, rule: PathRule) -> str:
-    if scheme.lower() in ("s3", "s3a", "s3n"):
-        return "write s3:// in small letters, with two slashes"
     if not rule.is_store_allowed:
         return f"give a path{'; ' + rule.instead if rule.instead else ''}"
+    if scheme.lower() in ("s3", "s3a", "s3n"):
+        return "write s3:// in small letters, with two slashes"
     return "there are paths, s3:// and file://; a store that also answers S3 requests is reached by AWS_ENDPOINT_URL"
 
 

@@ -58,11 +58,12 @@ class Keep(Config):
         faults: list[Fault] = []
         texts = [value for value in self.one_of if isinstance(value, str)]
         if texts and len(texts) < len(self.one_of) and any(isinstance(value, bool) for value in self.one_of):
+            written = [str(value).lower() if isinstance(value, bool) else str(value) for value in self.one_of]
             faults.append(
                 Fault(
                     ("one_of",),
-                    f"one_of={list(self.one_of)} mixes truth values with texts; YAML reads no, off, yes and on without "
-                    f"quotes as truth values: write ['no', {texts[0]!r}] for texts",
+                    f"one_of={list(self.one_of)} mixes truth values with texts; YAML reads true and false without "
+                    f"quotes as truth values: write {written} for texts",
                 )
             )
         kinds = {type(bound) for bound in (self.min, self.max) if bound is not None}

@@ -74,8 +74,8 @@ class RunConfig(Config):
             faults.append(
                 Fault(
                     ("start_from", "name"),
-                    f"start_from={self.start_from} is the run itself; name another run, or set it to null to start "
-                    "anew",
+                    f"start_from={self.start_from} is the run itself; name another run, or set run.start_from=null to "
+                    "start anew",
                 )
             )
         if self.start_from is not None and given:
@@ -83,14 +83,16 @@ class RunConfig(Config):
                 Fault(
                     ("start_from", "start_weights"),
                     f"start_from={self.start_from} and start_weights ({', '.join(given)}) exclude each other; "
-                    "set one of them to null or {}",
+                    "set run.start_from=null or run.start_weights=null",
                 )
             )
         if "janus" in given and len(given) > 1:
+            others = " ".join(f"run.start_weights.{name}=null" for name in given if name != "janus")
             faults.append(
                 Fault(
                     ("start_weights",),
-                    f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it",
+                    f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it; "
+                    f"set {others}",
                 )
             )
         refuse(faults)

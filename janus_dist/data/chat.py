@@ -153,6 +153,8 @@ def _marks_are_missing(texts: Iterable[str], num_images: int) -> bool:
     marks = sum(text.count(IMAGE_MARK) for text in texts)
     if marks in (0, num_images):
         return marks != num_images
+    if num_images == 0:
+        raise RecordError("images", f"the text has the mark {IMAGE_MARK}, and there is no image for it")
     raise RecordError("images", f"{marks} marks in the text for {num_images} images")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from janus_dist.config.load import Loaded, flatten, load
+from janus_dist.config.paths import path_or_url
 from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.engine import commits
 from janus_dist.errors import CheckpointError, ConfigError
@@ -24,7 +25,11 @@ SHARED = ("run.root", "run.seed", "model", "data", "pipeline", "cluster", "engin
 
 
 def find(source: str, overrides: Sequence[str] = ()) -> tuple[StageRecipe, str]:
-    """The recipe, changed by `overrides`, and the checkpoint of a run's folder (its newest), or of a checkpoint."""
+    """The recipe, changed by `overrides`, and the checkpoint of a run's folder (its newest), or of a checkpoint.
+
+    Raises ConfigError for a URL that is not supported, CheckpointError when there is no checkpoint.
+    """
+    source = path_or_url(source)
     if commits.is_marked(source):
         with TemporaryDirectory() as folder:
             path = Path(folder) / "config.json"

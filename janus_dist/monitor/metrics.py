@@ -58,6 +58,8 @@ METRICS = (
     Metric("data/bad_samples", "", "damaged samples that the first rank met since it started"),
 )
 NAMES = frozenset(metric.name for metric in METRICS)
+GAUGE_LABELS = ("project", "run")
+"""Labels of every metric's gauge in Ray: `WANDB_PROJECT`, else `run.root`, and `run.name`."""
 
 
 def as_markdown() -> str:

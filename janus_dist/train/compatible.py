@@ -68,21 +68,18 @@ def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str
     if dtype not in ("auto", trained_in):
         raise CheckpointError(
             f"{path} was trained in {trained_in}, the recipe says engine.dtype={dtype}",
-            f"take engine.dtype=auto, which goes on in {trained_in}, or start a new run (run.name=...) from these "
-            f"weights with run.start_from={recipe.run.name}",
+            f"take engine.dtype=auto, which goes on in {trained_in}, or {_new_run(recipe)}",
         )
     if plan is not None and commit.plan_digest != plan.digest:
         raise CheckpointError(
             f"{path} was trained on another plan: {_differences('', commit.plan, plan.identity)}",
-            "undo the change; or go on with it from here with run.rebase=true; or start a new run (run.name=...) "
-            f"from these weights with run.start_from={recipe.run.name}",
+            f"undo the change; or go on with it from here with run.rebase=true; or {_new_run(recipe)}",
         )
     if set(commit.trainable) != set(trainable):
         parts = ", ".join(sorted({part_of(name) for name in set(commit.trainable) ^ set(trainable)}))
         raise CheckpointError(
             f"{path} was trained with other parts learning than train.trainable says: {parts} differ",
-            "undo the change, or start a new run (run.name=...) from these weights with "
-            f"run.start_from={recipe.run.name}",
+            f"undo the change, or {_new_run(recipe)}",
         )
     if commit.step > recipe.train.steps:
         raise CheckpointError(
@@ -110,6 +107,13 @@ def changed_settings(recipe: StageRecipe, commit: Commit) -> str:
     now = recipe.model_dump(mode="json")
     sections = ("optim", "engine", "train")
     return "; ".join(filter(None, (_differences(name, commit.recipe.get(name, {}), now[name]) for name in sections)))
+
+
+def _new_run(recipe: StageRecipe) -> str:
+    """Return in words how a new run starts from the weights of this one, with the overrides that it takes."""
+    own = " run.start_recipes=[]" if recipe.run.start_recipes else ""
+    own += " run.start_weights=null" if recipe.run.start_weights else ""
+    return f"start a new run (run.name=...) from these weights with run.start_from={recipe.run.name}{own}"
 
 
 def _differences(prefix: str, then: dict[str, Any], now: dict[str, Any]) -> str:

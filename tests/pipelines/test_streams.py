@@ -166,7 +166,8 @@ def test_plain_webdataset_reads_the_shards(make_work, photos, tmp_path):
         (
             "understanding",
             {"messages": [{"role": "user", "content": "<image> why?"}, {"role": "assistant", "content": "so"}]},
-            "images: 1 marks in the text for 0 images",
+            "images: the text has the mark <image>, and there is no image for it in image or images or jpg or png or "
+            "image_path, nor in a message",
         ),
     ],
 )  # fmt: skip

@@ -82,7 +82,7 @@ def faults(files: list[Path], *overrides: str) -> str:
 def test_a_ratio_is_refused_with_the_right_form_and_that_form_is_taken(files: list[Path]):
     right = "mix={understanding: 2, text: 3, generation: 5}"
     for wrong in ("mix=2:3:5", "mix.understanding=2:3:5"):
-        assert f"got '2:3:5'; a ratio is one number for each stream: {right}" in faults(files, wrong)
+        assert f"got '2:3:5'; a ratio is one number for each stream: '{right}'" in faults(files, wrong)
     assert load(StageRecipe, files, [right]).recipe.mix.generation == 5
     for key in ("engine.timeout_s", "optim.lr"):
         assert "got '1:30'; write one number without colons" in faults(files, f"{key}=1:30")

@@ -63,7 +63,14 @@ def test_a_name_of_a_brace_pattern_that_is_not_there_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "reason"), [("{0..9999999}.tar", "stands for more than 200,000 names"), ("{a,b.tar}}", "Unbalanced")]
+    ("pattern", "reason"),
+    [
+        ("{0..9999999}.tar", "stands for more than 200,000 names"),
+        ("{a,b.tar}}", "Unbalanced"),
+        ("{0012..0000..}.tar", "its braces are no pattern"),
+        ("{a.tar}", "its braces are no pattern"),
+        ("{a,b}{0..}.tar", "its braces are no pattern"),
+    ],
 )
 def test_brace_patterns_that_are_refused(tmp_path, pattern, reason):
     with pytest.raises(DataError, match=reason):

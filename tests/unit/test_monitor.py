@@ -13,7 +13,7 @@ from janus_dist.config.recipe import RunConfig
 from janus_dist.data.json_lines import read_records
 from janus_dist.monitor.console import count, duration, figure, step_line
 from janus_dist.monitor.grafana import dashboard, gauge_name
-from janus_dist.monitor.metrics import METRICS, NAMES, as_markdown
+from janus_dist.monitor.metrics import GAUGE_LABELS, METRICS, NAMES, as_markdown
 from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, make_sinks
 from janus_dist.train.schedule import learning_rate
 from tests import prepared
@@ -68,7 +68,8 @@ def test_duration(seconds, shown):
 
 def test_metrics_are_declared_once_and_documented():
     assert len(NAMES) == len(METRICS)
-    assert as_markdown() in (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert as_markdown() in page and [f"`{label}`" in page for label in GAUGE_LABELS] == [True, True]
 
 
 def test_the_file_is_cut_back_to_the_checkpoint(tmp_path):

@@ -245,7 +245,10 @@ def test_a_job_shows_long_lines_of_faults_unbroken():
 def test_options_are_refused_with_the_right_form():
     done = job(RECIPE, "--optim.lr=3", "-x")
     assert done.returncode == 2
-    assert done.stderr == "no such option: --optim.lr=3, -x\n  settings are given as optim.lr=VALUE\n"
+    assert (
+        done.stderr
+        == "no such option: --optim.lr=3, -x\n  settings are given as optim.lr=VALUE; --help says what this job takes\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--local"], ["--local", "stage=3"], ["stage=3", "--local"]])
