@@ -29,13 +29,13 @@ MARKED = ("resumed", "went back")
 MOST_SAMPLES = 6
 """Checkpoints whose samples are shown."""
 OTHERS = (
-    ("gradient", "optim/grad_norm", "norm before clipping"),
-    ("speed", "perf/tokens_per_s", "tokens per second"),
-    ("arithmetic", "perf/mfu", "share of the device's peak"),
-    ("waiting for data", "perf/data_wait", "share of a step's time"),
-    ("most memory of the first rank so far", "mem/peak_gib", "GiB"),
+    ("gradient", "optim/grad_norm", "norm before clipping", False),
+    ("speed", "perf/tokens_per_s", "tokens per second", False),
+    ("arithmetic", "perf/mfu", "share of the device's peak", True),
+    ("waiting for data", "perf/data_wait", "share of a step's time", True),
+    ("most memory of the first rank so far", "mem/peak_gib", "GiB", False),
 )
-"""(title, metric, what its axis says) of plots with one curve, where the metric is there."""
+"""(title, metric, what its axis says, whether it shows percent) of plots with one curve, where the metric is there."""
 STAGE_SECTIONS = ("stage", "mix", "batch", "optim", "train")
 
 
@@ -136,10 +136,10 @@ def view(folder: Path) -> RunView:
 
 
 def _others(lines: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
-    for title, name, unit in OTHERS:
+    for title, name, unit, is_percent in OTHERS:
         curve = plot.column(lines, name)
         if curve[0]:
-            yield title, plot.curves({"all": curve}, unit, percent=unit.startswith("share"))
+            yield title, plot.curves({"all": curve}, unit, percent=is_percent)
 
 
 def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:

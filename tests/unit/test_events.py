@@ -72,16 +72,17 @@ def test_saves_are_told_apart_by_the_error_not_by_the_step():
 def test_the_report_shows_resumes_and_each_warning_once(tmp_path):
     write_run(tmp_path / "mine")
     plain = write_report(tmp_path / "mine").read_text()
-    for kind, step, *texts in (
-        ("started", 0, "starting mine from random weights"),
+    happened: list[tuple[events.Kind, int, str, str | None]] = [
+        ("started", 0, "starting mine from random weights", None),
         ("skipped", 4, "step 4 was skipped: a loss of 9", "loss spike"),
         ("skipped", 9, "step 9 was skipped: a loss of 8", "loss spike"),
-        ("saved", 10, "saved somewhere"),
-        ("lost", 11, "a rank was lost: rank 1: its process died"),
-        ("lost", 12, "a rank was lost: rank 5: its process died"),
-        ("resumed", 10, "resuming mine at step 10"),
-    ):
-        events.record(tmp_path / "mine", kind, step, *texts)
+        ("saved", 10, "saved somewhere", None),
+        ("lost", 11, "a rank was lost: rank 1: its process died", None),
+        ("lost", 12, "a rank was lost: rank 5: its process died", None),
+        ("resumed", 10, "resuming mine at step 10", None),
+    ]
+    for kind, step, text, subject in happened:
+        events.record(tmp_path / "mine", kind, step, text, subject)
     html = write_report(tmp_path / "mine").read_text()
     page = Page(html)
     assert "resuming mine at step 10" in page.text and "skipped, 2 times" in page.text
