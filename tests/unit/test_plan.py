@@ -148,7 +148,7 @@ def test_mixtures_that_cannot_be(changes, samples, message):
     mix = MIX.model_copy(update=changes)
     faults = list(mix_faults(mix, TWO_SOURCES, samples))
     assert len(faults) == 1
-    assert re.search(message, faults[0])
+    assert re.search(message, faults[0].message)
 
 
 def test_every_step_takes_what_its_quota_says():

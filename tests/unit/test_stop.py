@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from janus_dist.train.start import _in_short
 from janus_dist.train.stop import STOP, StopRequest, forget_request, request_stop
-from janus_dist.train.trainer import _in_short
 
 
 @pytest.fixture(autouse=True)

@@ -59,6 +59,7 @@ def _hint(call: ast.Call) -> ast.expr | None:
         "PermissionError",
         "MarkedYAMLError",
         "NoAnswerError",
+        "RecordError",
         "LostError",
     ):
         return None

@@ -16,7 +16,7 @@ from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import storage
 from janus_dist.engine import commits
-from janus_dist.engine.find import find, newest, recipe_of, refuse_if_never
+from janus_dist.engine.find import find, recipe_of, refuse_if_never, require_checkpoint
 from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.monitor.curves import Curve, follow
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_deleted_as_the_hint_says(run_dir: Path, capsys:
     assert "delete them to make room" in hint_of(janus, "ckpt", "verify", run_dir)
     shutil.rmtree(found(r"delete (\S+) to fall back on the one before", hint)[1])
     janus("ckpt", "verify", run_dir)
-    assert newest(f"{run_dir}/checkpoints").endswith("3") and "whole" in capsys.readouterr().out
+    assert require_checkpoint(f"{run_dir}/checkpoints").endswith("3") and "whole" in capsys.readouterr().out
 
 
 def test_commands_on_checkpoints_that_hints_name_say_what_is_there(run_dir: Path, capsys: pytest.CaptureFixture[str]):
@@ -187,7 +187,7 @@ def test_a_vocabulary_holds_the_tokenizer_by_the_number_that_is_named(tmp_path: 
     prepared.prepare(tmp_path)
     words = SimpleNamespace(size=prepared.VOCAB + 9, sha256="")
     hint = hint_of(compatible.check_data, recipe_with(tmp_path), words, {})
-    override = found(r"take (model\.text\.vocab=\d+) or more", hint)[1]
+    override = found(r"(model\.text\.vocab=\d+) or more", hint)[1]
     compatible.check_data(with_overrides(recipe_with(tmp_path), override), words, {})  # pyright: ignore[reportArgumentType]
 
 
