@@ -19,7 +19,7 @@ from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqCon
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
-from janus_dist.data.plan import Plan
+from janus_dist.data.plan import Plan, StepPlan
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard
 
@@ -55,10 +55,14 @@ def deliveries(folder: str, settings: Settings) -> Iterator[Delivery]:
             last = number == len(step.batches)
             yield Delivery(
                 micro_batch,
-                tokens=[step.plan.stream_tokens(stream) if last else 0 for stream in common.STREAMS],  # type: ignore[arg-type]
+                tokens=[_tokens(step.plan, stream) if last else 0 for stream in common.STREAMS],  # type: ignore[arg-type]
                 images=len(micro_batch.pixels),
                 rows=step.plan.rows.num_rows if last else 0,
             )
+
+
+def _tokens(planned: StepPlan, stream: Stream) -> int:
+    return int(planned.record["tokens"][planned.stream == STREAMS.index(stream)].sum(dtype=np.int64))
 
 
 def write(dump: Path, folder: Path) -> None:

@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from janus_dist.engine import checkpoint, commits
+from janus_dist.engine.find import newest
+from janus_dist.engine.stored import StoredWeights
 from janus_dist.engine.world import Background
 from janus_dist.engine.zero import ZeroEngine
 
@@ -30,6 +34,12 @@ def mark(saved_in: str, step: int, **identity: Any) -> str:
         commits.Commit(commits.VERSION, step, world=1, optimizer_steps=step, shapes={}, trainable=[], files={}, **said),
     )
     return path
+
+
+def load_weights(saved_in: str) -> dict[str, Tensor]:
+    """All weights of the newest checkpoint, by name."""
+    stored = StoredWeights(newest(saved_in))
+    return stored.read(stored.shapes)
 
 
 def save(engine: ZeroEngine, run_dir: Path, step: int, **identity: Any) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from janus_dist.config.data import ChatConfig, Stream
 from janus_dist.data.chat import generation_prompt_ids, text_ids, understanding_ids
-from janus_dist.data.manifest import VERSION, Manifest, ShardTable
+from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.sample import GenerationSample, Sample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard
 from janus_dist.data.tokenizer import Tokenizer, train_tokenizer
@@ -47,6 +48,11 @@ def generation(words: Tokenizer, caption: str = "a circle", vq_ids: Any = None) 
 
 
 MAKERS = {"text": text, "understanding": understanding, "generation": generation}
+
+
+def all_records(shards: ShardSet) -> NDArray[np.void]:
+    """The index records of all samples."""
+    return shards.records(np.arange(len(shards.manifest.shards.block_tokens)))[1]
 
 
 def several(stream: Stream, words: Tokenizer, number: int, first: int = 0) -> list[tuple[str, Sample]]:

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_dist.config.data import ReadConfig
-from janus_dist.config.mix import Lane
+from janus_dist.config.mix import STREAMS, Lane, Stream
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
+from janus_dist.data.plan import StepPlan
 from janus_dist.data.reader import Range, Reader
 from janus_dist.data.shard import INDEX_HEADER_BYTES, ShardEntry, block_columns
 
@@ -21,6 +22,11 @@ class RecordsReader(Reader):
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
         return [self.by_path[wanted.path][wanted.offset : wanted.offset + wanted.bytes] for wanted in ranges]
+
+
+def stream_tokens(planned: StepPlan, stream: Stream) -> int:
+    """Tokens of a stream's documents in a step, each counted once."""
+    return int(planned.record["tokens"][planned.stream == STREAMS.index(stream)].sum(dtype=np.int64))
 
 
 def shard_set(lane: Lane, records: NDArray[np.void], sizes: Sequence[int] | None = None) -> ShardSet:

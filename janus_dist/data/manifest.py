@@ -245,10 +245,6 @@ class ShardSet:
             return np.empty(0, np.int64), np.empty(0, INDEX_DTYPE)
         return np.concatenate(numbers), np.concatenate(records)
 
-    def all_records(self) -> NDArray[np.void]:
-        """The index records of all samples; for sets that are small or looked at whole."""
-        return self.records(np.arange(len(self.manifest.shards.block_tokens)))[1]
-
     def shard_records(self, shard: int) -> NDArray[np.void]:
         """The index records of one shard."""
         first, last = self.manifest.shards.first_blocks[shard : shard + 2]

@@ -81,10 +81,6 @@ class StepPlan:
         """How often a text was cut at the end of a row."""
         return len(self.rows.document) - self.num_documents
 
-    def stream_tokens(self, stream: Stream) -> int:
-        """Tokens of the stream's documents, each counted once."""
-        return int(self.record["tokens"][self.stream == STREAMS.index(stream)].sum(dtype=np.int64))
-
     def digest(self) -> str:
         """A hash of everything in the step, for golden tests and comparisons across worlds."""
         state = hashlib.sha256()

@@ -158,13 +158,6 @@ class _Tar:
         return self.buffer.getvalue()
 
 
-def tar_bytes(contents: list[tuple[str, bytes]]) -> bytes:
-    """A tar of (name, content) members, as shards hold them."""
-    tar = _Tar()
-    tar.add(contents)
-    return tar.close()
-
-
 def _add_block(tar: _Tar, number: int, samples: list[tuple[str, Sample]]) -> list[tuple[int, bytes]]:
     payloads = [encode(sample) for _, sample in samples if not isinstance(sample, UnderstandingSample)]
     names = {"keys": [key for key, _ in samples], "bytes": [len(payload) for payload in payloads]}

@@ -14,7 +14,6 @@ from torch import Tensor
 from janus_dist.engine import commits
 from janus_dist.engine.commits import Commit
 from janus_dist.engine.files import StoredReader
-from janus_dist.engine.find import require_checkpoint
 
 WEIGHTS = "weights/"
 """Prefix of the weights among the tensors of a checkpoint."""
@@ -62,9 +61,3 @@ class StoredWeights:
             names.append(name)
             elements += math.prod(shape)
         yield self.read(names)
-
-
-def load_weights(folder: str) -> dict[str, Tensor]:
-    """All weights of the newest checkpoint, by name; CheckpointError when there is none."""
-    stored = StoredWeights(require_checkpoint(folder))
-    return stored.read(stored.shapes)

@@ -27,7 +27,6 @@ from janus_dist.model.sample import LIKELIEST, Choice
 from janus_dist.model.size import check_shapes
 from janus_dist.model.start import load_start
 from janus_dist.model.vq_weights import load_vq
-from janus_dist.model.weights import shapes_of
 
 log = logging.getLogger("janus_dist")
 
@@ -164,7 +163,8 @@ def _read(model: Janus, checkpoint: str) -> None:
     """Give a model the weights of a checkpoint, in the model's own type; never all of them in the stored one."""
     stored = StoredWeights(checkpoint)
     parameters = dict(model.named_parameters())
-    check_shapes(shapes_of(parameters), stored.shapes, checkpoint)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    check_shapes(shapes, stored.shapes, checkpoint)
     for group in stored.groups(READ_ELEMENTS):
         for name, values in group.items():
             parameters[name].copy_(values)

@@ -47,11 +47,3 @@ def train_mode(model: nn.Module) -> None:
             continue
         for module in part.modules():
             module.training = bool(getattr(module, "gradient_checkpointing", False))
-
-
-def count_parameters(model: nn.Module) -> dict[Part, int]:
-    """Elements of each part; also right after ZeRO-3 has partitioned the model."""
-    counts: dict[Part, int] = dict.fromkeys(PREFIXES, 0)
-    for name, parameter in model.named_parameters():
-        counts[part_of(name)] += getattr(parameter, "ds_numel", parameter.numel())
-    return counts

@@ -32,10 +32,6 @@ class Memory:
     def device_bytes(self) -> int:
         return sum(self.device.values())
 
-    @property
-    def host_bytes(self) -> int:
-        return sum(self.host.values())
-
 
 def predict(recipe: StageRecipe, world: int) -> Memory:
     """What one of `world` ranks needs for this recipe."""

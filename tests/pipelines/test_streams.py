@@ -23,6 +23,7 @@ from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.model import vq as vq_model
 from janus_dist.model.vq_weights import load_vq
 from tests.pipelines.conftest import captions, conversations, documents, lines
+from tests.shard_sets import all_records
 
 REASONS = {
     4: "does not decode: OSError: image file is truncated",
@@ -39,7 +40,7 @@ pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.filterwarnings("
 def stored(folder) -> list[Any]:
     """All samples of a shard set, in order."""
     shards, found = ShardSet.open(folder), []
-    for number, record in enumerate(shards.all_records()):
+    for number, record in enumerate(all_records(shards)):
         content = Path(shards.path(int(shards.shard_of(np.array([number]))[0]))).read_bytes()
         payload = content[int(record["offset"]) : int(record["offset"]) + int(record["bytes"])]
         found.append(decode(shards.manifest.stream, payload))

@@ -23,7 +23,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import EngineConfig, OptimConfig
 from janus_dist.data import chat
 from janus_dist.data.tokenizer import SPECIAL, Tokenizer, train_tokenizer
-from janus_dist.engine.stored import StoredWeights, load_weights
+from janus_dist.engine.stored import StoredWeights
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError, ConfigError, DataError
@@ -35,9 +35,8 @@ from janus_dist.model.parts import set_trainable
 from janus_dist.model.sample import Choice
 from janus_dist.model.start import open_weights
 from janus_dist.model.vq_weights import load_vq, save_vq
-from janus_dist.model.weights import load_into
 from tests import prepared, published, tiny
-from tests.checkpoints import folder_of, saved_in
+from tests.checkpoints import folder_of, load_weights, saved_in
 from tests.checkpoints import save as write_checkpoint
 from tests.ranks import run_ranks
 
@@ -90,7 +89,7 @@ def folders(recipe, tmp_path_factory) -> dict[tuple[str, str], Path]:
 
 def ours(recipe: StageRecipe, dtype: torch.dtype) -> janus.Janus:
     model = janus.build(recipe.model, seed=0)
-    load_into(model, load_weights(saved_in(recipe.run.dir)), "here")
+    model.load_state_dict(load_weights(saved_in(recipe.run.dir)))
     model.model.language_model.set_attn_implementation("sdpa")
     for parameter in model.parameters():  # not model.to(): the rotary frequencies stay as they are, here and there
         parameter.data = parameter.data.to(dtype)

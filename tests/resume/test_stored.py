@@ -15,10 +15,10 @@ from janus_dist.data import storage
 from janus_dist.engine import checkpoint, commits, files
 from janus_dist.engine.commits import DamagedError, Keep
 from janus_dist.engine.saver import Saver
-from janus_dist.engine.stored import StoredWeights, load_weights
+from janus_dist.engine.stored import StoredWeights
 from janus_dist.engine.world import World
 from janus_dist.errors import CheckpointError
-from tests.checkpoints import IDENTITY, folder_of, save, saved_in
+from tests.checkpoints import IDENTITY, folder_of, load_weights, save, saved_in
 from tests.moto_s3 import moto_bucket
 from tests.ranks import run_ranks
 from tests.resume.test_checkpoint import make_engine, train_steps

@@ -16,7 +16,7 @@ from janus_dist.evaluation.easy_vqa import EasyVqa
 from janus_dist.evaluation.held_out import accuracy_by_kind, blind_answers, majority_answer
 from janus_dist.evaluation.sampler import Sampler
 from janus_dist.model import janus, vq
-from janus_dist.model.weights import load_into
+from janus_dist.model.size import check_shapes
 from tests import prepared, tiny
 from tests.checkpoints import mark
 
@@ -173,15 +173,8 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
         load_tokenizer(recipe.model_copy(update={"model": tiny.MODEL}))
 
 
-def test_weights_are_copied_by_name():
-    source, target = janus.build(tiny.MODEL, seed=1), janus.build(tiny.MODEL, seed=2)
-    load_into(target, dict(source.named_parameters()), "here")
-    assert all(torch.equal(one, other) for one, other in zip(source.parameters(), target.parameters(), strict=True))
-
-
 def test_weights_of_another_size_are_refused():
-    weights = {
-        name: p[:1] if name == "lm_head.weight" else p for name, p in janus.build(tiny.MODEL, 0).named_parameters()
-    }
+    shapes = {name: tuple(parameter.shape) for name, parameter in janus.build(tiny.MODEL, 0).named_parameters()}
+    check_shapes(shapes, shapes, "here")
     with pytest.raises(CheckpointError, match=r"1 parameters differ, the first is lm_head\.weight: \(1, 32\) in the"):
-        load_into(janus.build(tiny.MODEL, 0), weights, "here")
+        check_shapes(shapes, shapes | {"lm_head.weight": (1, 32)}, "here")

@@ -14,7 +14,6 @@ from data_pipelines.tokenizer import PATH
 from janus_dist.config.load import load
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data.sample import UnderstandingSample, decode, learned, members
-from janus_dist.data.shard import tar_bytes
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from tests.images import noise, png
@@ -324,7 +323,7 @@ def test_a_context_answer_has_no_label_in_any_stage(tmp_path):
     assert isinstance(marked, UnderstandingSample) and isinstance(plain, UnderstandingSample)
     ((start, stop),) = marked.context.tolist()
     assert tokenizer.decode(marked.ids[start:stop]).strip().startswith("a thing")
-    found = decode("understanding", tar_bytes(members("key", marked)))
+    found = decode("understanding", tar(members("key", marked)))
     assert isinstance(found, UnderstandingSample) and found.context.tolist() == [[start, stop]]
     special = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
     for answers_only in (False, True):

@@ -20,6 +20,7 @@ from janus_dist.data.sample import TextSample, learned
 from janus_dist.data.shard import BLOCK_SAMPLES
 from janus_dist.errors import DataError, RecordError
 from tests import shard_sets, tiny
+from tests.shard_sets import all_records
 from tests.unit.test_shard import MAKERS, SPECIAL, as_stored
 
 
@@ -81,7 +82,7 @@ def test_index_records_and_columns(words, tmp_path):
 
 def test_a_damaged_sample_is_named(words, tmp_path):
     shards = opened(tmp_path, "text")
-    shard_sets.flip(tmp_path / "data/text/shard-00000.tar", int(shards.all_records()[2]["offset"]))
+    shard_sets.flip(tmp_path / "data/text/shard-00000.tar", int(all_records(shards)[2]["offset"]))
     assert len(list(inspect.read_samples(shards, [1, 3]))) == 2
     with pytest.raises(DataError, match=r"shard-00000\.tar cannot be read: sample 2 is damaged"):
         list(inspect.read_samples(shards, [2]))
@@ -122,7 +123,7 @@ def test_each_index_is_read_once_for_all_columns(words, tmp_path, monkeypatch):
     found = ShardSet.open(tmp_path / "text")
     values = inspect.columns(found, "tokens", "crc32")
     assert found.reader.counters().requests == 5
-    records = found.all_records()
+    records = all_records(found)
     assert all(np.array_equal(values[name], records[name]) for name in ("tokens", "crc32")) and len(records) == 20
 
 
@@ -137,7 +138,7 @@ def test_samples_without_keys_are_read_beside_each_other(words, tmp_path, stream
     samples = inspect.decoded(found, numbers)
     assert list(map(as_stored, samples)) == list(map(as_stored, expected))
     assert found.reader.counters().requests - asked == 4, "each index and each tar once"
-    shard_sets.flip(tmp_path / "set/shard-00000.tar", int(found.all_records()[3]["offset"]))
+    shard_sets.flip(tmp_path / "set/shard-00000.tar", int(all_records(found)[3]["offset"]))
     with pytest.raises(DataError, match="sample 3 is damaged"):
         inspect.decoded(found, numbers)
 

@@ -16,6 +16,7 @@ from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from tests import shard_sets
 from tests.images import png
+from tests.shard_sets import all_records
 
 DEEP = Scope(deep=True)
 STREAMS = ("understanding", "text", "generation")
@@ -63,7 +64,7 @@ def test_what_was_not_checked_is_said(words, tmp_path):
 
 def test_drawn_samples_find_what_they_meet(words, tmp_path):
     folder = tmp_path / "data/text"
-    record = ShardSet.open(folder).all_records()[1]
+    record = all_records(ShardSet.open(folder))[1]
     shard_sets.flip(folder / "shard-00000.tar", int(record["offset"]))
     assert only(folder, words, Scope(samples=4)).key == "text-00001"
     assert faults(folder, words, Scope(samples=0)) == []
@@ -72,7 +73,7 @@ def test_drawn_samples_find_what_they_meet(words, tmp_path):
 @pytest.mark.parametrize("stream", STREAMS)
 def test_a_flipped_byte(words, tmp_path, stream):
     folder = tmp_path / "data" / stream
-    record = ShardSet.open(folder).all_records()[1]
+    record = all_records(ShardSet.open(folder))[1]
     shard_sets.flip(folder / "shard-00000.tar", int(record["offset"]) + (512 if stream == "understanding" else 0))
     digest, sample = faults(folder, words)
     assert (digest.shard, digest.sample, digest.what) == (

@@ -24,6 +24,7 @@ from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from tests import prepared, tiny
 from tests.images import png
+from tests.shard_sets import all_records
 
 MIX = MixConfig(understanding=2, text=3, generation=5)
 
@@ -134,7 +135,7 @@ def spoil(data, tmp_path, stream: str, sample: int):
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     shards = ShardSet.open(folder / stream)
-    record = shards.all_records()[sample]
+    record = all_records(shards)[sample]
     path = folder / stream / "shard-00000.tar"
     content = bytearray(path.read_bytes())
     content[int(record["offset"]) + int(record["bytes"]) // 2] ^= 255

@@ -9,6 +9,7 @@ import pytest
 
 from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
 from janus_dist.errors import DataError
+from tests.shard_sets import all_records
 from tests.unit.test_shard import make, open_set
 
 
@@ -36,10 +37,10 @@ def test_the_digest_follows_the_content_and_not_the_layout(folder):
 
 def test_records_of_all_shards_stand_one_behind_the_other(folder):
     found = ShardSet.open(folder)
-    assert len(found.all_records()) == 8 and found.manifest.shards.first_samples.tolist() == [0, 5, 8]
+    assert len(all_records(found)) == 8 and found.manifest.shards.first_samples.tolist() == [0, 5, 8]
     assert found.shard_of(np.arange(8)).tolist() == [0] * 5 + [1] * 3
     assert found.path(1) == f"{folder}/shard-00001.tar"
-    assert int(found.all_records()["tokens"].sum()) == found.manifest.tokens
+    assert int(all_records(found)["tokens"].sum()) == found.manifest.tokens
 
 
 def test_no_manifest(tmp_path):
@@ -76,7 +77,7 @@ def test_a_table_comes_back(folder):
 def test_blocks_end_with_their_shard(tmp_path):
     found = open_set(tmp_path, "text", make("text", 600), make("text", 256), make("text", 1))
     assert found.blocks.samples.tolist() == [256, 256, 88, 256, 1]
-    records = found.all_records()
+    records = all_records(found)
     bounds = np.cumsum([0, *found.blocks.samples.tolist()])
     assert found.blocks.tokens.tolist() == [int(records["tokens"][a:b].sum()) for a, b in pairwise(bounds)]
     numbers, some = found.records(np.array([4, 2]))
@@ -113,7 +114,7 @@ def test_counts_that_do_not_add_up(folder):
 def test_a_missing_index(folder):
     (folder / "shard-00001.index.npy").unlink()
     with pytest.raises(DataError, match=r"shard-00001\.index\.npy"):
-        ShardSet.open(folder).all_records()
+        all_records(ShardSet.open(folder))
 
 
 def test_an_index_with_other_bytes(folder):
@@ -122,5 +123,5 @@ def test_an_index_with_other_bytes(folder):
     index["offset"][0] += 4
     np.save(path, index)
     with pytest.raises(DataError, match=r"shard-00000\.index\.npy is not what the manifest describes") as caught:
-        ShardSet.open(folder).all_records()
+        all_records(ShardSet.open(folder))
     assert caught.value.hint is not None and "make this shard again" in caught.value.hint

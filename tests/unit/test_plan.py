@@ -16,7 +16,7 @@ from janus_dist.data.mixture import Mixture
 from janus_dist.data.plan import Plan
 from janus_dist.data.shard import INDEX_DTYPE
 from janus_dist.errors import DataError
-from tests.synthetic import shard_set
+from tests.synthetic import shard_set, stream_tokens
 
 MIX = MixConfig(understanding=2, text=3, generation=5)
 BATCH = BatchConfig(rows=8, row_tokens=256, fill=0.9)
@@ -157,7 +157,7 @@ def test_every_step_takes_what_its_quota_says():
     for step in range(60):
         planned = plan.step(step)
         for name in STREAMS:
-            taken[name] += planned.stream_tokens(name)
+            taken[name] += stream_tokens(planned, name)
             lane = LANES.index((name, name))
             ideal = plan.mixture.ideal(step + 1)[lane]
             assert abs(taken[name] - ideal) <= RECORDS[LANES[lane]]["tokens"].max()

@@ -14,6 +14,7 @@ from janus_dist.data.sample import decode
 from janus_dist.errors import DataError
 from tests import shard_sets
 from tests.moto_s3 import moto_bucket
+from tests.shard_sets import all_records
 from tests.unit.test_shard import as_stored, make, open_set
 
 # the S3 client leaves its connections and loops to the garbage collector
@@ -31,7 +32,7 @@ def test_a_shard_set_is_written_and_read(bucket, tmp_path, stream):
     samples = make(stream, 6)
     remote, local = open_set(f"{bucket}/{stream}", stream, samples), open_set(tmp_path, stream, samples)
     assert remote.manifest.digest == local.manifest.digest
-    payloads = read_payloads(remote, np.array([5, 0, 3]), remote.all_records()[[5, 0, 3]])
+    payloads = read_payloads(remote, np.array([5, 0, 3]), all_records(remote)[[5, 0, 3]])
     for place, payload in zip((5, 0, 3), payloads, strict=True):
         assert as_stored(decode(stream, payload)) == as_stored(samples[place][1])
 

@@ -18,10 +18,10 @@ from janus_dist.data.sample import (
     encode,
     members,
 )
-from janus_dist.data.shard import tar_bytes
 from janus_dist.errors import DataError
 from tests import tiny
 from tests.images import noise
+from tests.inputs import tar
 
 
 def encoded(form, seed):
@@ -52,7 +52,7 @@ def test_generation_comes_back():
 
 def test_understanding_comes_back():
     sample = tiny.understanding_sample(np.random.default_rng(0))
-    found = decode("understanding", tar_bytes(members("key", sample)))
+    found = decode("understanding", tar(members("key", sample)))
     assert isinstance(found, UnderstandingSample)
     assert found.ids.tolist() == sample.ids.tolist()
     assert found.answers.tolist() == sample.answers.tolist() and found.answers.shape == (1, 2)
@@ -67,7 +67,7 @@ def test_images_have_the_ending_of_their_format(formats):
     endings = {"PNG": "png", "JPEG": "jpg"}
     names = [f"key{f'.{number}' if number else ''}.{endings[form]}" for number, form in enumerate(formats)]
     assert [name for name, _ in contents] == ["key.tokens", "key.answers", *names]
-    found = decode("understanding", tar_bytes(contents))
+    found = decode("understanding", tar(contents))
     assert isinstance(found, UnderstandingSample) and found.images == images
 
 
@@ -75,7 +75,7 @@ def test_plain_webdataset_finds_the_images_of_a_sample(tmp_path):
     images = [encoded("JPEG", 0), encoded("PNG", 1)]
     sample = UnderstandingSample(np.array([1], np.uint32), np.array([[0, 1]]), images)
     keys = [safe_key(key) for key in ("photo.v2", "photo.v3", "folder/a")]
-    (tmp_path / "a.tar").write_bytes(tar_bytes([one for key in keys for one in members(key, sample)]))
+    (tmp_path / "a.tar").write_bytes(tar([one for key in keys for one in members(key, sample)]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves its file to the garbage collector
         found = list(WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
@@ -89,7 +89,7 @@ def test_a_long_key_fits_into_a_header():
     sample = UnderstandingSample(np.array([1], np.uint32), np.array([[0, 1]]), images)
     contents = members(safe_key("\u6f22" * 500), sample)
     assert max(len(name.encode()) for name, _ in contents) <= 100
-    found = decode("understanding", tar_bytes(contents))
+    found = decode("understanding", tar(contents))
     assert isinstance(found, UnderstandingSample) and found.images == images
 
 
@@ -103,10 +103,10 @@ def test_a_long_key_fits_into_a_header():
         ("generation", (1).to_bytes(4, "little") + b"\x00" * 5),
         ("understanding", b""),
         ("understanding", b"\xff" * 512),
-        ("understanding", tar_bytes([("key.tokens", b"\x00" * 8)])),
-        ("understanding", tar_bytes([("key.tokens", b"\x00" * 8), ("key.answers", b"\x00" * 4), ("key.png", b"")])),
-        ("understanding", tar_bytes([("key.tokens", b"\x00" * 7), ("key.answers", b""), ("key.png", b"")])),
-        ("understanding", tar_bytes([("key.tokens", b"\x00" * 5000), ("key.answers", b"")])[:1024]),
+        ("understanding", tar([("key.tokens", b"\x00" * 8)])),
+        ("understanding", tar([("key.tokens", b"\x00" * 8), ("key.answers", b"\x00" * 4), ("key.png", b"")])),
+        ("understanding", tar([("key.tokens", b"\x00" * 7), ("key.answers", b""), ("key.png", b"")])),
+        ("understanding", tar([("key.tokens", b"\x00" * 5000), ("key.answers", b"")])[:1024]),
     ],
 )
 def test_damaged_bytes_are_a_data_error(stream, payload):

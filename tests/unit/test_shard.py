@@ -20,6 +20,7 @@ from janus_dist.data.sample import Sample, TextSample, decode, encode, members
 from janus_dist.data.shard import BLOCK_SAMPLES, counts, read_index, write_shard
 from janus_dist.errors import DataError
 from tests import tiny
+from tests.shard_sets import all_records
 
 SPECIAL = (tiny.BOI, tiny.IMAGE, tiny.EOI)
 MAKERS = {
@@ -51,7 +52,7 @@ def test_every_sample_is_found_by_the_index(tmp_path, stream):
     found = open_set(tmp_path, stream, *shards)
     expected = [sample for shard in shards for _, sample in shard]
     order = np.random.default_rng(3).permutation(len(expected))
-    payloads = read_payloads(found, order, found.all_records()[order])
+    payloads = read_payloads(found, order, all_records(found)[order])
     for place, payload in zip(order.tolist(), payloads, strict=True):
         assert as_stored(decode(stream, payload)) == as_stored(expected[place])
         assert found.shard_of(np.array([place])) == (0 if place < 5 else 1)
@@ -60,7 +61,7 @@ def test_every_sample_is_found_by_the_index(tmp_path, stream):
 @pytest.mark.parametrize("stream", list(MAKERS))
 def test_the_index_counts_what_collating_will_make(tmp_path, stream):
     samples = make(stream, 6)
-    index = open_set(tmp_path, stream, samples).all_records()
+    index = all_records(open_set(tmp_path, stream, samples))
     for record, (_, sample) in zip(index, samples, strict=True):
         for answers_only, column in ((False, "text_labels"), (True, "answer_labels")):
             batch = tiny.batch_of([sample], tiny.document_format(answers_only))
@@ -133,7 +134,7 @@ def test_plain_webdataset_reads_blocks(tmp_path):
 def test_a_slice_of_a_conversation_is_a_tar_of_its_own(tmp_path):
     found = open_set(tmp_path, "understanding", make("understanding", 3))
     content = (tmp_path / "shard-00000.tar").read_bytes()
-    for number, record in enumerate(found.all_records()):
+    for number, record in enumerate(all_records(found)):
         start = int(record["offset"])
         slice_ = content[start : start + int(record["bytes"])]
         assert zlib.crc32(slice_) == record["crc32"]
@@ -143,7 +144,7 @@ def test_a_slice_of_a_conversation_is_a_tar_of_its_own(tmp_path):
 
 def test_a_flipped_bit_is_a_data_error(tmp_path):
     found = open_set(tmp_path, "text", make("text", 4))
-    records = found.all_records()
+    records = all_records(found)
     path = tmp_path / "shard-00000.tar"
     content = bytearray(path.read_bytes())
     content[int(records[2]["offset"]) + 4] ^= 1

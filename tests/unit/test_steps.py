@@ -18,11 +18,11 @@ from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import chat, images
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample, decode, members
-from janus_dist.data.shard import counts, tar_bytes
+from janus_dist.data.shard import counts
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from tests.images import noise, png
-from tests.inputs import read, source
+from tests.inputs import read, source, tar
 
 BASE = Path(__file__).parents[2] / "jobs" / "recipes" / "tiny" / "base.yaml"
 SIDE, IMAGE_TOKENS = 64, 64
@@ -101,7 +101,7 @@ def test_several_images_at_their_marks():
 def test_a_conversation_without_an_image():
     sample = sample_of(step("understanding"), record(turns=TURNS))
     assert sample.images == [] and TOKENIZER.image not in sample.ids
-    found = decode("understanding", tar_bytes(members("key", sample)))
+    found = decode("understanding", tar(members("key", sample)))
     assert isinstance(found, UnderstandingSample) and found.images == [] and found.ids.tolist() == sample.ids.tolist()
 
 

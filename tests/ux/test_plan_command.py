@@ -15,6 +15,7 @@ from janus_dist.data.forecast import EVERY_STEP, forecast
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.plan_cli import lines
 from tests import prepared
+from tests.synthetic import stream_tokens
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_every_phase_is_looked_at(folder, monkeypatch):
         mine = steps[phase.first_step : phase.first_step + phase.steps]
         assert phase.most_rows == max(step.rows.num_rows for step in mine)
         assert phase.steps_beyond_rows == np.mean([step.rows.num_rows > plan.batch.rows for step in mine])
-        text = sum(step.stream_tokens("text") for step in mine) / sum(step.record["tokens"].sum() for step in mine)
+        text = sum(stream_tokens(step, "text") for step in mine) / sum(step.record["tokens"].sum() for step in mine)
         assert phase.shares["text"] == pytest.approx(text)
     assert whole.rows == pytest.approx(np.mean([step.rows.num_rows for step in steps]))
 
