@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from janus_dist.engine import checkpoint, commits
-from janus_dist.engine.find import newest
+from janus_dist.engine.find import require_checkpoint
 from janus_dist.engine.stored import StoredWeights
 from janus_dist.engine.world import Background
 from janus_dist.engine.zero import ZeroEngine
@@ -37,8 +37,8 @@ def mark(saved_in: str, step: int, **identity: Any) -> str:
 
 
 def load_weights(saved_in: str) -> dict[str, Tensor]:
-    """All weights of the newest checkpoint, by name."""
-    stored = StoredWeights(newest(saved_in))
+    """All weights of the require_checkpoint checkpoint, by name."""
+    stored = StoredWeights(require_checkpoint(saved_in))
     return stored.read(stored.shapes)
 
 
