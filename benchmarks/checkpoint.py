@@ -42,15 +42,15 @@ import torch.multiprocessing as mp
 
 from benchmarks.train_step import BOI, EOI, IMAGE, PAD, TINY, found_by, make_samples
 from janus_dist.batch import Batch
+from janus_dist.checkpoint import commits, state
+from janus_dist.checkpoint.commits import Keep
+from janus_dist.checkpoint.saver import Saver
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig
 from janus_dist.data.collate import Document, DocumentFormat, collate, decode_images
 from janus_dist.data.sample import Sample, TextSample, UnderstandingSample
 from janus_dist.data.shard import counts
-from janus_dist.engine import checkpoint, commits
-from janus_dist.engine.commits import Keep
-from janus_dist.engine.saver import Saver
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.model import janus, native
@@ -144,7 +144,7 @@ class Ours:
     def load(self) -> None:
         path = commits.latest_verified(self.training.engine.world, str(self.folder), say=print)
         assert path is not None
-        checkpoint.restore(self.training.engine, path)
+        state.restore(self.training.engine, path)
 
 
 class DeepSpeed:

@@ -8,7 +8,7 @@ and fused AdamW over float32 master weights, of one micro-step, in bfloat16, wit
 stage and batches of its mixture (benchmarks/packed.py), without communication and loading. It says how fast a rank can
 be at best; benchmarks/train_step.py says what plan, loader and ZeRO-3 take of that.
 
-- `step`: tokens a second, TFLOP/s and MFU by the rule of janus_dist/model/flops.py, seconds of its two halves, memory.
+- `step`: tokens a second, TFLOP/s and MFU by the rule of janus_dist/estimate/flops.py, seconds of both halves, memory.
 - `attention`: over the documents of a batch (`packed`), beside causal attention over its whole rows (`rows`), which is
   more arithmetic. FLOPs of each by the same rule.
 - `loss`: of the text head over a batch's text labels: in chunks, with Liger's kernel where it is installed and without,
@@ -45,9 +45,9 @@ from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.shipped import RECIPES
 from janus_dist.config.train import OptimConfig, Part
+from janus_dist.estimate.flops import Counts, model_flops, peak_flops
 from janus_dist.model import janus, losses
 from janus_dist.model.attention import packed_attention
-from janus_dist.model.flops import Counts, model_flops, peak_flops
 from janus_dist.model.parts import set_trainable
 
 OPTIM = OptimConfig(lr=1e-4)

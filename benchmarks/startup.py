@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BARE = ("-c", "import pydantic, rich.console, yaml")
-JANUS = "from janus_dist.cli import janus; janus()"
+JANUS = "from janus_dist.cli.main import janus; janus()"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "typo": ("jobs/stage2.py", "modle.x=1"),
     "job_help": ("jobs/stage2.py", "--help"),

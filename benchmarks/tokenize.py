@@ -52,10 +52,10 @@ from janus_dist.config.load import load
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.shipped import TINY
 from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.launch.session import connect
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
-from janus_dist.model.vq_weights import save_vq
-from janus_dist.ray_session import connect
+from janus_dist.weights.vq import save_vq
 
 ROOT = Path(__file__).parents[1]
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"

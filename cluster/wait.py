@@ -21,14 +21,14 @@ from pathlib import Path
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from janus_dist.cli.job import run_job, split_arguments
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
 from janus_dist.config.train import ClusterConfig
 from janus_dist.errors import ClusterError, ConfigError
-from janus_dist.job_cli import run_job, split_arguments
-from janus_dist.ray_session import join, resources
-from janus_dist.room import Resources, room_in
+from janus_dist.launch.capacity import Resources, room_in
+from janus_dist.launch.session import join, resources
 
 JOBS = Path(__file__).parents[1] / "jobs"
 """The folder of jobs beside this file: a copy of the repository waits for its own recipe."""

@@ -10,9 +10,9 @@ from typing import Any
 from data_pipelines.job import InputWork
 from janus_dist.config.data import ChatConfig
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data.compare import leaves
 from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ConfigError
+from janus_dist.inspection.compare import leaves
 
 WHERE = ("input.path", "input.images", "input.class_names")
 """Settings that say where files are, which may have been moved since."""
@@ -34,7 +34,7 @@ def refuse_other_settings(work: InputWork, manifest: Manifest, settings: dict[st
         raise ConfigError(
             f"{work.name}: the shards in {work.folder} were made with other settings than the recipe's: "
             f"{', '.join(real)}",
-            "undo that, or give another data.root; to make these shards again: python jobs/tokenize.py RECIPE.yaml ... "
+            "undo that, or give another data.root; to make these shards again: python jobs/prepare.py RECIPE.yaml ... "
             "--replace",
         )
     return [_shown(work, name, old, new) for name, old, new in found]

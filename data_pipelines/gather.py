@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from data_pipelines.job import InputWork, first_reasons
 from data_pipelines.work import Marker
 from janus_dist.data import manifest as manifest_file
-from janus_dist.data import storage
-from janus_dist.data.inspect import EXAMPLES, QUARANTINE, STATS, kinds
 from janus_dist.data.manifest import Manifest, ShardTable
 from janus_dist.data.shard import ShardEntry
+from janus_dist.inspection.inspect import EXAMPLES, QUARANTINE, STATS, kinds
+from janus_dist.storage import fs
 
 ROWS = 10_000
 LISTED_KEYS = 40
@@ -121,7 +121,7 @@ def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
     stats = {
         name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "ignored", "histograms", "seconds")
     }
-    storage.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
+    fs.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
     return found
 
 
@@ -149,4 +149,4 @@ def _table(path: str, schema: pa.Schema) -> Iterator[_Table]:
         table = _Table(writer, schema)
         yield table
         table.flush()
-    storage.write_whole(path, content.getvalue())
+    fs.write_whole(path, content.getvalue())

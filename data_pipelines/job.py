@@ -37,12 +37,12 @@ from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data import images
-from janus_dist.data.inspect import Example, Reject, kinds
-from janus_dist.data.lease import Claim
 from janus_dist.data.sample import GenerationSample, Sample
 from janus_dist.data.shard import ShardEntry, write_shard
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import Example, Reject, kinds
+from janus_dist.storage.lease import Claim
 
 READERS = 16
 """Pictures that a job reads at once; a store answers after a tenth of a second, a core crops a hundred in one."""

@@ -12,8 +12,8 @@ from data_pipelines.outcome import shown_reasons
 from data_pipelines.record import Unit
 from data_pipelines.reports import Report
 from data_pipelines.task import Summary
-from janus_dist.data.inspect import QUARANTINE
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import QUARANTINE
 
 JUDGED_RECORDS = 10_000
 """From so many records on, `max_bad_share` is held against those read so far, not against all that there will be."""

@@ -17,11 +17,11 @@ from data_pipelines.inputs.braces import expand
 from data_pipelines.job import InputWork
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data import storage
 from janus_dist.data.manifest import NAME, Manifest, is_there
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
-from janus_dist.ray_session import connect
+from janus_dist.launch.session import connect
+from janus_dist.storage import fs
 
 log = logging.getLogger("janus_dist")
 
@@ -54,7 +54,7 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = Fals
     found = [input_work(name, recipe, tokenizer) for name in missing]
     check_apart(found)
     if any(work.stream == "generation" for work in found):
-        from janus_dist.model.vq_weights import load_vq  # here: a job with nothing to tokenize starts 4 s sooner
+        from janus_dist.weights.vq import load_vq  # here: a job with nothing to tokenize starts 4 s sooner
 
         load_vq(recipe.model, recipe.data.vq_weights)  # here, where the error is the user's to read
     connect()
@@ -102,7 +102,7 @@ def _overlap(pattern: Sequence[str], folder: Sequence[str]) -> bool:
 def _parts(path: str) -> list[str]:
     """The names in a path, links followed; the first tells disks and stores apart."""
     name = fsspec.core.strip_protocol(path)
-    where, name = ("disk", os.path.realpath(name)) if storage.is_local(path) else ("store", name)
+    where, name = ("disk", os.path.realpath(name)) if fs.is_local(path) else ("store", name)
     return [where, *filter(None, name.split("/"))]
 
 
@@ -110,7 +110,7 @@ def _show(folder: str, recipe: BaseRecipe) -> None:
     """Say what is there; DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
     manifest = Manifest.load(folder)
     weights = recipe.data.vq_weights
-    if manifest.vq_sha256 is not None and storage.size(weights) is not None:
+    if manifest.vq_sha256 is not None and fs.size(weights) is not None:
         found = stream.vq_sha256(recipe)
         if found != manifest.vq_sha256:
             raise DataError(

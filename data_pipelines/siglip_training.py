@@ -15,9 +15,9 @@ from transformers import SiglipModel
 
 from data_pipelines.vq_training import generation_inputs, pictures
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data.storage import write_whole
 from janus_dist.data.tokenizer import Tokenizer
-from janus_dist.train.siglip import BATCH, LR, STEPS, padded, siglip_config, train_siglip
+from janus_dist.pretrain.siglip import BATCH, LR, STEPS, padded, siglip_config, train_siglip
+from janus_dist.storage.fs import write_whole
 
 
 def train(recipe: BaseRecipe, out: Path, command: str, say: Callable[[str], None], steps: int = STEPS) -> float:

@@ -31,11 +31,11 @@ from data_pipelines.reports import ReportBoard
 from data_pipelines.task import Summary, do_job
 from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data import storage
-from janus_dist.data.lease import Lease, LeaseLostError, hold
 from janus_dist.data.manifest import Manifest, is_there, table_name
 from janus_dist.errors import ClusterError, DataError, JanusError
-from janus_dist.tasks import cancel
+from janus_dist.launch.task_pool import cancel
+from janus_dist.storage import fs
+from janus_dist.storage.lease import Lease, LeaseLostError, hold
 
 PIPELINE_VERSION = 4  # goes into the digests of jobs; raise it with every change of what a step makes of a record
 ATTEMPTS = 6
@@ -135,7 +135,7 @@ def _commit(of: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: b
         raise DataError(
             f"{of.folder} got a manifest while its shards were made: by a job that does not know of the lease there",
             "see which job that is (of an older version, perhaps); both lists of shards are whole, and this job's are "
-            "removed by: python jobs/tokenize.py RECIPE.yaml ... --replace",
+            "removed by: python jobs/prepare.py RECIPE.yaml ... --replace",
         )
     work.remove_strays(of.folder, jobs, [*manifest.shards, *(before.shards if before is not None else ())])
     lease.check()
@@ -143,7 +143,7 @@ def _commit(of: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: b
     if before is not None:
         work.remove_strays(of.folder, jobs, manifest.shards)
         if before.shards.digest != manifest.shards.digest:
-            storage.remove(f"{of.folder}/{table_name(before.shards.digest)}")
+            fs.remove(f"{of.folder}/{table_name(before.shards.digest)}")
 
 
 def _manifest(folder: str) -> Manifest | None:
@@ -329,11 +329,11 @@ def vq_sha256(recipe: BaseRecipe) -> str:
     path = recipe.data.vq_weights
     if not Path(path).is_dir():
         return sha256_of(path)
-    from janus_dist.model.vq_weights import digest, load_vq  # here: the model's libraries take 4 s, before any message
+    from janus_dist.weights.vq import digest, load_vq  # here: the model's libraries take 4 s, before any message
 
     return digest(load_vq(recipe.model, path))
 
 
 def sha256_of(path: str) -> str:
     """sha256 of a file."""
-    return hashlib.sha256(storage.read(path)).hexdigest()
+    return hashlib.sha256(fs.read(path)).hexdigest()

@@ -13,7 +13,7 @@ from data_pipelines.encoder import EncoderPool, NearEncoders
 from data_pipelines.job import InputWork, first_reasons, run_job
 from data_pipelines.reports import ReportBoard
 from data_pipelines.work import Marker, ShardJob
-from janus_dist.data.inspect import kinds
+from janus_dist.inspection.inspect import kinds
 
 
 @dataclass(frozen=True)

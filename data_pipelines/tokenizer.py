@@ -16,9 +16,9 @@ from pathlib import Path
 
 from janus_dist.config.data import ChatConfig
 from janus_dist.config.shipped import TINY
-from janus_dist.data import easy_vqa
-from janus_dist.data.storage import write_whole
 from janus_dist.data.tokenizer import train_tokenizer
+from janus_dist.datasets import easy_vqa
+from janus_dist.storage.fs import write_whole
 
 PATH = TINY / "tokenizer.json"
 VOCAB = 2_048

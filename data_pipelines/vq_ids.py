@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from janus_dist.config.model import ModelConfig
 from janus_dist.model import vq as vq_model
-from janus_dist.model.vq_weights import load_vq
+from janus_dist.weights.vq import load_vq
 
 
 class VqIds:

@@ -18,13 +18,13 @@ from data_pipelines.job import prepared
 from data_pipelines.prepare import input_work
 from data_pipelines.steps.generation import Prepared
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.data.storage import write_whole
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
-from janus_dist.model.vq_weights import save_vq
-from janus_dist.train.vq import BATCH, LR, VqQuality, train_vq
+from janus_dist.pretrain.vq import BATCH, LR, VqQuality, train_vq
+from janus_dist.storage.fs import write_whole
+from janus_dist.weights.vq import save_vq
 
 
 def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQuality:

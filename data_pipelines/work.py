@@ -17,11 +17,11 @@ from typing import Any
 
 from data_pipelines.limit import SPREAD, share_out, spread
 from data_pipelines.record import Unit
-from janus_dist.data import storage
-from janus_dist.data.inspect import COMMITS, Example, Reject, kind_in_old_reason
-from janus_dist.data.job_markers import JobMarkers, digest_of, name_of
-from janus_dist.data.lease import Claim
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
+from janus_dist.inspection.inspect import COMMITS, Example, Reject, kind_in_old_reason
+from janus_dist.storage import fs
+from janus_dist.storage.job_markers import JobMarkers, digest_of, name_of
+from janus_dist.storage.lease import Claim
 
 LISTERS = 32
 """Markers that are read at once."""
@@ -138,7 +138,7 @@ def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
         return True
     for entry in marker.shards:
         for name in _files(entry):
-            storage.remove(f"{folder}/{name}")
+            fs.remove(f"{folder}/{name}")
     return False
 
 
@@ -174,7 +174,7 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
 def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
     committed = _markers(folder).names()
-    sizes = storage.sizes(folder)  # after the markers: the shards of each were there before it
+    sizes = fs.sizes(folder)  # after the markers: the shards of each were there before it
     known = [job for job in jobs if name_of(job.digest) in committed]
     whole: set[str] = set()
     for marker in markers(folder, known):
@@ -202,9 +202,9 @@ def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[Shard
     A plain tar reader would take the former for data.
     """
     kept = {name for entry in entries for name in _files(entry)}
-    for name in storage.names(folder):
+    for name in fs.names(folder):
         if SHARD_FILE.fullmatch(name) and name not in kept:
-            storage.remove(f"{folder}/{name}")
+            fs.remove(f"{folder}/{name}")
     _markers(folder).remove_others(job.digest for job in jobs)
 
 

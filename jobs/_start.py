@@ -1,7 +1,7 @@
 """The first import of every job: puts the repository's root, not `jobs/`, at the front of the module path.
 
 Invariant: a file in `jobs/` is found as `jobs.NAME` only. Python puts the folder of the script that it runs first on
-its path, where `jobs/tokenize.py` would stand before the standard library's `tokenize`. Only modules that Python has
+its path, where `jobs/prepare.py` would stand before the standard library's `tokenize`. Only modules that Python has
 loaded anyway are imported here, so nothing can be shadowed before the swap.
 """
 

@@ -11,7 +11,7 @@ import _start  # noqa: F401, I001
 import json
 import sys
 
-from janus_dist.job_cli import recipe_from_args, run_job, split_arguments
+from janus_dist.cli.job import recipe_from_args, run_job, split_arguments
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
 

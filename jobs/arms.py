@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.prepare import prepare_data
+from janus_dist.checkpoint.find import is_complete, trained_otherwise
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import PROOF, tiny
-from janus_dist.engine.find import is_complete, trained_otherwise
 from janus_dist.errors import ConfigError
 from janus_dist.evaluation.run import evaluate, found_before
-from janus_dist.local_files import write_whole
+from janus_dist.launch.task_pool import train_all
 from janus_dist.report.results import CHANCES
-from janus_dist.tasks import train_all
+from janus_dist.storage.local import write_whole
 
 FILES = tuple(tiny("stage2"))
 ROOT = "runs/ablation"

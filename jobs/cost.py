@@ -9,16 +9,17 @@ import _start  # noqa: F401, I001
 
 import yaml
 
-from janus_dist.job_cli import recipe_from_args, run_job
+from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
 
 
 def main() -> None:
     recipe = recipe_from_args(StageRecipe, tiny("stage2")).recipe
-    from janus_dist.train.cost import measure  # here: after the recipe, whose faults are told at once
+    from janus_dist.estimate.cost import measure  # here: after the recipe, whose faults are told at once
+    from janus_dist.train.precision import resolve_here
 
-    found = measure(recipe)
+    found = measure(resolve_here(recipe))
     print(f"# explains {found.micro_steps} micro-steps to within {found.worst_error:.0%}; 1 is {found.token_us:.2f} us")
     print(yaml.safe_dump({"batch": {"cost": found.cost}}, sort_keys=False), end="")
 

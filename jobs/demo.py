@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from janus_dist.local_files import write_whole
-from janus_dist.job_cli import recipe_from_args, run_job
+from janus_dist.storage.local import write_whole
+from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
@@ -31,7 +31,7 @@ def main() -> None:
     began = time.perf_counter()
     overrides = [f"run.root={ROOT}", f"data.root={ROOT}/data", *sys.argv[1:]]
     loaded = recipe_from_args(StageRecipe, tiny("stage3"), overrides)
-    from janus_dist.engine.find import is_complete  # here: after the recipe, whose faults are told at once
+    from janus_dist.checkpoint.find import is_complete  # here: after the recipe, whose faults are told at once
     from janus_dist.evaluation.run import evaluate
     from janus_dist.report.run import write_report
     from jobs.stage import run_stage
@@ -52,7 +52,7 @@ def main() -> None:
 
 def final_losses(path: Path) -> dict[str, Any]:
     """Mean loss of each stream over the last steps of a run."""
-    from janus_dist.data.json_lines import read_records  # here: as above
+    from janus_dist.storage.json_lines import read_records  # here: as above
 
     lines = read_records(path)[-LAST_STEPS:]
     found = {name: [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line] for name in STREAMS}

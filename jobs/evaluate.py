@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import cast, get_args
 
-from janus_dist.job_cli import recipe_from_args, run_job, take_choice
+from janus_dist.cli.job import recipe_from_args, run_job, take_choice
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import Dtype, DtypeChoice
 
@@ -32,7 +32,9 @@ def main() -> None:
     from janus_dist.report.run import write_report
 
     if recipe.evaluate.benchmarks:
-        from janus_dist.tasks import do_jobs  # here: Ray takes seconds, and an evaluation of one process does without
+        from janus_dist.launch.task_pool import (
+            do_jobs,  # here: Ray takes seconds, and an evaluation of one process does without
+        )
 
         do = benchmarks.do_here if recipe.cluster.workers == 1 else do_jobs
         for name, summary in benchmarks.evaluate(recipe, do, dtype).items():

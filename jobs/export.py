@@ -8,16 +8,16 @@ One process, without Ray. `janus export` takes any checkpoint and knows DeepSeek
 
 import _start  # noqa: F401
 
+from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
-from janus_dist.job_cli import recipe_from_args, run_job
 
 
 def main() -> None:
     recipe = recipe_from_args(StageRecipe, tiny("stage3")).recipe
-    from janus_dist.engine import commits  # here: after the recipe, whose faults are told at once
-    from janus_dist.engine.find import require_checkpoint
-    from janus_dist.export.run import export
+    from janus_dist.checkpoint import commits  # here: after the recipe, whose faults are told at once
+    from janus_dist.checkpoint.find import require_checkpoint
+    from janus_dist.weights.export import export
 
     checkpoint = require_checkpoint(recipe.run.saved_in)
     found = export(checkpoint, recipe.run.dir / "export" / commits.name_of(checkpoint), "transformers")

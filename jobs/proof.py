@@ -15,7 +15,7 @@ from typing import get_args
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError
-from janus_dist.job_cli import recipe_from_args, run_job, split_arguments
+from janus_dist.cli.job import recipe_from_args, run_job, split_arguments
 from janus_dist.config.shipped import PROOF, Part, proof
 
 ROOT = "runs/proof"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from janus_dist.checkpoint.find import is_complete
 from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import PROOF, Part, proof
-from janus_dist.engine.find import is_complete
 from janus_dist.evaluation.run import evaluate, found_before
 from janus_dist.report.run import write_report
 from janus_dist.report.summary import Summary

@@ -6,11 +6,11 @@ Invariant: a stage never starts without its shards, nor without the weights that
 from dataclasses import replace
 
 from data_pipelines.prepare import prepare_data
+from janus_dist.checkpoint.find import check_starts, is_complete, start_recipe, trains_start
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine.find import check_starts, is_complete, start_recipe, trains_start
 from janus_dist.errors import ConfigError
-from janus_dist.launch import train
+from janus_dist.launch.launcher import train
 from janus_dist.report.live import Reported
 
 

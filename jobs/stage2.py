@@ -4,14 +4,14 @@
     python jobs/stage2.py RECIPE.yaml ... [key.path=value ...]   # your own
     ray job submit -- python jobs/stage2.py                      # on a cluster, where `ray start --head` was run
 
-What is missing is prepared first: shards (jobs/tokenize.py) and the stage before. The same command again resumes.
+What is missing is prepared first: shards (jobs/prepare.py) and the stage before. The same command again resumes.
 """
 
 import _start  # noqa: F401
 
+from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
-from janus_dist.job_cli import recipe_from_args, run_job
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import _start  # noqa: F401, I001
 import sys
 from pathlib import Path
 
-from janus_dist.job_cli import recipe_from_args, run_job
+from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.load import place_of_a_copy
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ConfigError

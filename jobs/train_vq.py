@@ -10,7 +10,7 @@ import _start  # noqa: F401, I001
 
 import sys
 
-from janus_dist.job_cli import recipe_from_args, run_job
+from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.shipped import TINY
 

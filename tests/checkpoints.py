@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from janus_dist.engine import checkpoint, commits
-from janus_dist.engine.find import require_checkpoint
-from janus_dist.engine.stored import StoredWeights
+from janus_dist.checkpoint import commits, state
+from janus_dist.checkpoint.find import require_checkpoint
+from janus_dist.checkpoint.stored import StoredWeights
 from janus_dist.engine.world import Background
 from janus_dist.engine.zero import ZeroEngine
 
@@ -44,5 +44,5 @@ def load_weights(saved_in: str) -> dict[str, Tensor]:
 
 def save(engine: ZeroEngine, run_dir: Path, step: int, **identity: Any) -> None:
     """Save and commit the state of all ranks."""
-    taken = checkpoint.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, checkpoint.Hosts())
-    checkpoint.write(taken, Background.of(engine.world))
+    taken = state.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, state.Hosts())
+    state.write(taken, Background.of(engine.world))

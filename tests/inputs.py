@@ -8,7 +8,7 @@ from typing import Any
 from data_pipelines.inputs import formats
 from data_pipelines.record import Record
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data.inspect import Reject
+from janus_dist.inspection.inspect import Reject
 
 ENDS = bytes(1024)
 """What a tar ends with."""

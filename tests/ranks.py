@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 
 from tests.limits import HANG_S
 
-PRELOADED = ["janus_dist.train.trainer", "janus_dist.export.run", "tests.tiny"]
+PRELOADED = ["janus_dist.train.trainer", "janus_dist.weights.export", "tests.tiny"]
 
 multiprocessing.set_forkserver_preload(PRELOADED)
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_dist.data import cache
 from janus_dist.data.reader import Range
+from janus_dist.storage import cache
 from tests.s3_faults import noise
 
 SIZE = 40_000

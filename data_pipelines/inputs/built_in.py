@@ -12,8 +12,9 @@ from PIL import Image
 
 from data_pipelines.record import Picture, Record, Turn, Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import easy_vqa, images, scene_words, scenes
-from janus_dist.data.inspect import Reject
+from janus_dist.data import images
+from janus_dist.datasets import easy_vqa, scene_words, scenes
+from janus_dist.inspection.inspect import Reject
 
 
 def units(of: InputConfig, shard_samples: int) -> list[Unit]:

@@ -23,9 +23,9 @@ from data_pipelines.inputs.media import Origin
 from data_pipelines.inputs.values import LONGEST_SHOWN, kind, words
 from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import storage
-from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError, RecordError
+from janus_dist.inspection.inspect import Reject
+from janus_dist.storage import fs
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "image": IMAGES,
@@ -86,7 +86,7 @@ def lost_at_end(
     """
     path = unit.path.removesuffix(max((one for one in endings if unit.path.endswith(one)), key=len, default=""))
     with suppress(OSError, ValueError, KeyError, TypeError):
-        number = int(json.loads(storage.read(f"{path}_stats.json"))["successes"]) - records
+        number = int(json.loads(fs.read(f"{path}_stats.json"))["successes"]) - records
         return Loss(max(1, number), words=f"; {path}_stats.json counts {max(0, number)} more")
     whole = None if is_between_records else mean_size_of_others(of, endings, unit.path)
     if whole is None or whole <= unit.size or not records:

@@ -11,9 +11,10 @@ from data_pipelines.inputs import files
 from data_pipelines.inputs.keys import safe_key
 from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import images, storage
-from janus_dist.data.inspect import Reject
+from janus_dist.data import images
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import Reject
+from janus_dist.storage import fs
 
 HINT = "give JSON {folder: name}, or lines `folder name, other name`"
 
@@ -87,7 +88,7 @@ def _class_names(of: InputConfig) -> dict[str, str] | None:
     if of.class_names is None:
         return None
     try:
-        text = storage.read(of.class_names).decode("utf-8-sig").strip()
+        text = fs.read(of.class_names).decode("utf-8-sig").strip()
         pairs = [_pair(*one) for one in json.loads(text).items()] if text.startswith("{") else _lines(text)
         names = {folder: name.split(",")[0].replace("_", " ").strip() for folder, name in pairs}
         nameless = [folder for folder, name in names.items() if not name]

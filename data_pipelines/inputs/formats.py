@@ -10,8 +10,8 @@ from data_pipelines.inputs.pictures import leads_out
 from data_pipelines.inputs.versions import with_versions
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import BUILT_IN, Format, InputConfig
-from janus_dist.data import storage
-from janus_dist.data.inspect import Reject
+from janus_dist.inspection.inspect import Reject
+from janus_dist.storage import fs
 
 
 class InputFormat(Protocol):
@@ -61,7 +61,7 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     partition = partition_columns(unit.path) if of.where else {}
     if partition:
         entries = (_with_columns(entry, partition) for entry in entries)
-    if of.format not in BUILT_IN and storage.is_local(unit.path) and leads_out(unit.path, unit.path.rpartition("/")[0]):
+    if of.format not in BUILT_IN and fs.is_local(unit.path) and leads_out(unit.path, unit.path.rpartition("/")[0]):
         # a link to a file of another kind: none of its bytes are kept for people to look at
         entries = (replace(entry, head=b"") if isinstance(entry, Reject) else entry for entry in entries)
     return entries

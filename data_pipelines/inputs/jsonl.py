@@ -18,9 +18,9 @@ from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.inputs.values import parsed
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import json_lines
-from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError, RecordError
+from janus_dist.inspection.inspect import Reject
+from janus_dist.storage import json_lines
 
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 COMPRESSED = (".gz", ".zst")

@@ -19,8 +19,8 @@ from data_pipelines.inputs.entries import Loss, LostError
 from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Record, Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError, RecordError
+from janus_dist.inspection.inspect import Reject
 
 ENDINGS = (".parquet",)
 FOOTERS = 32

@@ -14,8 +14,8 @@ import fsspec
 
 from data_pipelines.inputs.local_files import kind_of_file
 from data_pipelines.record import Picture
-from janus_dist.data import storage
 from janus_dist.errors import RecordError
+from janus_dist.storage import fs
 
 LONGEST_FILE_BYTES = 2**30
 """Of a picture."""
@@ -31,13 +31,13 @@ def read_picture(picture: Picture) -> Picture:
     so for keys that ran out, too, and then for every picture.
     """
     try:
-        if storage.is_local(picture.source):
+        if fs.is_local(picture.source):
             _check_file(picture)
-        content = storage.read(picture.source)
+        content = fs.read(picture.source)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError("missing", f"no file {picture.source}") from error
     except (IsADirectoryError, PermissionError) as error:
-        if not storage.is_local(picture.source):
+        if not fs.is_local(picture.source):
             raise
         raise RecordError("does not open", f"{type(error).__name__}: {error}") from error
     return replace(picture, content=content)

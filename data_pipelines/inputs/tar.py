@@ -19,9 +19,9 @@ from data_pipelines.inputs.values import parsed, utf8
 from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import images
-from janus_dist.data.inspect import Reject
 from janus_dist.data.sample import TAR_BLOCK
 from janus_dist.errors import DataError, RecordError
+from janus_dist.inspection.inspect import Reject
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 LONGEST_ENTRY_BYTES = 2**30

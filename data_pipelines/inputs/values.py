@@ -5,8 +5,8 @@ Invariant: whatever the value is, it is returned as its type or is a DataError.
 
 from typing import Any
 
-from janus_dist.data import json_lines
 from janus_dist.errors import RecordError
+from janus_dist.storage import json_lines
 
 LONGEST_SHOWN = 100
 """Characters of a value in a reason."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from data_pipelines.record import Unit
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import storage
 from janus_dist.errors import DataError
+from janus_dist.storage import fs
 
 
 def with_versions(source: InputConfig, units: Sequence[Unit]) -> list[Unit]:
@@ -44,7 +44,7 @@ def digest(units: Sequence[Unit]) -> str:
 def _version(path: str, fresh: bool = True) -> str:
     """Return the version of a file; of a link that leads nowhere that it is absent, which its reader will refuse."""
     try:
-        return storage.version(path, fresh)
+        return fs.version(path, fresh)
     except FileNotFoundError:
         return "no file"
 
@@ -55,7 +55,7 @@ def _files(source: InputConfig, unit: Unit) -> list[str]:
         case "webdataset" | "parquet" | "jsonl":
             return [unit.path]
         case "folders":
-            images = [f"{unit.path.rstrip('/')}/{name}" for name in unit.names] if storage.is_local(unit.path) else []
+            images = [f"{unit.path.rstrip('/')}/{name}" for name in unit.names] if fs.is_local(unit.path) else []
             return [*images, *([source.class_names] if source.class_names else [])]
         case _:
             return []

@@ -23,7 +23,7 @@ from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import LocatedFault, Setting, read, shown
 from janus_dist.errors import ConfigError
-from janus_dist.local_files import write_whole
+from janus_dist.storage.local import write_whole
 
 R = TypeVar("R", bound=BaseRecipe)
 R_co = TypeVar("R_co", bound=BaseRecipe, covariant=True)

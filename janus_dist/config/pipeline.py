@@ -112,7 +112,7 @@ class InputConfig(Config):
 
 
 class PipelineConfig(Config):
-    """What `jobs/tokenize.py` reads and how it cuts it."""
+    """What `jobs/prepare.py` reads and how it cuts it."""
 
     inputs: dict[PlainName, InputConfig] = Field(default={})
     """Sources by name; one named like a stream is found by training without `data.sources`."""

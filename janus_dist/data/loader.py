@@ -23,9 +23,9 @@ from janus_dist.data.collate import Document, DocumentFormat, collate, decode_im
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan, StepPlan
 from janus_dist.data.reader import Range
-from janus_dist.data.repair import REMAKE_SHARD
 from janus_dist.data.sample import UnderstandingSample, decode
 from janus_dist.errors import DataError
+from janus_dist.storage.repair import REMAKE_SHARD
 
 THREADS = 2
 MOST_AHEAD_STEPS = 32

@@ -24,10 +24,10 @@ from janus_dist.config.data import ReadConfig
 from janus_dist.config.mix import Stream
 from janus_dist.data.order import Blocks
 from janus_dist.data.reader import Range, Reader
-from janus_dist.data.repair import REMAKE_MISSING, REMAKE_SHARD
 from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
-from janus_dist.data.storage import reached, read, size, write_whole
 from janus_dist.errors import DataError
+from janus_dist.storage.fs import reached, read, size, write_whole
+from janus_dist.storage.repair import REMAKE_MISSING, REMAKE_SHARD
 
 VERSION = 2
 GROUP_SHARDS = 2_048
@@ -159,14 +159,14 @@ class Manifest:
             with reached(path):
                 values = json.loads(read(path))
         except FileNotFoundError as error:
-            raise DataError(f"no {path}", "make shards with jobs/tokenize.py, or point data.root at them") from error
+            raise DataError(f"no {path}", "make shards with jobs/prepare.py, or point data.root at them") from error
         except ValueError as error:
             raise DataError(f"{path} is not JSON: {error}") from error
         version = values.get("version") if isinstance(values, dict) else None
         if version != VERSION:
             raise DataError(
                 f"{path} has version {version}, this program reads {VERSION}",
-                "delete the folder and make the shards again with jobs/tokenize.py",
+                "delete the folder and make the shards again with jobs/prepare.py",
             )
         try:
             digest = values.pop("shards_sha256")

@@ -20,7 +20,7 @@ from janus_dist.config.data import BatchConfig, DataConfig
 from janus_dist.config.mix import PRECISION, STREAMS, Lane, MixConfig, Stream, lane_shares
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data import order, packing
-from janus_dist.data.inspect import shard_keys
+from janus_dist.data.keys import shard_keys
 from janus_dist.data.line import Cursor, SourceLine
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.mixture import Mixture

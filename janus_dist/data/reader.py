@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from janus_dist.config.data import ReadConfig
-from janus_dist.data.cache import BLOCK_BYTES, PAGE_BYTES, RUN_PAGES, PageCache
-from janus_dist.data.fetch import Fetcher, ReadCounters, Tally, is_local
-from janus_dist.data.repair import REMAKE_SHARD
 from janus_dist.errors import DataError
+from janus_dist.storage.cache import BLOCK_BYTES, PAGE_BYTES, RUN_PAGES, PageCache
+from janus_dist.storage.ranges import Fetcher, ReadCounters, Tally, is_local
+from janus_dist.storage.repair import REMAKE_SHARD
 
 SPAN_BYTES = RUN_PAGES * PAGE_BYTES  # ranges are joined up to this; more would be faster as two requests at once
 # Local bytes mostly come sooner than another thread wakes up, so the calling thread reads them. What it has not got in

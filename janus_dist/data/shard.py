@@ -28,7 +28,7 @@ from janus_dist.data.sample import (
     learned,
     members,
 )
-from janus_dist.data.storage import write_whole
+from janus_dist.storage.fs import write_whole
 
 INDEX_DTYPE = np.dtype(
     [

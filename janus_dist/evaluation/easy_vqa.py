@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from janus_dist.data import easy_vqa, images
+from janus_dist.data import images
+from janus_dist.datasets import easy_vqa
 from janus_dist.evaluation.held_out import Verdict, squares
 from janus_dist.evaluation.shapes import Detection, detect
 

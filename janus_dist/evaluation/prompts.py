@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_dist.data import json_lines
 from janus_dist.errors import ConfigError
+from janus_dist.storage import json_lines
 
 KEYS = ({"prompt"}, {"question"}, {"question", "images"}, {"question", "image"})
 RULE = 'a line is {"prompt": TEXT} to draw, or {"question": TEXT, "images": [FILE, ...]} to answer'

@@ -15,22 +15,22 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.find import require_checkpoint
 from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.train import DtypeChoice
 from janus_dist.data.tokenizer import load_tokenizer
-from janus_dist.engine import commits
-from janus_dist.engine.find import require_checkpoint
 from janus_dist.evaluation import held_out
 from janus_dist.evaluation.easy_vqa import EasyVqa
 from janus_dist.evaluation.held_out import DataSet, Verdict
 from janus_dist.evaluation.interval import measured
 from janus_dist.evaluation.sampler import Sampler
 from janus_dist.evaluation.scenes import Scenes
-from janus_dist.local_files import write_whole
 from janus_dist.model import vq as vq_model
 from janus_dist.model.sample import Choice
-from janus_dist.model.vq_weights import digest, load_vq
+from janus_dist.storage.local import write_whole
+from janus_dist.weights.vq import digest, load_vq
 
 BOTH: tuple[Stream, ...] = ("understanding", "generation")
 MAX_ANSWER_TOKENS = 4

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from janus_dist.checkpoint.stored import StoredWeights
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.train import Dtype, DtypeChoice
 from janus_dist.data import chat, images
 from janus_dist.data.tokenizer import Tokenizer, load_tokenizer
-from janus_dist.engine.stored import StoredWeights
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.model import janus, native, sample, single
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import Janus
 from janus_dist.model.sample import LIKELIEST, Choice
 from janus_dist.model.size import check_shapes
-from janus_dist.model.start import load_start
-from janus_dist.model.vq_weights import load_vq
+from janus_dist.weights.start import load_start
+from janus_dist.weights.vq import load_vq
 
 log = logging.getLogger("janus_dist")
 

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.find import recipe_of, saved_in
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import DtypeChoice
-from janus_dist.engine import commits
-from janus_dist.engine.find import recipe_of, saved_in
 from janus_dist.errors import JanusError
 from janus_dist.evaluation import easy_vqa
 from janus_dist.evaluation.prompts import Asked
 from janus_dist.evaluation.sampler import Sampler
-from janus_dist.local_files import whole_folder
 from janus_dist.model.sample import LIKELIEST, Choice
+from janus_dist.storage.local import whole_folder
 
 POLL_S = 5.0
 CAPTION_PIXELS = 14

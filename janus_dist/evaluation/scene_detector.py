@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from janus_dist.data.easy_vqa import COLORS
-from janus_dist.data.scenes import SHAPES, UNITS, covers
+from janus_dist.datasets.easy_vqa import COLORS
+from janus_dist.datasets.scenes import SHAPES, UNITS, covers
 from janus_dist.evaluation.shapes import pieces
 
 MIN_CONTRAST = 60.0

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from janus_dist.data import scene_words, scenes
-from janus_dist.data.scenes import KINDS, Scene, Thing, draw, relations
+from janus_dist.datasets import scene_words, scenes
+from janus_dist.datasets.scenes import KINDS, Scene, Thing, draw, relations
 from janus_dist.evaluation.held_out import Verdict, squares
 from janus_dist.evaluation.scene_detector import Seen, detect
 

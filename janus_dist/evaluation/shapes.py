@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.data.easy_vqa import COLORS
+from janus_dist.datasets.easy_vqa import COLORS
 
 MIN_CONTRAST = 60.0
 """Distance in RGB that an object must have from the background."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from janus_dist.data.json_lines import read_records
+from janus_dist.storage.json_lines import read_records
 
 Kind = Literal[
     "started", "resumed", "saved", "not saved", "skipped", "went back", "slow", "lost", "stopped", "failed", "note"

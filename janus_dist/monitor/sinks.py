@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
-from janus_dist.data.json_lines import read_records
-from janus_dist.local_files import write_whole
 from janus_dist.monitor.metrics import NAMES
+from janus_dist.storage import fs
+from janus_dist.storage.json_lines import read_records
+from janus_dist.storage.local import write_whole
 
 LOOK_EVERY_STEPS = 50
 """How often wandb is given new samples."""
@@ -152,7 +152,7 @@ class WandbSink:
 def wandb_id(run_dir: Path) -> str:
     """A run's own id, made at its first start: a name may be another's too, or that of a run that was deleted."""
     path = run_dir / WANDB_ID
-    storage.create(path, secrets.token_hex(8).encode())
+    fs.create(path, secrets.token_hex(8).encode())
     return path.read_text()
 
 

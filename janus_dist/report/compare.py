@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from janus_dist.config.mix import STREAMS
-from janus_dist.data import storage
-from janus_dist.data.json_lines import read_records
-from janus_dist.monitor.standing import ahead, labels, parted
 from janus_dist.report import plot
 from janus_dist.report.page import render
+from janus_dist.report.standing import ahead, labels, parted
+from janus_dist.storage import fs
+from janus_dist.storage.json_lines import read_records
 
 CURVES = (
     ("loss", "loss/all", "nats"),
@@ -48,7 +48,7 @@ def write_comparison(first: Path, second: Path, found: dict[str, Any], path: Pat
         settings={key: [_said(value) for value in values] for key, values in found["settings"].items()},
         plots=plots,
     )
-    storage.write_whole(path, page.encode())
+    fs.write_whole(path, page.encode())
 
 
 def _said(value: object) -> str:

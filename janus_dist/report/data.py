@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from janus_dist.data import storage
-from janus_dist.data.inspect import (
+from janus_dist.data.manifest import ShardSet
+from janus_dist.data.sample import JPEG, GenerationSample, UnderstandingSample
+from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.inspection.inspect import (
     COUNTED,
     Example,
     Found,
@@ -29,12 +31,10 @@ from janus_dist.data.inspect import (
     stats,
     summary,
 )
-from janus_dist.data.legible import Piece, head, pieces
-from janus_dist.data.manifest import ShardSet
-from janus_dist.data.sample import JPEG, GenerationSample, UnderstandingSample
-from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.inspection.render import Piece, head, pieces
 from janus_dist.report import plot
 from janus_dist.report.page import render
+from janus_dist.storage import fs
 
 SHOWN_REJECTS = 5
 """Of each kind of reason."""
@@ -121,7 +121,7 @@ def write_data_report(
     """
     views = [view(shards, tokenizer, cards, seed, paint) for shards, tokenizer in opened]
     page = render("data.html.j2", title=title.rstrip("/").rsplit("/", 1)[-1], folder=title, sets=views)
-    storage.write_whole(out, page.encode())
+    fs.write_whole(out, page.encode())
     return out
 
 
@@ -199,7 +199,7 @@ def health(shards: ShardSet) -> Iterator[tuple[str, str]]:
     table = shards.manifest.shards
     if not len(table):
         return
-    sizes = storage.sizes(shards.folder)
+    sizes = fs.sizes(shards.folder)
     entries = list(table)
     whole = sum(sizes.get(f"{one.name}.tar") == one.bytes and f"{one.name}.index.npy" in sizes for one in entries)
     yield "shards there with their index, of the right size", f"{whole:,} of {len(entries):,}"

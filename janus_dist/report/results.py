@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from janus_dist.errors import DataError
-from janus_dist.local_files import write_whole
-from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS
 from janus_dist.report import plot
+from janus_dist.report.curves import BAND, EQUAL_STEPS, SPAN_STEPS
+from janus_dist.storage.local import write_whole
 
 MEASURES = ("understanding", "generation")
 AIMS = {"understanding": 0.97, "generation": 0.95}

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from janus_dist.config.mix import STREAMS
-from janus_dist.data import storage
-from janus_dist.data.json_lines import read_records
 from janus_dist.errors import DataError
 from janus_dist.monitor import events
 from janus_dist.monitor.console import count, duration
 from janus_dist.monitor.sinks import sample_folders
 from janus_dist.report import plot
 from janus_dist.report.page import render
+from janus_dist.storage import fs
+from janus_dist.storage.json_lines import read_records
 
 LAST_STEPS = 20
 MARKED = ("resumed", "went back")
@@ -99,7 +99,7 @@ def write_report(root: Path) -> Path:
         prompts=_by_prompt(found) if found else {},
     )
     path = root / "report.html"
-    storage.write_whole(path, page.encode())
+    fs.write_whole(path, page.encode())
     return path
 
 

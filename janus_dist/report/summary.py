@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from janus_dist.local_files import write_whole
-from janus_dist.monitor.curves import machine
+from janus_dist.report.curves import machine
+from janus_dist.storage.local import write_whole
 
 NOTED_S = 30.0
 """How often the time so far is written down, for a process that is killed."""

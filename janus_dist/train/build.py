@@ -15,13 +15,13 @@ from janus_dist.engine.world import World, join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.model import janus, single
 from janus_dist.model.parts import set_trainable
-from janus_dist.model.vq_weights import load_vq
 from janus_dist.train.compatible import check_data
 from janus_dist.train.context import TrainingRun
 from janus_dist.train.precision import resolve_on_ranks
 from janus_dist.train.startup import check_same
 from janus_dist.train.trainer import Trainer
 from janus_dist.train.validation import Validation
+from janus_dist.weights.vq import load_vq
 
 
 def build_trainer(recipe: StageRecipe, say: Callable[[str], None]) -> Trainer:

@@ -4,8 +4,8 @@ Invariant: a checkpoint that fails costs itself and never the run, but for the l
 complete.
 """
 
-from janus_dist.engine import commits
-from janus_dist.engine.saver import Saved, Saver
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.saver import Saved, Saver
 from janus_dist.errors import CheckpointError
 from janus_dist.train.context import TrainingRun
 from janus_dist.train.step import TrainedStep

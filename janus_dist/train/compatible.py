@@ -6,14 +6,14 @@ Invariant: a run never trains on other data, another order or another model than
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.commits import Commit
+from janus_dist.checkpoint.find import goes_on_from
 from janus_dist.config.mix import Lane
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer, check_vocabulary
-from janus_dist.engine import commits
-from janus_dist.engine.commits import Commit
-from janus_dist.engine.find import goes_on_from
 from janus_dist.errors import CheckpointError, DataError
 from janus_dist.model.parts import part_of
 from janus_dist.model.size import other_size

@@ -6,10 +6,10 @@ Invariant: every rank holds the same recipe, plan, progress and loss window.
 from collections.abc import Callable
 from typing import Any
 
+from janus_dist.checkpoint.commits import Commit
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.loader import Loader
 from janus_dist.data.plan import Plan
-from janus_dist.engine.commits import Commit
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.monitor import events
 from janus_dist.train.progress import Progress

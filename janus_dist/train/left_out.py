@@ -8,9 +8,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from janus_dist.data.inspect import read_samples
 from janus_dist.data.plan import Plan
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import read_samples
 
 MOST_STEPS = 16
 """Steps whose samples are listed, the last ones: those that were skipped are among them."""

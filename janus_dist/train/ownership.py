@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
-from janus_dist.data.lease import Claim, Lease, LeaseLostError, Watch, hold
 from janus_dist.data.reader import PATIENCE_S
 from janus_dist.errors import ClusterError, ConfigError
+from janus_dist.storage import fs
+from janus_dist.storage.lease import Claim, Lease, LeaseLostError, Watch, hold
 
 POLL_S = 1.0
 HINT = "follow or stop that job, or give this run another name (run.name=...)"
@@ -30,7 +30,7 @@ def hold_run(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[list[
     run = recipe.run
     folders = {str(run.dir.absolute()): f"run {run.dir}"}
     if run.checkpoints is not None:
-        saved_in = str(Path(run.saved_in).absolute()) if storage.is_local(run.saved_in) else run.saved_in
+        saved_in = str(Path(run.saved_in).absolute()) if fs.is_local(run.saved_in) else run.saved_in
         folders[saved_in] = f"the folder of checkpoints {run.saved_in}"
     purpose = f"training stage {recipe.stage}"
     with ExitStack() as stack:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.find import goes_on_from
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine import commits
-from janus_dist.engine.find import goes_on_from
 from janus_dist.engine.world import World
 from janus_dist.errors import ClusterError
 from janus_dist.model import native

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from janus_dist.engine.commits import Commit
+from janus_dist.checkpoint.commits import Commit
 from janus_dist.train.left_out import plan_step
 
 

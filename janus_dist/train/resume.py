@@ -6,11 +6,11 @@ however often the same command is given and ranks are started again.
 
 from collections.abc import Callable, Sequence
 
+from janus_dist.checkpoint import commits, state
+from janus_dist.checkpoint.commits import Commit
+from janus_dist.checkpoint.find import refuse_if_never
 from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.data.plan import Base, Plan
-from janus_dist.engine import checkpoint, commits
-from janus_dist.engine.commits import Commit
-from janus_dist.engine.find import refuse_if_never
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.train.compatible import check_rebase, check_resume
 from janus_dist.train.left_out import plan_step
@@ -23,14 +23,14 @@ def chosen(engine: ZeroEngine, run: RunConfig, say: Callable[[str], None]) -> st
         world.run_on_rank0(lambda: refuse_if_never(run))
         return None
     if run.resume == "auto":
-        return checkpoint.latest_to_resume(engine, run.saved_in, say)
+        return state.latest_to_resume(engine, run.saved_in, say)
     path = run.resume.rstrip("/")
     if since := world.run_on_rank0(lambda: commits.saved_since(run.saved_in, path)):
         say(
             f"run.resume={path} was gone back to before, the run goes on from {since}; "
             f"to go back once more, delete the checkpoints under {run.saved_in} that are newer"
         )
-        return checkpoint.latest_to_resume(engine, run.saved_in, say)
+        return state.latest_to_resume(engine, run.saved_in, say)
     commits.verify_on_ranks(world, path)
     step = world.run_on_rank0(lambda: commits.read(path)).step
     for newer in world.run_on_rank0(lambda: commits.set_aside_from(run.saved_in, path, step)):

@@ -3,7 +3,7 @@
 Invariant: the steps of the plan that are left out are in every later checkpoint and in left_out.jsonl.
 """
 
-from janus_dist.engine import checkpoint as state
+from janus_dist.checkpoint import state
 from janus_dist.errors import DivergedError
 from janus_dist.train.checkpointing import Checkpointing
 from janus_dist.train.context import TrainingRun

@@ -8,7 +8,7 @@ import torch
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.plan import StepPlan
 from janus_dist.engine.world import World
-from janus_dist.model.flops import Counts, model_flops, peak_flops
+from janus_dist.estimate.flops import Counts, model_flops, peak_flops
 
 
 def speed(recipe: StageRecipe, world: World, plan: StepPlan, step_s: float) -> dict[str, float]:

@@ -6,17 +6,16 @@ Invariant: all ranks start from the same weights, or all end with the same error
 from functools import partial
 from pathlib import Path
 
+from janus_dist.checkpoint import commits, state
 from janus_dist.config.recipe import RunConfig
-from janus_dist.engine import checkpoint as state
-from janus_dist.engine import commits
 from janus_dist.errors import CheckpointError
-from janus_dist.model.start import open_weights
+from janus_dist.estimate.budget import checkpoint_bytes
 from janus_dist.train import resume
-from janus_dist.train.budget import checkpoint_bytes
 from janus_dist.train.compatible import changed_settings
 from janus_dist.train.context import TrainingRun
 from janus_dist.train.precision import slow_lines
 from janus_dist.train.startup import check_world
+from janus_dist.weights.start import open_weights
 
 
 def start(run: TrainingRun) -> str | None:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from janus_dist.checkpoint import commits
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
-from janus_dist.engine import commits
 from janus_dist.engine.world import World
 from janus_dist.errors import ClusterError
+from janus_dist.storage import fs
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 SHOWN = 4
@@ -80,17 +80,17 @@ def check_room(recipe: StageRecipe, checkpoint_bytes: int) -> None:
     for folder, setting in ((str(run.dir), "run.root"), (run.saved_in, "run.checkpoints")):
         probe = f"{folder}/.writable"
         try:
-            storage.write_whole(probe, b"")
-            storage.remove(probe)
-        except storage.FAILURES as error:
+            fs.write_whole(probe, b"")
+            fs.remove(probe)
+        except fs.FAILURES as error:
             raise ClusterError(
                 f"{folder} cannot be written: {' '.join(str(error).split())}", f"choose another {setting}"
             ) from error
-    if not storage.is_local(run.saved_in):
+    if not fs.is_local(run.saved_in):
         return
     free = shutil.disk_usage(run.saved_in).free
     there = commits.folders(run.saved_in)
-    bytes_there = sum(sum(storage.sizes(path).values()) for path in there)
+    bytes_there = sum(sum(fs.sizes(path).values()) for path in there)
     number = _checkpoints_at_once(recipe, there)
     if free < number * checkpoint_bytes - bytes_there:  # the oldest that is kept stays until the next one is whole
         are_there = f", of which {bytes_there / GIB:.3f} GiB are there" if there else ""

@@ -62,7 +62,7 @@ def held_out(recipe: StageRecipe, trained: Mapping[Lane, ShardSet]) -> dict[Lane
     if not folders:
         raise ConfigError(
             f"data.validation_root={root} has none of {', '.join(f'{name}/{NAME}' for name in streams)}",
-            "make held-out shards with jobs/tokenize.py into it (data.root=...), or leave data.validation_root out",
+            "make held-out shards with jobs/prepare.py into it (data.root=...), or leave data.validation_root out",
         )
     # without the node's cache, which knows what training will read
     reader = Reader(recipe.data.read.model_copy(update={"cache_dir": None}))

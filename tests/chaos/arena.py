@@ -19,10 +19,10 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
+from janus_dist.checkpoint import commits
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
-from janus_dist.data.json_lines import read_records
-from janus_dist.engine import commits
+from janus_dist.storage import fs
+from janus_dist.storage.json_lines import read_records
 from tests.chaos.driver import DRIVER_NODE
 from tests.limits import HANG_S
 from tests.moto_s3 import Server
@@ -246,9 +246,9 @@ def drain(address: str, node_id: str) -> None:
 
 def damage(path: str) -> None:
     """Flip a bit in the middle of a file."""
-    content = bytearray(storage.read(path))
+    content = bytearray(fs.read(path))
     content[len(content) // 2] ^= 1
-    storage.write_whole(path, bytes(content))
+    fs.write_whole(path, bytes(content))
 
 
 @contextmanager

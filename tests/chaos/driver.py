@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from janus_dist import beside, launch, room
+from janus_dist.checkpoint import commits
+from janus_dist.cli.job import run_job
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine import commits
-from janus_dist.job_cli import run_job
+from janus_dist.launch.launcher import capacity, launcher, services
 from janus_dist.train import build
 from janus_dist.train.trainer import Trainer
 from tests import handed
@@ -25,7 +25,7 @@ DRAIN_POLL_S = 0.5
 """Or steps this short would be over before a notice is read."""
 DRIVER_NODE = "driver_node"
 
-real_worker = launch._worker
+real_worker = launcher._worker
 
 
 def worker(settings: dict[str, Any]) -> None:
@@ -55,8 +55,8 @@ def worker(settings: dict[str, Any]) -> None:
 def main() -> None:
     """Train the recipe of a file, with the exit codes of a job."""
     recipe = StageRecipe.model_validate_json(Path(sys.argv[1]).read_text())
-    launch._worker, room.NODES_BACK_S, beside.DRAIN_POLL_S = worker, NODES_BACK_S, DRAIN_POLL_S
-    launch.connect()
+    launcher._worker, capacity.NODES_BACK_S, services.DRAIN_POLL_S = worker, NODES_BACK_S, DRAIN_POLL_S
+    launcher.connect()
     # of several nodes on one machine a driver takes any for its own, which must outlive it
-    (Path(recipe.run.root) / DRIVER_NODE).write_text(launch.ray.get_runtime_context().get_node_id())
-    run_job(lambda: launch.train(recipe, show=lambda line: print(line, flush=True)))
+    (Path(recipe.run.root) / DRIVER_NODE).write_text(launcher.ray.get_runtime_context().get_node_id())
+    run_job(lambda: launcher.train(recipe, show=lambda line: print(line, flush=True)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from janus_dist.engine import commits
+from janus_dist.checkpoint import commits
 from tests import handed, prepared
 from tests.chaos.arena import KILLS, Arena, Fault, ray_nodes
 from tests.moto_s3 import Server, moto_bucket

@@ -15,9 +15,9 @@ import pytest
 import ray
 import yaml
 
+from janus_dist.cli.job import split_arguments
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.job_cli import split_arguments
 from tests.cluster.kustomize import render
 
 ROOT = Path(__file__).parents[2]

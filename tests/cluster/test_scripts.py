@@ -327,7 +327,7 @@ def test_a_job_that_sigterm_ended_ends_with_143(asked, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["jobs/tokenize.py"], "runs stage1.py, stage2.py, stage3.py, got 'jobs/tokenize.py'"),
+        (["jobs/prepare.py"], "runs stage1.py, stage2.py, stage3.py, got 'jobs/prepare.py'"),
         ([], "python cluster/wait.py jobs/stage2.py"),
         (["jobs/stage2.py", "cluster.worker=3"], "did you mean 'workers'?"),
     ],

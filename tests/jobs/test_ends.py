@@ -22,7 +22,7 @@ FAILS = """
 import sys
 from pathlib import Path
 from janus_dist import launch
-from janus_dist.job_cli import run_job
+from janus_dist.cli.job import run_job
 from janus_dist.config.recipe import StageRecipe
 
 worker = launch._worker
@@ -57,7 +57,7 @@ def test_asked_to_stop_while_shards_are_made_a_job_ends_with_75_and_goes_on(tmp_
     settings = recipe.model_dump(mode="json", include=set(BaseRecipe.model_fields))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
     out = tmp_path / "shards"
-    command = [sys.executable, "jobs/tokenize.py", str(tmp_path / "recipe.yaml")]
+    command = [sys.executable, "jobs/prepare.py", str(tmp_path / "recipe.yaml")]
     log = tmp_path / "log"
     with log.open("w") as file:
         job = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=file, stderr=file)

@@ -12,7 +12,7 @@ from tests.limits import HANG_S
 
 SCRIPT = """
 import os, sys
-sys.path.append("jobs")  # at the end: jobs/tokenize.py is not the standard library's
+sys.path.append("jobs")  # at the end: jobs/prepare.py is not the standard library's
 from jobs import arms, proof, stage
 from janus_dist.data import easy_vqa, scenes
 

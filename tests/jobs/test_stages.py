@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.data.json_lines import read_records
-from janus_dist.engine import commits
+from janus_dist.checkpoint import commits
 from janus_dist.monitor import events
-from janus_dist.monitor.curves import Curve, follow
+from janus_dist.report.curves import Curve, follow
+from janus_dist.storage.json_lines import read_records
 from tests.checkpoints import saved_in
 from tests.limits import HANG_S
 
@@ -112,9 +112,8 @@ def test_a_ray_that_wants_another_token_is_left_alone(tmp_path):
     )
     assert started.returncode == 0, started.stderr
     try:
-        code = (
-            "from janus_dist.ray_session import connect; connect(); import ray; print(ray.cluster_resources()['CPU'])"
-        )
+        code = "import ray; from janus_dist.launch.session import connect; connect(); "
+        code += "print(ray.cluster_resources()['CPU'])"
         command = [sys.executable, "-W", "ignore", "-c", code]
         done = subprocess.run(command, env=mine | {"PYTHONPATH": str(ROOT)}, **shell)
     finally:

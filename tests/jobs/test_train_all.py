@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.engine import commits
+from janus_dist.checkpoint import commits
 from tests import prepared
 from tests.limits import HANG_S
 from tests.ranks import run_ranks
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
-from janus_dist.job_cli import run_job
+from janus_dist.cli.job import run_job
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.tasks import train_all
+from janus_dist.launch.task_pool import train_all
 
 recipes = [StageRecipe.model_validate_json(Path(path).read_text()) for path in sys.argv[1:]]
 run_job(lambda: train_all(recipes, show=print))

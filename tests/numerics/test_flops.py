@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.packed import make_batch
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig
+from janus_dist.estimate.flops import Counts, model_flops, peak_flops
 from janus_dist.model import janus
 from janus_dist.model import vq as vq_model
-from janus_dist.model.flops import Counts, model_flops, peak_flops
 from janus_dist.model.parts import PREFIXES, set_trainable
 from tests import tiny
 

@@ -12,10 +12,10 @@ from data_pipelines import stream
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
 from janus_dist.errors import CheckpointError, ConfigError
 from janus_dist.model import janus, vq
-from janus_dist.model.layouts import VQ, closest, places
 from janus_dist.model.parts import part_of
-from janus_dist.model.start import open_weights
-from janus_dist.model.vq_weights import load_vq, save_vq
+from janus_dist.weights.layouts import VQ, closest, places
+from janus_dist.weights.start import open_weights
+from janus_dist.weights.vq import load_vq, save_vq
 from tests import prepared, published, tiny
 
 SIZES = {

@@ -17,9 +17,9 @@ from janus_dist.data.collate import collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
+from janus_dist.estimate import memory
 from janus_dist.model import janus
 from janus_dist.model.parts import PREFIXES, set_trainable
-from janus_dist.train import memory
 from tests import prepared, tiny
 from tests.ranks import run_ranks
 

@@ -12,9 +12,9 @@ from janus_dist.batch import Batch
 from janus_dist.config.model import ModelConfig
 from janus_dist.data.collate import collate
 from janus_dist.data.sample import GenerationSample
+from janus_dist.estimate.flops import Counts, model_flops
 from janus_dist.model import janus, single
 from janus_dist.model import vq as vq_model
-from janus_dist.model.flops import Counts, model_flops
 from janus_dist.model.parts import PREFIXES
 from tests import tiny
 

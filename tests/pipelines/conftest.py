@@ -20,7 +20,7 @@ from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
-from janus_dist.model.vq_weights import save_vq
+from janus_dist.weights.vq import save_vq
 
 BASE = Path(__file__).parent.parent.parent / "jobs" / "recipes" / "tiny" / "base.yaml"
 SMALL = [

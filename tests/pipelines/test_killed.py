@@ -19,9 +19,9 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from data_pipelines.job import InputWork
-from janus_dist.data import storage
-from janus_dist.data.lint import Scope, lint
 from janus_dist.data.manifest import ShardSet
+from janus_dist.inspection.lint import Scope, lint
+from janus_dist.storage import fs
 from tests.moto_s3 import moto_bucket
 from tests.pipelines.conftest import MakeWork, lines
 
@@ -135,7 +135,7 @@ def processes(title: str) -> list[int]:
 
 
 def left(folder: str) -> set[str]:
-    return {name for name in storage.names(folder) if name.endswith((".tar", ".npy"))}
+    return {name for name in fs.names(folder) if name.endswith((".tar", ".npy"))}
 
 
 @pytest.mark.parametrize("where", ["disk", pytest.param("s3", marks=pytest.mark.long)])
@@ -168,6 +168,6 @@ def test_nothing_is_lost_and_nothing_twice(make_work: MakeWork, tmp_path, monkey
         names = {f"{entry.name}{ending}" for entry in shards.manifest.shards for ending in (".tar", ".index.npy")}
         assert left(work.folder) == names, "shards of attempts that do not count are gone"
         for table in ("quarantine.parquet", "stats.json"):
-            assert table in storage.names(work.folder)
+            assert table in fs.names(work.folder)
     print(f"{where}: {dict(killer.kills)} in {rounds} rounds")
     assert dict(killer.kills) == dict.fromkeys(KINDS, KILLS // len(KINDS))

@@ -8,8 +8,8 @@ import torch
 from transformers import SiglipModel
 
 from data_pipelines import siglip_training
-from janus_dist.model.start import open_weights
-from janus_dist.train.siglip import accuracy, padded, siglip_config, train_siglip
+from janus_dist.pretrain.siglip import accuracy, padded, siglip_config, train_siglip
+from janus_dist.weights.start import open_weights
 from tests import tiny
 from tests.pipelines.conftest import captions
 

@@ -16,12 +16,12 @@ from data_pipelines.inputs import formats
 from data_pipelines.prepare import prepare_data
 from janus_dist.data import images
 from janus_dist.data.chat import generation_prompt_ids, text_ids, understanding_ids
-from janus_dist.data.inspect import shard_keys
+from janus_dist.data.keys import shard_keys
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.sample import decode
 from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.model import vq as vq_model
-from janus_dist.model.vq_weights import load_vq
+from janus_dist.weights.vq import load_vq
 from tests.pipelines.conftest import captions, conversations, documents, lines
 from tests.shard_sets import all_records
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines import vq_training
 from janus_dist.errors import DataError
-from janus_dist.model.vq_weights import load_vq
+from janus_dist.weights.vq import load_vq
 from tests.pipelines.conftest import captions, lines
 
 

@@ -8,15 +8,17 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint import state as checkpoint
+from janus_dist.checkpoint.commits import Keep
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig
-from janus_dist.engine import checkpoint, commits, partitions
-from janus_dist.engine.commits import Keep
+from janus_dist.engine import partitions
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError
 from janus_dist.model import janus
 from janus_dist.model.parts import PREFIXES, part_of, set_trainable
-from janus_dist.model.start import open_weights
+from janus_dist.weights.start import open_weights
 from tests import published, tiny
 from tests.checkpoints import folder_of, load_weights, save, saved_in
 from tests.ranks import run_ranks

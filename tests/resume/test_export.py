@@ -16,25 +16,25 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import JanusForConditionalGeneration, JanusProcessor
 from typer.testing import CliRunner
 
-from janus_dist.cli import app
+from janus_dist.checkpoint.stored import StoredWeights
+from janus_dist.cli.main import app
 from janus_dist.config.data import ChatConfig
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import EngineConfig, OptimConfig
 from janus_dist.data import chat
 from janus_dist.data.tokenizer import SPECIAL, Tokenizer, train_tokenizer
-from janus_dist.engine.stored import StoredWeights
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.evaluation import sampler
-from janus_dist.export.run import export
-from janus_dist.export.shards import Planned, write_shards
 from janus_dist.model import janus, sample, vq
 from janus_dist.model.parts import set_trainable
 from janus_dist.model.sample import Choice
-from janus_dist.model.start import open_weights
-from janus_dist.model.vq_weights import load_vq, save_vq
+from janus_dist.weights.export import export
+from janus_dist.weights.shards import Planned, write_shards
+from janus_dist.weights.start import open_weights
+from janus_dist.weights.vq import load_vq, save_vq
 from tests import prepared, published, tiny
 from tests.checkpoints import folder_of, load_weights, saved_in
 from tests.checkpoints import save as write_checkpoint
@@ -240,8 +240,8 @@ def test_nothing_is_left_behind_when_it_fails(recipe, tmp_path):
 def test_a_model_that_transformers_cannot_draw_with_says_so(recipe, tmp_path, monkeypatch):
     """transformers takes the vision tower's tokens for the number of ids."""
     other = recipe.model.model_copy(update={"vision": recipe.model.vision.model_copy(update={"patch": 8})})
-    monkeypatch.setattr("janus_dist.export.run.check_shapes", lambda *_: None)
-    monkeypatch.setattr("janus_dist.export.run._write_weights", lambda *_: [])
+    monkeypatch.setattr("janus_dist.weights.export.check_shapes", lambda *_: None)
+    monkeypatch.setattr("janus_dist.weights.export._write_weights", lambda *_: [])
     override = f"model.vision.patch={other.vision.patch}"
     assert "cannot draw" in export(str(recipe.run.dir), tmp_path / "out", "transformers", [override]).notes[0]
 

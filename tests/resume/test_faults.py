@@ -14,11 +14,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from janus_dist.data import storage
-from janus_dist.data.json_lines import read_records
+from janus_dist.checkpoint import commits, state
 from janus_dist.data.reader import PATIENCE_S, TIMEOUT_S
-from janus_dist.engine import checkpoint, commits
 from janus_dist.errors import ClusterError, JanusError
+from janus_dist.storage import fs
+from janus_dist.storage.json_lines import read_records
 from janus_dist.train import spikes, startup, watchdog
 from janus_dist.train import trainer as trainer_module
 from janus_dist.train.build import build_trainer
@@ -74,8 +74,8 @@ def inject(trainer: Trainer, fault: dict[str, Any]) -> None:
     bad, signalled = fault.get("bad_plan_steps", ()), fault.get("signal_at")
     pause_s = fault.get("slow_save_s", 0) if trainer.run.world.rank == fault.get("rank") else 0
     if pause_s:  # it comes so much later to what the ranks agree on in their first save
-        write, pauses = checkpoint.write, [pause_s]
-        checkpoint.write = lambda *given: (time.sleep(pauses.pop() if pauses else 0), write(*given))[1]
+        write, pauses = state.write, [pause_s]
+        state.write = lambda *given: (time.sleep(pauses.pop() if pauses else 0), write(*given))[1]
     take = trainer.run.judge
 
     def judge(outcome) -> None:
@@ -274,7 +274,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_checkpoints_that_cannot_be_written_are_refused(tmp_path, monkeypatch):
     with moto_bucket(monkeypatch, "room") as bucket:
         startup.check_room(prepared.recipe(tmp_path, tmp_path, run={"checkpoints": bucket}), 0)
-        assert storage.names(f"{bucket}/run") == [], "nothing is left of the trial"
+        assert fs.names(f"{bucket}/run") == [], "nothing is left of the trial"
         with pytest.raises(ClusterError, match="s3://absent/run cannot be written: ") as caught:
             startup.check_room(prepared.recipe(tmp_path, tmp_path, run={"checkpoints": "s3://absent"}), 0)
     assert caught.value.hint == "choose another run.checkpoints"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.engine import commits
+from janus_dist.checkpoint import commits
 from tests.checkpoints import folder_of, saved_in
 from tests.resume.test_faults import train
 from tests.resume.test_trainer import losses

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from janus_dist.checkpoint import commits
 from janus_dist.config.load import load, load_any
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.json_lines import read_records
 from janus_dist.data.manifest import Manifest
-from janus_dist.engine import commits
+from janus_dist.storage.json_lines import read_records
 from janus_dist.train.build import build_trainer
 from tests.ranks import run_ranks
 

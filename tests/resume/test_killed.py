@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from janus_dist.engine import commits
+from janus_dist.checkpoint import commits
 from janus_dist.train.build import build_trainer
 from tests import handed, prepared
 from tests.checkpoints import saved_in

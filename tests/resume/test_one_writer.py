@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.engine import commits
+from janus_dist.checkpoint import commits
 from tests import prepared
 from tests.checkpoints import saved_in
 
@@ -20,8 +20,8 @@ LONGEST_S = 900
 JOB = """
 import sys
 from pathlib import Path
-from janus_dist.job_cli import run_job
-from janus_dist.launch import train
+from janus_dist.cli.job import run_job
+from janus_dist.launch.launcher import train
 from tests import prepared
 
 folder, root, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

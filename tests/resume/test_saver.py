@@ -7,9 +7,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from janus_dist.engine import checkpoint, commits, partitions
-from janus_dist.engine.commits import Keep
-from janus_dist.engine.saver import Saver
+from janus_dist.checkpoint import commits, state
+from janus_dist.checkpoint.commits import Keep
+from janus_dist.checkpoint.saver import Saver
+from janus_dist.engine import partitions
 from tests.checkpoints import IDENTITY
 from tests.ranks import run_ranks
 from tests.resume.test_checkpoint import make_engine, train_steps
@@ -20,9 +21,9 @@ def overtaken(saved: str) -> list[float]:
     engine = make_engine()
     saver = Saver(engine, saved)
     losses = train_steps(engine, 0, 1)
-    go_on, real = threading.Event(), checkpoint.write
+    go_on, real = threading.Event(), state.write
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(checkpoint, "write", lambda *given: (go_on.wait(60), real(*given)))
+        monkeypatch.setattr(state, "write", lambda *given: (go_on.wait(60), real(*given)))
         assert saver.start(1, IDENTITY, Keep(last=2))
         losses += train_steps(engine, 1, 3)  # changes everything that is being written
         assert saver.done() is None
@@ -38,7 +39,7 @@ def overtaken(saved: str) -> list[float]:
 
 def resumed(saved: str) -> list[float]:
     engine = make_engine(seed=1)
-    checkpoint.restore(engine, commits.folder(saved, 1))
+    state.restore(engine, commits.folder(saved, 1))
     return train_steps(engine, 1, 3)
 
 
@@ -55,7 +56,7 @@ def saves_with_faults(saved: str) -> list[tuple[str | None, str | None]]:
     saver = Saver(engine, saved)
     train_steps(engine, 0, 1)
     told = []
-    for step, (owner, name) in enumerate([(checkpoint, "write"), (commits, "prune"), (commits, "absent")], start=1):
+    for step, (owner, name) in enumerate([(state, "write"), (commits, "prune"), (commits, "absent")], start=1):
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(owner, name, Mock(side_effect=KeyError("why")), raising=False)
             assert saver.start(step, IDENTITY, Keep(last=2))
@@ -79,9 +80,9 @@ def host_memory(folder: Path) -> tuple[int, int, list[set[int]]]:
     for piece in partitions.pieces(engine):
         found = [piece.flat, *(partitions.moments(engine, piece).values() if piece.trainable else ())]
         flats |= {id(flat): flat for flat in found}
-    hosts, places = checkpoint.Hosts(), []
+    hosts, places = state.Hosts(), []
     for step in (1, 2, 3):
-        taken = checkpoint.snapshot(engine, str(folder), step, IDENTITY, hosts)
+        taken = state.snapshot(engine, str(folder), step, IDENTITY, hosts)
         places.append({share.values.data_ptr() for share in taken.state.values()})
     held = sum(host.nbytes for host in hosts.tensors)
     return sum(flat.nbytes for flat in flats.values()), held, places
@@ -99,15 +100,15 @@ def test_a_rank_whose_folder_is_another_jobs_by_now_deletes_and_commits_nothing(
     old.mkdir()
     (old / "file").write_text("of the other job")
     marked = Mock()
-    monkeypatch.setattr(checkpoint.dcp, "save", Mock())
+    monkeypatch.setattr(state.dcp, "save", Mock())
     monkeypatch.setattr(commits, "write_marker", marked)
     ranks = Mock(run_on_rank0=lambda do: do(), gather=Mock(return_value=[]))
     taken = Mock(path=str(old))
     with pytest.raises(KeyError, match="lost"):
-        checkpoint.write(taken, ranks, Mock(side_effect=KeyError("lost")))
+        state.write(taken, ranks, Mock(side_effect=KeyError("lost")))
     assert (old / "file").exists() and not marked.called
     with pytest.raises(KeyError, match="lost"):
-        checkpoint.write(taken, ranks, Mock(side_effect=[None, KeyError("lost")]))
+        state.write(taken, ranks, Mock(side_effect=[None, KeyError("lost")]))
     assert not marked.called
 
 
@@ -119,7 +120,7 @@ def save_to_a_full_disk(run_dir: str) -> str | None:
     def full(*_: object) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
-    checkpoint.HashedWriter.write_data = full  # type: ignore[method-assign]
+    state.HashedWriter.write_data = full  # type: ignore[method-assign]
     shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 5, 5)  # type: ignore[attr-defined]
     saver = Saver(engine, run_dir)
     assert saver.start(1, IDENTITY, Keep(last=2))

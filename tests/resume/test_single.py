@@ -8,7 +8,7 @@ import torch
 
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
-from janus_dist.model.vq_weights import save_vq
+from janus_dist.weights.vq import save_vq
 from tests import prepared, tiny
 from tests.numerics.test_single import CONFIG
 from tests.resume.test_trainer import losses, train

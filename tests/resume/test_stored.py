@@ -11,13 +11,13 @@ import fsspec
 import pytest
 import torch
 
-from janus_dist.data import storage
-from janus_dist.engine import checkpoint, commits, files
-from janus_dist.engine.commits import DamagedError, Keep
-from janus_dist.engine.saver import Saver
-from janus_dist.engine.stored import StoredWeights
+from janus_dist.checkpoint import commits, files, state
+from janus_dist.checkpoint.commits import DamagedError, Keep
+from janus_dist.checkpoint.saver import Saver
+from janus_dist.checkpoint.stored import StoredWeights
 from janus_dist.engine.world import World
 from janus_dist.errors import CheckpointError
+from janus_dist.storage import fs
 from tests.checkpoints import IDENTITY, folder_of, load_weights, save, saved_in
 from tests.moto_s3 import moto_bucket
 from tests.ranks import run_ranks
@@ -43,7 +43,7 @@ def go_on(saved: str) -> tuple[str | None, list[float]]:
     engine = make_engine(seed=1)
     path = commits.latest_verified(engine.world, saved, print)
     assert path is not None
-    commit = checkpoint.restore(engine, path)
+    commit = state.restore(engine, path)
     return path, train_steps(engine, commit.step, 3)
 
 
@@ -63,7 +63,7 @@ def test_a_store_keeps_what_a_disk_does(tmp_path, monkeypatch):
         assert [commits.step_of(path) for path in commits.committed(saved)] == [1], "a cut object"
         store.pipe_file(name, content[:-1] + bytes([content[-1] ^ 1]))
         said: list[str] = []
-        assert checkpoint.latest_to_resume(ALONE, saved, said.append) == f"{saved}/step-00000001"
+        assert state.latest_to_resume(ALONE, saved, said.append) == f"{saved}/step-00000001"
         assert said[0].startswith(f"passed over {path}: {path}/__0_0.distcp is damaged: ")
         assert said[1:] == [f"set aside {path}: the run goes on from {saved}/step-00000001"]
         assert commits.with_marker(saved) == [f"{saved}/step-00000001"]
@@ -111,7 +111,7 @@ def test_a_large_file_goes_up_in_parts(monkeypatch):
             for start in range(0, len(content), 1 << 20):
                 stream.write(content[start : start + (1 << 20)])
         assert asked.written == {"file": commits.describe(f"{bucket}/file")}
-        assert storage.read(f"{bucket}/file") == content
+        assert fs.read(f"{bucket}/file") == content
         store, name = fsspec.core.url_to_fs(f"{bucket}/file")
         assert store.info(name)["ETag"].strip('"').endswith("-3"), "S3 counts the parts in the ETag"
 
@@ -198,7 +198,7 @@ def test_a_disk_that_denies_to_delete_is_told_and_the_save_counts(two, tmp_path,
     def denied(path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(storage, "remove_folder", denied)
+    monkeypatch.setattr(fs, "remove_folder", denied)
     with pytest.raises(CheckpointError, match="step-00000001 cannot be reached: PermissionError"):
         commits.prune(saved_in(run), Keep(last=1))
     assert commits.latest_committed(saved_in(run)) == str(folder_of(run, 2))

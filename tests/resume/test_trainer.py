@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from janus_dist.checkpoint import commits
 from janus_dist.config.mix import Lane
 from janus_dist.config.train import ClusterConfig
-from janus_dist.data.json_lines import read_records
 from janus_dist.data.plan import Base, Plan, open_shards
-from janus_dist.engine import commits
 from janus_dist.engine.world import join
 from janus_dist.errors import CheckpointError, JanusError
+from janus_dist.storage.json_lines import read_records
 from janus_dist.train import start
 from janus_dist.train.build import build_trainer
 from tests import prepared, published, tiny
@@ -171,7 +171,7 @@ def test_another_tokenizer_than_the_shards_is_an_error(folder, tmp_path):
 def test_an_absent_data_folder_is_an_error(folder, tmp_path):
     data = prepared.recipe(folder, tmp_path).data.model_dump()
     *_, line = train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "nowhere")})
-    assert line.startswith("exit 3: no ") and "jobs/tokenize.py" in line
+    assert line.startswith("exit 3: no ") and "jobs/prepare.py" in line
 
 
 def test_a_damaged_sample_is_named(folder, tmp_path):

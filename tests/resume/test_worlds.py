@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint import state as checkpoint
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig
-from janus_dist.engine import checkpoint, commits, partitions, zero
+from janus_dist.engine import partitions, zero
 from janus_dist.engine.world import join
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.model import janus

@@ -9,8 +9,9 @@ import pytest
 from aiobotocore.session import AioSession
 
 from janus_dist.config.data import ReadConfig
-from janus_dist.data import fetch, reader
+from janus_dist.data import reader
 from janus_dist.data.reader import Reader
+from janus_dist.storage import ranges
 from tests.reading import DATA, PAGE
 from tests.s3_faults import PROXIES, FaultyS3
 
@@ -20,9 +21,9 @@ def quick_reader(monkeypatch):
     """Small pages and short pauses; nothing is late unless a test says so, however slow the machine."""
     monkeypatch.setattr(reader, "PAGE_BYTES", PAGE)
     monkeypatch.setattr(reader, "SPAN_BYTES", 16 * PAGE)
-    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(fetch, "LATE_COLD_S", 60.0)
-    monkeypatch.setattr(fetch, "LATE_FLOOR_S", 60.0)
+    monkeypatch.setattr(ranges, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(ranges, "LATE_COLD_S", 60.0)
+    monkeypatch.setattr(ranges, "LATE_FLOOR_S", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def make_reader(quick_reader, monkeypatch) -> Iterator[Callable[..., Reader]]:
 
     def new(node_member: int = 0, attempts: int = 3, **values: Any) -> Reader:
         settings = {name: values.pop(name) for name in ReadConfig.model_fields if name in values}
-        wait_s = fetch.pause_s
-        monkeypatch.setattr(fetch, "pause_s", lambda tried: wait_s(tried) if tried < attempts else math.inf)
+        wait_s = ranges.pause_s
+        monkeypatch.setattr(ranges, "pause_s", lambda tried: wait_s(tried) if tried < attempts else math.inf)
         made.append(Reader(ReadConfig.model_validate(settings), node_member, **{"timeout_s": 30, **values}))
         return made[-1]
 

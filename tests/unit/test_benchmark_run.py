@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from janus_dist import tasks
+from janus_dist.checkpoint import commits
 from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.tokenizer import train_tokenizer
-from janus_dist.engine import commits
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError
 from janus_dist.evaluation.benchmarks import run, work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.work import Job
 from janus_dist.evaluation.sampler import Sampler
+from janus_dist.launch.launcher import task_pool
 from janus_dist.model.sample import Choice
 from tests import benchmarks, prepared, published
 from tests.checkpoints import IDENTITY
@@ -274,10 +274,10 @@ class Shares:
         self.cancelled.append(left)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Shares":
-        monkeypatch.setattr(tasks, "connect", lambda: None)
-        monkeypatch.setattr(tasks, "_share", self)
+        monkeypatch.setattr(task_pool, "connect", lambda: None)
+        monkeypatch.setattr(task_pool, "_share", self)
         for name in ("wait", "get", "cancel"):
-            monkeypatch.setattr(tasks.ray, name, getattr(self, name))
+            monkeypatch.setattr(task_pool.ray, name, getattr(self, name))
         return self
 
 
@@ -287,7 +287,7 @@ def test_each_process_of_a_cluster_gets_its_share(make, tmp_path: Path, monkeypa
     run.evaluate(alone, run.do_here)
     shares = Shares().install(monkeypatch)
     recipe = make(asked, images_per_prompt=2)
-    run.evaluate(recipe, tasks.do_jobs)
+    run.evaluate(recipe, task_pool.do_jobs)
     assert results(out_of(recipe)) == results(out_of(alone))
     assert [len(jobs) for _, _, jobs in shares.given] == [2, 2]  # cluster.workers
     assert shares.settings == {"num_cpus": 1, "num_gpus": 0, "max_retries": recipe.cluster.restarts}
@@ -298,14 +298,14 @@ def test_what_a_process_of_a_cluster_refuses_is_said(make, tmp_path: Path, monke
     cause = ConfigError("it takes too many positions", "ask for less")
     shares = Shares(RayTaskError("share", "", cause)).install(monkeypatch)
     with pytest.raises(ConfigError, match="it takes too many positions") as caught:
-        run.evaluate(recipe, tasks.do_jobs)
+        run.evaluate(recipe, task_pool.do_jobs)
     assert caught.value is cause and shares.cancelled == [0], "the others are stopped"
     Shares(WorkerCrashedError()).install(monkeypatch)
     with pytest.raises(ClusterError, match="a process was lost 4 times"):
-        run.evaluate(recipe, tasks.do_jobs)
+        run.evaluate(recipe, task_pool.do_jobs)
     Shares(RayTaskError("share", "", ZeroDivisionError("ours"))).install(monkeypatch)
     with pytest.raises(RayTaskError):  # our own fault keeps its traceback
-        run.evaluate(recipe, tasks.do_jobs)
+        run.evaluate(recipe, task_pool.do_jobs)
 
 
 def test_published_weights_are_those_of_the_folder(make, tmp_path: Path):

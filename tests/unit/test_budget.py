@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
+from janus_dist.cli.plan import budget_lines
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.forecast import forecast
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.errors import ConfigError
+from janus_dist.estimate.budget import COPY_BYTES_S, budget
+from janus_dist.estimate.flops import Counts, model_flops
+from janus_dist.estimate.forecast import forecast
 from janus_dist.model import janus
-from janus_dist.model.flops import Counts, model_flops
 from janus_dist.model.parts import part_of
-from janus_dist.plan_cli import budget_lines
-from janus_dist.train.budget import COPY_BYTES_S, budget
 from janus_dist.train.speed import counts
 from tests import prepared
 

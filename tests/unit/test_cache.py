@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_dist.data import cache
-from janus_dist.data.cache import PageCache
+from janus_dist.storage import cache
+from janus_dist.storage.cache import PageCache
 from tests.s3_faults import noise
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ def test_the_unfinished_page_of_a_dead_process(tmp_path):
 
 CHILD = f"""
 import random, sys
-from janus_dist.data.cache import PageCache
+from janus_dist.storage.cache import PageCache
 from tests.s3_faults import noise
 content = noise({len(CONTENT)})
 pages = PageCache(sys.argv[1], 8, {PAGE})

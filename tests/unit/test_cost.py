@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from janus_dist.config.data import COSTLY
-from janus_dist.train.cost import counts, fit, makes, measure
+from janus_dist.estimate.cost import counts, fit, makes, measure
 from tests import prepared
 
 

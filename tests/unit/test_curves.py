@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from janus_dist.errors import DataError
-from janus_dist.monitor.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
+from janus_dist.report.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
 
 STEPS = 3 * SPAN_STEPS + 7
 

@@ -8,17 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from janus_dist.cli import app
+from janus_dist.cli.main import app
 from janus_dist.data import images
-from janus_dist.data.inspect import Example
 from janus_dist.data.manifest import ShardSet
 from janus_dist.errors import CheckpointError, DataError
+from janus_dist.inspection.inspect import Example
+from janus_dist.inspection.paint import painter
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
-from janus_dist.model.paint import painter
-from janus_dist.model.vq_weights import save_vq
 from janus_dist.report import plot
 from janus_dist.report.data import health, write_data_report
+from janus_dist.weights.vq import save_vq
 from tests import shard_sets, tiny
 from tests.images import png
 from tests.pages import Page

@@ -7,7 +7,7 @@ import pytest
 from data_pipelines.inputs import built_in, formats
 from data_pipelines.record import Record
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import easy_vqa
+from janus_dist.datasets import easy_vqa
 
 
 @pytest.mark.parametrize(("split", "images", "questions"), [("train", 4000, 38575), ("test", 1000, 9673)])

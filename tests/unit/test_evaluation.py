@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import scenes as scene_data
 from janus_dist.data.tokenizer import load_tokenizer, train_tokenizer
+from janus_dist.datasets import scenes as scene_data
 from janus_dist.errors import CheckpointError, DataError
 from janus_dist.evaluation import easy_vqa, run, scenes
 from janus_dist.evaluation.easy_vqa import EasyVqa

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from janus_dist.engine import saver
+from janus_dist.checkpoint import saver
 from janus_dist.monitor import events
 from janus_dist.report.run import write_report
 from janus_dist.train.step import StepOutcome

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from janus_dist.cli.job import run_job
+from janus_dist.cli.submit import RECORD
 from janus_dist.errors import RECORD_VARIABLE, DataError, InterruptError, PreemptedError
-from janus_dist.job_cli import run_job
-from janus_dist.submit_cli import RECORD
 
 
 @pytest.fixture

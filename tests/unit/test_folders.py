@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from janus_dist.errors import CheckpointError
-from janus_dist.model.folders import Folder
+from janus_dist.weights.folders import Folder
 from tests import published
 
 WEIGHTS = {

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from data_pipelines.inputs import entries, files, formats, jsonl
 from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Picture, Record, Unit
-from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import Reject
 from tests.inputs import entries as all_entries
 from tests.inputs import read, source
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import stream
-from janus_dist.data.inspect import quarantine
-from janus_dist.data.lint import Scope, lint
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import quarantine
+from janus_dist.inspection.lint import Scope, lint
 from tests.alone import without_ray, work_on
 from tests.images import noise, png
 from tests.inputs import ENDS, member, read, source

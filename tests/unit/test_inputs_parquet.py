@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from data_pipelines.inputs import files, formats
 from data_pipelines.inputs.files import UnreachableError
 from data_pipelines.record import Picture, Record
-from janus_dist.data.inspect import Reject
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import Reject
 from tests.inputs import read, reasons, source
 
 LLAVA = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]

@@ -11,8 +11,8 @@ from data_pipelines import stream
 from data_pipelines.inputs import formats, pictures
 from data_pipelines.inputs.pictures import read_picture
 from data_pipelines.record import Picture
-from janus_dist.data.inspect import quarantine
 from janus_dist.errors import DataError
+from janus_dist.inspection.inspect import quarantine
 from tests.alone import without_ray, work_on
 from tests.images import noise, png
 from tests.inputs import read, source, tar

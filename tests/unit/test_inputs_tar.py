@@ -17,7 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from data_pipelines.inputs import entries, formats
 from data_pipelines.inputs import tar as tar_reader
 from data_pipelines.record import Picture, Record
-from janus_dist.data.inspect import Reject
+from janus_dist.inspection.inspect import Reject
 from tests.inputs import ENDS, member, read, reasons, source, tar
 
 CASES = Path(__file__).parents[1] / "cases"

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.gather import QUARANTINE_SCHEMA
-from janus_dist.data import inspect
-from janus_dist.data.compare import difference
-from janus_dist.data.legible import head, marked, pieces, visible
-from janus_dist.data.makers import find_codes, find_tokenizer, need_tokenizer
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.data.sample import TextSample, learned
 from janus_dist.data.shard import BLOCK_SAMPLES
 from janus_dist.errors import DataError, RecordError
+from janus_dist.inspection import inspect
+from janus_dist.inspection.compare import difference
+from janus_dist.inspection.makers import find_codes, find_tokenizer, need_tokenizer
+from janus_dist.inspection.render import head, marked, pieces, visible
 from tests import shard_sets, tiny
 from tests.shard_sets import all_records
 from tests.unit.test_shard import MAKERS, SPECIAL, as_stored
@@ -231,7 +231,7 @@ def test_a_tokenizer_is_found_by_its_digest(words, tmp_path, monkeypatch):
         need_tokenizer(manifest, None)
     (tmp_path / "recipes/mine").mkdir(parents=True)
     (tmp_path / "recipes/mine/tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
-    monkeypatch.setattr("janus_dist.data.makers.RECIPES", tmp_path / "recipes")
+    monkeypatch.setattr("janus_dist.inspection.makers.RECIPES", tmp_path / "recipes")
     assert need_tokenizer(manifest, None).sha256 == words.sha256
 
 

@@ -6,9 +6,11 @@ import pytest
 
 from data_pipelines import stream
 from janus_dist.data import manifest as manifests
-from janus_dist.data import shard, storage
-from janus_dist.data.inspect import quarantine, shard_keys, stats
+from janus_dist.data import shard
+from janus_dist.data.keys import shard_keys
 from janus_dist.data.manifest import ShardSet
+from janus_dist.inspection.inspect import quarantine, stats
+from janus_dist.storage import fs
 from tests.alone import without_ray, work_on
 from tests.pipelines.conftest import lines
 
@@ -46,11 +48,11 @@ def breaking(patch, point, when):
 
         return call
 
-    write = broken("write_whole", storage.write_whole)
-    for module in (storage, shard, manifests):
+    write = broken("write_whole", fs.write_whole)
+    for module in (fs, shard, manifests):
         patch.setattr(module, "write_whole", write)
     for name in ("create", "remove"):
-        patch.setattr(storage, name, broken(name, getattr(storage, name)))
+        patch.setattr(fs, name, broken(name, getattr(fs, name)))
 
 
 def held(of):
@@ -71,7 +73,7 @@ def make(tmp_path, monkeypatch):
 
     def new(name):
         of = work_on("text", source, tmp_path / name, "pipeline.max_bad_share=0.1")
-        storage.write_whole(f"{of.folder}/{STRAY}", b"")
+        fs.write_whole(f"{of.folder}/{STRAY}", b"")
         return of
 
     return new
@@ -86,7 +88,7 @@ def test_what_breaks_off_is_finished_by_the_next_run(make, what, when):
         breaking(patch, POINTS[what], when)
         with pytest.raises(BrokenOff):
             stream.run(broken)
-    exists = storage.size(f"{broken.folder}/manifest.json") is not None
+    exists = fs.size(f"{broken.folder}/manifest.json") is not None
     assert exists == ((what, when) == ("the manifest", "after")), "the manifest comes last"
     stream.run(broken)
     assert held(broken) == held(whole) and len(held(whole)[1]) == 19

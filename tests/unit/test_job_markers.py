@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.data import storage
-from janus_dist.data.job_markers import JobMarkers, digest_of
+from janus_dist.storage import fs
+from janus_dist.storage.job_markers import JobMarkers, digest_of
 
 DIGEST = hashlib.sha256(b"job").hexdigest()
 
@@ -35,7 +35,7 @@ def test_a_marker_is_found_by_the_digest_of_its_job(markers):
 
 @pytest.mark.parametrize("content", ["", "3", "[]", "{}", f'{{"job": "{DIGEST}"}}'])
 def test_what_another_program_wrote_is_not_a_marker(markers, content):
-    storage.write_whole(markers.path(DIGEST), content.encode())
+    fs.write_whole(markers.path(DIGEST), content.encode())
     assert markers.load(DIGEST, lambda values: values["answers"]) is None
 
 
@@ -43,14 +43,14 @@ def test_of_several_attempts_the_first_counts_also_when_it_asks_twice(markers):
     assert markers.create({"job": DIGEST, "attempt": "one"})
     assert markers.create({"job": DIGEST, "attempt": "one"})
     assert not markers.create({"job": DIGEST, "attempt": "two"})
-    assert json.loads(storage.read(markers.path(DIGEST)))["attempt"] == "one"
+    assert json.loads(fs.read(markers.path(DIGEST)))["attempt"] == "one"
 
 
 def test_markers_of_other_jobs_are_removed_and_nothing_else(markers):
     other = digest_of("other")
     for job in (DIGEST, other):
         markers.write({"job": job})
-    storage.write_whole(f"{markers.folder}/mine.json", b"{}")
+    fs.write_whole(f"{markers.folder}/mine.json", b"{}")
     assert markers.others([DIGEST]) == [f"{other[:32]}.json"]
     markers.remove_others([DIGEST])
     assert markers.names() == {f"{DIGEST[:32]}.json", "mine.json"}

@@ -6,10 +6,10 @@ import pytest
 
 from data_pipelines.inputs.files import open_stream
 from data_pipelines.inputs.jsonl import _lines_until
-from janus_dist.data import json_lines
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.evaluation.benchmarks.question import load_lines
 from janus_dist.evaluation.prompts import Asked, read_prompts
+from janus_dist.storage import json_lines
 
 CASES = Path(__file__).parents[1] / "cases" / "prompts_jsonl"
 CONTENTS = [

@@ -13,11 +13,8 @@ from ray.exceptions import ActorAlreadyExistsError, ActorDiedError, RayError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from janus_dist import launch
+from janus_dist.checkpoint import commits
 from janus_dist.config.recipe import RunConfig
-from janus_dist.data import lease
-from janus_dist.data.lease import LeaseLostError, Times
-from janus_dist.engine import commits
 from janus_dist.errors import (
     CheckpointError,
     ClusterError,
@@ -27,7 +24,10 @@ from janus_dist.errors import (
     PreemptedError,
     RankError,
 )
+from janus_dist.launch.launcher import launcher
 from janus_dist.monitor import events
+from janus_dist.storage import lease
+from janus_dist.storage.lease import LeaseLostError, Times
 from janus_dist.train import ownership
 from janus_dist.train.failure import told
 from janus_dist.train.stop import request_stop
@@ -37,12 +37,12 @@ from tests import prepared
 def test_never_is_of_the_start_of_a_job(monkeypatch, tmp_path):
     """Ranks that are started again must be able to go on from what the job has saved."""
     recipe = prepared.recipe(tmp_path, tmp_path, run={"resume": "never"})
-    assert launch._if_never(recipe).run.resume == "auto"
+    assert launcher._if_never(recipe).run.resume == "auto"
     monkeypatch.setattr(commits, "latest_committed", lambda saved_in: f"{saved_in}/step-00000003")
     with pytest.raises(ConfigError, match=r"run\.resume=never, but run .*/run has a checkpoint: .*/step-00000003"):
-        launch._if_never(recipe)
+        launcher._if_never(recipe)
     other = prepared.recipe(tmp_path, tmp_path)
-    assert launch._if_never(other) is other
+    assert launcher._if_never(other) is other
 
 
 @pytest.mark.parametrize(("resume", "command"), [
@@ -54,7 +54,7 @@ def test_the_hint_names_a_command_that_resumes_the_run(started, resume, command)
     with pytest.raises(PreemptedError) as caught:
         started([WorkerGroupError("all", {0: stopped})], resume=resume)
     assert (caught.value.message, caught.value.hint) == (stopped.message, f"{command} goes on from there")
-    with pytest.raises(launch.LostRankError) as caught:
+    with pytest.raises(launcher.LostRankError) as caught:
         started([WorkerGroupError("all", {1: DEAD})] * 20, resume=resume)
     assert f"; {command} goes on from the last checkpoint under " in (caught.value.hint or "")
     with pytest.raises(ClusterError) as caught:
@@ -75,7 +75,7 @@ def test_a_stop_before_ranks_begin_names_a_command_that_is_not_refused(tmp_path,
     never.run.dir.mkdir()
     request_stop(never.run.dir, "Ctrl-C")
     with pytest.raises(PreemptedError) as caught:
-        launch._stop_if_asked(never, newest)
+        launcher._stop_if_asked(never, newest)
     assert caught.value.hint == hint
 
 
@@ -97,22 +97,22 @@ def test_what_a_killed_job_left_on_the_cluster_is_waited_for(monkeypatch, tmp_pa
             names.append(name)
             return Named
 
-    monkeypatch.setattr(launch, "Lines", Actor)
-    monkeypatch.setattr(launch.ray, "get_runtime_context", lambda: Mock(get_node_id=lambda: "0" * 56))
-    monkeypatch.setattr(launch, "POLL_S", 0.01)
+    monkeypatch.setattr(launcher, "Lines", Actor)
+    monkeypatch.setattr(launcher.ray, "get_runtime_context", lambda: Mock(get_node_id=lambda: "0" * 56))
+    monkeypatch.setattr(launcher, "POLL_S", 0.01)
     recipe = prepared.recipe(tmp_path, tmp_path)
     killed, said = [], []
-    monkeypatch.setattr(launch.ray, "kill", killed.append)
-    with launch._lines_of(recipe, said.append) as lines:
+    monkeypatch.setattr(launcher.ray, "kill", killed.append)
+    with launcher._lines_of(recipe, said.append) as lines:
         assert lines == "lines" and names == [f"lines of {recipe.run.dir}"] and not killed
     assert killed == ["lines"], "the next one need not wait until nothing holds it any more"
     assert said == [
         f"run {recipe.run.dir} is another job's of this cluster; if that was killed, Ray takes up to 45 s to see it"
     ]
-    monkeypatch.setattr(launch, "GONE_S", 0.05)
+    monkeypatch.setattr(launcher, "GONE_S", 0.05)
     taken[0] = 1_000_000
     with pytest.raises(ConfigError, match=r"run .*/run is being trained by another job of this cluster"):
-        launch._lines_of(recipe, said.append).__enter__()
+        launcher._lines_of(recipe, said.append).__enter__()
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -159,14 +159,14 @@ def started(monkeypatch, tmp_path):
 
     def until_done(failures: list[Exception], leases: Sequence[Any] = (), **run: Any) -> list[str]:
         said: list[str] = []
-        monkeypatch.setattr(launch.ray, "get", lambda found: found)
-        monkeypatch.setattr(launch, "ranks_for", lambda *_: 2)
-        monkeypatch.setattr(launch, "wait_for_others", lambda *_: None)
-        monkeypatch.setattr(launch, "POLL_S", 0.01)
-        monkeypatch.setattr(launch, "_train_once", Mock(side_effect=[*failures, None]))
+        monkeypatch.setattr(launcher.ray, "get", lambda found: found)
+        monkeypatch.setattr(launcher, "ranks_for", lambda *_: 2)
+        monkeypatch.setattr(launcher, "wait_for_others", lambda *_: None)
+        monkeypatch.setattr(launcher, "POLL_S", 0.01)
+        monkeypatch.setattr(launcher, "_train_once", Mock(side_effect=[*failures, None]))
         recipe = prepared.recipe(tmp_path, tmp_path, run=run)
         recipe.run.dir.mkdir(exist_ok=True)
-        launch._until_done(recipe, recipe, Mock(), said.append, leases)
+        launcher._until_done(recipe, recipe, Mock(), said.append, leases)
         return said
 
     return until_done
@@ -194,7 +194,7 @@ def test_a_store_that_is_away_when_a_rank_is_lost_is_asked_again(started, monkey
     said = started([WorkerGroupError("all", {1: DEAD})])
     assert said[1].endswith("starting again (1 of 3 without a new checkpoint)") and said[2] == "starting 2 ranks"
     monkeypatch.setattr(commits, "latest_committed", Mock(side_effect=away))
-    monkeypatch.setattr(launch, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(launcher, "PATIENCE_S", 0.05)
     with pytest.raises(CheckpointError, match="cannot be reached"):
         started([])
 
@@ -230,7 +230,7 @@ def left_by(rank: int, error: Exception) -> Exception:
 def cause(**ranks: Exception) -> JanusError:
     """The error that a run ends with, or is started again for, when ranks r0, r1 ... raise these."""
     failures = {int(name[1:]): one if one is DEAD else left_by(int(name[1:]), one) for name, one in ranks.items()}
-    found = launch._cause(WorkerGroupError("all of it", failures), RUN)
+    found = launcher._cause(WorkerGroupError("all of it", failures), RUN)
     assert isinstance(found, JanusError)
     return found
 
@@ -253,7 +253,7 @@ def test_too_little_memory_comes_with_what_to_lower():
 @pytest.mark.parametrize("error", [GONE, NCCL, DEVICE, ConnectionResetError("reset by peer")])
 def test_what_others_or_devices_cause_is_a_lost_rank(error):
     found = cause(r0=error, r1=error)
-    assert isinstance(found, launch.LostRankError) and found.exit_code == 6
+    assert isinstance(found, launcher.LostRankError) and found.exit_code == 6
     assert found.message.startswith("a rank was lost: rank 0: ") and str(error)[:40] in found.message
     assert found.hint is not None and "RUNS/RUN/logs/rank-0000.log" in found.hint and "under SAVED/RUN" in found.hint
 
@@ -261,7 +261,7 @@ def test_what_others_or_devices_cause_is_a_lost_rank(error):
 def test_a_death_explains_what_the_others_say():
     for other in (GONE, ValueError("a message cut short")):
         found = cause(r0=other, r1=DEAD)
-        assert isinstance(found, launch.LostRankError)
+        assert isinstance(found, launcher.LostRankError)
         assert found.message == "a rank was lost: rank 1: its process died, or its node"
         assert found.subject == "rank 1: died"
 
@@ -274,11 +274,11 @@ def test_what_is_meant_for_the_user_comes_first():
 def test_a_save_that_a_death_broke_is_a_lost_rank():
     """The survivors can but say that their last save failed: the run must be started again, not end with 4."""
     failed = CheckpointError("the last checkpoint, of step 9, could not be written", "mend it")
-    assert isinstance(cause(r0=failed, r1=DEAD), launch.LostRankError)
+    assert isinstance(cause(r0=failed, r1=DEAD), launcher.LostRankError)
     assert isinstance(cause(r0=failed, r1=GONE), CheckpointError)
 
 
 def test_a_group_that_did_not_start_is_lost():
-    found = launch._cause(ControllerError(ActorDiedError()), RUN)
-    assert isinstance(found, launch.LostRankError)
+    found = launcher._cause(ControllerError(ActorDiedError()), RUN)
+    assert isinstance(found, launcher.LostRankError)
     assert found.message == "a rank was lost: its process died, or its node"

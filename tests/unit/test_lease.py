@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import s3fs
 
-from janus_dist.data import lease, lease_files, storage
-from janus_dist.data.lease import TIMES, LeaseLostError, Times, Watch, hold, take
-from janus_dist.data.lease_files import Process
 from janus_dist.errors import ClusterError, ConfigError, DataError
+from janus_dist.storage import fs, lease, lease_files
+from janus_dist.storage.lease import TIMES, LeaseLostError, Times, Watch, hold, take
+from janus_dist.storage.lease_files import Process
 from tests.moto_s3 import moto_bucket
 
 HINT = "stop that one"
@@ -116,17 +116,17 @@ def test_time_in_which_the_folder_cannot_be_read_is_not_silence(tmp_path, monkey
     """A disk or store that is away keeps the holder from renewing as well."""
     elsewhere(monkeypatch)
     taken(tmp_path)
-    real, clock = storage.names, Turned()
+    real, clock = fs.names, Turned()
 
     def names(folder: str, quick: bool = False) -> list[str]:
         if 1020 < clock.now_s < 1050:
             raise OSError("away")
         return real(folder, quick)
 
-    monkeypatch.setattr(storage, "names", names)
+    monkeypatch.setattr(fs, "names", names)
     taken(tmp_path, clock)
     assert clock.now_s >= 1050 + TIMES.silence_s
-    monkeypatch.setattr(storage, "names", away)
+    monkeypatch.setattr(fs, "names", away)
     with pytest.raises(DataError, match="cannot be reached"), hold(tmp_path, "x", "y", print, HINT):
         pass
 
@@ -225,7 +225,7 @@ def test_who_looked_long_ago_does_not_take_what_others_had_since(tmp_path, monke
 
 def test_a_lease_that_cannot_be_renewed_says_so_where_something_is_to_be_written(tmp_path, monkeypatch):
     first = taken(tmp_path, clock := Turned())
-    monkeypatch.setattr(storage, "names", away)
+    monkeypatch.setattr(fs, "names", away)
     first.check()
     clock.sleep(TIMES.fresh_s + 1)
     with pytest.raises(ClusterError, match="cannot be reached: OSError: away"):
@@ -236,8 +236,8 @@ def test_a_full_disk_does_not_look_like_a_dead_holder(tmp_path, monkeypatch):
     """A save that finds no room costs that save, not the run."""
     first = taken(tmp_path)
     first.renew()
-    monkeypatch.setattr(storage, "write_whole", away)
-    monkeypatch.setattr(storage.local_files, "temporary_file", away)
+    monkeypatch.setattr(fs, "write_whole", away)
+    monkeypatch.setattr(fs.local_files, "temporary_file", away)
     clock = Turned(lambda: clock.now_s % 5 or first.renew())
     with pytest.raises(ConfigError, match="is alive"):
         taken(tmp_path, clock)
@@ -256,13 +256,13 @@ def test_a_helper_ends_with_its_job(tmp_path, monkeypatch):
     clock = Turned()
     watch = Watch([first.claim], TIMES, clock)
     watch.join()
-    real = storage.names
+    real = fs.names
     for second in range(1, 200):
         clock.sleep(1.0)
         if second == 50:
-            monkeypatch.setattr(storage, "names", away)
+            monkeypatch.setattr(fs, "names", away)
         if second == 100:
-            monkeypatch.setattr(storage, "names", real)
+            monkeypatch.setattr(fs, "names", real)
         if second in (10, 20, 40, 110):
             first.renew()
         reason = watch.look()
@@ -357,7 +357,7 @@ def test_a_store_has_leases(bucket):
     assert taken(folder).claim.number == 2
     with pytest.raises(LeaseLostError):
         first.claim.check()
-    assert storage.names(f"{folder}/lease") == ["00000002.json"], "the probe is gone"
+    assert fs.names(f"{folder}/lease") == ["00000002.json"], "the probe is gone"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -369,19 +369,19 @@ def test_a_store_that_ignores_conditions_gets_a_second_look(bucket, monkeypatch)
         kwargs.pop("IfNoneMatch", None)
         return await real(self, method, *args, **kwargs)
 
-    assert storage.honours_conditions(bucket)
+    assert fs.honours_conditions(bucket)
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", ignores)
-    monkeypatch.setattr(storage, "SECOND_LOOK_S", 0.0)
-    assert storage.create(f"{bucket}/a", b"1") and storage.create(f"{bucket}/a", b"2"), "both believe that they won"
-    assert not storage.honours_conditions(bucket) and storage.names(bucket) == ["a"]
-    assert not storage.create(f"{bucket}/a", b"3", conditional=False)
-    assert storage.create(f"{bucket}/b", b"1", conditional=False) and storage.read(f"{bucket}/b") == b"1"
+    monkeypatch.setattr(fs, "SECOND_LOOK_S", 0.0)
+    assert fs.create(f"{bucket}/a", b"1") and fs.create(f"{bucket}/a", b"2"), "both believe that they won"
+    assert not fs.honours_conditions(bucket) and fs.names(bucket) == ["a"]
+    assert not fs.create(f"{bucket}/a", b"3", conditional=False)
+    assert fs.create(f"{bucket}/b", b"1", conditional=False) and fs.read(f"{bucket}/b") == b"1"
 
     def overwritten() -> None:
         """Another job writes the same number, after it saw none."""
-        content = json.loads(storage.read(f"{bucket}/run/lease/00000001.json"))
-        storage.write_whole(f"{bucket}/run/lease/00000001.json", json.dumps(content | {"owner": "other"}).encode())
-        clock.during = [lambda: storage.write_whole(f"{bucket}/run/lease/00000001.beat", str(clock.now_s).encode())]
+        content = json.loads(fs.read(f"{bucket}/run/lease/00000001.json"))
+        fs.write_whole(f"{bucket}/run/lease/00000001.json", json.dumps(content | {"owner": "other"}).encode())
+        clock.during = [lambda: fs.write_whole(f"{bucket}/run/lease/00000001.beat", str(clock.now_s).encode())]
 
     clock, said = Turned(overwritten), []
     with pytest.raises(ConfigError, match="is alive"):

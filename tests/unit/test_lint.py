@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from janus_dist.data.chat import text_ids
-from janus_dist.data.inspect import column
-from janus_dist.data.lint import Scope, lint
-from janus_dist.data.lint_sample import AGAIN, WRITTEN_SO
 from janus_dist.data.manifest import Manifest, ShardSet, ShardTable
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
+from janus_dist.inspection.inspect import column
+from janus_dist.inspection.lint import Scope, lint
+from janus_dist.inspection.lint_sample import AGAIN, WRITTEN_SO
 from tests import shard_sets
 from tests.images import png
 from tests.shard_sets import all_records

@@ -6,8 +6,8 @@ from unittest.mock import Mock
 
 import pytest
 
+from janus_dist.checkpoint.find import recipe_of
 from janus_dist.config.load import Loaded
-from janus_dist.engine.find import recipe_of
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, PreemptedError
 from janus_dist.monitor import events
 from janus_dist.report import live

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from janus_dist.local_files import temporary_file, whole_folder, write_whole
+from janus_dist.storage.local import temporary_file, whole_folder, write_whole
 
 
 def listed(folder):

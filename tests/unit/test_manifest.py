@@ -46,7 +46,7 @@ def test_records_of_all_shards_stand_one_behind_the_other(folder):
 def test_no_manifest(tmp_path):
     with pytest.raises(DataError, match=r"no .*manifest\.json") as caught:
         ShardSet.open(tmp_path / "nothing")
-    assert caught.value.hint is not None and "jobs/tokenize.py" in caught.value.hint
+    assert caught.value.hint is not None and "jobs/prepare.py" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.beside import RayMetrics
 from janus_dist.config.recipe import RunConfig
-from janus_dist.data.json_lines import read_records
+from janus_dist.launch.services import RayMetrics
 from janus_dist.monitor.console import count, duration, figure, step_line
 from janus_dist.monitor.grafana import dashboard, gauge_name
 from janus_dist.monitor.metrics import GAUGE_LABELS, METRICS, NAMES, as_markdown
 from janus_dist.monitor.sinks import LOOK_EVERY_STEPS, JsonlSink, WandbSink, make_sinks
+from janus_dist.storage.json_lines import read_records
 from janus_dist.train.schedule import learning_rate
 from tests import prepared
 

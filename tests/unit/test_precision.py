@@ -7,12 +7,12 @@ import pytest
 import torch
 from ray.exceptions import RayActorError
 
-from janus_dist import room
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import EngineConfig
 from janus_dist.engine.world import World
 from janus_dist.errors import CheckpointError, ClusterError
 from janus_dist.evaluation.sampler import dtype_for
+from janus_dist.launch.launcher import capacity
 from janus_dist.model import native
 from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other
@@ -121,15 +121,15 @@ def test_every_node_that_can_hold_a_rank_is_asked(monkeypatch):
             raise RayActorError
         return natives[name]
 
-    monkeypatch.setattr(room.ray, "nodes", lambda: alive)
-    monkeypatch.setattr(room, "_is_native", SimpleNamespace(options=options))
-    monkeypatch.setattr(room.ray, "wait", lambda tasks, num_returns, timeout: (tasks, []))
-    monkeypatch.setattr(room.ray, "get", get)
-    assert not room.all_native(gpu=False) and asked == [a, b, gone]
+    monkeypatch.setattr(capacity.ray, "nodes", lambda: alive)
+    monkeypatch.setattr(capacity, "_is_native", SimpleNamespace(options=options))
+    monkeypatch.setattr(capacity.ray, "wait", lambda tasks, num_returns, timeout: (tasks, []))
+    monkeypatch.setattr(capacity.ray, "get", get)
+    assert not capacity.all_native(gpu=False) and asked == [a, b, gone]
     natives[b] = True
-    assert room.all_native(gpu=False)
+    assert capacity.all_native(gpu=False)
     asked.clear()
-    assert room.all_native(gpu=True) and asked == [b]
+    assert capacity.all_native(gpu=True) and asked == [b]
 
 
 @pytest.mark.parametrize(

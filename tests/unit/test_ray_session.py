@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ray._private import services
 
-from janus_dist import ray_session
 from janus_dist.errors import ClusterError, ConfigError
+from janus_dist.launch.launcher import session
 from tests import limits
 
 SILENT = "import time; time.sleep(600)"
@@ -27,15 +27,15 @@ def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str
         found.append(address)
         signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does
 
-    monkeypatch.setattr(ray_session.ray, "init", init)
-    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_session, "_start_local", lambda _: found.append("local"))
-    monkeypatch.setattr(ray_session.tokens, "maybe_enable_token_auth_if_token_available", lambda **_: False)
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session, "_start_local", lambda _: found.append("local"))
+    monkeypatch.setattr(session.tokens, "maybe_enable_token_auth_if_token_available", lambda **_: False)
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
     monkeypatch.setattr(services, "resolve_ip_for_localhost", lambda host: host)
-    monkeypatch.setattr(ray_session, "POLL_S", 0.05)
+    monkeypatch.setattr(session, "POLL_S", 0.05)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr(ray_session.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
     before = signal.getsignal(signal.SIGTERM)
     yield found
     signal.signal(signal.SIGTERM, before)
@@ -44,13 +44,13 @@ def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The processes that were started."""
-    started, popen = [], ray_session.subprocess.Popen
+    started, popen = [], session.subprocess.Popen
 
     def start(*arguments: Any, **options: Any) -> Any:
         started.append(popen(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr(ray_session.subprocess, "Popen", start)
+    monkeypatch.setattr(session.subprocess, "Popen", start)
     return started
 
 
@@ -76,11 +76,11 @@ def record(folder: Path, address: str) -> None:
 
 def child(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Let a script stand in for ray_process.py."""
-    monkeypatch.setattr(ray_session, "CHILD", (sys.executable, "-c", script))
+    monkeypatch.setattr(session, "CHILD", (sys.executable, "-c", script))
 
 
 def test_without_any_a_local_one_is_started(joined, children, caplog):
-    ray_session.connect()
+    session.connect()
     assert joined == ["local"] and not children and not caplog.messages
 
 
@@ -88,13 +88,13 @@ def test_a_jobs_own_way_to_end_is_kept(monkeypatch, joined, tmp_path, dead):
     child(monkeypatch, 'print(\'{"nodes": [{"CPU": 2.0}]}\')')
     record(tmp_path, dead)
     signal.signal(signal.SIGTERM, mine := lambda *_: None)
-    ray_session.connect()
+    session.connect()
     assert joined == [dead] and signal.getsignal(signal.SIGTERM) is mine
 
 
 def test_the_address_of_one_that_was_killed_is_not_waited_for(joined, tmp_path, dead, caplog):
     record(tmp_path, dead)
-    ray_session.connect()
+    session.connect()
     assert joined == ["local"]
     assert len(caplog.messages) == 1 and f"the Ray at {dead} does not answer (ConnectionRefused" in caplog.text
     assert "a local Ray is started" in caplog.text
@@ -103,9 +103,9 @@ def test_the_address_of_one_that_was_killed_is_not_waited_for(joined, tmp_path, 
 def test_one_that_takes_connections_and_does_not_answer_is_left(
     monkeypatch, joined, children, tmp_path, silent, caplog
 ):
-    monkeypatch.setattr(ray_session, "PROBE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(session, "PROBE_TIMEOUT_S", 1.0)
     record(tmp_path, silent)
-    ray_session.connect()
+    session.connect()
     assert joined == ["local"] and all(each.poll() is not None for each in children)
     assert len(caplog.messages) == 1 and f"the Ray at {silent} does not answer (no reply within" in caplog.text
 
@@ -115,38 +115,38 @@ def test_the_address_that_ray_will_use_is_the_one_that_is_asked(monkeypatch, joi
     port = silent.split(":")[1]
     monkeypatch.setattr(services, "resolve_ip_for_localhost", lambda _: "127.0.0.2")
     record(tmp_path, silent)
-    ray_session.connect()
+    session.connect()
     assert joined == ["local"] and f"the Ray at 127.0.0.2:{port} does not answer (ConnectionRefused" in caplog.text
 
 
 def test_one_that_wants_another_token_is_left(monkeypatch, joined, tmp_path, dead, caplog):
     child(monkeypatch, 'print(\'{"fault": "AuthenticationError: no", "is_refused": true}\')')
     record(tmp_path, dead)
-    ray_session.connect()
+    session.connect()
     assert joined == ["local"] and caplog.messages == [f"the Ray at {dead} wants another token: a local Ray is started"]
 
 
 def test_one_that_answers_is_joined(monkeypatch, joined, tmp_path, dead, caplog):
     child(monkeypatch, 'print(\'{"nodes": [{"CPU": 2.0}]}\')')
     record(tmp_path, dead)
-    ray_session.connect()
+    session.connect()
     assert joined == [dead] and not caplog.messages
-    assert ray_session.resources() == [{"CPU": 2.0}]
+    assert session.resources() == [{"CPU": 2.0}]
 
 
 @pytest.mark.parametrize("kind", ["silent", "dead"])
 def test_one_that_was_named_is_joined_or_the_job_ends(monkeypatch, joined, children, request, kind):
     address = request.getfixturevalue(kind)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(ray_session, "ATTACH_TIMEOUT_S", 1.0)
-    for start in (ray_session.connect, ray_session.join):
+    monkeypatch.setattr(session, "ATTACH_TIMEOUT_S", 1.0)
+    for start in (session.connect, session.join):
         with pytest.raises(ClusterError, match=f"RAY_ADDRESS={address} cannot be reached, tried for 1 s: ") as caught:
             start()
         assert "RAY_ADDRESS=local" in (caught.value.hint or "")
     assert not joined and children and all(each.poll() is not None for each in children)
-    monkeypatch.setattr(ray_session, "PROBE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(session, "PROBE_TIMEOUT_S", 1.0)
     with pytest.raises(ClusterError, match="cannot be reached"):
-        ray_session.resources()
+        session.resources()
 
 
 def test_one_that_was_named_is_tried_until_it_answers(monkeypatch, joined, tmp_path, dead):
@@ -154,7 +154,7 @@ def test_one_that_was_named_is_tried_until_it_answers(monkeypatch, joined, tmp_p
     fault = '{"fault": "ConnectionRefusedError", "is_refused": false}'
     child(monkeypatch, f"{count}print({fault!r} if path.stat().st_size < 3 else '{{\"nodes\": []}}')")
     monkeypatch.setenv("RAY_ADDRESS", dead)
-    ray_session.connect()
+    session.connect()
     assert joined == [dead] and (tmp_path / "count").stat().st_size == 3
 
 
@@ -162,14 +162,14 @@ def test_a_token_that_is_refused_is_not_tried_again(monkeypatch, joined, childre
     child(monkeypatch, 'print(\'{"fault": "AuthenticationError: no", "is_refused": true}\')')
     monkeypatch.setenv("RAY_ADDRESS", dead)
     with pytest.raises(ClusterError, match=f"RAY_ADDRESS={dead} wants a token, and this shell has none or another"):
-        ray_session.connect()
+        session.connect()
     assert len(children) == 1 and not joined
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001", "head"])
 def test_what_is_no_address_of_a_cluster_is_refused(monkeypatch, joined, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
-    for look in (ray_session.connect, ray_session.join, ray_session.resources):
+    for look in (session.connect, session.join, session.resources):
         with pytest.raises(ConfigError, match=f"RAY_ADDRESS={address} is not "):
             look()
     assert not joined
@@ -178,10 +178,10 @@ def test_what_is_no_address_of_a_cluster_is_refused(monkeypatch, joined, address
 def test_a_local_one_that_was_asked_for_is_started_beside_any_other(monkeypatch, joined, children, tmp_path, silent):
     record(tmp_path, silent)
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    ray_session.connect()
-    assert joined == ["local"] and ray_session.resources() is None and not children
+    session.connect()
+    assert joined == ["local"] and session.resources() is None and not children
     with pytest.raises(ConfigError, match="RAY_ADDRESS=local asks for a Ray of the job's own"):
-        ray_session.join()
+        session.join()
 
 
 def test_the_wait_ends_when_a_signal_comes(monkeypatch, joined, children, silent):
@@ -195,7 +195,7 @@ def test_the_wait_ends_when_a_signal_comes(monkeypatch, joined, children, silent
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         with pytest.raises(KeyboardInterrupt):
-            ray_session.connect()
+            session.connect()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -213,14 +213,14 @@ FAILURES = {
 def test_a_local_one_that_does_not_start_ends_the_job(monkeypatch, children, tmp_path, how):
     script, said = FAILURES[how]
     child(monkeypatch, script)
-    monkeypatch.setattr(ray_session, "START_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(ray_session, "POLL_S", 0.05)
-    monkeypatch.setattr(ray_session.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_session.tokens, "enable_token_auth_by_default", lambda: False)
+    monkeypatch.setattr(session, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(session, "POLL_S", 0.05)
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.tokens, "enable_token_auth_by_default", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(ClusterError, match=f"a local Ray did not start: .*{said}") as caught:
-        ray_session.connect()
+        session.connect()
     assert caught.value.exit_code == 6 and [each.poll() is None for each in children] == [False]
     logs = list(tmp_path.glob("janus-ray-*.log"))
     assert [str(path) in (caught.value.hint or "") for path in logs] == [True] * (how == "an abort")
@@ -229,14 +229,14 @@ def test_a_local_one_that_does_not_start_ends_the_job(monkeypatch, children, tmp
 def test_a_local_one_ends_with_the_job(monkeypatch, children, tmp_path):
     begun, ended = [], []
     child(monkeypatch, 'import sys; print(\'{"address": "127.0.0.1:9"}\', flush=True); sys.stdin.read()')
-    monkeypatch.setattr(ray_session.ray, "init", lambda address, **_: begun.append(address))
-    monkeypatch.setattr(ray_session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: ended.append(True))
-    monkeypatch.setattr(ray_session.tokens, "enable_token_auth_by_default", lambda: False)
-    monkeypatch.setattr(ray_session.atexit, "register", lambda do, process: ended.append((do, process)))
-    monkeypatch.setattr(ray_session.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(session.ray, "init", lambda address, **_: begun.append(address))
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(session.tokens, "enable_token_auth_by_default", lambda: False)
+    monkeypatch.setattr(session.atexit, "register", lambda do, process: ended.append((do, process)))
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    ray_session.connect()
+    session.connect()
     assert begun == ["127.0.0.1:9"] and children[0].poll() is None
     (do, process) = ended[0]
     do(process)
@@ -246,7 +246,7 @@ def test_a_local_one_ends_with_the_job(monkeypatch, children, tmp_path):
 STUCK = """
 import ctypes, sys
 from janus_dist import ray_session, ray_watch
-from janus_dist.job_cli import Asked
+from janus_dist.cli.job import Asked
 
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 libc.pthread_mutex_lock(mutex)

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from janus_dist.data import fetch, reader
+from janus_dist.data import reader
 from janus_dist.data.reader import Range, joined
 from janus_dist.errors import DataError
+from janus_dist.storage import ranges as fetch
 from tests.limits import HANG_S
 from tests.reading import DATA, PAGE, PATH, SIZE, gib, pages_in, until, wanted
 from tests.unit.test_s3 import bucket  # noqa: F401

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
-from janus_dist.data import fetch
 from janus_dist.data.reader import Range
 from janus_dist.errors import DataError
+from janus_dist.storage import ranges as fetch
 from tests.limits import HANG_S
 from tests.reading import DATA, PATH, until, wanted
 from tests.s3_faults import PROXIES, FaultyS3
@@ -44,7 +44,7 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("fault", "path", "start", "cause", "hint"),
         [
-            ("ok", "s3://shards/b.tar", 0, "404 NoSuchKey (The specified key does not exist.)", "jobs/tokenize.py"),
+            ("ok", "s3://shards/b.tar", 0, "404 NoSuchKey (The specified key does not exist.)", "jobs/prepare.py"),
             ("denied", PATH, 0, "403 AccessDenied (Access Denied)", "check the credentials, AWS_ENDPOINT_URL"),
             ("ok", PATH, 50_000, "416 InvalidRange (The requested range is not satisfiable)", "make this shard"),
         ],

@@ -52,7 +52,7 @@ def test_the_hint_is_followed(tmp_path, monkeypatch, damage):
         case "table is gone":
             table.unlink()
     hint = refusal(of.folder).hint or ""
-    assert "manifest.json" in hint and "jobs/tokenize.py" in hint
+    assert "manifest.json" in hint and "jobs/prepare.py" in hint
     if damage != "table is gone":
         prepare.prepare_data(recipe)
         assert refusal(of.folder), "with the manifest there, nothing is done"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from janus_dist import room
+from janus_dist.launch.launcher import capacity
 from tests import prepared
 
 
@@ -14,8 +14,8 @@ def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
 
 def test_room_counts_whole_ranks_on_nodes_that_live(monkeypatch, tmp_path):
     def found(nodes: list[dict], **cluster: Any) -> int:
-        monkeypatch.setattr(room.ray, "nodes", lambda: nodes)
-        return room.room_in(room.of_nodes(), prepared.recipe(tmp_path, tmp_path, cluster=cluster))
+        monkeypatch.setattr(capacity.ray, "nodes", lambda: nodes)
+        return capacity.room_in(capacity.of_nodes(), prepared.recipe(tmp_path, tmp_path, cluster=cluster))
 
     gpus = {"workers": 128, "gpu": True, "cpus_per_worker": 8}
     assert found([node(80, 8)] * 16 + [node(0)], **gpus) == 128
@@ -33,8 +33,8 @@ def test_room_counts_whole_ranks_on_nodes_that_live(monkeypatch, tmp_path):
 )
 def test_waiting_for_others_is_said_once(monkeypatch, tmp_path, free, said):
     left, found, looked = iter(free), [], []
-    monkeypatch.setattr(room.ray, "available_resources", lambda: {"CPU": next(left)})
-    monkeypatch.setattr(room, "FREED_S", -1.0)
-    monkeypatch.setattr(room, "POLL_S", 0.0)
-    room.wait_for_others(prepared.recipe(tmp_path, tmp_path), 2, found.append, lambda: looked.append(1))
+    monkeypatch.setattr(capacity.ray, "available_resources", lambda: {"CPU": next(left)})
+    monkeypatch.setattr(capacity, "FREED_S", -1.0)
+    monkeypatch.setattr(capacity, "POLL_S", 0.0)
+    capacity.wait_for_others(prepared.recipe(tmp_path, tmp_path), 2, found.append, lambda: looked.append(1))
     assert found == said and len(looked) == len(free) - 1 and next(left, None) is None

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from janus_dist.batch import NO_LABEL
-from janus_dist.cli import app
+from janus_dist.cli.main import app
 from janus_dist.data.collate import DocumentFormat, collate
-from janus_dist.data.legible import marked
 from janus_dist.data.loader import Loader
 from janus_dist.data.plan import Plan, open_shards
-from janus_dist.data.row_view import document_pieces, view_row
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
+from janus_dist.inspection.render import marked
+from janus_dist.inspection.row_view import document_pieces, view_row
 from tests import prepared, shard_sets
 
 

@@ -6,12 +6,13 @@ import pytest
 from data_pipelines.inputs import formats
 from data_pipelines.inputs.versions import check_unchanged
 from janus_dist.config.pipeline import InputConfig
-from janus_dist.data import inspect, storage
-from janus_dist.data.lint import Scope, lint
 from janus_dist.data.loader import read_payloads
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.sample import decode
 from janus_dist.errors import DataError
+from janus_dist.inspection import inspect
+from janus_dist.inspection.lint import Scope, lint
+from janus_dist.storage import fs
 from tests import shard_sets
 from tests.moto_s3 import moto_bucket
 from tests.shard_sets import all_records
@@ -49,7 +50,7 @@ def test_a_shard_set_is_looked_at(bucket, tmp_path):
     assert list(inspect.quarantine(folder)) == [] and inspect.stats(folder) is None
     for scope in (Scope(deep=True), Scope(samples=2)):
         assert lint(folder, shards.manifest, words, None, scope).faults == []
-    storage.remove(f"{folder}/shard-00000.tar")
+    fs.remove(f"{folder}/shard-00000.tar")
     assert [fault.what for fault in lint(folder, shards.manifest, words, None, Scope()).faults] == [
         "the tar is missing"
     ]
@@ -57,28 +58,28 @@ def test_a_shard_set_is_looked_at(bucket, tmp_path):
 
 def test_files_of_a_store(bucket):
     path = f"{bucket}/folder/file"
-    assert storage.size(path) is None and storage.names(f"{bucket}/folder") == []
-    storage.write_whole(path, b"content")
-    assert (storage.size(path), storage.read(path), storage.names(f"{bucket}/folder")) == (7, b"content", ["file"])
-    with storage.open_binary(path) as file:
+    assert fs.size(path) is None and fs.names(f"{bucket}/folder") == []
+    fs.write_whole(path, b"content")
+    assert (fs.size(path), fs.read(path), fs.names(f"{bucket}/folder")) == (7, b"content", ["file"])
+    with fs.open_binary(path) as file:
         file.seek(3)
         assert file.read(4) == b"tent"
-    storage.remove(path)
-    assert storage.size(path) is None
+    fs.remove(path)
+    assert fs.size(path) is None
     with pytest.raises(FileNotFoundError):
-        storage.read(path)
+        fs.read(path)
 
 
 def test_a_source_in_a_store_that_changes_is_named(bucket):
     """What a listing says of a file is what a look at it says, so that nothing seems to change by itself."""
     path = f"{bucket}/in/a.jsonl"
-    storage.write_whole(path, b'{"text": "a"}\n')
+    fs.write_whole(path, b'{"text": "a"}\n')
     (unit,) = formats.units(InputConfig(format="jsonl", path=f"{bucket}/in", stream="text"), 10)
-    assert unit.versions == ((path, storage.version(path)),)
+    assert unit.versions == ((path, fs.version(path)),)
     check_unchanged([unit])
-    storage.write_whole(path, b'{"text": "a"}\n')
+    fs.write_whole(path, b'{"text": "a"}\n')
     check_unchanged([unit])
-    storage.write_whole(path, b'{"text": "b"}\n')
+    fs.write_whole(path, b'{"text": "b"}\n')
     with pytest.raises(
         DataError, match=r"s3://shards/in/a\.jsonl has changed since the work was cut: it had 14 bytes, ETag"
     ):

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from janus_dist.cli import app
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.find import find, recipe_of
+from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.tokenizer import load_tokenizer, train_tokenizer
-from janus_dist.engine import commits
-from janus_dist.engine.find import find, recipe_of
 from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.evaluation import samples
 from janus_dist.evaluation.prompts import Asked, read_prompts

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from janus_dist.data import scenes
-from janus_dist.data.easy_vqa import COLORS
+from janus_dist.datasets import scenes
+from janus_dist.datasets.easy_vqa import COLORS
 from janus_dist.evaluation.scene_detector import detect
 from janus_dist.evaluation.scenes import is_seen
 

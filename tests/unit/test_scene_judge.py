@@ -9,8 +9,8 @@ import pytest
 
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import scenes
-from janus_dist.data.scenes import KINDS, Kind, Scene, Thing
+from janus_dist.datasets import scenes
+from janus_dist.datasets.scenes import KINDS, Kind, Scene, Thing
 from janus_dist.evaluation import run
 from janus_dist.evaluation import scenes as judge
 from janus_dist.evaluation.scenes import Prompt, Scenes

@@ -16,11 +16,12 @@ from data_pipelines.steps.understanding import Understanding
 from janus_dist.config.load import load
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import images, scene_words, scenes
-from janus_dist.data.easy_vqa import COLORS
+from janus_dist.data import images
 from janus_dist.data.sample import UnderstandingSample
-from janus_dist.data.scenes import KINDS, SHAPES, Dice, Scene, Thing
 from janus_dist.data.tokenizer import Tokenizer
+from janus_dist.datasets import scene_words, scenes
+from janus_dist.datasets.easy_vqa import COLORS
+from janus_dist.datasets.scenes import KINDS, SHAPES, Dice, Scene, Thing
 from janus_dist.evaluation.held_out import accuracy_by_kind, blind_answers
 from janus_dist.evaluation.scenes import Question
 

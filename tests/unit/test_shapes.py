@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from janus_dist.data import easy_vqa
-from janus_dist.data.easy_vqa import COLORS
+from janus_dist.datasets import easy_vqa
+from janus_dist.datasets.easy_vqa import COLORS
 from janus_dist.evaluation.shapes import NOTHING, Detection, detect
 
 KNOWN = [image for image in easy_vqa.load("test") if image.shape and image.color]

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from janus_dist.data import storage
 from janus_dist.data.loader import read_payloads
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.sample import Sample, TextSample, decode, encode, members
 from janus_dist.data.shard import BLOCK_SAMPLES, counts, read_index, write_shard
 from janus_dist.errors import DataError
+from janus_dist.storage import fs
 from tests import tiny
 from tests.shard_sets import all_records
 
@@ -174,13 +174,13 @@ def test_texts_cost_little_more_on_disk_than_their_ids(tmp_path, tokens, most):
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    storage.write_whole(tmp_path / "file", b"old")
+    fs.write_whole(tmp_path / "file", b"old")
 
     def fail(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage.os, "fsync", fail)
+    monkeypatch.setattr(fs.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        storage.write_whole(tmp_path / "file", b"new")
+        fs.write_whole(tmp_path / "file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert storage.read(tmp_path / "file") == b"old"
+    assert fs.read(tmp_path / "file") == b"old"

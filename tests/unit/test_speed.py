@@ -9,7 +9,7 @@ from janus_dist.data.loader import Loader
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine.world import World
-from janus_dist.model.flops import Counts, model_flops
+from janus_dist.estimate.flops import Counts, model_flops
 from janus_dist.monitor.metrics import NAMES
 from janus_dist.train import speed
 from tests import prepared

@@ -18,7 +18,7 @@ def test_files_in_jobs_shadow_nothing(tmp_path: Path):
     jobs = tmp_path / "jobs"
     jobs.mkdir()
     shutil.copy(ROOT / "jobs" / "_start.py", jobs)
-    (jobs / "tokenize.py").write_text("raise RuntimeError('jobs/tokenize.py was imported')\n")
+    (jobs / "tokenize.py").write_text("raise RuntimeError('jobs/prepare.py was imported')\n")
     (jobs / "other.py").write_text("")
     (jobs / "job.py").write_text(JOB)
     done = subprocess.run([sys.executable, "jobs/job.py"], cwd=tmp_path, capture_output=True, text=True, check=False)

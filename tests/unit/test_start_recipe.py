@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from janus_dist.checkpoint.find import check_starts, start_recipe
 from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import TINY
-from janus_dist.engine.find import check_starts, start_recipe
 from janus_dist.errors import ConfigError
 from tests.unit.test_config_load import BASE
 

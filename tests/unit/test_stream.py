@@ -11,9 +11,9 @@ import pytest
 from data_pipelines import job, stream, work
 from data_pipelines.inputs import formats
 from data_pipelines.inputs import pictures as picture_files
-from janus_dist.data import lease, storage
-from janus_dist.data.lease import LeaseLostError, Times
 from janus_dist.errors import ConfigError, DataError
+from janus_dist.storage import fs, lease
+from janus_dist.storage.lease import LeaseLostError, Times
 from tests import alone as alone_module
 from tests.alone import without_ray, work_on
 from tests.images import noise, png
@@ -72,7 +72,7 @@ def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(
         (tmp_path / f"in/photo-{number:03d}.png").write_bytes(png(noise(20, 20)))
     images = images if "://" in images else str(tmp_path / images)
     of = work_on("understanding", source, tmp_path / "data", rule, f"pipeline.inputs.understanding.images={images}")
-    read = storage.read
+    read = fs.read
 
     def refuse(path, **how):
         if str(path).startswith(images):
@@ -86,7 +86,7 @@ def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(
         return
     with pytest.raises(PermissionError):
         stream.run(of)
-    assert storage.names(f"{of.folder}/commits") == []
+    assert fs.names(f"{of.folder}/commits") == []
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(7, 7), (20, 20), (29, 29), (500, 30)])
@@ -228,4 +228,4 @@ def test_a_run_that_lost_its_folder_commits_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "shard_name", taken_over)
     with pytest.raises(LeaseLostError, match="was taken over by another job"):
         stream.run(of)
-    assert storage.names(f"{of.folder}/commits") == [] and storage.size(f"{of.folder}/manifest.json") is None
+    assert fs.names(f"{of.folder}/commits") == [] and fs.size(f"{of.folder}/manifest.json") is None

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from janus_dist import tasks
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import PreemptedError
+from janus_dist.launch.launcher import task_pool
 from tests import prepared
 
 Wait = Callable[..., tuple[list[str], list[str]]]
@@ -31,17 +31,17 @@ def train_all(monkeypatch, tmp_path) -> Callable[[Wait], list[str]]:
     class Nothing:
         remote = staticmethod(lambda: None)
 
-    monkeypatch.setattr(tasks, "connect", lambda: None)
-    monkeypatch.setattr(tasks, "Lines", Nothing)
-    monkeypatch.setattr(tasks, "Follower", lambda lines, show: nullcontext())
-    monkeypatch.setattr(tasks, "_driver", Driver)
-    monkeypatch.setattr(tasks, "_runs_at_once", lambda recipe: 1)
-    monkeypatch.setattr(tasks, "_get", lambda task: None)
+    monkeypatch.setattr(task_pool, "connect", lambda: None)
+    monkeypatch.setattr(task_pool, "Lines", Nothing)
+    monkeypatch.setattr(task_pool, "Follower", lambda lines, show: nullcontext())
+    monkeypatch.setattr(task_pool, "_driver", Driver)
+    monkeypatch.setattr(task_pool, "_runs_at_once", lambda recipe: 1)
+    monkeypatch.setattr(task_pool, "_get", lambda task: None)
 
     def train(wait: Wait) -> list[str]:
-        monkeypatch.setattr(tasks.ray, "wait", wait)
+        monkeypatch.setattr(task_pool.ray, "wait", wait)
         with pytest.raises(PreemptedError, match="asked to stop before b, c began") as caught:
-            tasks.train_all(recipes(tmp_path), show=print)
+            task_pool.train_all(recipes(tmp_path), show=print)
         started.append(str(caught.value.exit_code))
         return started
 
@@ -83,6 +83,6 @@ def test_a_second_ctrl_c_waits_for_no_run(train_all, monkeypatch, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         return [], given
 
-    monkeypatch.setattr(tasks.ray, "wait", wait)
+    monkeypatch.setattr(task_pool.ray, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
-        tasks.train_all(recipes(tmp_path), show=print)
+        task_pool.train_all(recipes(tmp_path), show=print)

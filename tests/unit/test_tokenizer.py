@@ -9,8 +9,8 @@ import pytest
 import tokenizers
 
 from data_pipelines import tokenizer as training
-from janus_dist.data import easy_vqa
 from janus_dist.data.tokenizer import REQUIRED, SPECIAL, Tokenizer, train_tokenizer
+from janus_dist.datasets import easy_vqa
 from janus_dist.errors import DataError
 
 SAMPLE = [

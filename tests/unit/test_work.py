@@ -13,10 +13,10 @@ from data_pipelines.inputs import versions
 from data_pipelines.limit import SPREAD
 from data_pipelines.record import Unit
 from data_pipelines.work import Marker
-from janus_dist.data import storage
-from janus_dist.data.inspect import Example, Reject
-from janus_dist.data.lease import LeaseLostError
 from janus_dist.data.shard import write_shard
+from janus_dist.inspection.inspect import Example, Reject
+from janus_dist.storage import fs
+from janus_dist.storage.lease import LeaseLostError
 from tests import shard_sets, tiny
 
 SETTINGS = {"a": 1}
@@ -162,7 +162,7 @@ def test_a_commit_looks_at_the_lease_and_twice_at_a_store_without_conditions(tmp
     with pytest.raises(LeaseLostError):
         work.commit(str(tmp_path), marker, lost)
     assert work.load_marker(str(tmp_path), job) is None
-    monkeypatch.setattr(storage, "create", lambda path, content, conditional: ways.append(conditional) or True)
+    monkeypatch.setattr(fs, "create", lambda path, content, conditional: ways.append(conditional) or True)
     for conditional in (True, False):
         assert work.commit(str(tmp_path), marker, Mock(conditional=conditional))
     assert ways == [True, False]
@@ -228,19 +228,19 @@ def test_a_job_that_commits_while_markers_are_looked_for_keeps_its_marker(tmp_pa
     words = shard_sets.tokenizer(tmp_path)
     first, late = cut(10, 10)
     assert work.commit(str(tmp_path), make_marker(tmp_path, first, words))
-    listed = storage.sizes
+    listed = fs.sizes
 
     def commits_after(folder):
         found = listed(folder)
         work.commit(str(tmp_path), make_marker(tmp_path, late, words))
         return found
 
-    monkeypatch.setattr(storage, "sizes", commits_after)
+    monkeypatch.setattr(fs, "sizes", commits_after)
     assert first.digest in [marker.job for marker in work.done(str(tmp_path), [first, late])]
     assert work.load_marker(str(tmp_path), late) is not None
 
 
 def test_creating_a_file_that_is_there(tmp_path):
-    assert storage.create(tmp_path / "a" / "b", b"1") and not storage.create(tmp_path / "a" / "b", b"2")
+    assert fs.create(tmp_path / "a" / "b", b"1") and not fs.create(tmp_path / "a" / "b", b"2")
     assert (tmp_path / "a" / "b").read_bytes() == b"1" and len(list((tmp_path / "a").iterdir())) == 1
-    assert storage.sizes(tmp_path / "a") == {"b": 1} and storage.sizes(Path("/nowhere")) == {}
+    assert fs.sizes(tmp_path / "a") == {"b": 1} and fs.sizes(Path("/nowhere")) == {}

@@ -8,13 +8,13 @@ import yaml
 from ray._private import services
 
 from data_pipelines.prepare import prepare_data
-from janus_dist import ray_session
-from janus_dist.cli import app
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.commits import Commit
+from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine import commits
-from janus_dist.engine.commits import Commit
 from janus_dist.errors import DataError
+from janus_dist.launch.launcher import session
 from tests import prepared
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(ray_session, "resources", lambda: None)  # of whatever else runs on this machine
+    monkeypatch.setattr(session, "resources", lambda: None)  # of whatever else runs on this machine
     prepared.prepare(tmp_path)
     recipe = prepared.recipe(tmp_path, tmp_path / "runs", 2)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
@@ -69,12 +69,12 @@ def test_nothing_in_the_way(folder, check):
 
 
 def test_all_checks_pass_where_all_could_be_made(folder, check, monkeypatch):
-    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(session, "resources", lambda: [{"CPU": 2.0}])
     assert check()[1].splitlines()[-1] == "all checks passed"
 
 
 def test_shards_that_are_still_to_be_made_are_not_checked(folder, check, monkeypatch):
-    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(session, "resources", lambda: [{"CPU": 2.0}])
     (folder / "pages.jsonl").write_text('{"text": "a page"}\n')
     given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: pages.jsonl}}"
     said = "shards of pages are made first: whether they fit the model, and the plan, is not known"
@@ -86,7 +86,7 @@ def test_shards_that_are_still_to_be_made_are_not_checked(folder, check, monkeyp
 
 
 def test_shards_that_exist_are_checked_beside_those_still_to_be_made(folder, check, monkeypatch):
-    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(session, "resources", lambda: [{"CPU": 2.0}])
     given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: 'pages/*.jsonl'}}"
     code, out = check(given)
     assert code == 0 and "pipeline.inputs.pages.path=pages/*.jsonl: the files that it names are listed when" in out
@@ -224,7 +224,7 @@ def test_what_is_read_during_a_run_is_looked_at_before(folder, check):
 
 
 def test_a_cluster_that_is_too_small_is_found(folder, check, monkeypatch):
-    monkeypatch.setattr(ray_session, "resources", lambda: [{"CPU": 3.0}, {"CPU": 1.0}])
+    monkeypatch.setattr(session, "resources", lambda: [{"CPU": 3.0}, {"CPU": 1.0}])
     assert "  the Ray cluster has 4 CPUs and 0 GPUs on 2 nodes" in check()[1]
     assert check("cluster.workers=4")[0] == 0
     code, out = check("cluster.workers=2", "cluster.cpus_per_worker=2")
@@ -236,5 +236,5 @@ def test_a_cluster_that_is_too_small_is_found(folder, check, monkeypatch):
 def test_no_cluster_is_started_to_look_at(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
-    monkeypatch.setattr(ray_session.ray, "init", lambda **_: pytest.fail("Ray was started"))
-    assert ray_session.resources() is None
+    monkeypatch.setattr(session.ray, "init", lambda **_: pytest.fail("Ray was started"))
+    assert session.resources() is None

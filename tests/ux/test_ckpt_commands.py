@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from janus_dist.cli import app
-from janus_dist.data import storage
-from janus_dist.engine import commits
-from janus_dist.engine.commits import Commit
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.commits import Commit
+from janus_dist.cli.main import app
 from janus_dist.errors import JanusError
+from janus_dist.storage import fs
 from tests import prepared
 from tests.moto_s3 import moto_bucket
 
@@ -32,7 +32,7 @@ def write(folder: str, step: int, recipe: dict) -> str:
     """A checkpoint of two small files."""
     path = commits.folder(folder, step)
     for rank in range(2):
-        storage.write_whole(f"{path}/__{rank}_0.distcp", bytes([rank]) * 600_000)
+        fs.write_whole(f"{path}/__{rank}_0.distcp", bytes([rank]) * 600_000)
     described = {f"__{rank}_0.distcp": commits.describe(f"{path}/__{rank}_0.distcp") for rank in range(2)}
     commits.write_marker(
         path,
@@ -65,10 +65,10 @@ def folder(request, tmp_path, monkeypatch):
         saved = f"{root}/run"
         for step in (10, 20, 30, 40, 50):
             write(saved, step, recipe)
-        storage.write_whole(f"{commits.folder(saved, 20)}/__1_0.distcp", b"short")
-        storage.remove(f"{commits.folder(saved, 40)}/{commits.MARKER}")
+        fs.write_whole(f"{commits.folder(saved, 20)}/__1_0.distcp", b"short")
+        fs.remove(f"{commits.folder(saved, 40)}/{commits.MARKER}")
         fifty = commits.folder(saved, 50)
-        storage.rename(f"{fifty}/{commits.MARKER}", f"{fifty}/{commits.ASIDE}")
+        fs.rename(f"{fifty}/{commits.MARKER}", f"{fifty}/{commits.ASIDE}")
         return saved
 
     if request.param == "disk":
@@ -98,25 +98,25 @@ def test_list(folder, janus):
 
 def test_list_leaves_out_what_a_user_copied(folder, janus):
     """A copy of a checkpoint under a name of its own is no checkpoint of the run, and nothing that prune may delete."""
-    marker = storage.read(f"{commits.folder(folder, 10)}/{commits.MARKER}")
-    storage.write_whole(f"{folder}/step-00000010-good/{commits.MARKER}", marker)
+    marker = fs.read(f"{commits.folder(folder, 10)}/{commits.MARKER}")
+    fs.write_whole(f"{folder}/step-00000010-good/{commits.MARKER}", marker)
     assert commits.step_of(f"{folder}/step-00000010-good") == 10, "named by hand it is one"
     assert [line.split()[1] for line in janus("list", folder)[1].splitlines()[1:]] == ["10", "20", "30", "40", "50"]
     janus("prune", folder, "--keep", "1")
-    assert storage.names(f"{folder}/step-00000010-good") == [commits.MARKER]
+    assert fs.names(f"{folder}/step-00000010-good") == [commits.MARKER]
 
 
 def test_prune_bears_another_one_beside_it(folder, janus, monkeypatch):
     """Two commands delete the same: what is gone already is no fault."""
-    listed = storage.sizes
+    listed = fs.sizes
 
     def gone_meanwhile(path):
         found = listed(path)
         if str(path) == commits.folder(folder, 10) and commits.MARKER in found:
-            storage.remove_folder(path)
+            fs.remove_folder(path)
         return found
 
-    monkeypatch.setattr(storage, "sizes", gone_meanwhile)
+    monkeypatch.setattr(fs, "sizes", gone_meanwhile)
     assert janus("prune", folder, "--keep", "1")[0] == 0
     assert [commits.step_of(path) for path in commits.folders(folder)] == [30, 40, 50]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.cli import app
-from janus_dist.data.repair import REMAKE_SHARD
+from janus_dist.cli.main import app
 from janus_dist.errors import JanusError
+from janus_dist.storage.repair import REMAKE_SHARD
 from tests import shard_sets
 from tests.limits import HANG_S
 
@@ -92,7 +92,7 @@ def test_no_shard_set(words, janus, command):
         3,
         "",
         "no shard set in nowhere: neither manifest.json nor a folder with one, as understanding/manifest.json\n"
-        "  give the folder of a shard set or a data.root; jobs/tokenize.py makes them",
+        "  give the folder of a shard set or a data.root; jobs/prepare.py makes them",
     )
 
 
@@ -340,7 +340,7 @@ def test_quarantine_as_csv(words, janus):
 
 def run(*arguments):
     environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from janus_dist.cli import janus; janus()", "data", *arguments]
+    command = [sys.executable, "-c", "from janus_dist.cli.main import janus; janus()", "data", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment, check=False)
 
 

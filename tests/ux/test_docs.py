@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from janus_dist.cli import app
+from janus_dist.cli.main import app
 from janus_dist.config.load import keys
 from janus_dist.config.recipe import StageRecipe
 

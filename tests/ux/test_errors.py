@@ -150,7 +150,7 @@ def job(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         f'''"""A job for tests."""
 from pathlib import Path
 from janus_dist import errors
-from janus_dist.job_cli import recipe_from_args, run_job
+from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 
 def main():
@@ -268,7 +268,7 @@ def test_help_of_a_job():
         assert f"\n  {section} " in done.stdout or f"\n  {section}\n" in done.stdout
 
 
-JANUS = (sys.executable, "-c", "from janus_dist.cli import janus; janus()")
+JANUS = (sys.executable, "-c", "from janus_dist.cli.main import janus; janus()")
 
 
 def test_janus_config_show():

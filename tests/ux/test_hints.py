@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist import submit_cli
+from janus_dist.cli.job import recipe_from_args, take_choice, take_number
+from janus_dist.cli.main import submit
 from janus_dist.config.load import keys, load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError
-from janus_dist.job_cli import recipe_from_args, take_choice, take_number
 from tests.unit.test_config_load import BASE, STAGE
 
 FILES = ["base.yaml", "stage.yaml"]
@@ -277,6 +277,6 @@ def test_a_choice_is_written_as_the_hint_does(given: list[str]):
 
 def test_a_variable_for_a_submitted_job_is_written_as_the_hint_does():
     with pytest.raises(ConfigError) as caught:
-        submit_cli.variables({}, ["NCCL_DEBUG"])
+        submit.variables({}, ["NCCL_DEBUG"])
     given = (caught.value.hint or "").removeprefix("write --env ")
-    assert submit_cli.variables({}, [given]) == {"NCCL_DEBUG": "INFO"}
+    assert submit.variables({}, [given]) == {"NCCL_DEBUG": "INFO"}

@@ -16,17 +16,17 @@ import torch
 
 from data_pipelines import prepare, stream
 from data_pipelines.job import InputWork
-from janus_dist.cli import app
+from janus_dist.cli.main import app
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import Manifest
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.errors import JanusError
 from janus_dist.model import vq as vq_model
-from janus_dist.model.folders import Folder
 from janus_dist.model.janus import vq_config
-from janus_dist.model.start import open_weights
-from janus_dist.model.vq_weights import load_vq, save_vq
+from janus_dist.weights.folders import Folder
+from janus_dist.weights.start import open_weights
+from janus_dist.weights.vq import load_vq, save_vq
 from tests import prepared, published, shard_sets, tiny
 from tests.alone import without_ray, work_on
 from tests.images import noise, png

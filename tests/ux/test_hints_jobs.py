@@ -11,16 +11,17 @@ import pytest
 import tokenizers
 
 from cluster import wait
-from janus_dist import check_cli, ray_session, submit_cli
+from janus_dist.cli.main import check, submit
 from janus_dist.config.load import Loaded
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data.fetch import protocol
-from janus_dist.data.makers import find_tokenizer
 from janus_dist.data.manifest import Manifest
 from janus_dist.data.plan import open_shards
 from janus_dist.data.tokenizer import REQUIRED, Tokenizer
 from janus_dist.errors import JanusError
-from janus_dist.ray_session import NoAnswerError
+from janus_dist.inspection.makers import find_tokenizer
+from janus_dist.launch.launcher import session
+from janus_dist.launch.session import NoAnswerError
+from janus_dist.storage.ranges import protocol
 from janus_dist.train.validation import held_out
 from jobs import stage
 from tests import checkpoints, prepared
@@ -56,28 +57,28 @@ def recipe_with(root: Path, **sections: dict[str, Any]) -> StageRecipe:
 
 def test_an_address_of_ray_is_written_or_unset_as_the_hints_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
-    name = found(r"or unset (\w+)", hint_of(ray_session.find_address))[1]
+    name = found(r"or unset (\w+)", hint_of(session.find_address))[1]
     monkeypatch.setenv("RAY_ADDRESS", "head")
-    name_, value = found(r"write (\w+)=(\S+),", hint_of(ray_session.find_address)).groups()
+    name_, value = found(r"write (\w+)=(\S+),", hint_of(session.find_address)).groups()
     monkeypatch.setenv(name_, value.replace("HEAD", "10.0.0.1"))
-    assert ray_session.find_address() == "10.0.0.1:6379"
-    monkeypatch.setattr(ray_session.services, "canonicalize_bootstrap_address", lambda _: "10.0.0.2:6379")
+    assert session.find_address() == "10.0.0.1:6379"
+    monkeypatch.setattr(session.services, "canonicalize_bootstrap_address", lambda _: "10.0.0.2:6379")
     monkeypatch.delenv(name)
-    assert ray_session.find_address() == "10.0.0.2:6379"
+    assert session.find_address() == "10.0.0.2:6379"
 
 
 def test_a_wait_for_nodes_is_of_a_cluster(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ray_session, "_join_named", reach)
+    monkeypatch.setattr(session, "_join_named", reach)
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.delenv(found(r"unset (\w+)", hint_of(ray_session.join))[1])
+    monkeypatch.delenv(found(r"unset (\w+)", hint_of(session.join))[1])
     with pytest.raises(ReachedError):
-        ray_session.join()
+        session.join()
 
 
 def test_the_command_that_waits_for_nodes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(wait, "_connected", reach)
     monkeypatch.setattr(wait.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["cluster/wait.py", "jobs/tokenize.py"])
+    monkeypatch.setattr(sys, "argv", ["cluster/wait.py", "jobs/prepare.py"])
     words = hint_of(wait.main).split()
     monkeypatch.setattr(sys, "argv", [word for word in words[1:] if word[0] != "[" and word[-1] != "]"])
     assert (ROOT / words[1]).is_file() and (ROOT / words[2]).is_file()
@@ -87,13 +88,13 @@ def test_the_command_that_waits_for_nodes(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_job_is_submitted_as_the_hints_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(submit_cli, "_run", reach)
-    words = found(r"janus submit (\S+)", hint_of(submit_cli.submit_command, Path("nowhere.py")))[1]
+    monkeypatch.setattr(submit, "_run", reach)
+    words = found(r"janus submit (\S+)", hint_of(submit.submit_command, Path("nowhere.py")))[1]
     with pytest.raises(ReachedError):
-        submit_cli.submit_command(Path(words))
-    option = found(r"leave (\S+) out", hint_of(submit_cli.submit_command, Path(words), ["--local"]))[1]
+        submit.submit_command(Path(words))
+    option = found(r"leave (\S+) out", hint_of(submit.submit_command, Path(words), ["--local"]))[1]
     with pytest.raises(ReachedError):
-        submit_cli.submit_command(Path(words), [one for one in ["--local"] if one != option])
+        submit.submit_command(Path(words), [one for one in ["--local"] if one != option])
 
 
 def job(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -129,7 +130,7 @@ def test_a_complete_run_goes_on_with_more_steps_or_under_another_name(tmp_path: 
     key, name = found(
         r"raise (train\.steps) .*\((run\.name)=", hint_of(stage.run_stage, Loaded(recipe, {}, (), ()))
     ).groups()
-    assert hint_of(lambda: list(check_cli._start(recipe))) == hint_of(stage.run_stage, Loaded(recipe, {}, (), ()))
+    assert hint_of(lambda: list(check._start(recipe))) == hint_of(stage.run_stage, Loaded(recipe, {}, (), ()))
     changes = [{key.partition(".")[0]: {"steps": 9}}, {name.partition(".")[0]: {"name": "other"}}]
     for change in changes:
         with pytest.raises(ReachedError):
@@ -138,21 +139,21 @@ def test_a_complete_run_goes_on_with_more_steps_or_under_another_name(tmp_path: 
 
 def test_a_start_that_is_not_there_is_left_out_as_the_hint_says(tmp_path: Path):
     recipe = recipe_with(tmp_path, run={"start_from": "one"})
-    key = found(r"set run\.(start_from)=null", hint_of(lambda: list(check_cli._start(recipe))))[1]
-    assert list(check_cli._start(recipe_with(tmp_path, run={key: None}))) == ["starts from random weights"]
+    key = found(r"set run\.(start_from)=null", hint_of(lambda: list(check._start(recipe))))[1]
+    assert list(check._start(recipe_with(tmp_path, run={key: None}))) == ["starts from random weights"]
     checkpoints.mark(recipe.run.saved_in_of("one"), 3)
-    assert len(list(check_cli._start(recipe))) == 1
+    assert len(list(check._start(recipe))) == 1
 
 
 def test_figures_for_wandb_have_a_key_or_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     online = recipe_with(tmp_path, monitor={"wandb": "online"})
-    hint = hint_of(lambda: list(check_cli._wandb(online)))
+    hint = hint_of(lambda: list(check._wandb(online)))
     value = found(r"monitor\.wandb=(\w+)", hint)[1]
-    assert not list(check_cli._wandb(recipe_with(tmp_path, monitor={"wandb": value})))
+    assert not list(check._wandb(recipe_with(tmp_path, monitor={"wandb": value})))
     monkeypatch.setenv(found(r"set (\w+)", hint)[1], "k")
-    assert not list(check_cli._wandb(online))
+    assert not list(check._wandb(online))
 
 
 def test_held_out_shards_are_made_or_left_out(tmp_path: Path):
@@ -193,9 +194,9 @@ def test_paths_that_are_read_at_random():
 
 def test_no_ray_is_no_fault_of_an_address(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray_session.services, "canonicalize_bootstrap_address", lambda _: _raise(ConnectionError()))
+    monkeypatch.setattr(session.services, "canonicalize_bootstrap_address", lambda _: _raise(ConnectionError()))
     with pytest.raises(NoAnswerError):
-        ray_session.find_address()
+        session.find_address()
 
 
 def _raise(error: Exception) -> None:

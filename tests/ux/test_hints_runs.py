@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from janus_dist.cli import app
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.find import find, recipe_of, refuse_if_never, require_checkpoint
+from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.data import storage
-from janus_dist.engine import commits
-from janus_dist.engine.find import find, recipe_of, refuse_if_never, require_checkpoint
 from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError
 from janus_dist.evaluation.prompts import read_prompts
-from janus_dist.monitor.curves import Curve, follow
+from janus_dist.report.curves import Curve, follow
+from janus_dist.storage import fs
 from janus_dist.train import compatible
 from tests import checkpoints, prepared
 
@@ -66,9 +66,9 @@ def run_dir(tmp_path: Path) -> Path:
     for step in (3, 4):
         path = checkpoints.mark(recipe.run.saved_in, step, recipe=recipe.model_dump(mode="json"))
         content = bytes([step]) * 100
-        storage.write_whole(f"{path}/__0_0.distcp", content)
+        fs.write_whole(f"{path}/__0_0.distcp", content)
         described = {"__0_0.distcp": commits.describe(f"{path}/__0_0.distcp")}
-        storage.remove(f"{path}/{commits.MARKER}")
+        fs.remove(f"{path}/{commits.MARKER}")
         said: dict[str, Any] = checkpoints.IDENTITY | {"recipe": recipe.model_dump(mode="json")}
         commits.write_marker(
             path,
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint_is_deleted_as_the_hint_says(run_dir: Path, capsys:
 
 def test_commands_on_checkpoints_that_hints_name_say_what_is_there(run_dir: Path, capsys: pytest.CaptureFixture[str]):
     for path in commits.folders(f"{run_dir}/checkpoints"):
-        storage.remove(f"{path}/{commits.MARKER}")
+        fs.remove(f"{path}/{commits.MARKER}")
     command = found(r"`janus (ckpt list)` says", hint_of(janus, "ckpt", "show", run_dir))[1].split()
     janus(*command, run_dir)
     assert capsys.readouterr().out.count("not committed") == 2

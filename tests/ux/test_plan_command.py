@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from janus_dist import plan_cli
-from janus_dist.data import forecast as forecast_module
-from janus_dist.data.forecast import EVERY_STEP, forecast
+from janus_dist.cli.main import plan as plan_cli
+from janus_dist.cli.plan import lines
 from janus_dist.data.plan import Plan, open_shards
-from janus_dist.plan_cli import lines
+from janus_dist.estimate import forecast as forecast_module
+from janus_dist.estimate.forecast import EVERY_STEP, forecast
 from tests import prepared
 from tests.synthetic import stream_tokens
 
@@ -28,7 +28,13 @@ def folder(tmp_path_factory):
 
 
 def janus(folder, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from janus_dist.cli import janus; janus()", "plan", str(folder / "recipe.yaml")]
+    command = [
+        sys.executable,
+        "-c",
+        "from janus_dist.cli.main import janus; janus()",
+        "plan",
+        str(folder / "recipe.yaml"),
+    ]
     return subprocess.run([*command, *arguments], capture_output=True, text=True)
 
 

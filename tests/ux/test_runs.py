@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.cli import app
+from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, save
-from janus_dist.data import lease, lease_files
 from janus_dist.errors import DataError, JanusError
-from janus_dist.monitor import events, standing
+from janus_dist.monitor import events
+from janus_dist.report import standing
+from janus_dist.storage import lease, lease_files
 from tests import prepared
 from tests.pages import Page
 

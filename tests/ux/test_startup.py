@@ -39,5 +39,5 @@ def test_a_typo_is_told_before_anything_heavy_is_imported(job):
 
 
 def test_janus_starts_without_torch_and_ray():
-    code, _, packages = imported("-c", "from janus_dist.cli import janus; janus()", "--help")
+    code, _, packages = imported("-c", "from janus_dist.cli.main import janus; janus()", "--help")
     assert code == 0 and not {"torch", "ray", "deepspeed", "transformers"} & packages

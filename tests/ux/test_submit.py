@@ -14,11 +14,11 @@ import pytest
 from ray import job_submission
 from ray.job_submission import JobStatus
 
-from janus_dist import submit_cli
-from janus_dist.cli import app
+from janus_dist.checkpoint.find import start_recipe
+from janus_dist.cli.main import app
+from janus_dist.cli.main import submit as submit_cli
 from janus_dist.config.load import SUBMITTED_FROM, Loaded, load, place_of_a_copy
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.engine.find import start_recipe
 from janus_dist.errors import ClusterError, ConfigError
 from tests.jobs.test_stages import ROOT, environment
 from tests.limits import HANG_S
@@ -199,10 +199,10 @@ def test_an_upload_says_where_it_is_from(monkeypatch):
 @pytest.mark.parametrize("option", [["--limit", "200"], ["--limit=200"]])
 def test_options_of_the_job_go_through(monkeypatch, option):
     cluster = Cluster()
-    submit(monkeypatch, cluster, "jobs/tokenize.py", "--no-wait", "data.root=here", "--", *option)
-    assert cluster.sent["entrypoint"] == " ".join(["python jobs/tokenize.py data.root=here", *option])
+    submit(monkeypatch, cluster, "jobs/prepare.py", "--no-wait", "data.root=here", "--", *option)
+    assert cluster.sent["entrypoint"] == " ".join(["python jobs/prepare.py data.root=here", *option])
     with pytest.raises(ConfigError, match="no such file"):
-        submit(monkeypatch, cluster, "jobs/tokenize.py", "--", *option, "nowhere.yaml")
+        submit(monkeypatch, cluster, "jobs/prepare.py", "--", *option, "nowhere.yaml")
 
 
 def test_what_a_job_writes_is_not_lost_with_its_copy(monkeypatch):

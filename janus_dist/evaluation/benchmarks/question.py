@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_dist.data import json_lines
 from janus_dist.errors import DataError
+from janus_dist.storage import json_lines
 
 # What LLaVA says after a question (haotian-liu/LLaVA docs/Evaluation.md), and Janus is asked with in
 # open-compass/VLMEvalKit (vlmeval/vlm/janus.py).

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from janus_dist.checkpoint import commits
+from janus_dist.checkpoint.find import require_checkpoint
 from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import DtypeChoice
-from janus_dist.data import storage
 from janus_dist.data.tokenizer import load_tokenizer
-from janus_dist.engine import commits
-from janus_dist.engine.find import require_checkpoint
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks import work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
@@ -29,8 +28,9 @@ from janus_dist.evaluation.benchmarks.geneval import sample
 from janus_dist.evaluation.benchmarks.question import Question
 from janus_dist.evaluation.benchmarks.work import Job
 from janus_dist.evaluation.sampler import Sampler, dtype_for
-from janus_dist.model.start import open_weights
-from janus_dist.model.vq_weights import digest, load_vq
+from janus_dist.storage import fs
+from janus_dist.weights.start import open_weights
+from janus_dist.weights.vq import digest, load_vq
 
 SUMMARY = "summary.json"
 SHOWN = 3
@@ -128,8 +128,8 @@ def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, d
     settings = _settings(recipe, checkpoint, benchmark.is_drawn) | ({} if dtype == "auto" else {"dtype": dtype})
     computed_in = dtype_for(recipe, _device(recipe), dtype)
     jobs = work.cut(name, questions, out, how.batch, how.images_per_prompt, settings, computed_in)
-    if SUMMARY in storage.names(out):
-        storage.remove(f"{out}/{SUMMARY}")
+    if SUMMARY in fs.names(out):
+        fs.remove(f"{out}/{SUMMARY}")
     # before their drawings are overwritten, which they would vouch for wrongly
     work.markers(out).remove_others(job.digest for job in jobs)
     return Work(name, out, questions, jobs)
@@ -156,9 +156,9 @@ def _is_done(job: Job, each: int) -> bool:
     if work.load(job) is None:
         return False
     drawn = job.questions if BENCHMARKS[job.benchmark].is_drawn else ()
-    if all(storage.size(f"{job.out}/{sample(one.id, place)}") for one in drawn for place in range(each)):
+    if all(fs.size(f"{job.out}/{sample(one.id, place)}") for one in drawn for place in range(each)):
         return True
-    storage.remove(job.marker)
+    fs.remove(job.marker)
     return False
 
 
@@ -174,7 +174,7 @@ def _finish(recipe: StageRecipe, of: Work, checkpoint: str | None) -> dict[str, 
     if benchmark.is_drawn:
         _remove_other_drawings(of, recipe.evaluate.images_per_prompt)
     for name, text in benchmark.write(answered).items():
-        storage.write_whole(f"{of.out}/{name}", text.encode())
+        fs.write_whole(f"{of.out}/{name}", text.encode())
     if unreadable:
         log.warning("%s: %d questions have no readable image: %s", of.name, len(unreadable), unreadable[:SHOWN])
     summary = {
@@ -186,7 +186,7 @@ def _finish(recipe: StageRecipe, of: Work, checkpoint: str | None) -> dict[str, 
         "evaluate": recipe.evaluate.model_dump(exclude={"benchmarks"}),
         "scores": benchmark.score(answered),
     }
-    storage.write_whole(f"{of.out}/{SUMMARY}", json.dumps(summary, indent=1).encode() + b"\n")
+    fs.write_whole(f"{of.out}/{SUMMARY}", json.dumps(summary, indent=1).encode() + b"\n")
     return summary | {"out": of.out}
 
 
@@ -195,9 +195,9 @@ def _remove_other_drawings(of: Work, each: int) -> None:
     kept = {question.id for question in of.questions}
     for path in Path(of.out).iterdir():
         if path.name.isdigit() and path.name not in kept:
-            storage.remove_folder(path)
+            fs.remove_folder(path)
         elif path.name.isdigit():
             names = {Path(sample(path.name, place)).name for place in range(each)}
-            for other in storage.names(path / "samples"):
+            for other in fs.names(path / "samples"):
                 if other not in names:
-                    storage.remove(path / "samples" / other)
+                    fs.remove(path / "samples" / other)

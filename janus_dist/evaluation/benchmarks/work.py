@@ -19,14 +19,14 @@ from PIL import Image
 
 from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.config.train import Dtype
-from janus_dist.data import storage
-from janus_dist.data.job_markers import JobMarkers, digest_of
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
 from janus_dist.evaluation.benchmarks.question import Question
 from janus_dist.evaluation.sampler import Sampler
 from janus_dist.model.sample import Choice
+from janus_dist.storage import fs
+from janus_dist.storage.job_markers import JobMarkers, digest_of
 
 VERSION = 1  # goes into the digests of jobs; raise it with every change of what a question becomes
 BATCHES = 4
@@ -160,4 +160,4 @@ def _draw(sampler: Sampler, job: Job) -> None:
         buffer = io.BytesIO()
         Image.fromarray(drawing).save(buffer, "PNG")
         name = sample(job.questions[number // each].id, number % each)
-        storage.write_whole(f"{job.out}/{name}", buffer.getvalue())
+        fs.write_whole(f"{job.out}/{name}", buffer.getvalue())

@@ -1,0 +1,169 @@
+"""The files of leases: who holds a folder, which process that is, and whether it is known to have ended.
+
+    FOLDER/lease/00000003.json           the third holder: owner, host, process, purpose; created once, never changed
+    FOLDER/lease/00000003.beat           a counter that its holder raises every few seconds, and whether it has ended
+    FOLDER/lease/00000003.helper.json    a process of the holder's job that ends when the holder does
+
+Invariant: whatever is in these files, reading them gives a holder: one that cannot be parsed is taken for alive until
+its silence shows otherwise.
+"""
+
+import errno
+import getpass
+import json
+import os
+import platform
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from janus_dist.storage import fs
+
+NAME = "lease"
+"""The folder of a lease's files, in the folder that it is about."""
+NUMBER = re.compile(r"(\d{8})\.json")
+LOOKS = 10
+"""Tries to read the newest holder while others take the lease."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, as others can recognise it."""
+
+    user: str
+    host: str
+    machine: str | None
+    """Boot and process namespace, in which process numbers are comparable; None where that is not known."""
+    pid: int
+    started: str | None
+    """Start time in ticks since boot: numbers of processes are used again."""
+
+    @classmethod
+    def current(cls) -> "Process":
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError):  # a user without a name, as in many containers
+            user = f"user {os.getuid()}"
+        pid = os.getpid()
+        return cls(user, platform.node(), _machine(), pid, _state_and_start(pid)[1])
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process is known to have ended; False also where nothing is known of it."""
+        if self.machine is None or self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        state, started = _state_and_start(self.pid)
+        return state in ("Z", "X") or (None not in (started, self.started) and started != self.started)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, or held it."""
+
+    number: int
+    owner: str
+    """Unique for each taking of a lease."""
+    process: Process
+    purpose: str
+    since: str
+    """Time of the taking by the clock of the holder, for people."""
+
+    def __str__(self) -> str:
+        process = self.process
+        return f"{process.user} on {process.host} ({self.purpose}, process {process.pid}, since {self.since})"
+
+
+UNKNOWN = Process("unknown", "unknown", None, 0, None)
+
+
+def newest(folder: str) -> Holder | None:
+    """Return the holder of a folder's lease, whether it is alive or not; None when nobody ever held it."""
+    for _ in range(LOOKS):
+        numbers = [int(match[1]) for name in names(folder) if (match := NUMBER.fullmatch(name))]
+        if not numbers:
+            return None
+        with suppress(FileNotFoundError):  # replaced since it was listed
+            return _parsed(max(numbers), fs.read(f"{prefix(folder, max(numbers))}.json", quick=True))
+    raise OSError(errno.EAGAIN, f"{folder}/{NAME} changes faster than it can be read")
+
+
+def has_ended(beat: bytes) -> bool:
+    """Return whether the beat of a holder says that it let the folder go."""
+    try:
+        return bool(json.loads(beat)["has_ended"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def helpers(folder: str, number: int) -> list[Process]:
+    """Return the helpers of a holder that are known."""
+    content = read(helper_file(folder, number))
+    try:
+        return [_process(json.loads(content))] if content else []
+    except ValueError:
+        return [UNKNOWN]
+
+
+def _parsed(number: int, content: bytes) -> Holder:
+    """Return the holder that a file describes; one of which nothing is known when it is not to be read."""
+    try:
+        values = json.loads(content)
+        return replace(Holder(**values | {"process": _process(values["process"])}), number=number)
+    except (ValueError, KeyError, TypeError):
+        return Holder(number, content.hex()[:32], UNKNOWN, "unknown", "unknown")
+
+
+def _process(values: Any) -> Process:
+    try:
+        return Process(**values)
+    except TypeError:
+        return UNKNOWN
+
+
+def names(folder: str) -> list[str]:
+    """Return the names of the files of all holders."""
+    return fs.names(f"{folder}/{NAME}", quick=True)
+
+
+def prefix(folder: str, number: int) -> str:
+    """Return what the names of a holder's files begin with."""
+    return f"{folder}/{NAME}/{number:08d}"
+
+
+def helper_file(folder: str, number: int) -> str:
+    """Return the path of the file in which a helper of a holder describes itself."""
+    return f"{prefix(folder, number)}.helper.json"
+
+
+def read(path: str) -> bytes:
+    """Return the bytes of a file, none when it does not exist."""
+    try:
+        return fs.read(path, quick=True)
+    except FileNotFoundError:
+        return b""
+
+
+def _machine() -> str | None:
+    """Return what identifies this boot and this namespace of process numbers; None where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _state_and_start(pid: int) -> tuple[str | None, str | None]:
+    """Return a process's state and its start time in ticks since boot, as Linux tells them."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return None, None
