@@ -6,8 +6,6 @@ Twelve runs (Janus, table 5: A, D, E, F; three seeds each) share the Ray cluster
 runs/ablation/summary.json. Run again after an interruption, it goes on.
 """
 
-import _start  # noqa: F401, I001
-
 import json
 import sys
 
@@ -19,9 +17,10 @@ from janus_dist.config.shipped import tiny
 def main() -> None:
     recipe_from_args(StageRecipe, tiny("stage2"))  # faults in what is given end here, before any run starts
     files, overrides = split_arguments(sys.argv[1:])
-    from jobs.arms import FILES, ablation  # here: after the recipe, whose faults are told at once
+    from data_pipelines.prepare import prepare_data  # here: after the recipe, whose faults are told at once
+    from janus_dist.proof.arms import FILES, ablation
 
-    print(json.dumps(ablation(overrides, files or FILES), indent=1))
+    print(json.dumps(ablation(overrides, prepare_data, files or FILES), indent=1))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@
 Prints the coefficients as a piece of a recipe. Nothing is read and nothing is written.
 """
 
-import _start  # noqa: F401, I001
-
 import yaml
 
 from janus_dist.cli.job import recipe_from_args, run_job

@@ -6,39 +6,33 @@ Leaves runs/demo/report.html to look at and runs/demo/summary.json to compare. R
 goes on.
 """
 
-import _start  # noqa: F401, I001
-
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from janus_dist.storage.local import write_whole
 from janus_dist.cli.job import recipe_from_args, run_job
-from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
+from janus_dist.storage.local import write_whole
 
 ROOT = "runs/demo"
-STAGES = ("stage1", "stage2", "stage3")
-LAST_STEPS = 20
-"""Steps over which a stage's final loss is averaged."""
-HEADLINES = ("understanding_accuracy", "understanding_majority", "generation_accuracy", "generation_chance")
 
 
 def main() -> None:
     began = time.perf_counter()
     overrides = [f"run.root={ROOT}", f"data.root={ROOT}/data", *sys.argv[1:]]
     loaded = recipe_from_args(StageRecipe, tiny("stage3"), overrides)
+    from data_pipelines.prepare import prepare_data
     from janus_dist.checkpoint.find import is_complete  # here: after the recipe, whose faults are told at once
     from janus_dist.evaluation.run import evaluate
+    from janus_dist.launch.stage import run_stage
+    from janus_dist.proof.headlines import HEADLINES, STAGES, final_losses
     from janus_dist.report.run import write_report
-    from jobs.stage import run_stage
 
     root = Path(loaded.recipe.run.root)
     if not is_complete(loaded.recipe):
-        run_stage(loaded)  # which first prepares the data and the stages before
+        run_stage(loaded, prepare_data)  # which first prepares the data and the stages before
     found = evaluate(loaded.recipe, loaded.recipe.run.dir, root / "evaluation")
     summary = {
         **{name: found[name] for name in HEADLINES},
@@ -48,15 +42,6 @@ def main() -> None:
     write_whole(root / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     print(f"report: {write_report(root)}")
-
-
-def final_losses(path: Path) -> dict[str, Any]:
-    """Mean loss of each stream over the last steps of a run."""
-    from janus_dist.storage.json_lines import read_records  # here: as above
-
-    lines = read_records(path)[-LAST_STEPS:]
-    found = {name: [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line] for name in STREAMS}
-    return {name: round(sum(values) / len(values), 4) for name, values in found.items() if values}
 
 
 if __name__ == "__main__":

@@ -10,17 +10,14 @@ ROOT/evaluation and the report. With benchmarks what their scorers read (docs/ev
 processes; the same command again goes on.
 """
 
-import _start  # noqa: F401, I001
-
 import sys
 from pathlib import Path
 from typing import cast, get_args
 
 from janus_dist.cli.job import recipe_from_args, run_job, take_choice
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.config.train import Dtype, DtypeChoice
-
 from janus_dist.config.shipped import tiny
+from janus_dist.config.train import Dtype, DtypeChoice
 
 
 def main() -> None:

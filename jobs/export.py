@@ -6,8 +6,6 @@
 One process, without Ray. `janus export` takes any checkpoint and knows DeepSeek's layout too.
 """
 
-import _start  # noqa: F401
-
 from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny

@@ -10,8 +10,6 @@ The same command again goes on where it was interrupted; inputs with a manifest 
 the recipe has other settings than made them.
 """
 
-import _start  # noqa: F401, I001
-
 import sys
 
 from janus_dist.cli.job import recipe_from_args, run_job, take_number

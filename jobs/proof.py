@@ -7,16 +7,14 @@ look at, runs/proof/summary.json to compare and the tables and plots of docs/res
 interruption, it goes on; what is done is not done again.
 """
 
-import _start  # noqa: F401, I001
-
 import sys
 from pathlib import Path
 from typing import get_args
 
-from janus_dist.config.recipe import StageRecipe
-from janus_dist.errors import ConfigError
 from janus_dist.cli.job import recipe_from_args, run_job, split_arguments
+from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import PROOF, Part, proof
+from janus_dist.errors import ConfigError
 
 ROOT = "runs/proof"
 NOTES = PROOF / "notes.yaml"
@@ -34,17 +32,18 @@ def main() -> None:
         )
     asks_for_help = [argument for argument in sys.argv[1:] if argument in ("--help", "-h")]
     asked = recipe_from_args(StageRecipe, proof("stage3"), [f"run.root={ROOT}", *given, *asks_for_help]).recipe
+    from data_pipelines.prepare import prepare_data
+    from janus_dist.proof.parts import PARTS
     from janus_dist.report.results import (  # here: after the recipe, whose faults are told at once
         read_notes,
         write_results,
     )
     from janus_dist.report.summary import Summary
-    from jobs.proof_parts import PARTS
 
     summary = Summary(Path(asked.run.root) / "summary.json", given)
     for name, prove in PARTS.items():
         if not wanted or name in wanted:
-            prove(asked, given, summary)
+            prove(asked, given, summary, prepare_data)
             summary.write()
             print(f"results: {write_results(summary.found, summary.path.parent / 'results', read_notes(NOTES))}")
 

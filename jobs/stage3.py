@@ -7,8 +7,6 @@
 What is missing is prepared first: shards (jobs/prepare.py) and the stage before. The same command again resumes.
 """
 
-import _start  # noqa: F401
-
 from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import tiny
@@ -16,9 +14,10 @@ from janus_dist.config.shipped import tiny
 
 def main() -> None:
     loaded = recipe_from_args(StageRecipe, tiny("stage3"))
-    from jobs.stage import run_stage  # here: after the recipe, whose faults are told at once
+    from data_pipelines.prepare import prepare_data  # here: after the recipe, whose faults are told at once
+    from janus_dist.launch.stage import run_stage
 
-    run_stage(loaded)
+    run_stage(loaded, prepare_data)
 
 
 if __name__ == "__main__":

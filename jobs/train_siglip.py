@@ -7,16 +7,14 @@ FOLDER (runs/siglip) is for `run.start_weights.vision_tower`; a record of what m
 images apart, lies beside the weights.
 """
 
-import _start  # noqa: F401, I001
-
 import sys
 from pathlib import Path
 
 from janus_dist.cli.job import recipe_from_args, run_job
 from janus_dist.config.load import place_of_a_copy
 from janus_dist.config.recipe import BaseRecipe
-from janus_dist.errors import ConfigError
 from janus_dist.config.shipped import TINY
+from janus_dist.errors import ConfigError
 
 OUT = "runs/siglip"
 

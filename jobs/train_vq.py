@@ -6,8 +6,6 @@
 Writes `data.vq_weights` and, beside it, a record of what made it and how well held-out images come back.
 """
 
-import _start  # noqa: F401, I001
-
 import sys
 
 from janus_dist.cli.job import recipe_from_args, run_job

@@ -11,18 +11,19 @@ from tests.jobs.test_stages import ROOT, environment
 from tests.limits import HANG_S
 
 SCRIPT = """
-import os, sys
-sys.path.append("jobs")  # at the end: jobs/prepare.py is not the standard library's
-from jobs import arms, proof, stage
-from janus_dist.data import easy_vqa, scenes
+import os
+import data_pipelines.prepare
+from jobs import proof
+from janus_dist.datasets import easy_vqa, scenes
+from janus_dist.proof import arms
 
 def few(recipe):
     if not os.path.exists(recipe.data.root):
         prepare(recipe, 60)
         os.rename(f"{recipe.data.root}-first-60", recipe.data.root)
 
-prepare, load = arms.prepare_data, easy_vqa.load
-arms.prepare_data = stage.prepare_data = few
+prepare, load = data_pipelines.prepare.prepare_data, easy_vqa.load
+data_pipelines.prepare.prepare_data = few
 arms.SEEDS = (0,)
 easy_vqa.load = lambda split: load(split)[:60]
 scenes.NUMBERS = {"train": 120, "test": 30}

@@ -9,10 +9,10 @@ import pytest
 from janus_dist.checkpoint.find import recipe_of
 from janus_dist.config.load import Loaded
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, PreemptedError
+from janus_dist.launch import stage
 from janus_dist.monitor import events
 from janus_dist.report import live
 from janus_dist.report.live import Reported
-from jobs import stage
 from tests import prepared
 from tests.unit.test_report import write_run
 

@@ -12,7 +12,7 @@ import pytest
 from ray._private import services
 
 from janus_dist.errors import ClusterError, ConfigError
-from janus_dist.launch.launcher import session
+from janus_dist.launch import session
 from tests import limits
 
 SILENT = "import time; time.sleep(600)"
@@ -245,7 +245,7 @@ def test_a_local_one_ends_with_the_job(monkeypatch, children, tmp_path):
 
 STUCK = """
 import ctypes, sys
-from janus_dist import ray_session, ray_watch
+from janus_dist.launch import ray_watch, session
 from janus_dist.cli.job import Asked
 
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -261,10 +261,10 @@ def lock_twice(**_):
         except KeyboardInterrupt:  # the signal came before this was stuck
             pass
 
-ray_session.ray.init = lock_twice
+session.ray.init = lock_twice
 ray_watch.JOIN_TIMEOUT_S, ray_watch.SIGNAL_GRACE_S = float(sys.argv[1]), 0.2
 Asked()
-ray_session._attach("192.0.2.1:6379")
+session._attach("192.0.2.1:6379")
 """
 """Joins a Ray in C code that waits for ever, whatever signals come."""
 
@@ -289,11 +289,11 @@ def test_joining_ends_although_ray_waits_for_ever(sent, code, said):
 
 LEFT_ALONE = """
 import sys, time
-from janus_dist import ray_session, ray_watch
-ray_session.ray.init = lambda **_: None
-ray_session.ray.is_initialized = lambda: True
+from janus_dist.launch import ray_watch, session
+session.ray.init = lambda **_: None
+session.ray.is_initialized = lambda: True
 ray_watch.HEAD_POLL_S, ray_watch.HEAD_LOST_TIMEOUT_S = 0.05, 0.2
-ray_session._attach(sys.argv[1])
+session._attach(sys.argv[1])
 print("joined", flush=True)
 time.sleep(600)
 """

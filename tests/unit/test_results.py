@@ -10,9 +10,9 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.evaluation import run
 from janus_dist.evaluation.interval import measured, wilson
+from janus_dist.proof import arms as arms_of_job
+from janus_dist.proof.arms import ARMS, PROOF, SEEDS, ablation, evaluation_of, recipe_of, row
 from janus_dist.report.results import ABOVE_CHANCE, TOLERANCE, directions, merged, read_notes, write_results
-from jobs import arms as arms_of_job
-from jobs.arms import ARMS, PROOF, SEEDS, ablation, evaluation_of, recipe_of, row
 from tests.checkpoints import mark
 
 FOUND = {"share": 0.9, "low": 0.88, "high": 0.92, "of": 1234}
@@ -209,19 +209,18 @@ def test_an_evaluation_counts_for_the_last_checkpoint_of_a_complete_run_only(eva
 @pytest.mark.parametrize("other", ["train.steps=500", "optim.lr=0.5", "batch.rows=8"])
 def test_runs_of_another_budget_are_refused_and_keep_their_recipes(evaluated, tmp_path, other):
     with pytest.raises(ConfigError, match=f"e-0: {other.split('=')[0]}: .* there, {other.split('=')[1]} now"):
-        ablation([f"run.root={tmp_path}", other])
+        ablation([f"run.root={tmp_path}", other], print)
     assert not list(tmp_path.rglob("config.json"))
 
 
 def test_only_what_is_missing_is_done_and_says_its_recipe(evaluated, tmp_path, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr(arms_of_job, "SEEDS", (0,))
-    monkeypatch.setattr(arms_of_job, "prepare_data", lambda recipe: None)
     monkeypatch.setattr(
         arms_of_job, "train_all", lambda recipes, show, then: asked.extend(one.run.name for one in recipes)
     )
     with pytest.raises(AssertionError, match="a-0 was trained and evaluated, but not"):
-        ablation([f"run.root={tmp_path}"])
+        ablation([f"run.root={tmp_path}"], prepare=lambda recipe: None)
     assert asked == ["a-0", "d-0", "f-0"]
     assert {path.parent.name for path in tmp_path.rglob("config.json")} == set(asked)
 

@@ -11,7 +11,7 @@ import pytest
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import PreemptedError
-from janus_dist.launch.launcher import task_pool
+from janus_dist.launch import task_pool
 from tests import prepared
 
 Wait = Callable[..., tuple[list[str], list[str]]]

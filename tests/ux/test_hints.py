@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from janus_dist.cli import submit
 from janus_dist.cli.job import recipe_from_args, take_choice, take_number
-from janus_dist.cli.main import submit
 from janus_dist.config.load import keys, load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from cluster import wait
-from janus_dist.cli.main import check, submit
+from janus_dist.cli import check, submit
 from janus_dist.config.load import Loaded
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import Manifest
@@ -19,11 +19,10 @@ from janus_dist.data.plan import open_shards
 from janus_dist.data.tokenizer import REQUIRED, Tokenizer
 from janus_dist.errors import JanusError
 from janus_dist.inspection.makers import find_tokenizer
-from janus_dist.launch.launcher import session
+from janus_dist.launch import session, stage
 from janus_dist.launch.session import NoAnswerError
 from janus_dist.storage.ranges import protocol
 from janus_dist.train.validation import held_out
-from jobs import stage
 from tests import checkpoints, prepared
 
 ROOT = Path(__file__).parents[2]
@@ -128,13 +127,13 @@ def test_a_complete_run_goes_on_with_more_steps_or_under_another_name(tmp_path: 
     checkpoints.mark(recipe.run.saved_in, recipe.train.steps, recipe=recipe.model_dump(mode="json"))
     monkeypatch.setattr(stage, "check_starts", reach)
     key, name = found(
-        r"raise (train\.steps) .*\((run\.name)=", hint_of(stage.run_stage, Loaded(recipe, {}, (), ()))
+        r"raise (train\.steps) .*\((run\.name)=", hint_of(stage.run_stage, Loaded(recipe, {}, (), ()), print)
     ).groups()
-    assert hint_of(lambda: list(check._start(recipe))) == hint_of(stage.run_stage, Loaded(recipe, {}, (), ()))
+    assert hint_of(lambda: list(check._start(recipe))) == hint_of(stage.run_stage, Loaded(recipe, {}, (), ()), print)
     changes = [{key.partition(".")[0]: {"steps": 9}}, {name.partition(".")[0]: {"name": "other"}}]
     for change in changes:
         with pytest.raises(ReachedError):
-            stage.run_stage(Loaded(recipe_with(tmp_path, **change), {}, (), ()))
+            stage.run_stage(Loaded(recipe_with(tmp_path, **change), {}, (), ()), print)
 
 
 def test_a_start_that_is_not_there_is_left_out_as_the_hint_says(tmp_path: Path):

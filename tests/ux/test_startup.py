@@ -28,7 +28,13 @@ def imported(*command: str) -> tuple[int, str, set[str]]:
 
 
 def test_the_jobs_are_found():
-    assert {"stage2.py", "tokenize.py", "proof.py", "demo.py"} <= set(JOBS)
+    assert {"stage2.py", "prepare.py", "proof.py", "demo.py"} <= set(JOBS)
+
+
+def test_no_job_has_the_name_of_a_standard_module():
+    """Python puts the folder of a script first on its path, where it would be found instead."""
+    names = {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert names and not names & sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("job", JOBS)

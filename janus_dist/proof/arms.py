@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.prepare import prepare_data
 from janus_dist.checkpoint.find import is_complete, trained_otherwise
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.mix import Stream
@@ -20,6 +19,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import PROOF, tiny
 from janus_dist.errors import ConfigError
 from janus_dist.evaluation.run import evaluate, found_before
+from janus_dist.launch.stage import Prepare
 from janus_dist.launch.task_pool import train_all
 from janus_dist.report.results import CHANCES
 from janus_dist.storage.local import write_whole
@@ -37,7 +37,10 @@ MEASURES: tuple[Stream, ...] = ("understanding", "generation")
 
 
 def ablation(
-    overrides: list[str], files: Sequence[Path] = FILES, around: AbstractContextManager[object] | None = None
+    overrides: list[str],
+    prepare: Prepare,
+    files: Sequence[Path] = FILES,
+    around: AbstractContextManager[object] | None = None,
 ) -> list[dict[str, Any]]:
     """Train and evaluate what is missing; a row for each arm, also in ROOT/summary.json. Arms are laid over `files`.
 
@@ -50,7 +53,7 @@ def ablation(
     missing = [loaded for loaded in every if evaluation_of(loaded.recipe) is None]
     if missing:
         with around or nullcontext():
-            prepare_data(every[0].recipe)
+            prepare(every[0].recipe)
             for loaded in missing:
                 if not is_complete(loaded.recipe):
                     save(loaded, loaded.recipe.run.dir)

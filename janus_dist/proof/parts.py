@@ -12,11 +12,11 @@ from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import PROOF, Part, proof
 from janus_dist.evaluation.run import evaluate, found_before
+from janus_dist.launch.stage import Prepare, run_stage
+from janus_dist.proof.arms import ablation
+from janus_dist.proof.headlines import HEADLINES, STAGES, final_losses
 from janus_dist.report.run import write_report
 from janus_dist.report.summary import Summary
-from jobs.arms import ablation
-from jobs.demo import HEADLINES, STAGES, final_losses
-from jobs.stage import run_stage
 
 SCENES = [
     f"data.vq_weights={PROOF / 'scenes_vq.safetensors'}",
@@ -36,25 +36,25 @@ MORE = (
 """Further figures, of those that an evaluation has."""
 
 
-def easy_vqa(asked: StageRecipe, given: list[str], summary: Summary) -> None:
+def easy_vqa(asked: StageRecipe, given: list[str], summary: Summary, prepare: Prepare) -> None:
     """The embedded default for as long as it learns."""
     root = asked.run.root
-    summary.found |= learned([f"data.root={root}/data", *given, f"run.root={root}"], summary, "easy-vqa")
+    summary.found |= learned([f"data.root={root}/data", *given, f"run.root={root}"], summary, "easy-vqa", prepare)
 
 
-def ablated(asked: StageRecipe, given: list[str], summary: Summary) -> None:
+def ablated(asked: StageRecipe, given: list[str], summary: Summary, prepare: Prepare) -> None:
     """What each of its encoders is worth, on the same shards."""
     overrides = [f"data.root={asked.run.root}/data", *given, *apart(asked, "ablation")]
-    summary.found["ablation"] = ablation(overrides, around=summary.working("ablation"))
+    summary.found["ablation"] = ablation(overrides, prepare, around=summary.working("ablation"))
 
 
-def scenes(asked: StageRecipe, given: list[str], summary: Summary) -> None:
+def scenes(asked: StageRecipe, given: list[str], summary: Summary, prepare: Prepare) -> None:
     """The same three stages on the harder data set."""
     overrides = [*given, *SCENES, *apart(asked, "scenes"), f"data.root={asked.run.root}/scenes/data"]
-    summary.found["scenes"] = learned(overrides, summary, "scenes", SCENES_TOWER)
+    summary.found["scenes"] = learned(overrides, summary, "scenes", prepare, SCENES_TOWER)
 
 
-PARTS: dict[Part, Callable[[StageRecipe, list[str], Summary], None]] = {
+PARTS: dict[Part, Callable[[StageRecipe, list[str], Summary, Prepare], None]] = {
     "easy-vqa": easy_vqa,
     "ablation": ablated,
     "scenes": scenes,
@@ -67,13 +67,15 @@ def apart(asked: StageRecipe, part: str) -> list[str]:
     return [f"run.root={asked.run.root}/{part}", *([f"run.checkpoints={saved.rstrip('/')}/{part}"] if saved else [])]
 
 
-def learned(overrides: list[str], summary: Summary, part: str, of_stage1: Sequence[str] = ()) -> dict[str, Any]:
+def learned(
+    overrides: list[str], summary: Summary, part: str, prepare: Prepare, of_stage1: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train and evaluate what is missing; what the runs learned."""
     stages = [recipe_of(name, [*overrides, *(of_stage1 if name == "stage1" else ())]) for name in STAGES]
     for loaded in stages:
         if not is_complete(loaded.recipe):
             with summary.working(part):
-                run_stage(loaded)
+                run_stage(loaded, prepare)
     last = stages[-1].recipe
     root = Path(last.run.root)
     found = found_before(last, root / "evaluation")

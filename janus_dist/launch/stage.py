@@ -3,9 +3,9 @@
 Invariant: a stage never starts without its shards, nor without the weights that it is to start from.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from data_pipelines.prepare import prepare_data
 from janus_dist.checkpoint.find import check_starts, is_complete, start_recipe, trains_start
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
@@ -13,9 +13,15 @@ from janus_dist.errors import ConfigError
 from janus_dist.launch.launcher import train
 from janus_dist.report.live import Reported
 
+Prepare = Callable[[StageRecipe], object]
+"""Makes the shards of a recipe that are missing; data_pipelines/prepare.py has it."""
 
-def run_stage(loaded: Loaded[StageRecipe]) -> None:
-    """Train one stage to its last step; the same call again goes on from the last checkpoint."""
+
+def run_stage(loaded: Loaded[StageRecipe], prepare: Prepare) -> None:
+    """Prepare the data of one stage and train it to its last step; the same call again resumes it.
+
+    Raises ConfigError when the run is complete, and what preparing and training raise.
+    """
     recipe = loaded.recipe
     if is_complete(recipe):
         raise ConfigError(
@@ -23,7 +29,7 @@ def run_stage(loaded: Loaded[StageRecipe]) -> None:
             "raise train.steps to go on, or give the run another name (run.name=...)",
         )
     check_starts(loaded)
-    prepare_data(recipe)
+    prepare(recipe)
     train_with_start(loaded)
 
 
