@@ -89,7 +89,9 @@ def folders(recipe, tmp_path_factory) -> dict[tuple[str, str], Path]:
 
 def ours(recipe: StageRecipe, dtype: torch.dtype) -> janus.Janus:
     model = janus.build(recipe.model, seed=0)
-    model.load_state_dict(load_weights(saved_in(recipe.run.dir)))
+    weights = load_weights(saved_in(recipe.run.dir))
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
     model.model.language_model.set_attn_implementation("sdpa")
     for parameter in model.parameters():  # not model.to(): the rotary frequencies stay as they are, here and there
         parameter.data = parameter.data.to(dtype)
