@@ -237,7 +237,7 @@ def test_a_full_disk_does_not_look_like_a_dead_holder(tmp_path, monkeypatch):
     first = taken(tmp_path)
     first.renew()
     monkeypatch.setattr(fs, "write_whole", away)
-    monkeypatch.setattr(fs.local_files, "temporary_file", away)
+    monkeypatch.setattr(fs.local, "temporary_file", away)
     clock = Turned(lambda: clock.now_s % 5 or first.renew())
     with pytest.raises(ConfigError, match="is alive"):
         taken(tmp_path, clock)
