@@ -45,8 +45,8 @@ from janus_dist.batch import Batch
 from janus_dist.checkpoint import commits, state
 from janus_dist.checkpoint.commits import Keep
 from janus_dist.checkpoint.saver import Saver
-from janus_dist.config.mix import STREAMS
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
+from janus_dist.config.streams import STREAMS
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig
 from janus_dist.data.collate import Document, DocumentFormat, collate, decode_images
 from janus_dist.data.sample import Sample, TextSample, UnderstandingSample

@@ -41,9 +41,9 @@ from torch import Tensor, nn
 
 from benchmarks.packed import make_batch
 from janus_dist.batch import Batch
-from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.shipped import RECIPES
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.config.train import OptimConfig, Part
 from janus_dist.estimate.flops import Counts, model_flops, peak_flops
 from janus_dist.model import janus, losses

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from janus_dist.batch import NO_LABEL
-from janus_dist.config.mix import STREAMS, Stream
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.config.train import EngineConfig, OptimConfig
 from janus_dist.data.collate import decode_images
 from janus_dist.data.sample import GenerationSample, Sample, UnderstandingSample

@@ -14,8 +14,9 @@ from benchmarks import samples
 from benchmarks.peers import common
 from benchmarks.peers.common import Delivery, Settings
 from janus_dist.config.data import BatchConfig
-from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
+from janus_dist.config.mix import Lane, MixConfig
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from janus_dist.batch import NO_LABEL, Batch
-from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.model import ModelConfig
+from janus_dist.config.streams import STREAMS, Stream
 
 LENGTHS: dict[Stream, tuple[float, float]] = {
     "understanding": (80, 0.6),

@@ -28,7 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from janus_dist.config.data import BatchConfig, Costly, ReadConfig
-from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
+from janus_dist.config.mix import Lane, MixConfig
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data import packing
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.plan import Plan

@@ -45,8 +45,9 @@ from PIL import Image
 from benchmarks.handmade import HandmadeTraining, Padded, in_turn, padded
 from janus_dist.batch import Batch
 from janus_dist.config.data import BatchConfig
-from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
+from janus_dist.config.mix import Lane, MixConfig
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig, TrainConfig
 from janus_dist.data import images
 from janus_dist.data.collate import DocumentFormat

@@ -11,18 +11,12 @@ from data_pipelines.inputs.contents import BYTES, CONVERSATION, IMAGE, TEXT, con
 from data_pipelines.inputs.entries import NAMES
 from data_pipelines.job import InputWork
 from data_pipelines.record import Unit
-from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import COLUMNS, Column, InputConfig
+from janus_dist.config.streams import SPECS, Stream
 
 NEARLY_ALL = 0.9
 """Share of the records that fail for one reason, from which on it is explained."""
 SHOWN_NAMES = 12
-NEEDED: Mapping[Stream, tuple[Column, ...]] = {
-    "text": ("text",),
-    "understanding": ("image", "turns", "caption"),
-    "generation": ("image", "caption"),
-}
-"""What samples of a stream are made of."""
 KINDS: Mapping[Column, tuple[str, ...]] = {
     "image": (IMAGE, BYTES),
     "caption": (TEXT, "list of text"),
@@ -79,7 +73,7 @@ def suggested_columns(of: InputConfig, stream: Stream, names: Mapping[str, str])
 
 def _absent_columns(of: InputConfig, stream: Stream, names: Mapping[str, str]) -> list[Column]:
     """Return the columns that a stream needs and that none of the names stands for."""
-    needed: list[Column] = [column for column in NEEDED[stream] if column in COLUMNS[of.format]]
+    needed: list[Column] = [column for column in SPECS[stream].columns if column in COLUMNS[of.format]]
     absent: list[Column] = [column for column in needed if not any(name in names for name in _usual_names(of, column))]
     has_words = any(column in needed and column not in absent for column in ("turns", "caption"))
     if stream == "understanding" and has_words:
@@ -102,7 +96,7 @@ def _usual_names(of: InputConfig, column: Column) -> tuple[str, ...]:
 def _looked_for(of: InputConfig, stream: Stream) -> str:
     """Return in words where a reader looks for what a stream needs."""
     parts = []
-    for column in NEEDED[stream]:
+    for column in SPECS[stream].columns:
         if column in COLUMNS.get(of.format, ()):
             is_ending = of.format == "webdataset" and column == "image" and "image" not in of.columns
             where = "members with an image's ending" if is_ending else " or ".join(_usual_names(of, column))

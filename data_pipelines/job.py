@@ -33,9 +33,9 @@ from data_pipelines.steps.generation import Generation, Prepared
 from data_pipelines.steps.text import Text
 from data_pipelines.steps.understanding import Understanding
 from data_pipelines.work import Marker, ShardJob
-from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.streams import Stream
 from janus_dist.data import images
 from janus_dist.data.sample import GenerationSample, Sample
 from janus_dist.data.shard import ShardEntry, write_shard

@@ -17,6 +17,7 @@ from data_pipelines.inputs.braces import expand
 from data_pipelines.job import InputWork
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.streams import SPECS
 from janus_dist.data.manifest import NAME, Manifest, is_there
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
@@ -53,7 +54,7 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = Fals
         return
     found = [input_work(name, recipe, tokenizer) for name in missing]
     check_apart(found)
-    if any(work.stream == "generation" for work in found):
+    if any(SPECS[work.stream].draws_images for work in found):
         from janus_dist.weights.vq import load_vq  # here: a job with nothing to tokenize starts 4 s sooner
 
         load_vq(recipe.model, recipe.data.vq_weights)  # here, where the error is the user's to read

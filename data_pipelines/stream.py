@@ -31,6 +31,7 @@ from data_pipelines.reports import ReportBoard
 from data_pipelines.task import Summary, do_job
 from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.streams import SPECS
 from janus_dist.data.manifest import Manifest, is_there, table_name
 from janus_dist.errors import ClusterError, DataError, JanusError
 from janus_dist.launch.task_pool import cancel
@@ -175,7 +176,7 @@ def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
     }
     if of.source.class_names is not None:
         found["class_names_sha256"] = sha256_of(of.source.class_names)
-    if of.stream == "text":
+    if not SPECS[of.stream].has_images:
         return found | {"text_document_tokens": pipeline.text_document_tokens}
     return found | {
         "chat": recipe.data.chat.model_dump(),
@@ -184,7 +185,7 @@ def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
         "image_ids": recipe.model.image_ids,
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
-        "vq_sha256": (vq or vq_sha256(recipe)) if of.stream == "generation" else None,
+        "vq_sha256": (vq or vq_sha256(recipe)) if SPECS[of.stream].draws_images else None,
         "vq_codes": recipe.model.vq.codes,
     }
 
@@ -269,7 +270,7 @@ def _finished(
     """
     if not jobs:
         return
-    encoders = EncoderPool.start(of.recipe) if of.stream == "generation" else None
+    encoders = EncoderPool.start(of.recipe) if SPECS[of.stream].draws_images else None
     cpus = ENCODED_CPUS if encoders else 1
     shared, waiting, attempts = ray.put(of), deque(jobs), Counter[int]()
     paused: list[tuple[float, ShardJob]] = []

@@ -18,6 +18,7 @@ from data_pipelines.job import prepared
 from data_pipelines.prepare import input_work
 from data_pipelines.steps.generation import Prepared
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.streams import SPECS
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError
 from janus_dist.model import vq as vq_model
@@ -69,7 +70,7 @@ def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
 
 def generation_inputs(recipe: BaseRecipe) -> list[str]:
     """Names of the inputs of the generation stream; DataError when there is none."""
-    found = [name for name, stream in recipe.pipeline.streams.items() if stream == "generation"]
+    found = [name for name, stream in recipe.pipeline.streams.items() if SPECS[stream].draws_images]
     if not found:
         raise DataError("pipeline.inputs has no input of the generation stream, there are no images to train on")
     return found

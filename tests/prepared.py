@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from janus_dist.config.mix import STREAMS
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import STREAMS
 from janus_dist.data.manifest import VERSION, Manifest, ShardTable
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.data.shard import write_shard

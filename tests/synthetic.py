@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_dist.config.data import ReadConfig
-from janus_dist.config.mix import STREAMS, Lane, Stream
+from janus_dist.config.mix import Lane
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.plan import StepPlan
 from janus_dist.data.reader import Range, Reader

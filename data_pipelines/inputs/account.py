@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines.inputs import media
 from data_pipelines.inputs.files import short
 from data_pipelines.record import Picture
-from janus_dist.config.mix import Stream
+from janus_dist.config.streams import Stream
 from janus_dist.errors import DataError, RecordError
 
 LONGEST_KEY = 100

@@ -12,17 +12,15 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.record import Dropped
-from janus_dist.config.mix import Stream
 from janus_dist.config.pipeline import Keep
+from janus_dist.config.streams import SPECS, Stream
 from janus_dist.data import images
 
 OF_PICTURES = ("width", "height", "aspect")
 CAPTION_CHARS = "caption_chars"
 TEXT_CHARS = "text_chars"
 COMPUTED: Mapping[Stream, tuple[str, ...]] = {
-    "text": (TEXT_CHARS,),
-    "understanding": (*OF_PICTURES, CAPTION_CHARS),
-    "generation": (*OF_PICTURES, CAPTION_CHARS),
+    name: (*OF_PICTURES, CAPTION_CHARS) if spec.has_images else (TEXT_CHARS,) for name, spec in SPECS.items()
 }
 """Values that a stream's step computes; all other rules are on columns of the input."""
 TRUE_WORDS = ("true", "yes", "on")

@@ -19,6 +19,7 @@ from janus_dist.checkpoint import commits
 from janus_dist.checkpoint.find import check_starts, goes_on_from, start_is_complete
 from janus_dist.config.load import Loaded, RecipeError
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import SPECS
 from janus_dist.data.manifest import ShardSet, is_there
 from janus_dist.data.plan import Base, Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
@@ -158,7 +159,7 @@ def _made_first(recipe: StageRecipe) -> list[str]:
 
 def _vq(recipe: StageRecipe) -> Iterator[str]:
     """The VQ tokenizer's weights are there where it is used: to make shards, or to read by."""
-    makes = any(recipe.pipeline.streams[name] == "generation" for name in _made_first(recipe))
+    makes = any(SPECS[recipe.pipeline.streams[name]].draws_images for name in _made_first(recipe))
     if makes or recipe.model.reads_by == "vq":
         load_vq(recipe.model, recipe.data.vq_weights)
         yield f"VQ tokenizer: {recipe.data.vq_weights}"

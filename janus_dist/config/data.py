@@ -6,8 +6,9 @@ from typing import Literal, get_args
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from janus_dist.config.base import Config, Fault, refuse
-from janus_dist.config.mix import STREAMS, Lane, Stream
+from janus_dist.config.mix import Lane
 from janus_dist.config.paths import LocalPath, PathOrUrl
+from janus_dist.config.streams import STREAMS, Stream
 
 
 class ChatConfig(Config):

@@ -19,9 +19,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from janus_dist.config.base import FaultKind, SettingFaults
-from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import LocatedFault, Setting, read, shown
+from janus_dist.config.streams import STREAMS
 from janus_dist.errors import ConfigError
 from janus_dist.storage.local import write_whole
 

@@ -7,9 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from janus_dist.config.base import Config, Fault, refuse
-
-Stream = Literal["understanding", "text", "generation"]
-STREAMS: tuple[Stream, ...] = ("understanding", "text", "generation")
+from janus_dist.config.streams import STREAMS, Stream
 
 PRECISION = 10**6
 """Largest denominator that a ratio is read with; what YAML gives as 0.3 is 3/10."""

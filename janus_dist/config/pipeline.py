@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from janus_dist.config.base import Config, Fault, refuse
-from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.paths import PathOrUrl, PathRule, PlainName
+from janus_dist.config.streams import SPECS, STREAMS, Column, Stream
 
 Format = Literal["webdataset", "parquet", "jsonl", "folders", "easy-vqa", "pydoc", "scenes"]
 BUILT_IN: tuple[Format, ...] = ("easy-vqa", "pydoc", "scenes")
 """Formats without a path: they come with Python packages or are made by a rule."""
-Column = Literal["key", "image", "caption", "text", "turns"]
+STREAMS_WITHOUT_IMAGES = [name for name, spec in SPECS.items() if not spec.has_images]
 COLUMNS: Mapping[Format, tuple[Column, ...]] = {
     "webdataset": ("image", "caption", "text", "turns"),
     "parquet": get_args(Column),
@@ -167,14 +167,14 @@ class PipelineConfig(Config):
                         f"inputs.{name}.class_names has no use with format={found.format}",
                     )
                 )
-            if found.format == "folders" and found.stream in ("understanding", "text"):
+            if found.format == "folders" and found.stream is not None and not SPECS[found.stream].draws_images:
                 faults.append(
                     Fault(
                         (f"inputs.{name}.format", f"inputs.{name}.stream"),
                         f"inputs.{name}.format=folders makes the generation stream only",
                     )
                 )
-            if found.format == "webdataset" and (found.stream or name) == "text":
+            if found.format == "webdataset" and (found.stream or name) in STREAMS_WITHOUT_IMAGES:
                 faults.append(
                     Fault(
                         (f"inputs.{name}.format", f"inputs.{name}.stream"),

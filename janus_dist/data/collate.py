@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
-from janus_dist.config.mix import STREAMS, Stream
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data.sample import JPEG, GenerationSample, Sample, TextSample, UnderstandingSample, learned
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import DataError

@@ -7,7 +7,7 @@ import json
 import tarfile
 from typing import BinaryIO
 
-from janus_dist.config.mix import Stream
+from janus_dist.config.streams import SPECS, Stream
 from janus_dist.data.manifest import Manifest
 from janus_dist.errors import DataError
 from janus_dist.storage import fs
@@ -22,9 +22,9 @@ def keys_in_tar(file: BinaryIO, stream: Stream) -> list[str]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if stream == "understanding" and member.name.endswith(TOKENS):
+                if SPECS[stream].has_own_tar_members and member.name.endswith(TOKENS):
                     keys.append(member.name.removesuffix(TOKENS))
-                elif stream != "understanding" and member.name.endswith(".json"):
+                elif not SPECS[stream].has_own_tar_members and member.name.endswith(".json"):
                     content = tar.extractfile(member)
                     keys += json.loads(content.read())["keys"] if content else []
     except (tarfile.TarError, KeyError, TypeError) as error:

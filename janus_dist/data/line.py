@@ -10,7 +10,8 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.config.mix import STREAMS, Lane
+from janus_dist.config.mix import Lane
+from janus_dist.config.streams import STREAMS
 from janus_dist.data import order
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.shard import INDEX_DTYPE

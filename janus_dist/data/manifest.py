@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from janus_dist.config.data import ReadConfig
-from janus_dist.config.mix import Stream
+from janus_dist.config.streams import Stream
 from janus_dist.data.order import Blocks
 from janus_dist.data.reader import Range, Reader
 from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry

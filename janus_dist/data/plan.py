@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from janus_dist.config.data import BatchConfig, DataConfig
-from janus_dist.config.mix import PRECISION, STREAMS, Lane, MixConfig, Stream, lane_shares
+from janus_dist.config.mix import PRECISION, Lane, MixConfig, lane_shares
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import SPECS, STREAMS, Stream
 from janus_dist.data import order, packing
 from janus_dist.data.keys import shard_keys
 from janus_dist.data.line import Cursor, SourceLine
@@ -30,7 +31,8 @@ from janus_dist.errors import DataError
 PLAN_VERSION = 2  # goes into the digest; raise it with every change of what a plan gives
 WHOLE_FILL = Fraction(97, 100)
 IMAGES_FILL = Fraction(965, 1000)  # of what documents of the mean length would fill; lengths vary
-GENERATION, TEXT = STREAMS.index("generation"), STREAMS.index("text")
+CUT_STREAMS = np.array([spec.is_cut for spec in SPECS.values()])
+"""[stream] bool: documents longer than a row are cut."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Plan:
         stream = np.array([STREAMS.index(found.stream) for found in self.lanes])[lane]
         tokens = record["tokens"].astype(np.int64)
         text_labels = record["answer_labels" if self.answers_only else "text_labels"].astype(np.int64)
-        rows = self._pack(tokens, self._costs(tokens, text_labels, record), stream == TEXT)
+        rows = self._pack(tokens, self._costs(tokens, text_labels, record), CUT_STREAMS[stream])
         return StepPlan(
             step,
             lane,
@@ -212,7 +214,7 @@ class Plan:
         room = batch.rows * batch.row_tokens
         if batch.fill is not None:
             return room * Fraction(batch.fill).limit_denominator(PRECISION)
-        if all(lane.stream != "text" for lane in self.lanes):
+        if not any(SPECS[lane.stream].is_cut for lane in self.lanes):
             return room * min(WHOLE_FILL, self._fill_of_images())
         if batch.packing == "whole":
             return room * WHOLE_FILL
@@ -267,7 +269,7 @@ class Plan:
     def _drops(self, lane: NDArray[np.int64], sample: NDArray[np.int64], epoch: NDArray[np.int64]) -> NDArray[np.bool_]:
         drops = np.zeros(len(lane), dtype=np.bool_)
         for number, (found, line) in enumerate(zip(self.lanes, self.lines, strict=True)):
-            if found.stream != "generation":
+            if not SPECS[found.stream].draws_images:
                 continue
             mine = lane == number
             for one in np.unique(epoch[mine]).tolist():
@@ -304,7 +306,7 @@ def _check_fits(lane: Lane, shards: ShardSet, row_tokens: int) -> None:
         raise DataError(f"{lane.source} ({lane.stream}) has a share in the mix but its shard set holds no sample")
     longest = shards.manifest.shards.longest_tokens
     shard = int(longest.argmax())
-    if longest[shard] > row_tokens and lane.stream != "text":
+    if longest[shard] > row_tokens and not SPECS[lane.stream].is_cut:
         raise DataError(
             f"sample {_key_of_longest(shards, shard)} of {shards.path(shard)} takes {longest[shard]} tokens, "
             f"more than batch.row_tokens={row_tokens}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.config.mix import Stream
+from janus_dist.config.streams import Stream
 from janus_dist.errors import DataError
 
 ID = np.dtype("<u4")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from janus_dist.batch import Batch
 from janus_dist.config.data import COSTLY, Costly
-from janus_dist.config.mix import STREAMS
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import STREAMS
 from janus_dist.data.collate import Document, DocumentFormat, collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample
 from janus_dist.estimate.flops import Counts

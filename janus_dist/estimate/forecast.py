@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_dist.config.streams import SPECS
 from janus_dist.data import packing
 from janus_dist.data.plan import Plan
 
@@ -191,11 +192,11 @@ def _surely_fits(plan: Plan, phase: int) -> bool:
         longest = int(shards.manifest.shards.longest_tokens.max())
         # Rounding adds less than a unit at either end of a step, and the last sample may reach beyond the quota.
         tokens = math.ceil(quota) - 1 + longest if plan.mixture.unit == "tokens" else (math.ceil(quota) + 1) * longest
-        if lane.stream == "text":
+        if SPECS[lane.stream].is_cut:
             text += tokens
         else:
             images += tokens
-        if lane.stream != "text" or not split_text:
+        if not (SPECS[lane.stream].is_cut and split_text):
             longest_whole = max(longest_whole, longest)
     return packing.surely_fit(images, text, longest_whole, split_text, plan.batch.rows, plan.batch.row_tokens)
 

@@ -17,8 +17,8 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from janus_dist.checkpoint import commits
 from janus_dist.checkpoint.find import require_checkpoint
-from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import BaseRecipe
+from janus_dist.config.streams import IMAGE_STREAMS, Stream
 from janus_dist.config.train import DtypeChoice
 from janus_dist.data.tokenizer import load_tokenizer
 from janus_dist.evaluation import held_out
@@ -32,7 +32,7 @@ from janus_dist.model.sample import Choice
 from janus_dist.storage.local import write_whole
 from janus_dist.weights.vq import digest, load_vq
 
-BOTH: tuple[Stream, ...] = ("understanding", "generation")
+BOTH = IMAGE_STREAMS
 MAX_ANSWER_TOKENS = 4
 SHOWN_QUESTIONS = 24
 SHOWN_PAIRS = 16

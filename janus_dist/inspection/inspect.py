@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from janus_dist.config.mix import STREAMS, Stream
+from janus_dist.config.streams import SPECS, STREAMS, Stream
 from janus_dist.data.keys import keys_in_tar, see_lint, shard_keys
 from janus_dist.data.manifest import NAME, Manifest, ShardSet
 from janus_dist.data.reader import Range
@@ -172,7 +172,8 @@ def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
     for shard, mine in groupby(places, key=lambda place: place[1]):
         name, records = shards.manifest.shards[shard].name, index_records(shards, shard)
         path = f"{shards.folder}/{name}.tar"
-        keys = None if shards.manifest.stream == "understanding" else shard_keys(shards.folder, shards.manifest, shard)
+        has_own_members = SPECS[shards.manifest.stream].has_own_tar_members
+        keys = None if has_own_members else shard_keys(shards.folder, shards.manifest, shard)
         try:
             with fs.open_binary(path) as file:
                 for number, _, row in mine:

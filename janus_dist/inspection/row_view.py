@@ -10,8 +10,8 @@ from itertools import groupby
 import numpy as np
 
 from janus_dist.batch import NO_LABEL, Batch
-from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import Stream
 from janus_dist.data.collate import DocumentFormat, collate
 from janus_dist.data.loader import Loader
 from janus_dist.data.plan import Plan, StepPlan

@@ -20,8 +20,8 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
 from janus_dist.batch import Batch
-from janus_dist.config.mix import STREAMS
 from janus_dist.config.model import ModelConfig
+from janus_dist.config.streams import STREAMS
 from janus_dist.model import vq as vq_model
 from janus_dist.model.attention import PACKED
 from janus_dist.model.losses import LossLinear

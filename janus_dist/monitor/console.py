@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-SHORT = {"text": "text", "understanding": "und", "generation": "gen"}
+from janus_dist.config.streams import SPECS
+
+SHORT = {spec.name: spec.short_name for spec in sorted(SPECS.values(), key=lambda spec: spec.has_images)}
 
 
 def print_json(values: Any, indent: int | None = None, sort_keys: bool = False) -> None:

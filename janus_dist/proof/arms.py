@@ -14,9 +14,9 @@ from typing import Any
 
 from janus_dist.checkpoint.find import is_complete, trained_otherwise
 from janus_dist.config.load import Loaded, load, save
-from janus_dist.config.mix import Stream
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.shipped import PROOF, tiny
+from janus_dist.config.streams import IMAGE_STREAMS, Stream
 from janus_dist.errors import ConfigError
 from janus_dist.evaluation.run import evaluate, found_before
 from janus_dist.launch.stage import Prepare
@@ -33,7 +33,7 @@ ARMS = {
     "F": "generation only",
 }
 SEEDS = (0, 1, 2)
-MEASURES: tuple[Stream, ...] = ("understanding", "generation")
+MEASURES = IMAGE_STREAMS
 
 
 def ablation(

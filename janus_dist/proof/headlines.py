@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import STREAMS
 from janus_dist.storage.json_lines import read_records
 
 STAGES = ("stage1", "stage2", "stage3")

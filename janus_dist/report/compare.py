@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import STREAMS
 from janus_dist.report import plot
 from janus_dist.report.page import render
 from janus_dist.report.standing import ahead, labels, parted

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import STREAMS
 from janus_dist.errors import DataError
 from janus_dist.storage import json_lines
 from janus_dist.storage.json_lines import read_records

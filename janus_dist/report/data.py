@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from janus_dist.config.streams import SPECS
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.sample import JPEG, GenerationSample, UnderstandingSample
 from janus_dist.data.tokenizer import Tokenizer
@@ -234,12 +235,12 @@ def _plots(
             notes += [(f"{name} in each sample", f"{int(values[0]):,}")] if values[0] else []
         else:
             plots.append((f"{name} in a sample", plot.histogram(values, name, stream)))
-    if stream == "understanding":
+    if SPECS[stream].reads_images:
         share = found["answer_labels"] / tokens
         plots.append(
             ("answers: share of a sample's tokens", plot.histogram(share, "share of tokens", stream, percent=True))
         )
-    if stream == "generation":
+    if SPECS[stream].draws_images:
         used, images = _code_use(shards, seed)
         share = used / used.sum()
         entropy = float(-(share * np.log2(share)).sum())

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-STREAM_COLORS = {"understanding": "#0072b2", "text": "#009e73", "generation": "#d55e00", "all": "#555555"}
+from janus_dist.config.streams import SPECS
+
+STREAM_COLORS = {**{name: spec.color for name, spec in SPECS.items()}, "all": "#555555"}
 OTHER_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of curves that are no stream's, in turn."""
 SMOOTHED_SHARE = 0.05

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
+from janus_dist.config.streams import IMAGE_STREAMS
 from janus_dist.errors import DataError
 from janus_dist.report import plot
 from janus_dist.report.curves import BAND, EQUAL_STEPS, SPAN_STEPS
 from janus_dist.storage.local import write_whole
 
-MEASURES = ("understanding", "generation")
+MEASURES = IMAGE_STREAMS
 AIMS = {"understanding": 0.97, "generation": 0.95}
 DIRECTIONS = (
     ("understanding", "D", "A", "two encoders understand better than a single one"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import IMAGE_STREAMS, STREAMS
 from janus_dist.errors import DataError
 from janus_dist.monitor import events
 from janus_dist.monitor.console import count, duration
@@ -241,7 +241,7 @@ def _asked(config: dict[str, Any]) -> dict[str, float]:
 
 def _evaluation(root: Path) -> dict[str, Any] | None:
     found = _read_json(root / "evaluation" / "evaluation.json")
-    is_whole = found is not None and all(f"{name}_accuracy" in found for name in ("understanding", "generation"))
+    is_whole = found is not None and all(f"{name}_accuracy" in found for name in IMAGE_STREAMS)
     return found if is_whole else None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from janus_dist.checkpoint.find import recipe_of
 from janus_dist.config.load import flatten
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import STREAMS
 from janus_dist.monitor import events
 from janus_dist.storage import lease_files
 from janus_dist.storage.json_lines import read_records

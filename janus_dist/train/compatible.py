@@ -11,6 +11,7 @@ from janus_dist.checkpoint.commits import Commit
 from janus_dist.checkpoint.find import goes_on_from
 from janus_dist.config.mix import Lane
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import SPECS
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer, check_vocabulary
@@ -30,13 +31,10 @@ def check_data(recipe: StageRecipe, tokenizer: Tokenizer, shards: Mapping[Lane, 
                 f"but data.tokenizer={recipe.data.tokenizer} has {tokenizer.sha256[:12]}",
                 "use the tokenizer that the shards were made with, or tokenize again into another data.root",
             )
-        sizes = {"image_size": recipe.model.image_size}
-        if name == "understanding":
-            sizes["image_tokens"] = recipe.model.image_tokens
-        if name == "generation":
-            sizes["image_ids"] = recipe.model.image_ids
-        if name == "text":
-            sizes = {}
+        spec, model = SPECS[name], recipe.model
+        sizes = {"image_size": model.image_size} if spec.has_images else {}
+        sizes |= {"image_tokens": model.image_tokens} if spec.reads_images else {}
+        sizes |= {"image_ids": model.image_ids} if spec.draws_images else {}
         for key, wanted in sizes.items():
             if getattr(manifest, key) != wanted:
                 raise DataError(

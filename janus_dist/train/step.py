@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from janus_dist.config.mix import STREAMS, Stream
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.config.train import TrainConfig
 from janus_dist.data.loader import RankStep
 from janus_dist.engine.zero import ZeroEngine

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 import torch
 
-from janus_dist.config.mix import STREAMS, Lane, MixConfig, Stream
+from janus_dist.config.mix import Lane, MixConfig
 from janus_dist.config.recipe import StageRecipe
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader
 from janus_dist.data.manifest import NAME, ShardSet, is_there

@@ -12,7 +12,7 @@ import torch
 from benchmarks.checkpoint import document_of
 from benchmarks.handmade import Handmade, padded
 from benchmarks.train_step import BOI, EOI, IMAGE, PAD, TINY, make_samples
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import STREAMS
 from janus_dist.data.collate import DocumentFormat, collate
 from janus_dist.model import janus, native
 from tests import tiny

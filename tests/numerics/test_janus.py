@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import JanusForConditionalGeneration
 
 from janus_dist.batch import NO_LABEL
-from janus_dist.config.mix import STREAMS, Stream
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.config.train import Part
 from janus_dist.data.collate import collate
 from janus_dist.data.sample import GenerationSample, TextSample, UnderstandingSample

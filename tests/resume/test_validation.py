@@ -8,7 +8,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
 
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import STREAMS
 from janus_dist.model import janus
 from janus_dist.storage.json_lines import read_records
 from janus_dist.train.build import build_trainer

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from benchmarks import gpu_step
 from benchmarks.gpu_step import Preset, Training
 from benchmarks.packed import LEAST_WORDS, make_batch
-from janus_dist.config.mix import STREAMS
+from janus_dist.config.streams import STREAMS
 from janus_dist.estimate.flops import Counts, model_flops
 from janus_dist.model import losses
 from janus_dist.model.parts import PREFIXES

@@ -14,7 +14,8 @@ from PIL import Image
 
 from janus_dist.batch import NO_LABEL, Batch
 from janus_dist.config.data import BatchConfig
-from janus_dist.config.mix import STREAMS, Lane, MixConfig
+from janus_dist.config.mix import Lane, MixConfig
+from janus_dist.config.streams import STREAMS
 from janus_dist.data import packing
 from janus_dist.data.collate import DocumentFormat, collate, decode_images
 from janus_dist.data.loader import BadSamples, Loader

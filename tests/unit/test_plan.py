@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from janus_dist.config.data import BatchConfig
-from janus_dist.config.mix import STREAMS, Lane, MixConfig, MixPhase, Stream, mix_faults
+from janus_dist.config.mix import Lane, MixConfig, MixPhase, mix_faults
+from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data import order, packing
 from janus_dist.data.mixture import Mixture
 from janus_dist.data.plan import Plan
