@@ -5,6 +5,7 @@ Invariant: everything is read from what a run leaves in its folder (config.json,
 
 import json
 import time
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +15,10 @@ import typer
 from janus_dist.errors import DataError
 from janus_dist.monitor.console import count, duration, figure, print_json
 from janus_dist.report.compare import write_comparison
+from janus_dist.report.comparison import Comparison, labels
 from janus_dist.report.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
 from janus_dist.report.run import write_report
-from janus_dist.report.standing import WINDOW, ahead, comparison, details, is_run, labels, parted, summary
+from janus_dist.report.standing import WINDOW, details, is_run, summary
 
 runs_app = typer.Typer(no_args_is_help=True, help="List runs, show one, compare two.")
 
@@ -81,22 +83,22 @@ def compare_command(
     """Lay two runs side by side: settings that differ, where their losses part, which is ahead and by how much."""
     for run in (first, second):
         _must_be_run(run)
-    found = comparison(first, second)
+    compared = Comparison.of(first, second)
     if html:
-        write_comparison(first, second, found, html)
+        write_comparison(first, second, compared, html)
     if as_json:
-        print_json(found)
+        print_json(asdict(compared))
         return
-    for key, (one, other) in found["settings"].items():
-        print(f"{key}: {json.dumps(one)} -> {json.dumps(other)}")
-    if not found["settings"]:
+    for key, (before, now) in compared.settings.items():
+        print(f"{key}: {json.dumps(before)} -> {json.dumps(now)}")
+    if not compared.settings:
         print("the same settings")
-    print(f"{parted(found)}; means of the last {found['window']:,} of them:")
-    for name, values in found["metrics"].items():
-        one, other = map(figure, values)
-        of_step = f"  of step {found['validated_step']:,}" if name.startswith("validation/") else ""
-        print(f"  {name:<26} {one:>10} -> {other:>10}{of_step}")
-    print(ahead(found["metrics"], *labels(first, second)))
+    print(f"{compared.parted()}; means of the last {compared.window:,} of them:")
+    for name, pair in compared.metrics.items():
+        before, now = map(figure, pair)
+        at_step = f"  of step {compared.validated_step:,}" if name.startswith("validation/") else ""
+        print(f"  {name:<26} {before:>10} -> {now:>10}{at_step}")
+    print(compared.ahead(*labels(first, second)))
     if html:
         print(f"page: {html}")
 

@@ -5,12 +5,11 @@ Invariant: figures and verdict are those of `janus runs compare`.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from janus_dist.config.streams import STREAMS
 from janus_dist.report import plot
+from janus_dist.report.comparison import Comparison, labels
 from janus_dist.report.page import render
-from janus_dist.report.standing import ahead, labels, parted
 from janus_dist.storage import fs
 from janus_dist.storage.json_lines import read_records
 
@@ -29,8 +28,8 @@ CURVES = (
 SMOOTHED = ("loss/", "optim/grad_norm", "perf/")
 
 
-def write_comparison(first: Path, second: Path, found: dict[str, Any], path: Path) -> None:
-    """Write the page of two runs and their `comparison`."""
+def write_comparison(first: Path, second: Path, compared: Comparison, path: Path) -> None:
+    """Write the page of two runs and their comparison."""
     names = labels(first, second)
     lines = [read_records(run / "metrics.jsonl") for run in (first, second)]
     plots = []
@@ -42,10 +41,10 @@ def write_comparison(first: Path, second: Path, found: dict[str, Any], path: Pat
         "compare.html.j2",
         title=f"{names[0]} beside {names[1]}",
         names=names,
-        verdict=ahead(found["metrics"], *names),
-        parted=parted(found),
-        found=found,
-        settings={key: [_said(value) for value in values] for key, values in found["settings"].items()},
+        verdict=compared.ahead(*names),
+        parted=compared.parted(),
+        found=compared,
+        settings={key: [_said(value) for value in values] for key, values in compared.settings.items()},
         plots=plots,
     )
     fs.write_whole(path, page.encode())

@@ -12,7 +12,7 @@ from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.errors import DataError, JanusError
 from janus_dist.monitor import events
-from janus_dist.report import standing
+from janus_dist.report import comparison
 from janus_dist.storage import lease, lease_files
 from tests import prepared
 from tests.pages import Page
@@ -160,8 +160,8 @@ def test_runs_of_one_name_are_told_apart(root, janus, tmp_path):
     shutil.copytree(root / "two", tmp_path / "later" / "one")
     _, out, _ = janus("compare", root / "one", tmp_path / "later" / "one")
     assert out.splitlines()[-1].startswith(f"{root.name}/one is ahead by 0.2000")
-    assert standing.labels(Path("a/runs/one"), Path("b/runs/one")) == ("a/runs/one", "b/runs/one")
-    assert standing.labels(Path("runs/one"), Path("runs/one")) == ("one (A)", "one (B)")
+    assert comparison.labels(Path("a/runs/one"), Path("b/runs/one")) == ("a/runs/one", "b/runs/one")
+    assert comparison.labels(Path("runs/one"), Path("runs/one")) == ("one (A)", "one (B)")
 
 
 def test_what_is_no_run(root, janus):
