@@ -74,16 +74,21 @@ def _watch_join(reading: int, address: str) -> None:
 
 
 def watch_head(address: str, is_joined: Callable[[], bool]) -> None:
-    """Return when Ray has been left; end the process when its head takes no connection for HEAD_LOST_TIMEOUT_S.
+    """Return when this Ray has been left, for another one too; end the process when its head takes no connection for HEAD_LOST_TIMEOUT_S.
 
     No exception would reach the main thread: Ray's C++ code ends the process with exit code 1.
     """
     host, _, port = address.rpartition(":")
     last_seen_s = time.monotonic()
-    while is_joined():
+    while True:
         with suppress(OSError):
             socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_POLL_S).close()
             last_seen_s = time.monotonic()
+        try:
+            if not is_joined():
+                return
+        except Exception:  # Ray is being left at this moment
+            return
         if time.monotonic() - last_seen_s > HEAD_LOST_TIMEOUT_S:
             _end_with(
                 ClusterError(

@@ -264,7 +264,11 @@ def _attach(address: str) -> None:
             with suppress(Exception):
                 ray.shutdown()
             raise
-    threading.Thread(target=watch_head, args=(address, ray.is_initialized), name="ray head", daemon=True).start()
+
+    def is_joined() -> bool:
+        return ray.is_initialized() and ray.get_runtime_context().gcs_address == address
+
+    threading.Thread(target=watch_head, args=(address, is_joined), name="ray head", daemon=True).start()
 
 
 def _start_local(noise: RayLog) -> None:

@@ -289,13 +289,15 @@ def test_joining_ends_although_ray_waits_for_ever(sent, code, said):
 
 LEFT_ALONE = """
 import sys, time
+from types import SimpleNamespace
 from janus_dist.launch import ray_watch, session
 session.ray.init = lambda **_: None
 session.ray.is_initialized = lambda: True
+session.ray.get_runtime_context = lambda: SimpleNamespace(gcs_address=sys.argv[1 + (len(sys.argv) > 2)])
 ray_watch.HEAD_POLL_S, ray_watch.HEAD_LOST_TIMEOUT_S = 0.05, 0.2
 session._attach(sys.argv[1])
 print("joined", flush=True)
-time.sleep(600)
+time.sleep(600 if len(sys.argv) == 2 else 1)
 """
 
 
@@ -312,3 +314,12 @@ def test_a_job_ends_when_its_head_is_gone():
     _, printed = process.communicate(timeout=limits.HANG_S)
     assert process.returncode == 6, printed
     assert f"the head of the Ray cluster at {address} has not answered" in printed
+
+
+def test_a_ray_that_was_left_for_another_is_not_watched():
+    """Its head may end, and the process goes about its work with the other."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+    command = [sys.executable, "-c", LEFT_ALONE, address, "127.0.0.1:9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=limits.HANG_S)
+    assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr
