@@ -74,7 +74,8 @@ def _watch_join(reading: int, address: str) -> None:
 
 
 def watch_head(address: str, is_joined: Callable[[], bool]) -> None:
-    """Return when this Ray has been left, for another one too; end the process when its head takes no connection for HEAD_LOST_TIMEOUT_S.
+    """Return when this Ray has been left, for another one too; end the process when its head takes no connection for
+    HEAD_LOST_TIMEOUT_S.
 
     No exception would reach the main thread: Ray's C++ code ends the process with exit code 1.
     """
