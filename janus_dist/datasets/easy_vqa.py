@@ -40,7 +40,7 @@ class EasyVqaImage:
 
     @property
     def caption(self) -> str:
-        """What the answers say the image shows, as `a blue rectangle`; empty when they say nothing."""
+        """Return what the answers say the image shows, as `a blue rectangle`; empty when they say nothing."""
         return caption(self.color, self.shape)
 
 
@@ -79,7 +79,8 @@ def _image(split: Split, number: int, path: Path, questions: tuple[tuple[str, st
 
 
 def _said(words: tuple[str, ...], questions: tuple[tuple[str, str], ...]) -> str | None:
-    """The word that the answers settle on: named outright, in passing, or left over when all others are denied."""
+    """Return the word that the answers settle on: named outright, named in passing, or left over when all others are
+    denied."""
     named, denied = set(), set()
     for question, answer in questions:
         spoken = question.rstrip("?").split()

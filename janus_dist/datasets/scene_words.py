@@ -26,7 +26,7 @@ class Asked:
 
 
 def caption(scene: Scene) -> str:
-    """What the image shows, as far as its kind says it: `a red circle`, `three rings`, `a ring above a cross`."""
+    """Return what the image shows, as far as its kind says: `a red circle`, `three rings`, `a ring above a cross`."""
     first, *others = scene.things
     if scene.kind == "single object":
         return f"a {first.shape}"
@@ -43,7 +43,7 @@ def caption(scene: Scene) -> str:
 
 
 def relation(scene: Scene) -> str:
-    """How the first of two things stands to the second, by the direction in which they are farther apart."""
+    """Return how the first of two things lies to the second, by the direction in which they are farther apart."""
     (left, top), (other_left, other_top) = (
         (2 * thing.left + thing.side, 2 * thing.top + thing.side) for thing in scene.things
     )
@@ -136,7 +136,7 @@ def _position(scene: Scene, dice: Dice) -> Turn:
 
 
 def _attribution(a: Thing, b: Thing, dice: Dice) -> Turn:
-    """Who is asked `is the circle red?` and has to say no sees another shape that is red."""
+    """Return a question and its answer: where `is the circle red?` is to be denied, another shape is red."""
     form = dice.below(4)
     if form == 0:
         return f"which shape is {a.color}?", a.shape
@@ -150,7 +150,7 @@ def _attribution(a: Thing, b: Thing, dice: Dice) -> Turn:
 
 
 def _yes_or_no(dice: Dice, true: str, options: Sequence[str]) -> Turn:
-    """An answer, and what to ask so that it is right."""
+    """Return an answer, and what to ask so that it is right."""
     return ("yes", true) if dice.flip() else ("no", dice.other(options, true))
 
 

@@ -58,7 +58,7 @@ class Dice:
         return options[self.below(len(options))]
 
     def other(self, options: Sequence[Option], *taken: Option) -> Option:
-        """One of the options that is none of `taken`."""
+        """Return one of the options that is not in `taken`."""
         return self.pick([option for option in options if option not in taken])
 
     def flip(self) -> bool:
@@ -99,7 +99,7 @@ class Scene:
 
     @property
     def layout(self) -> str:
-        """What tells it from scenes of the other split: shapes and colors by their cells."""
+        """Return what tells the scene from those of the other split: shapes and colors by their cells."""
         cells = sorted(
             f"{thing.color} {thing.shape} {_cell(thing.left, thing.side)} {_cell(thing.top, thing.side)}"
             for thing in self.things
@@ -118,18 +118,18 @@ def scene(seed: int, split: Split, number: int) -> Scene:
 
 
 def scenes(split: Split) -> Iterator[Scene]:
-    """The data set's own scenes of a split, in their order."""
+    """Return the data set's own scenes of a split, in their order."""
     return (scene(0, split, number) for number in range(NUMBERS[split]))
 
 
 def split_of(found: Scene) -> Split:
-    """The only split that a scene can be in, whatever its seed and number."""
+    """Return the only split that a scene can be in, whatever its seed and number."""
     is_held_out = hashlib.sha256(found.layout.encode()).digest()[0] % TEST_SHARE == 0
     return "test" if is_held_out else "train"
 
 
 def relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
-    """How box `a` (left, top, right, bottom) stands to box `b`: none, one, or two where it is askew.
+    """Return how box `a` (left, top, right, bottom) lies to box `b`: no relation, one, or two where it is askew.
 
     GenEval's rule (evaluate_images.py, relative_position): the distance of the centers less a tenth of both sides must
     be more than half of it along that direction.
@@ -145,7 +145,8 @@ def relations(a: Sequence[float], b: Sequence[float]) -> set[str]:
 
 
 def draw(found: Scene, size: int = UNITS) -> NDArray[np.uint8]:
-    """The pixels of a scene, [size, size, 3]; edges are smoothed by counting which of 16 points a shape covers."""
+    """Return the pixels of a scene, [size, size, 3] uint8; edges are smoothed by counting which of 16 points a shape
+    covers."""
     canvas = np.full((size, size, 3), found.background, dtype=np.int64)
     fine = np.arange(size * SUBPIXELS, dtype=np.int64)
     points = (2 * fine + 1) * UNITS  # in 1 / (2 SUBPIXELS size) of a 64th, as are centers and halves below
@@ -161,7 +162,8 @@ def draw(found: Scene, size: int = UNITS) -> NDArray[np.uint8]:
 
 
 def covers(shape: str, x: NDArray[Any], y: NDArray[Any], half: float) -> NDArray[np.bool_]:
-    """Whether a shape of side 2 `half` around (0, 0) covers the points (x, y), y downwards; exact for integers."""
+    """Return whether a shape of side 2 `half` around (0, 0) covers the points (x, y), y downwards, in the shape of `x`;
+    exact for integers."""
     across, down = np.abs(x), np.abs(y)
     inside = np.maximum(across, down) <= half
     if shape == "circle":
@@ -207,7 +209,7 @@ def _is_apart(things: Sequence[Thing]) -> bool:
 
 
 def _is_plain(a: Thing, b: Thing, relation: str) -> bool:
-    """Whether `a` stands to `b` so and in no other way, by far: twice as far along as across."""
+    """Return whether `a` lies to `b` in this way and no other, by far: twice as far along as across."""
     offsets = sorted(abs(one - other) for one, other in zip(_center(a), _center(b), strict=True))
     return relations(a.box, b.box) == {relation} and 2 * offsets[0] <= offsets[1]
 

@@ -50,8 +50,11 @@ class Budget:
 
 
 def budget(recipe: StageRecipe, found: Forecast, mfu: float | None, device: str | None) -> Budget:
-    """Of a run as forecast; `mfu` and `device` are assumed where given, else the run's own speed counts if it has
-    steps. ConfigError when the device is unknown."""
+    """Return what a run takes, from its forecast.
+
+    `mfu` and `device` are assumed where given; else the run's own speed counts if it has trained steps. Raises
+    ConfigError when the device is unknown.
+    """
     flops = model_flops(recipe.model, recipe.train.trainable, Counts(**{k: round(v) for k, v in found.work.items()}))
     rank_flops_s, speed_from = _speed(recipe, mfu, device)
     step_s = flops / rank_flops_s / found.world if rank_flops_s else None
@@ -82,7 +85,8 @@ def budget(recipe: StageRecipe, found: Forecast, mfu: float | None, device: str 
 
 
 def checkpoint_bytes(recipe: StageRecipe) -> int:
-    """Of one checkpoint: weights and both moments of what learns, in float32, the rest in the engine's dtype."""
+    """Return the bytes of one checkpoint: float32 weights and both moments of trained parameters, the others in the
+    engine's dtype."""
     shapes = parameter_shapes(recipe.model)
     learned, frozen = (sum(_elements(shapes, recipe, learns)) for learns in (True, False))
     return 3 * FLOAT32 * learned + DTYPE_BYTES[recipe.engine.dtype] * frozen

@@ -95,7 +95,8 @@ def makes(recipe: StageRecipe) -> list[Batch]:
 
 
 def counts(batch: Batch) -> list[float]:
-    """What a micro-step holds of each thing that has a cost, in the order of COSTLY, and 1 for its fixed cost."""
+    """Return [cost] float64: how much of each thing in COSTLY a micro-step holds, in that order, and 1 for its fixed
+    cost."""
     return [*map(float, astuple(Counts.of(batch))), 1.0]
 
 

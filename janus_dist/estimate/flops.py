@@ -93,7 +93,8 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def _linears(widths: Sequence[int], rows: int, learns: bool, before: bool) -> int:
-    """Of linear layers one behind the other; `before`: whether a gradient is wanted of what goes into the first."""
+    """Return the FLOPs of consecutive linear layers; `before` says whether the gradient of the first one's input is
+    needed."""
     total = 0
     for width, out in pairwise(widths):
         total += 2 * width * out * rows * (1 + learns + before)
@@ -102,9 +103,9 @@ def _linears(widths: Sequence[int], rows: int, learns: bool, before: bool) -> in
 
 
 def _layer(matrices: int, rows: int, attention: int, learns: bool, before: bool) -> int:
-    """Of a transformer layer with so many values in its matrices and so many FLOPs in its forward attention.
+    """Return the FLOPs of a transformer layer with `matrices` weights and `attention` FLOPs in its forward attention.
 
-    Where it learns so do the embeddings before it, so a gradient is wanted of the first layer's input too.
+    Where a layer is trained, so are the embeddings before it, so the gradient of the first layer's input is needed too.
     """
     passes = learns or before
     return 2 * matrices * rows * (1 + learns + passes) + attention * (1 + 2 * passes)

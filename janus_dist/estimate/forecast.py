@@ -183,7 +183,8 @@ def _phase(plan: Plan, number: int, span: range, found: Sequence[dict[str, Any]]
 
 
 def _surely_fits(plan: Plan, phase: int) -> bool:
-    """Whether no step of a phase can take more than `batch.rows`, by its quotas and the longest sample of each lane."""
+    """Return whether no step of a phase can take more than `batch.rows`, by its quotas and the longest sample of each
+    lane."""
     images = text = longest_whole = 0
     split_text = plan.batch.packing == "split_text"
     for lane, shards, quota in zip(plan.lanes, plan.shards, plan.mixture.phases[phase].per_step, strict=True):
@@ -230,7 +231,7 @@ def _look_at(plan: Plan, step: int, world: int) -> dict[str, Any]:
 
 
 def _fill_that_fits(plan: Plan, found: Sequence[dict[str, Any]]) -> float:
-    """What a step asks for now, less by as much as the worst step is beyond its rows."""
+    """Return the share of `batch.rows` that steps ask for, reduced by as much as the worst step exceeds its rows."""
     capacity = plan.batch.rows * plan.batch.row_tokens
     asked = float(np.mean([each["tokens"] for each in found])) / capacity
     worst = max(each["rows"] for each in found) / plan.batch.rows

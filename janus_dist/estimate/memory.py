@@ -34,7 +34,7 @@ class Memory:
 
 
 def predict(recipe: StageRecipe, world: int) -> Memory:
-    """What one of `world` ranks needs for this recipe."""
+    """Return the memory that one of `world` ranks needs for this recipe."""
     shapes = parameter_shapes(recipe.model)
     trainable = set(recipe.train.trainable)
     low, hpz = DTYPE_BYTES[recipe.engine.dtype], recipe.engine.hpz_ranks
@@ -64,7 +64,7 @@ def predict(recipe: StageRecipe, world: int) -> Memory:
 
 
 def activation_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """What autograd keeps of a micro-step of `tokens` tokens from its forward to its backward."""
+    """Return the bytes that autograd keeps from the forward to the backward of a micro-step of `tokens` tokens."""
     model, every = recipe.model, recipe.engine.activation_checkpointing
     low, gpu = DTYPE_BYTES[recipe.engine.dtype], recipe.cluster.gpu
     text, vision = model.text, model.vision
@@ -82,7 +82,8 @@ def activation_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def recomputed_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """What a layer whose activations were not kept takes in the backward; one at a time, of either network."""
+    """Return the bytes of a layer whose activations are recomputed in the backward; one layer of either network at a
+    time."""
     model, low = recipe.model, DTYPE_BYTES[recipe.engine.dtype]
     text, vision = model.text, model.vision
     if recipe.engine.activation_checkpointing == 0:
@@ -95,7 +96,7 @@ def recomputed_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def head_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """What the two heads hold at their worst: a chunk of logits, and the gradients that wait for the backward."""
+    """Return the peak bytes of the two heads: a chunk of logits, and the gradients that wait for the backward."""
     model, low = recipe.model, DTYPE_BYTES[recipe.engine.dtype]
     trainable: set[Part] = set(recipe.train.trainable)
     found = 0

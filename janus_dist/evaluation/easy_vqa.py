@@ -54,7 +54,7 @@ class EasyVqa:
     name = "easy_vqa"
 
     def questions(self, most: int) -> list[Question]:
-        """The held-out questions in the data set's order; the first `most` of them, all when 0."""
+        """Return the held-out questions in the data set's order: the first `most` of them, all when 0."""
         found = [
             Question(number, question, answer)
             for number, image in enumerate(easy_vqa.load("test"))
@@ -67,7 +67,7 @@ class EasyVqa:
         return [turn for image in easy_vqa.load("train") for turn in image.questions]
 
     def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
-        """The test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        """Return the test images [image, 3, side, side] uint8, as understanding or generation takes them."""
         return squares((images.load(image.path.read_bytes()) for image in easy_vqa.load("test")), side, square)
 
     def prompts(self) -> list[Prompt]:
@@ -75,7 +75,7 @@ class EasyVqa:
         return list(PROMPTS)
 
     def judge(self, asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-        """What drawings [height, width, 3] show, and whether it is what was asked for."""
+        """Return what drawings [height, width, 3] show, and whether it is what was asked for."""
         return [_verdict(prompt, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
 
     def chance(self) -> float:

@@ -104,7 +104,7 @@ def right_by_kind(kinds: Sequence[tuple[str, ...]], right: Sequence[bool]) -> di
 
 
 def answers_by_kind(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, list[bool]]:
-    """Whether each answer is right, by kind of question, and all of them under `all`."""
+    """Return whether each answer is right, by kind of question, and all of them under `all`."""
     right = [answer == question.answer for question, answer in zip(asked, given, strict=True)]
     return right_by_kind([(question.kind,) for question in asked], right)
 
@@ -115,15 +115,15 @@ def accuracy_by_kind(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, 
 
 
 def majority_answer(trained: Iterable[tuple[str, str]]) -> str:
-    """The most frequent of all answers, of (question, answer) pairs."""
+    """Return the most frequent of all answers in (question, answer) pairs."""
     return Counter(answer for _, answer in trained).most_common(1)[0][0]
 
 
 def blind_answers(asked: Sequence[Asked], trained: Sequence[tuple[str, str]]) -> list[str]:
-    """What one would answer who knows the training split and reads the question, but does not see the image.
+    """Return the answers of someone who knows the training split and reads the question but does not see the image.
 
-    The most frequent training answer to the same words, `majority_answer` to words that were never asked. What a model
-    gains by seeing is its distance to this.
+    That is the most frequent training answer to the same words, and `majority_answer` to words that were never asked.
+    The distance to this is what a model gains by seeing.
     """
     counts: dict[str, Counter[str]] = {}
     for question, answer in trained:

@@ -16,6 +16,6 @@ def wilson(right: int, number: int) -> tuple[float, float]:
 
 
 def measured(right: Sequence[bool]) -> dict[str, float | int]:
-    """A share with its interval and how many it is of."""
+    """Return a share with its interval and its number of trials."""
     low, high = wilson(sum(right), len(right))
     return {"share": sum(right) / len(right), "low": low, "high": high, "of": len(right)}

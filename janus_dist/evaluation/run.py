@@ -75,7 +75,8 @@ def evaluate(
 def found_before(
     recipe: BaseRecipe, out: Path, streams: Collection[Stream] = BOTH, with_images: bool = True
 ) -> dict[str, Any] | None:
-    """What an earlier `evaluate` left in `out`, if it is of the run's newest checkpoint and of the same settings."""
+    """Return what an earlier `evaluate` left in `out`, if it is of the run's newest checkpoint and of the same
+    settings."""
     checkpoint, path = commits.latest_committed(recipe.run.saved_in), out / "evaluation.json"
     if checkpoint is None or not path.is_file():
         return None

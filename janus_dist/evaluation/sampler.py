@@ -113,7 +113,8 @@ class Sampler:
         return [tokenizer.decode(ids).strip() for ids in found]
 
     def image_features(self, pictures: Tensor) -> Tensor:
-        """What the language model sees of [image, 3, side, side] uint8."""
+        """Return [image, image_tokens, hidden] features for the language model of pictures [image, 3, side, side]
+        uint8."""
         if len(pictures) == 0:
             return torch.empty(0, self.recipe.model.image_tokens, self.recipe.model.text.hidden)
         if self.recipe.model.reads_by == "vq":

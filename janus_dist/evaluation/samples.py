@@ -144,7 +144,7 @@ def _answer(sampler: Sampler, asked: Sequence[Asked], how: How, folder: Path) ->
 
 
 def grid(drawings: NDArray[np.uint8], captions: Sequence[str]) -> Image.Image:
-    """One picture of drawings [prompt, seed, height, width, 3]: a row for each prompt, below its words."""
+    """Return one picture of drawings [prompt, seed, height, width, 3]: a row for each prompt, below its words."""
     rows, columns, height, width = drawings.shape[:4]
     scale = max(1, 96 // height)  # small ones are shown larger, pixel by pixel
     height, width = height * scale, width * scale

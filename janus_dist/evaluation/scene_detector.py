@@ -69,7 +69,7 @@ def detect(image: NDArray[np.uint8]) -> list[Seen]:
 
 
 def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image at the side that all lengths here are meant for."""
+    """Return the image at the side that all lengths here are meant for."""
     if image.shape[0] == UNITS:
         return image
     return np.asarray(Image.fromarray(image).resize((UNITS, UNITS), Image.Resampling.BOX))
@@ -104,7 +104,7 @@ def _grown(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
 
 
 def _seen(share: NDArray[np.float64], color: str) -> Seen:
-    """What a piece is, of which [y, x] pixels hold that share."""
+    """Return what a piece is, from the [y, x] pixels of which it holds that share."""
     area = share.sum()
     middle = np.arange(UNITS) + 0.5
     x, y = float((share.sum(axis=0) @ middle) / area), float((share.sum(axis=1) @ middle) / area)

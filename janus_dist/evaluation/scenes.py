@@ -50,7 +50,7 @@ class Scenes:
     name = "scenes"
 
     def questions(self, most: int) -> list[Question]:
-        """The held-out questions in the data set's order; the first `most` of them, all when 0."""
+        """Return the held-out questions in the data set's order: the first `most` of them, all when 0."""
         found = [
             Question(number, asked.question, asked.answer, asked.kind)
             for number, scene in enumerate(_held_out())
@@ -65,7 +65,7 @@ class Scenes:
         ]
 
     def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
-        """The test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        """Return the test images [image, 3, side, side] uint8, as understanding or generation takes them."""
         return squares((Image.fromarray(draw(scene)) for scene in _held_out()), side, square)
 
     def prompts(self) -> list[Prompt]:
@@ -80,7 +80,7 @@ class Scenes:
         return found
 
     def judge(self, asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-        """What drawings [height, width, 3] show, and whether it is what was asked for."""
+        """Return what drawings [height, width, 3] show, and whether it is what was asked for."""
         return [verdict(prompt.scene, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
 
     def chance(self) -> float:
@@ -103,11 +103,11 @@ class Scenes:
 
 
 def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
-    """What a judge says who sees these things.
+    """Return the verdict of a judge who sees these things.
 
-    `right` is GenEval's rule: what the caption names is there, and of `counting` no more of it, nor a blot that could
-    be; other things do not matter. `exact`: and there is nothing else. Where GenEval takes the surest of several
-    objects of a name, any of them will do here; a detector without confidences cannot rank them.
+    `right` is GenEval's rule: the things that the caption names are seen, and for `counting` no more of them, nor a
+    blot that could be one; other things do not matter. `exact`: in addition, nothing else is seen. Where GenEval takes
+    the surest of several objects of a name, any of them will do here; a detector without confidences cannot rank them.
     """
     right = _is_shown(scene, seen)
     words = ", ".join(f"{thing.color} {thing.shape or 'blot'}" for thing in seen)
@@ -115,7 +115,7 @@ def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
 
 
 def is_seen(scene: Scene, seen: Sequence[Seen]) -> bool:
-    """Whether a detector saw the things of a scene as they are, their centers within a 16th of the canvas."""
+    """Return whether a detector saw the things of a scene as they are, their centers within a 16th of the canvas."""
     left = list(seen)
     for thing in scene.things:
         near = [one for one in left if (one.shape, one.color) == (thing.shape, thing.color) and _is_near(one, thing)]

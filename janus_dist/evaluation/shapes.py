@@ -35,7 +35,7 @@ NOTHING = Detection(None, None)
 
 
 def detect(image: NDArray[np.uint8]) -> Detection:
-    """The one object in an image [height, width, 3]."""
+    """Return the one object in an image [height, width, 3]."""
     pixels = image.astype(np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     distance = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1)
@@ -76,7 +76,8 @@ def _overlap(mask: NDArray[np.bool_], shape: str) -> float:
 
 
 def pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """A number for each 4-connected piece of a mask, 0 elsewhere, by letting numbers flow to their neighbours."""
+    """Return [y, x] int: a number for each 4-connected piece of a mask, 0 elsewhere, by letting numbers flow to their
+    neighbours."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -95,7 +96,8 @@ def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask without its rim, whose colors blend into the background; the mask itself where nothing else is left."""
+    """Return the mask without its rim, whose colors blend into the background; the mask itself where nothing else is
+    left."""
     padded = np.pad(mask, 1)
     core = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return core if core.sum() >= 4 else mask

@@ -39,7 +39,7 @@ class Difference:
 
 
 def difference(first: ShardSet, second: ShardSet) -> Difference:
-    """What differs between two shard sets, down to the keys and the bytes of samples."""
+    """Return what differs between two shard sets, down to the keys and the bytes of samples."""
     one, two = _digests(first), _digests(second)
     values = list(_values(first.manifest, second.manifest))
     _, in_one, in_two = np.intersect1d(one, two, return_indices=True)

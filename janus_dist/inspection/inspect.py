@@ -156,7 +156,7 @@ def key_digest(key: str) -> int:
 
 
 def number_of_key(shards: ShardSet, key: str) -> int | None:
-    """The sample that has a key, None when there is none; reads shard after shard until it is found."""
+    """Return the number of the sample that has a key, or None; reads shard after shard until it is found."""
     first = 0
     for number, entry in enumerate(shards.manifest.shards):
         keys = shard_keys(shards.folder, shards.manifest, number)
@@ -204,7 +204,7 @@ def decoded(shards: ShardSet, numbers: Sequence[int]) -> list[Sample]:
 
 
 def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.void, key: str | None) -> Found:
-    """The sample that an index record points at; a conversation's key is in its own bytes."""
+    """Return the sample that an index record points at; a conversation's key is in its own bytes."""
     file.seek(int(record["offset"]))
     payload = file.read(int(record["bytes"]))
     sample = _decoded(stream, number, record, payload)
@@ -212,7 +212,7 @@ def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.v
 
 
 def _decoded(stream: Stream, number: int, record: np.void, payload: bytes) -> Sample:
-    """A sample from its bytes; ValueError when they are not those that its index record describes."""
+    """Return a sample from its bytes. Raises ValueError when they are not those that its index record describes."""
     if zlib.crc32(payload) != int(record["crc32"]):
         raise ValueError(f"sample {number} is damaged, its checksum is not the one in the index")
     try:
@@ -228,7 +228,7 @@ def chosen(samples: int, number: int, seed: int) -> list[int]:
 
 
 def quarantine(folder: str) -> Iterator[Reject]:
-    """The rows of the quarantine table; none when there is no table, DataError when it cannot be read."""
+    """Yield the rows of the quarantine table, none without a table. Raises DataError when it cannot be read."""
     path = f"{folder}/{QUARANTINE}"
     try:
         for batch in pq.ParquetFile(io.BytesIO(fs.read(path))).iter_batches(ROWS):
@@ -270,7 +270,7 @@ def examples(folder: str) -> list[Example]:
 
 
 def kinds(rejects: Iterable[Reject]) -> dict[str, int]:
-    """How many records were refused for each kind of reason."""
+    """Return how many records were refused, by kind of reason."""
     found = Counter[str]()
     for reject in rejects:
         found[reject.kind] += reject.records
@@ -282,7 +282,8 @@ def _most_first(numbers: Mapping[str, int]) -> dict[str, int]:
 
 
 def stats(folder: str) -> dict[str, Any] | None:
-    """What the pipeline counted: records, bad ones by kind, dropped ones by rule, histograms; None when it is gone."""
+    """Return what the pipeline counted: records, refused ones by kind, dropped ones by rule, histograms; None when the
+    file is absent."""
     try:
         return json.loads(fs.read(f"{folder}/{STATS}"))
     except (FileNotFoundError, ValueError):
@@ -290,7 +291,8 @@ def stats(folder: str) -> dict[str, Any] | None:
 
 
 def summary(shards: ShardSet, found: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Any]:
-    """What a shard set is and holds, as plain values; `found`: its columns of COUNTED, where they were read before."""
+    """Return what a shard set is and holds, as plain values; `found` are its columns of COUNTED where they were read
+    before."""
     manifest = shards.manifest
     found = columns(shards, *COUNTED) if found is None else found
     tokens, sums = found["tokens"], {name: int(values.sum(dtype=np.int64)) for name, values in found.items()}

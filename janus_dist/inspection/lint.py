@@ -134,7 +134,7 @@ def _not_checked(rules: Rules, scope: Scope, left: int) -> Iterator[str]:
 
 
 def _check_set(folder: str, manifest: Manifest) -> Iterator[Fault]:
-    """What is wrong with the set as a whole."""
+    """Yield faults of the set as a whole."""
     for name in ("samples", "tokens"):
         total, said = sum(getattr(entry, name) for entry in manifest.shards), getattr(manifest, name)
         if total != said:
@@ -193,7 +193,7 @@ def _check_shard(
 
 
 def _check_index(folder: str, entry: ShardEntry, found: ShardFindings) -> tuple[NDArray[np.void] | None, list[Issue]]:
-    """The index, if samples can be looked up by it, and what is wrong with it."""
+    """Return the index, if samples can be looked up by it, and add its faults."""
     try:
         content = fs.read(f"{folder}/{entry.name}.index.npy")
         index = read_index(content)
@@ -238,7 +238,7 @@ def _check_content(content: bytes, rules: Rules, entry: ShardEntry) -> tuple[lis
 def _check_rows(
     file: BinaryIO, index: NDArray[np.void] | None, rows: NDArray[np.int64], rules: Rules, found: ShardFindings
 ) -> list[Issue]:
-    """What is wrong with the samples in some rows."""
+    """Return the faults of the samples in some rows."""
     issues: list[Issue] = []
     if index is None:
         return issues
@@ -259,7 +259,7 @@ def _keys(folder: str, manifest: Manifest, shard: int) -> list[str]:
 
 
 def _repeated(folder: str, manifest: Manifest, digests: list[NDArray[np.uint64]]) -> Iterator[Fault]:
-    """A fault for every use of a key after its first one; `digests` are those of each shard's keys."""
+    """Yield a fault for every use of a key after its first one; `digests` are those of each shard's keys."""
     joined = np.concatenate([np.empty(0, dtype=np.uint64), *digests])
     ends = np.cumsum([len(each) for each in digests])
     order = np.argsort(joined, kind="stable")

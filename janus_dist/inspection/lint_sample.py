@@ -44,7 +44,7 @@ class Rules:
 
 
 def check_sample(payload: bytes, record: np.void, rules: Rules) -> list[Issue]:
-    """What is wrong with a sample, from its bytes inward; where the bytes are damaged, nothing further is said."""
+    """Return the faults of a sample, from its bytes inward; nothing further is said where the bytes are damaged."""
     if zlib.crc32(payload) != int(record["crc32"]):
         said = f"{int(record['crc32']):08x}"
         return [Issue(f"damaged: its checksum is {zlib.crc32(payload):08x}, the index says {said}", AGAIN)]

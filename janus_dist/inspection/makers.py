@@ -18,9 +18,9 @@ SHOWN_DIGITS = 12
 
 
 def find_tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer | None:
-    """The tokenizer that a shard set was made with: the one given, or one of the embedded recipes.
+    """Return the tokenizer that a shard set was made with: the given one, or an embedded recipe's, or None.
 
-    DataError when the one given is another; None when none is given and none of the embedded ones is it.
+    Raises DataError when the given one is another.
     """
     if given is None:
         path = _embedded("tokenizer.json", manifest.tokenizer_sha256)
@@ -36,7 +36,7 @@ def find_tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer | None:
 
 
 def need_tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer:
-    """The same; DataError when there is none."""
+    """Return the tokenizer that a shard set was made with. Raises DataError when it is unknown."""
     tokenizer = find_tokenizer(manifest, given)
     if tokenizer is None:
         raise DataError(
@@ -48,9 +48,10 @@ def need_tokenizer(manifest: Manifest, given: Path | None) -> Tokenizer:
 
 
 def find_codes(manifest: Manifest, given: Path | None) -> int | None:
-    """How many codes the VQ tokenizer of a shard set has, by its weights: those given, or those of an embedded recipe.
+    """Return the number of codes of a shard set's VQ tokenizer, by the given weights or those of an embedded recipe.
 
-    DataError when those given are others; None when the shards hold no VQ ids or no such weights are known.
+    None when the shards hold no VQ ids or no such weights are known. Raises DataError when the given weights are
+    others.
     """
     if manifest.vq_sha256 is None:
         return None

@@ -14,9 +14,9 @@ from janus_dist.weights.vq import load_vq
 
 
 def painter(model: ModelConfig, weights: Path) -> Callable[[Sequence[np.ndarray]], list[bytes]]:
-    """A function from the VQ ids of images, each [ids per image], to their PNG bytes.
+    """Return a function from the VQ ids of images, each [ids per image], to their PNG bytes.
 
-    CheckpointError when the weights are absent or of another VQ tokenizer than `model.vq`.
+    Raises CheckpointError when the weights are absent or of another VQ tokenizer than `model.vq`.
     """
     vq = load_vq(model, weights)
 

@@ -27,12 +27,12 @@ class Piece:
     """`all text`: only where all text is supervised, not with `train.answers_only`."""
 
     def counts(self, answers_only: bool) -> bool:
-        """Whether the loss counts it."""
+        """Return whether the loss counts this piece."""
         return self.learned == "always" or (self.learned == "all text" and not answers_only)
 
 
 def pieces(sample: Sample, tokenizer: Tokenizer, image_tokens: int) -> list[Piece]:
-    """A document as training sees it. Ids of special tokens are shown by name, images and VQ ids by their number."""
+    """Return a document as training sees it: special tokens by name, images and VQ ids by their number."""
     ids = (sample.prompt_ids if isinstance(sample, GenerationSample) else sample.ids).astype(np.int64).tolist()
     special_ids = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
     all_text, answers = (learned(sample, special_ids, answers_only).tolist() for answers_only in (False, True))
@@ -54,7 +54,7 @@ def pieces(sample: Sample, tokenizer: Tokenizer, image_tokens: int) -> list[Piec
 
 
 def marked(found: list[Piece], answers_only: bool) -> str:
-    """The document as plain text, with [[ ]] around all that the loss counts."""
+    """Return the document as plain text, with [[ ]] around all that the loss counts."""
     parts = []
     for counts, run in groupby(found, key=lambda piece: piece.counts(answers_only)):
         text = "".join(piece.text for piece in run)
@@ -84,7 +84,7 @@ def special_names(tokenizer: Tokenizer) -> set[int]:
 
 
 def kind_of(number: int, tokenizer: Tokenizer, names: set[int]) -> Kind:
-    """What an id of a document is; `names` are the `special_names`."""
+    """Return what an id of a document is; `names` are the `special_names`."""
     if number == tokenizer.image:
         return "image"
     if number in names:

@@ -42,7 +42,7 @@ class DocumentView:
 
     @property
     def title(self) -> str:
-        """Where it comes from and what of it is in the row, in one line."""
+        """Return in one line where the document comes from and which part of it is in the row."""
         end, is_cut = self.first + self.tokens, self.tokens < self.of_tokens
         cut = f" {self.first:,} to {end:,} of {self.of_tokens:,}" if is_cut else ""
         dropped = ", prompt dropped" if self.prompt_dropped else ""
@@ -119,7 +119,7 @@ def view_row(recipe: StageRecipe, plan: Plan, tokenizer: Tokenizer, step: int, r
 
 
 def document_pieces(batch: Batch, tokenizer: Tokenizer, image_tokens: int) -> Iterator[list[Piece]]:
-    """The pieces of each document of a batch; a label at a position says that the token behind it is learned."""
+    """Yield the pieces of each document of a batch; a label at a position says that the next token is learned."""
     learned = np.zeros(batch.num_tokens + 1, dtype=np.bool_)
     for rows, labels in ((batch.text_rows, batch.text_labels), (batch.image_rows, batch.image_labels)):
         learned[rows[labels != NO_LABEL].numpy() + 1] = True

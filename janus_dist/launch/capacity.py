@@ -31,7 +31,7 @@ Resources = Mapping[str, float]
 
 
 def of_nodes() -> list[Resources]:
-    """What each node has that Ray counts among the living."""
+    """Return the resources of each node that Ray counts as alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -95,7 +95,7 @@ def wait_for_others(recipe: StageRecipe, workers: int, show: Callable[[str], Non
 
 @ray.remote(num_cpus=0)
 def _answer() -> None:
-    """What a node does to show that it is there."""
+    """Return, which shows that the node of this task is alive."""
 
 
 @ray.remote(num_cpus=0)
@@ -112,7 +112,7 @@ def all_native(gpu: bool) -> bool:
 
 
 def _of_nodes_that_answer() -> list[Resources]:
-    """What each node has that answers: Ray counts a node that has died for half a minute more."""
+    """Return the resources of each node that answers; Ray counts a dead node as alive for half a minute."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return [node["Resources"] for node, _ in _ask(nodes, _answer, timeout_s=ANSWER_S)]
 

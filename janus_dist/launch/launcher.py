@@ -119,10 +119,10 @@ def _until_done(
 
 @contextmanager
 def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]:
-    """The actor that takes the run's lines; its name is the run's, so that what a job of this cluster left of the run
-    has ended before ranks are started. What the run before was asked is forgotten.
+    """Yield the actor that takes the run's console lines, and forget what a run before was asked.
 
-    ConfigError where another job has it: both would write into one folder.
+    Its name is the run's, so that ranks are started only when those of an earlier job of this cluster have ended.
+    Raises ConfigError when another job has it: both would write into one folder.
     """
     run = recipe.run
     lines = _actor(f"lines of {run.dir.resolve()}", f"run {run.dir}", time.monotonic() + GONE_S, show)
@@ -135,7 +135,7 @@ def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]
 
 
 def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -> Any:
-    """An actor of this name, when it is free; ConfigError when it is not by the deadline."""
+    """Return an actor of this name as soon as the name is free. Raises ConfigError when it is not by the deadline."""
     here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
     only = Lines.options(name=name, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
     is_said = False
@@ -241,7 +241,7 @@ class LostRankError(ClusterError):
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """What each rank does."""
+    """Train on one rank."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     lines, rank = settings["lines"], get_context().get_world_rank()
     lines.join.remote(ray.get_runtime_context().get_node_id())
@@ -260,7 +260,7 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _cause(error: TrainingFailedError, run: RunSettings) -> Exception:
-    """The first thing that went wrong, as an error to show."""
+    """Return the first failure of a run as an error to show."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     by_rank = sorted(failures.items())
     dead = [rank for rank, failure in by_rank if _is_dead(failure)]
@@ -288,7 +288,7 @@ def _is_dead(failure: BaseException) -> bool:
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """A failure and what it was caused by, in Ray's several ways to say so."""
+    """Yield a failure and its causes, in the several ways in which Ray stores them."""
     found: BaseException | None = failure
     while found is not None:
         yield found
@@ -297,7 +297,7 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _in_short(failure: BaseException) -> str:
-    """A failure in a line: Ray's own text of a process that died lists its arguments, and guesses why."""
+    """Return a failure in one line, without the arguments and guesses that Ray adds to a dead process."""
     if _is_dead(failure):
         return "its process died, or its node"
     return without_worker_info(named_line(list(_chain(failure))[-1]))

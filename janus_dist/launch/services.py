@@ -218,7 +218,7 @@ class Lines:
         self.recipe = recipe
 
     def join(self, node: str) -> None:
-        """A rank is there, and so all have their places: Ray gives them together."""
+        """Record the node of a rank that has started; Ray places all ranks together, so all have their places."""
         self.nodes.add(node)
         if self.recipe is not None and self.sampler is None:
             gpus = int(self.recipe["cluster"]["gpu"])
@@ -226,7 +226,7 @@ class Lines:
             self.running = [self.sampler.follow.remote(self.recipe, ray.get_runtime_context().current_actor)]
 
     def sampled(self) -> list[ray.ObjectRef]:
-        """What ends when the samples of the last checkpoint are made."""
+        """Return when the samples of the last checkpoint are made."""
         return self.running
 
     def nodes_of_ranks(self) -> set[str]:

@@ -74,13 +74,13 @@ def _ended(running: Mapping[ray.ObjectRef, StageRecipe], stopped_by: str | None)
 
 
 def _runs_at_once(recipe: StageRecipe) -> int:
-    """How many runs like this one the cluster has room for, one at least: its own driver refuses what never fits."""
+    """Return how many runs of this size fit the cluster, at least one: its own driver refuses what never fits."""
     return max(1, room_in(of_nodes(), recipe) // recipe.cluster.workers)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _driver(settings: dict[str, Any], lines: Any, then: Callable[[StageRecipe], object] | None) -> None:
-    """The driver of one of several runs."""
+    """Drive one of several runs."""
     recipe = StageRecipe.model_validate(settings)
     if not is_complete(recipe):
         train(recipe, show=lambda line: lines.put.remote(f"{recipe.run.name}: {line}"))
@@ -91,7 +91,7 @@ def _driver(settings: dict[str, Any], lines: Any, then: Callable[[StageRecipe], 
 
 @ray.remote
 def _do(settings: dict[str, Any], what: Callable[[StageRecipe], object]) -> None:
-    """What is done with a run that was trained."""
+    """Call a function on a run that was trained."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     what(StageRecipe.model_validate(settings))
 
@@ -144,7 +144,7 @@ def cancel(running: Sequence[ray.ObjectRef]) -> None:
 
 @ray.remote(scheduling_strategy="SPREAD")
 def _share(settings: dict[str, Any], checkpoint: str | None, jobs: Sequence[Any]) -> None:
-    """What each process of an evaluation does."""
+    """Answer this process's share of an evaluation's jobs."""
     from janus_dist.evaluation.benchmarks.run import do_here  # here, so that a driver that trains needs no model
 
     warnings.filterwarnings("ignore", category=FutureWarning)

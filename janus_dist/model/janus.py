@@ -39,7 +39,7 @@ class ImageHead(JanusVQVAEHead):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, hidden_states: Tensor, labels: Tensor | None = None, factors: Tensor | None = None
     ) -> Any:
-        """What `LossLinear` gives, of hidden states [..., hidden] of the language model."""
+        """Return logits, or the loss of `LossLinear` with `labels` [row], of hidden states [..., hidden]."""
         return self.vision_head(self.activation_fn(self.proj_out(hidden_states)), labels, factors)
 
 
@@ -89,7 +89,7 @@ def _place(inputs: Tensor, values: Tensor, positions: Tensor) -> Tensor:
 
 
 def transformers_config(config: ModelConfig) -> JanusConfig:
-    """The sizes of a recipe as transformers' configuration."""
+    """Return the sizes of a recipe as transformers' configuration."""
     text, vision = config.text, config.vision
     llama = LlamaConfig(
         vocab_size=text.vocab,
@@ -127,14 +127,14 @@ def transformers_config(config: ModelConfig) -> JanusConfig:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by name, in the model's order, without making any."""
+    """Return the shape of every parameter by name, in the model's order, without allocating any."""
     with torch.device("meta"):
         model = Janus(transformers_config(config))
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def vq_config(config: ModelConfig) -> JanusVQVAEConfig:
-    """The VQ tokenizer's sizes as transformers' configuration."""
+    """Return the VQ tokenizer's sizes as transformers' configuration."""
     vq = config.vq
     return JanusVQVAEConfig(
         embed_dim=vq.code_dim,

@@ -22,7 +22,7 @@ PREFIXES: dict[Part, str] = {
 
 
 def part_of(parameter_name: str) -> Part:
-    """The part that a parameter belongs to, by its name in transformers' Janus."""
+    """Return the part that a parameter belongs to, by its name in transformers' Janus."""
     found: list[Part] = [part for part, prefix in PREFIXES.items() if parameter_name.startswith(prefix)]
     assert len(found) == 1, f"{parameter_name} belongs to {found}"
     return found[0]

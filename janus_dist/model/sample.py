@@ -31,7 +31,7 @@ LIKELIEST = Choice()
 
 @torch.inference_mode()
 def image_features(model: Janus, images: Tensor, batch: int) -> Tensor:
-    """What the language model sees of images [image, 3, side, side] uint8: [image, image_tokens, hidden]."""
+    """Return [image, image_tokens, hidden] features for the language model of images [image, 3, side, side] uint8."""
     core = model.model
     pixels = (vq_model.to_float(chunk.to(model.device)).to(model.dtype) for chunk in images.split(batch))
     return torch.cat([core.aligner(core.vision_model(pixel_values=chunk).last_hidden_state) for chunk in pixels])

@@ -17,7 +17,8 @@ from janus_dist.model.janus import Janus
 
 
 def read_by_vq(batch: Batch, vq: JanusVQVAE) -> Batch:
-    """The same batch with its images as VQ ids; the vision tower is left with a dummy."""
+    """Return the batch with its images as VQ ids; the vision tower gets a dummy, and array shapes are those of the
+    batch."""
     if len(batch.pixel_positions) == 0:
         return batch
     ids = vq_model.encode(vq, vq_model.to_float(batch.pixels)).flatten()
@@ -33,7 +34,7 @@ def read_by_vq(batch: Batch, vq: JanusVQVAE) -> Batch:
 
 @torch.inference_mode()
 def image_features(model: Janus, vq: JanusVQVAE, images: Tensor, batch: int) -> Tensor:
-    """What the language model sees of images [image, 3, side, side] uint8: [image, image_ids, hidden]."""
+    """Return [image, image_ids, hidden] features for the language model of images [image, 3, side, side] uint8."""
     core = model.model
     chunks = (vq_model.to_float(chunk.to(model.device)) for chunk in images.split(batch))
     return torch.cat([core.generation_aligner(core.generation_embeddings(vq_model.encode(vq, one))) for one in chunks])

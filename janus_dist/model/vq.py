@@ -76,7 +76,7 @@ def training_forward(vq: JanusVQVAE, pixels: Tensor, quantise: bool = True) -> V
 
 
 def build(config: JanusVQVAEConfig) -> JanusVQVAE:
-    """A VQ tokenizer with random weights and unit-length random codes (official initialisation)."""
+    """Return a VQ tokenizer with random weights and unit-length random codes (the official initialisation)."""
     vq = JanusVQVAE(config)
     with torch.no_grad():
         codes = vq.quantize.embedding.weight

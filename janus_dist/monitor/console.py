@@ -17,8 +17,8 @@ def print_json(values: Any, indent: int | None = None, sort_keys: bool = False) 
 
 
 def step_line(lines: Sequence[Mapping[str, float]], steps: int, eta_s: float) -> str:
-    """One line for the metrics of the steps since the last line (names as in metrics.py): the losses are their means,
-    all else is the last step's."""
+    """Return one line for the metrics of the steps since the last line (names as in metrics.py): losses are means over
+    them, all else is the last step's."""
     values = lines[-1]
     step = int(values["step"])
     parts = [f"step {step:>{len(str(steps))}}/{steps}", f"{step / steps:6.1%}", f"loss {_mean(lines, 'all'):.3f}"]
@@ -40,7 +40,7 @@ def step_line(lines: Sequence[Mapping[str, float]], steps: int, eta_s: float) ->
 
 
 def _mean(lines: Sequence[Mapping[str, float]], of: str) -> float:
-    """Of a loss over the steps that have it; a step that was skipped for a loss that is no number does not hide it."""
+    """Return the mean of a loss over the steps that have it; a NaN loss of a skipped step does not hide it."""
     values = [line[f"loss/{of}"] for line in lines if f"loss/{of}" in line]
     return fmean([value for value in values if math.isfinite(value)] or values)
 

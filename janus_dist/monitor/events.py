@@ -34,7 +34,7 @@ class Event:
 
     @property
     def group(self) -> tuple[Kind, str]:
-        """The kind and the subject: equal for events that are shown as one."""
+        """Return kind and subject, which are equal for events that are shown as one."""
         return self.kind, self.text if self.subject is None else self.subject
 
 

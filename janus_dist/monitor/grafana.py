@@ -19,12 +19,12 @@ NOT_SHOWN = ("step", "time")
 
 
 def gauge_name(metric: str) -> str:
-    """What Ray is told that a metric is called, `loss/all` as `janus_dist_loss_all`."""
+    """Return the name of a metric in Ray: `loss/all` is `janus_dist_loss_all`."""
     return "janus_dist_" + metric.replace("/", "_")
 
 
 def dashboard() -> dict[str, Any]:
-    """One row of panels for each group of metrics (`loss/`, `perf/`, ...)."""
+    """Return a dashboard with one row of panels for each group of metrics (`loss/`, `perf/`, ...)."""
     groups: dict[str, list[Metric]] = {}
     for metric in METRICS:
         if metric.name not in NOT_SHOWN:

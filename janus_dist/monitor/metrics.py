@@ -63,6 +63,6 @@ GAUGE_LABELS = ("project", "run")
 
 
 def as_markdown() -> str:
-    """The table for docs/metrics.md."""
+    """Return the table for docs/metrics.md."""
     lines = ["| metric | unit | meaning |", "| --- | --- | --- |"]
     return "\n".join([*lines, *(f"| `{m.name}` | {m.unit} | {m.meaning} |" for m in METRICS)]) + "\n"

@@ -128,7 +128,7 @@ class WandbSink:
         self.run.log({name: value for name, value in values.items() if name != "step"} | samples, step=step)
 
     def new_samples(self) -> dict[str, Any]:
-        """The newest grid and answers of `monitor.prompts`, if there are some that wandb has not been given."""
+        """Return the newest grid and answers of `monitor.prompts` that wandb does not have yet, or None."""
         new = [path for path in sample_folders(self.folder) if path not in self.shown]
         self.shown.update(new)
         if not new:
@@ -150,14 +150,14 @@ class WandbSink:
 
 
 def wandb_id(run_dir: Path) -> str:
-    """A run's own id, made at its first start: a name may be another's too, or that of a run that was deleted."""
+    """Return the run's own id, made at its first start: another run, perhaps deleted, may have the same name."""
     path = run_dir / WANDB_ID
     fs.create(path, secrets.token_hex(8).encode())
     return path.read_text()
 
 
 def make_sinks(recipe: StageRecipe, steps_done: int, tell: Callable[[str], None]) -> list[Sink]:
-    """The sinks of the first rank; `tell` takes a line about one that fails."""
+    """Return the sinks of rank 0; `tell` takes a line about one that fails."""
     run, monitor = recipe.run, recipe.monitor
     sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done, tell)]
     if monitor.wandb != "disabled":
@@ -168,10 +168,10 @@ def make_sinks(recipe: StageRecipe, steps_done: int, tell: Callable[[str], None]
 
 
 def sample_folders(run_dir: Path) -> list[Path]:
-    """What `monitor.prompts` and `janus sample` left in a run's folder, oldest step first."""
+    """Return the sample folders that `monitor.prompts` and `janus sample` left in a run's folder, oldest step first."""
     return sorted(path.parent for path in run_dir.glob("samples/step-*/samples.json"))
 
 
 def last_line(path: Path) -> dict[str, float]:
-    """The last step recorded in a metrics.jsonl; empty when there is none."""
+    """Return the last step recorded in a metrics.jsonl; empty when there is none."""
     return next(reversed(read_records(path)), {})

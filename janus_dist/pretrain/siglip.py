@@ -26,7 +26,7 @@ LOG_EVERY_STEPS = 100
 
 
 def siglip_config(config: ModelConfig, caption_ids: int) -> SiglipConfig:
-    """The vision tower of a recipe beside a text tower of its width and of one layer, for captions of so many ids."""
+    """Return the recipe's vision tower with a text tower of its width and one layer, for `caption_ids` ids."""
     vision = config.vision
     sizes = {
         "hidden_size": vision.hidden, "num_attention_heads": vision.heads, "intermediate_size": vision.mlp,

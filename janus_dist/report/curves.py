@@ -111,7 +111,7 @@ def _dtype(run_dir: Path) -> str:
 
 
 def machine() -> str:
-    """The kind of this machine: what decides how floating point sums come out, instructions and sizes of caches."""
+    """Return the kind of this machine: instructions and cache sizes, which decide how floating-point sums come out."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.findall(r"^model(?: name)?\s*: (.*)$", info, flags=re.MULTILINE)[:2]
     widest = next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in info), "")
@@ -140,14 +140,15 @@ def _at(losses: Mapping[str, Sequence[float | None]], step: int) -> list[Any]:
 
 
 def _worst(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """The largest relative difference; infinite when one has a value where the other has none."""
+    """Return the largest relative difference; infinite when one side has a value where the other has none."""
     if len(mine) != len(theirs):
         return math.inf
     return max(abs(one - other) / other for one, other in zip(mine, theirs, strict=True))
 
 
 def _means(values: Sequence[float | None]) -> list[float]:
-    """Of spans of steps, those without a value left out; what is left at the end counts with the last span."""
+    """Return the means over spans of steps, leaving out those without a value; the rest at the end counts with the last
+    span."""
     spans = [values[start : start + SPAN_STEPS] for start in range(0, max(1, len(values) - SPAN_STEPS + 1), SPAN_STEPS)]
     spans[-1] = values[(len(spans) - 1) * SPAN_STEPS :]
     return [fmean(there) for span in spans if (there := [value for value in span if value is not None])]

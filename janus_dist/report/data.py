@@ -196,7 +196,7 @@ def _measured(counted: dict[str, Any], stream: str) -> list[tuple[str, str]]:
 
 
 def health(shards: ShardSet) -> Iterator[tuple[str, str]]:
-    """What a look at the folder says of its files; `janus data lint` looks into them."""
+    """Yield what a look at the folder says of its files; `janus data lint` looks into them."""
     table = shards.manifest.shards
     if not len(table):
         return

@@ -18,7 +18,7 @@ PLAIN_BARS = str.maketrans("｜▁", "|_")  # noqa: RUF001 - in the names of spe
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template in `templates/`, as HTML."""
+    """Return the page of a template in `templates/`, as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -32,7 +32,8 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 def column(lines: Sequence[Mapping[str, float]], metric: str) -> Curve:
-    """The curve of a metric over the steps that have it, of the lines of a metrics.jsonl."""
+    """Return the curve of a metric over the steps that have it, (steps, values) of the same length, from lines of
+    metrics.jsonl."""
     there = [line for line in lines if metric in line]
     return [line["step"] for line in there], [line[metric] for line in there]
 
@@ -145,7 +146,7 @@ def _small(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """A centred moving mean that shrinks at the ends rather than bending there."""
+    """Return a centred moving mean whose window shrinks at the ends instead of bending the curve."""
     half = max(1, round(len(values) * SMOOTHED_SHARE / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low = np.maximum(np.arange(len(values)) - half, 0)

@@ -64,8 +64,8 @@ CURVES = (
 
 
 def read_notes(path: Path) -> dict[str, str]:
-    """Why aims and directions failed, by `aim-MEASURE` and `MEASURE-JANUS-OTHER`, and what there is to say of `scenes`;
-    DataError at any other key."""
+    """Return why aims and directions failed, by `aim-MEASURE` and `MEASURE-JANUS-OTHER`, and the notes on `scenes`.
+    Raises DataError at any other key."""
     notes = yaml.safe_load(path.read_text()) or {}
     known = [f"aim-{name}" for name in AIMS] + [f"{name}-{mine}-{theirs}" for name, mine, theirs, _ in DIRECTIONS]
     known.append("scenes")
@@ -96,7 +96,7 @@ def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, 
 
 
 def directions(arms: Sequence[Mapping[str, Any]], notes: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
-    """Of each of the paper's directions whether the arms show it, and why if they do not."""
+    """Yield for each of the paper's directions whether the arms show it, and why if they do not."""
     rows = {row["name"]: row for row in arms}
     for measure, janus, other, claim in DIRECTIONS:
         is_reproduced, verdict = _verdict(rows[janus], rows[other], measure, must_be_better=other == "A")
@@ -140,7 +140,7 @@ def _made(summary: Mapping[str, Any], part: str) -> str:
 
 
 def _learned(summary: Mapping[str, Any], aims: Mapping[str, float], notes: Mapping[str, str]) -> Iterator[str]:
-    """What one data set's runs learned, and what is lost before they begin."""
+    """Yield what one data set's runs learned, and what is lost before they begin."""
     yield "| what | accuracy | 95 % interval | of | aim |"
     yield "| --- | --- | --- | --- | --- |"
     for measure in MEASURES:
@@ -179,7 +179,7 @@ def _easy_vqa(summary: Mapping[str, Any], notes: Mapping[str, str]) -> Iterator[
 
 
 def _arms(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str]) -> Iterator[str]:
-    """The section of the ablation; its plots go into `folder`."""
+    """Yield the section of the ablation; its plots are written into `folder`."""
     arms = summary["ablation"]
     yield "## One encoder or two"
     yield ""
@@ -224,8 +224,10 @@ def _mean_and_spread(row: Mapping[str, Any], measure: str) -> str:
 
 
 def merged(summary: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary with the parts of one made before that it lacks; those keep their date and commit. Parts of other
-    settings are left out."""
+    """Return a summary with the parts that it lacks taken from an earlier one; those keep their date and commit.
+
+    Parts of other settings are left out.
+    """
     if before.get("settings") != summary.get("settings"):
         return dict(summary)
     return {**before, **summary, "parts": {**before.get("parts", {}), **summary.get("parts", {})}}

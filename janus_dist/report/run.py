@@ -63,7 +63,7 @@ class RunView:
 
     @property
     def settings(self) -> str:
-        """The whole recipe as JSON."""
+        """Return the whole recipe as JSON."""
         return json.dumps(self.config, indent=1)
 
 
@@ -164,7 +164,7 @@ def _once(happened: list[events.Event]) -> Iterator[tuple[events.Event, int]]:
 
 
 def _samples(folder: Path) -> Iterator[Samples]:
-    """The samples of some checkpoints, spread evenly over those that have any, the first and the last among them."""
+    """Yield the samples of some checkpoints, spread evenly over those that have any, first and last included."""
     there = sample_folders(folder)
     last = max(1, min(MOST_SAMPLES, len(there)) - 1)
     for number in sorted({round(place * (len(there) - 1) / last) for place in range(last + 1)} if there else ()):

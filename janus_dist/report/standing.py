@@ -33,13 +33,13 @@ def window(steps: int) -> int:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a stage's run."""
+    """Return whether a folder is that of a stage's run."""
     path = folder / "config.json"
     return path.is_file() and "train" in json.loads(path.read_text())
 
 
 def summary(run: Path) -> dict[str, Any]:
-    """Where a run stands."""
+    """Return the state of a run, its newest step and its speed."""
     recipe, lines = recipe_of(run), read_records(run / "metrics.jsonl")
     last = lines[-window(len(lines)) :]
     step = int(lines[-1]["step"]) if lines else 0
@@ -130,11 +130,11 @@ def held_out(lines: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def mean(lines: Sequence[dict[str, float]], name: str) -> float | None:
-    """Of a metric over the steps that have it; None when none has."""
+    """Return the mean of a metric over the steps that have it; None when none has."""
     values = [line[name] for line in lines if name in line]
     return statistics.fmean(values) if values else None
 
 
 def median(lines: Sequence[dict[str, float]], name: str) -> float:
-    """Of a metric over the steps that have it; 0 when none has."""
+    """Return the median of a metric over the steps that have it; 0 when none has."""
     return statistics.median([line[name] for line in lines if name in line] or [0.0])

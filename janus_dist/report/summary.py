@@ -68,7 +68,7 @@ class Summary:
 
 
 def commit() -> str | None:
-    """The commit of this code, `-dirty` where it differs from it; None outside of a repository."""
+    """Return the commit of this code, with `-dirty` when files differ from it; None outside of a repository."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=CODE, capture_output=True, text=True

@@ -83,7 +83,8 @@ def export(
 def _write_weights(
     folder: Path, weights: StoredWeights, recipe: StageRecipe, layout: Layout, dtype: torch.dtype, max_bytes: int
 ) -> list[Path]:
-    """The checkpoint rounded to `dtype`; the VQ tokenizer as it is, so that its ids stay what the shards hold."""
+    """Write the checkpoint rounded to `dtype`, and the VQ tokenizer unchanged, so that its ids stay those in the
+    shards."""
     with torch.device("meta"):
         vq = JanusVQVAE(vq_config(recipe.model))
     of_vq = {VQ + name: value for name, value in read_vq(vq, recipe.data.vq_weights).items()}
@@ -114,7 +115,7 @@ def _write_weights(
 
 
 def _joined(own: Sequence[Tensor], place: Place) -> Tensor:
-    """A tensor of another layout from those of ours that it holds, in order."""
+    """Return a tensor of another layout from our parameters that it holds, in order."""
     if len(own) == 1:
         return own[0].reshape(place.shape)
     assert sum(value.numel() for value in own) == math.prod(place.shape), place.name

@@ -116,7 +116,7 @@ class Folder:
 
 
 def _files(folder: Path, where: str) -> list[Path]:
-    """The files that hold the weights of a folder."""
+    """Return the files that hold the weights of a folder."""
     for name in WHOLE:
         if (folder / name).is_file():
             return _shards(folder / name, where) if name.endswith(".json") else [folder / name]
@@ -195,5 +195,5 @@ def _config(path: Path, where: str) -> Mapping[str, Any] | None:
 
 
 def show(shape: Shape) -> str:
-    """A shape for people: 2048x5632."""
+    """Return a shape for people, as 2048x5632."""
     return "x".join(map(str, shape)) or "a scalar"

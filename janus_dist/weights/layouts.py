@@ -99,7 +99,8 @@ RULES: dict[Layout, list[Rule]] = {
 
 
 def places(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Place]:
-    """Where the parameters of `shapes` (by our names) lie; those that the layout has no place for are left out."""
+    """Return where the parameters of `shapes` (by our names) are stored; those that the layout has no place for are
+    left out."""
     found: dict[str, Place] = {}
     for name, shape in shapes.items():
         for rule in RULES[layout]:
@@ -111,7 +112,7 @@ def places(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Place]:
 
 
 def closest(layouts: Iterable[Layout], shapes: Mapping[str, Shape], names: Collection[str]) -> Layout | None:
-    """The layout in which most parameters of `shapes` are among `names`; None when none is in any."""
+    """Return the layout in which most parameters of `shapes` are among `names`; None when none is in any layout."""
     counts: dict[Layout, int] = {
         layout: sum(place.name in names for place in places(layout, shapes).values()) for layout in layouts
     }
@@ -120,7 +121,7 @@ def closest(layouts: Iterable[Layout], shapes: Mapping[str, Shape], names: Colle
 
 
 def pattern(name: str) -> str:
-    """A name with `*` for its numbers: the same for all layers."""
+    """Return a name with `*` for its numbers, which is the same for all layers."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 

@@ -97,9 +97,10 @@ class Stored:
 
 
 def open_weights(config: ModelConfig, start: Mapping[Any, str]) -> dict[str, Stored]:
-    """The parameters that `start` gives, by name: `{janus: DIR}`, or any of `{language_model: DIR, vision_tower: DIR}`.
+    """Return the parameters that `start` gives, by name: `{janus: DIR}`, or any of `{language_model: DIR, vision_tower:
+    DIR}`.
 
-    A parameter that is not in the result keeps its random values. ConfigError when `start` names something else,
+    A parameter that is not in the result keeps its random values. Raises ConfigError when `start` names something else,
     CheckpointError when a folder is absent, damaged or of another model.
     """
     unknown = sorted(set(start) - set(STARTS))
@@ -197,7 +198,7 @@ def _told(config: ModelConfig, layout: Layout, folder: Folder) -> Iterator[tuple
 
 
 def _unsupported(layout: Layout, folder: Folder) -> list[str]:
-    """What a language model's config.json asks for that ours has not, and no shape need tell."""
+    """Return faults for what a language model's config.json asks for that ours lacks and that no shape reveals."""
     root = _TEXT_AT[layout]
     heads, groups = _at(folder, f"{root}num_attention_heads"), _at(folder, f"{root}num_key_value_heads")
     faults = []
@@ -215,7 +216,7 @@ def _unsupported(layout: Layout, folder: Folder) -> list[str]:
 
 
 def _may_be_tied(folder: Folder, layout: Layout) -> bool:
-    """Whether an absent text head is the embedding; only a config.json that denies it says no."""
+    """Return whether an absent text head may be the embedding: unless config.json denies it."""
     said = [_at(folder, key) for key in (f"{_TEXT_AT[layout]}tie_word_embeddings", "tie_word_embeddings")]
     return False not in said or True in said
 
@@ -228,7 +229,7 @@ def _ours(config: ModelConfig, setting: str) -> Any:
 
 
 def _at(folder: Folder, key: str) -> Any:
-    """The value of a dotted key of config.json, or None."""
+    """Return the value of a dotted key of config.json, or None."""
     value: Any = folder.config
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None

@@ -26,9 +26,10 @@ SETTING = "data.vq_weights"
 
 
 def load_vq(model: ModelConfig, path: str | Path) -> JanusVQVAE:
-    """The VQ tokenizer of `model.vq` with the weights at `path`, float32 on the CPU, ready to encode.
+    """Return the VQ tokenizer of `model.vq` with the weights at `path`, float32 on the CPU, ready to encode.
 
-    `path` is a file or a folder; its layout is known by its names.
+    `path` is a file or a folder; its layout is recognised by its names. Raises CheckpointError when the weights are
+    absent or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         vq = vq_model.build(vq_config(model))
@@ -37,7 +38,8 @@ def load_vq(model: ModelConfig, path: str | Path) -> JanusVQVAE:
 
 
 def read_vq(vq: JanusVQVAE, path: str | Path) -> dict[str, Tensor]:
-    """The tensors at `path`, by the names of `vq` and of its sizes, float32; CheckpointError when they do not fit."""
+    """Return the tensors at `path` by the names of `vq`, float32, with the shapes of its parameters. Raises
+    CheckpointError when they do not fit."""
     folder = Folder.open(path, SETTING)
     shapes = {VQ + name: tuple(value.shape) for name, value in vq.state_dict().items()}
     layout = closest(LAYOUTS, shapes, folder.entries)

@@ -23,7 +23,7 @@ def read(folder: Path) -> list[Question]:
 
 
 def sample(prompt: str, place: int) -> str:
-    """Where drawing `place` of the prompt with this id lies."""
+    """Return the path of drawing `place` of the prompt with this id."""
     return f"{prompt}/samples/{place:04d}.png"
 
 

@@ -22,7 +22,7 @@ from janus_dist.evaluation.benchmarks.question import (
 
 
 def read(folder: Path) -> list[Question]:
-    """The questions of testdev."""
+    """Return the questions of testdev."""
     path = folder / "testdev_balanced_questions.json"
     found: list[Question] = []
     for own, entry in load_json(path).items():
@@ -43,7 +43,7 @@ def score(answered: Answered) -> dict[str, float]:
 
 
 def prediction(text: str) -> str:
-    """An answer as the data set writes it."""
+    """Return an answer in the form of the data set."""
     return text.rstrip(".").lower()
 
 

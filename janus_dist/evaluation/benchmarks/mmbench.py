@@ -25,7 +25,7 @@ FIELD_CHARS = 1 << 30
 
 
 def read(folder: Path) -> list[Question]:
-    """The questions of the one table in the folder."""
+    """Return the questions of the one table in the folder."""
     paths = sorted(folder.glob("*.tsv"))
     if len(paths) != 1:
         raise DataError(
@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Question]:
 
 
 def _pictures(rows: Sequence[Mapping[str, str]], path: Path) -> dict[str, bytes]:
-    """The encoded image of each row, by its index."""
+    """Return the encoded image of each row, by its index."""
     columns = {row["index"]: row["image"] for row in rows}
     found: dict[str, bytes] = {}
     for index, image in columns.items():
@@ -62,7 +62,7 @@ def _prompt(row: Mapping[str, str]) -> str:
 
 
 def _options(row: Mapping[str, str]) -> list[str]:
-    """The choices up to the first that is not there."""
+    """Return the choices up to the first one that is absent."""
     count = next((number for number, name in enumerate(OPTIONS) if _is_nothing(row.get(name))), len(OPTIONS))
     return [row[name] for name in OPTIONS[:count]]
 

@@ -21,7 +21,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def read(folder: Path) -> list[Question]:
-    """The questions of all tasks that are there, task by task."""
+    """Return the questions of all tasks in the folder, task by task."""
     tasks = [task for task in (*PERCEPTION, *COGNITION) if (folder / task).is_dir()]
     if not tasks:
         raise DataError(
@@ -58,9 +58,9 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Of each task 100 times accuracy plus 100 times the share of images of which both answers are right.
+    """Return for each task 100 times accuracy plus 100 times the share of images with both answers right.
 
-    `perception` and `cognition` are the sums over their tasks, as far as these are there.
+    `perception` and `cognition` are the sums over those of their tasks that were answered.
     """
     right: dict[str, list[bool]] = {}
     for question, text in answered:

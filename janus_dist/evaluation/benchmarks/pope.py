@@ -25,7 +25,7 @@ PREFIX = "coco_pope_"
 
 
 def read(folder: Path) -> list[Question]:
-    """The questions of all categories that are there."""
+    """Return the questions of all categories in the folder."""
     paths = sorted((folder / "coco").glob(f"{PREFIX}*.json"))
     if not paths:
         raise DataError(f"{folder}/coco has no {PREFIX}*.json", "take output/coco of AoiDragon/POPE")
@@ -80,7 +80,7 @@ def score(answered: Answered) -> dict[str, float]:
 
 
 def says_yes(text: str) -> bool:
-    """Whether an answer counts as yes: its first sentence has none of the words No, no and not."""
+    """Return whether an answer counts as yes: its first sentence has none of the words No, no and not."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
 

@@ -53,13 +53,13 @@ class Benchmark:
 
 
 def with_options(question: str, options: Iterable[str]) -> str:
-    """A question of several choices as LLaVA puts it: A., B., ... on a line each, and the wish for a letter."""
+    """Return a multiple-choice question as LLaVA asks it: A., B., ... on a line each, and the request for a letter."""
     letters = (f"\n{chr(ord('A') + number)}. {option}" for number, option in enumerate(options))
     return "".join((question, *letters, LETTER))
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds; DataError when it is absent or no JSON."""
+    """Return the content of a JSON file. Raises DataError when it is absent or not JSON."""
     try:
         return json.loads(read_text(path))
     except ValueError as error:
@@ -81,12 +81,12 @@ def load_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def dump_lines(entries: Iterable[Mapping[str, Any]]) -> str:
-    """The text of a JSONL file."""
+    """Return entries as the text of a JSON Lines file."""
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
 def read_text(path: Path) -> str:
-    """The text of a published file; DataError when it cannot be read."""
+    """Return the text of a published file. Raises DataError when it cannot be read."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,7 +104,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def fields(entry: Any, names: Sequence[str], where: str) -> list[Any]:
-    """The values of an entry's fields; DataError when one is not there."""
+    """Return the values of an entry's fields. Raises DataError when one is absent."""
     missing = [name for name in names if not isinstance(entry, Mapping) or name not in entry]
     if missing:
         raise DataError(f"{where} has no {', '.join(missing)}", "docs/evaluation.md says which format is expected")

@@ -83,7 +83,7 @@ def _device(recipe: StageRecipe) -> str:
 
 
 def _checkpoint(recipe: StageRecipe) -> str | None:
-    """The run's newest checkpoint; None when there is none, but a whole Janus to start from."""
+    """Return the run's newest checkpoint; None when it has none and starts from a whole published Janus."""
     if "janus" in recipe.run.start_weights and commits.latest_committed(recipe.run.saved_in) is None:
         return None
     return require_checkpoint(recipe.run.saved_in)

@@ -121,7 +121,7 @@ def load(job: Job) -> Marker | None:
 
 
 def _answer(sampler: Sampler, job: Job) -> Marker:
-    """The likeliest answers; each image is looked at once."""
+    """Return the likeliest answers; each image is encoded once."""
     found: dict[Path | bytes, int] = {}
     pictures: list[torch.Tensor] = []
     unreadable: list[str] = []
