@@ -42,7 +42,7 @@ STAGES = ("stage1.py", "stage2.py", "stage3.py")
 
 
 def main() -> int:
-    """The job's exit code."""
+    """Return the job's exit code."""
     job, arguments = Path(sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if job.name not in STAGES:
         raise ConfigError(
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
-    """What the ranks take, one entry a rank."""
+    """Return what the ranks take, one entry a rank."""
     rank: dict[str, float] = {"CPU": cluster.cpus_per_worker}
     return [rank | ({"GPU": 1} if cluster.gpu else {})] * cluster.workers
 
@@ -78,7 +78,8 @@ def _give_back() -> None:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Be connected to the running cluster during a `with` block. ClusterError when none answers within a minute."""
+    """Yield stay connected to the running cluster during a `with` block. ClusterError when none answers within a
+    minute."""
     join()
     try:
         yield

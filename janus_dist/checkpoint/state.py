@@ -34,7 +34,7 @@ class WeightSource(Protocol):
     """One parameter in files of another layout, which a rank reads as far as it needs."""
 
     def read(self, first: int, last: int) -> Tensor:
-        """Return elements [first, last) of the flattened parameter; fewer where the files have fewer."""
+        """Return the elements [first, last) of the flattened parameter; fewer where the files have fewer."""
         ...
 
 

@@ -45,7 +45,7 @@ class EasyVqaImage:
 
 
 def caption(color: str | None, shape: str | None) -> str:
-    """`a blue rectangle`, `a blue shape`, `a rectangle`, or nothing."""
+    """Return `a blue rectangle`, `a blue shape`, `a rectangle`, or nothing."""
     if color is None and shape is None:
         return ""
     return " ".join(["a", *([color] if color else []), shape or "shape"])
@@ -53,7 +53,7 @@ def caption(color: str | None, shape: str | None) -> str:
 
 @cache
 def load(split: Split) -> tuple[EasyVqaImage, ...]:
-    """All images of a split, ordered by number; DataError when the package is not installed."""
+    """Return all images of a split, ordered by number. Raises DataError when the package is not installed."""
     try:
         import easy_vqa  # an optional extra
     except ImportError as error:

@@ -54,12 +54,12 @@ def relation(scene: Scene) -> str:
 
 
 def plural(shape: str) -> str:
-    """`circles`, `crosses`."""
+    """Return `circles`, `crosses`."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def questions(scene: Scene, seed: int = 0) -> tuple[Asked, ...]:
-    """Two or three questions, one of each kind that the scene can be asked; of `counting` two.
+    """Return two or three questions, one of each kind that the scene can be asked; of `counting` two.
 
     No more: the answer to one gives away part of the next.
     """

@@ -47,7 +47,7 @@ class Dice:
         self.name, self.digests, self.left = "/".join(map(str, name)), 0, b""
 
     def below(self, stop: int) -> int:
-        """0 to `stop` - 1, each as likely, to one in a million for the small numbers that are asked for here."""
+        """Return 0 to `stop` - 1, each as likely, to one in a million for the small numbers that are asked for here."""
         if not self.left:
             self.left = hashlib.sha256(f"{self.name}/{self.digests}".encode()).digest()
             self.digests += 1
@@ -83,7 +83,7 @@ class Thing:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """left, top, right, bottom."""
+        """Return left, top, right, bottom."""
         return self.left, self.top, self.left + self.side, self.top + self.side
 
 
@@ -108,7 +108,7 @@ class Scene:
 
 
 def scene(seed: int, split: Split, number: int) -> Scene:
-    """Scene `number` of a split; kinds take turns."""
+    """Return scene `number` of a split; kinds take turns."""
     attempt = 0
     while True:
         found = _drawn(Dice("scene", seed, split, number, attempt), f"{split}-{number:05d}", KINDS[number % len(KINDS)])
@@ -215,7 +215,7 @@ def _is_plain(a: Thing, b: Thing, relation: str) -> bool:
 
 
 def _center(thing: Thing) -> tuple[int, int]:
-    """Twice the center."""
+    """Return twice the center."""
     return 2 * thing.left + thing.side, 2 * thing.top + thing.side
 
 

@@ -93,7 +93,7 @@ def checkpoint_bytes(recipe: StageRecipe) -> int:
 
 
 def _speed(recipe: StageRecipe, mfu: float | None, device: str | None) -> tuple[float | None, str]:
-    """(FLOP/s of a rank, where that is from)."""
+    """Return (FLOP/s of a rank, where that is from)."""
     measured = [line["perf/tflops_per_rank"] for line in read_records(recipe.run.dir / "metrics.jsonl")[-LAST_STEPS:]]
     if measured and mfu is None and device is None:
         rate = sorted(measured)[len(measured) // 2]

@@ -66,7 +66,7 @@ def measure(recipe: StageRecipe, rounds: int = 5) -> Measured:
 
 
 def makes(recipe: StageRecipe) -> list[Batch]:
-    """Micro-steps that differ in what they are made of: lengths, streams, images, labels."""
+    """Return the micro-steps that differ in what they are made of: lengths, streams, images, labels."""
     tokens = recipe.batch.micro_rows * recipe.batch.row_tokens
     model = recipe.model
     form = DocumentFormat(0, 1, 2, 3, model.image_tokens, model.image_size, answers_only=True)
@@ -101,7 +101,8 @@ def counts(batch: Batch) -> list[float]:
 
 
 def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> NDArray[np.float64]:
-    """Median seconds of each run; all run in every round, so that a slow moment of the machine hits all alike."""
+    """Return the median seconds of each run; all run in every round, so that a slow moment of the machine hits all
+    alike."""
     for run in runs:
         run()  # the first call also compiles, allocates and warms caches
     times = np.empty((rounds, len(runs)))
@@ -114,7 +115,8 @@ def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> NDArray[np.f
 
 
 def fit(held: NDArray[np.float64], seconds: NDArray[np.float64]) -> Measured:
-    """Least squares of relative errors with no coefficient below zero; `held` [micro-step, thing] as `counts` gives."""
+    """Return least squares of relative errors with no coefficient below zero; `held` [micro-step, thing] as `counts`
+    gives."""
     scaled = held / seconds[:, None]
     left = list(range(held.shape[1]))
     while True:

@@ -48,7 +48,7 @@ class Counts:
 
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
-        """Those of one micro-step; dummies do not count."""
+        """Return the counts of one micro-step; dummies do not count."""
         return cls(
             tokens=sum(batch.document_lengths),
             squared_lengths=sum(length * length for length in batch.document_lengths),
@@ -59,7 +59,7 @@ class Counts:
 
 
 def model_flops(model: ModelConfig, trainable: Collection[Part], counts: Counts) -> int:
-    """FLOPs of forward and backward over what `counts` says, where the parts `trainable` learn."""
+    """Return the FLOPs of forward and backward over what `counts` says, where the parts `trainable` learn."""
     text, vision = model.text, model.vision
     tower, adaptor, llm, text_head, embedding, drawing, image_head = (
         part in trainable
@@ -85,7 +85,8 @@ def model_flops(model: ModelConfig, trainable: Collection[Part], counts: Counts)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device by the name that CUDA gives it; None where unknown, or a slice of a GPU."""
+    """Return the dense bfloat16 FLOP/s of a device by the name that CUDA gives it; None where unknown, or a slice of a
+    GPU."""
     words = set(re.split(r"[^A-Za-z0-9]+", device_name))
     if "MIG" in words:
         return None

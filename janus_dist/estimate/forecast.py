@@ -89,7 +89,7 @@ class Forecast:
 def forecast(
     plan: Plan, steps: int, world: int, every_step: bool = False, say: Callable[[int], None] = lambda planned: None
 ) -> Forecast:
-    """Plan a run of `steps` steps for `world` ranks; DataError when an index cannot be read.
+    """Return plan a run of `steps` steps for `world` ranks. Raises DataError when an index cannot be read.
 
     All steps, when they are at most `EVERY_STEP` or `every_step` asks for it, else some of each phase of the mixture.
     `say` is told how many were planned, after each.
@@ -129,7 +129,7 @@ def forecast(
 def _look_at_phases(
     plan: Plan, spans: Sequence[range], world: int, every_step: bool, say: Callable[[int], None]
 ) -> list[list[dict[str, Any]]]:
-    """Plan every step of each phase, or some of it; return what `_look_at` says of each, by phase."""
+    """Return plan every step of each phase, or some of it; return what `_look_at` says of each, by phase."""
     looks: list[list[dict[str, Any]]] = []
     for span in spans:
         looks.append([])
@@ -159,7 +159,7 @@ def _sources(plan: Plan, steps: int, bytes_read: NDArray[np.float64]) -> tuple[S
 
 
 def _spread(span: range) -> list[int]:
-    """`SAMPLED_STEPS` steps of a phase, its first and last among them; all of a short one."""
+    """Return `SAMPLED_STEPS` steps of a phase, its first and last among them; all of a short one."""
     return np.unique(np.linspace(span[0], span[-1], min(len(span), SAMPLED_STEPS)).astype(int)).tolist()
 
 

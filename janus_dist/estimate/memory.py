@@ -112,27 +112,28 @@ def head_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def _llama_layer(hidden: int, mlp: int, heads: int, low: int, gpu: bool) -> int:
-    """Bytes a token that a layer of transformers' Llama keeps: each norm its input in float32 and in `low`, the inputs
-    of the linear layers, queries, keys, values and result of attention (in float32 on a CPU, see attention.py)."""
+    """Return the bytes a token that a layer of transformers' Llama keeps: each norm its input in float32 and in `low`,
+    the inputs of the linear layers, queries, keys, values and result of attention (in float32 on a CPU, see
+    attention.py)."""
     norms = 2 * hidden * (FLOAT32 + 2 * low)
     attention = 4 * hidden * low if gpu else 4 * hidden * FLOAT32 + hidden * low
     return norms + attention + FLOAT32 * heads + 4 * mlp * low
 
 
 def _siglip_layer(hidden: int, mlp: int, heads: int, low: int) -> int:
-    """Bytes a token that a layer of the vision tower keeps."""
+    """Return the bytes a token that a layer of the vision tower keeps."""
     return hidden * (2 * 2 * low + 4 * low) + FLOAT32 * heads + 2 * mlp * low
 
 
 def most_images(recipe: StageRecipe, tokens: int) -> int:
-    """Images that the vision tower may see in a micro-step: its rows can all be of understanding, whatever the mixture
-    is of a step; without any, the dummy."""
+    """Return the images that the vision tower may see in a micro-step: its rows can all be of understanding, whatever
+    the mixture is of a step; without any, the dummy."""
     is_seen = any(state.understanding for _, state in recipe.mix.states())
     return max(1, tokens // (recipe.model.image_tokens + 1)) if is_seen else 1
 
 
 def _module_elements(shapes: dict[str, tuple[int, ...]]) -> list[int]:
-    """Elements of the modules that ZeRO-3 gathers at once: those that have parameters of their own."""
+    """Return the elements of the modules that ZeRO-3 gathers at once: those that have parameters of their own."""
     found: dict[str, int] = {}
     for name, shape in shapes.items():
         module = name.rpartition(".")[0]

@@ -63,7 +63,7 @@ class EasyVqa:
         return found[:most] if most else found
 
     def trained(self) -> list[tuple[str, str]]:
-        """All questions and answers of the training split."""
+        """Return all questions and answers of the training split."""
         return [turn for image in easy_vqa.load("train") for turn in image.questions]
 
     def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
@@ -71,7 +71,7 @@ class EasyVqa:
         return squares((images.load(image.path.read_bytes()) for image in easy_vqa.load("test")), side, square)
 
     def prompts(self) -> list[Prompt]:
-        """Every shape in every color."""
+        """Return every shape in every color."""
         return list(PROMPTS)
 
     def judge(self, asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
@@ -79,11 +79,11 @@ class EasyVqa:
         return [_verdict(prompt, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
 
     def chance(self) -> float:
-        """Share of drawings that would be right of one who does not read the prompt."""
+        """Return the share of drawings that would be right of one who does not read the prompt."""
         return 1 / len(PROMPTS)
 
     def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
-        """Share of the test images, of those whose answers say all, that the detector sees rightly.
+        """Return the share of the test images, of those whose answers say all, that the detector sees rightly.
 
         `pictures` [height, width, 3] are other versions of all test images, in their order; the files when absent.
         """

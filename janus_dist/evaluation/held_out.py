@@ -59,7 +59,7 @@ class DataSet(Protocol[P]):
 
     @property
     def name(self) -> str:
-        """Name in evaluation.json; results of another name are not reused."""
+        """Return the name in evaluation.json; results of another name are not reused."""
         ...
 
     def questions(self, most: int) -> Sequence[Asked]:
@@ -95,7 +95,7 @@ class DataSet(Protocol[P]):
 
 
 def right_by_kind(kinds: Sequence[tuple[str, ...]], right: Sequence[bool]) -> dict[str, list[bool]]:
-    """Rights and wrongs of each kind, in the order in which kinds come, and all of them under `all`."""
+    """Return right and wrong answers of each kind, in the order in which kinds come, and all of them under `all`."""
     found: dict[str, list[bool]] = {}
     for names, is_right in zip(kinds, right, strict=True):
         for name in ("all", *names):
@@ -110,7 +110,7 @@ def answers_by_kind(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, l
 
 
 def accuracy_by_kind(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, float]:
-    """Share of right answers to each kind of question, and of all of them under `all`."""
+    """Return the share of right answers to each kind of question, and of all of them under `all`."""
     return {kind: sum(right) / len(right) for kind, right in answers_by_kind(asked, given).items()}
 
 
@@ -134,7 +134,7 @@ def blind_answers(asked: Sequence[Asked], trained: Sequence[tuple[str, str]]) ->
 
 
 def balanced(asked: Sequence[Asked], number: int) -> list[int]:
-    """Positions of about `number` questions, as many of each kind, always the same."""
+    """Return the positions of about `number` questions, as many of each kind, always the same."""
     by_kind: dict[str, list[int]] = {}
     for position, question in enumerate(asked):
         by_kind.setdefault(question.kind, []).append(position)
@@ -144,6 +144,6 @@ def balanced(asked: Sequence[Asked], number: int) -> list[int]:
 
 
 def squares(found: Iterable[Image.Image], side: int, square: Literal["padded", "cropped"]) -> Tensor:
-    """[image, 3, side, side] uint8, `padded` as understanding or `cropped` as generation takes them."""
+    """Return [image, 3, side, side] uint8, `padded` as understanding or `cropped` as generation takes them."""
     to_square = {"padded": images.pad_to_square, "cropped": images.resize_and_crop}[square]
     return torch.from_numpy(np.stack([np.asarray(to_square(image, side)).transpose(2, 0, 1) for image in found]))

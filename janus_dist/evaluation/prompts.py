@@ -25,7 +25,8 @@ class Asked:
 
 
 def read_prompts(path: Path) -> list[Asked]:
-    """Prompts of a JSONL file: lines {"prompt": TEXT} to draw, or {"question": TEXT, "images": [FILE, ...]} to answer.
+    """Return the prompts of a JSONL file: lines {"prompt": TEXT} to draw, or {"question": TEXT, "images": [FILE, ...]}
+    to answer.
 
     Files are relative to the folder of `path`. ConfigError says which line is wrong.
     """

@@ -88,7 +88,7 @@ def found_before(
 def what_decides(
     recipe: BaseRecipe, checkpoint: str, vq: JanusVQVAE, streams: Collection[Stream], with_images: bool
 ) -> dict[str, Any]:
-    """All that decides what an evaluation finds, in terms of JSON; no path, so that runs may be moved."""
+    """Return all that decides what an evaluation finds, in terms of JSON; no path, so that runs may be moved."""
     return {
         "checkpoint": commits.identity(checkpoint),
         "vq": digest(vq),
@@ -177,7 +177,7 @@ def generation(sampler: Sampler, out: Path) -> dict[str, Any]:
 
 
 def reconstruction(sampler: Sampler, out: Path) -> dict[str, Any]:
-    """Held-out images through the VQ tokenizer and back."""
+    """Return the held-out images through the VQ tokenizer and back."""
     of = data_set(sampler.recipe)
     images = of.held_out_images(sampler.recipe.model.image_size, "cropped")
     chunks = (chunk.to(sampler.vq.device) for chunk in images.split(sampler.recipe.evaluate.batch))

@@ -53,7 +53,7 @@ class Sampler:
 
     @property
     def dtype(self) -> str:
-        """Name of the dtype that the model computes in: bfloat16 or float32."""
+        """Return the name of the dtype that the model computes in: bfloat16 or float32."""
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     @classmethod
@@ -89,7 +89,7 @@ class Sampler:
         choice: Choice = LIKELIEST,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """Answers to questions about images, whose features `image_features` gives."""
+        """Return the answers to questions about images, whose features `image_features` gives."""
         recipe, tokenizer = self.recipe, self.tokenizer
         prompts = [
             chat.understanding_ids(tokenizer, recipe.data.chat, [(question, None)], len(of))[0]
@@ -122,7 +122,7 @@ class Sampler:
         return sample.image_features(self.model, pictures, self.recipe.evaluate.batch)
 
     def draw(self, captions: Sequence[str], seeds: Sequence[int], guidance: float, choice: Choice) -> NDArray[np.uint8]:
-        """Drawings [image, height, width, 3], one for each caption and its seed."""
+        """Return the drawings [image, height, width, 3], one for each caption and its seed."""
         recipe, tokenizer = self.recipe, self.tokenizer
         prompts = [chat.generation_prompt_ids(tokenizer, recipe.data.chat, caption) for caption in captions]
         for caption, ids in zip(captions, prompts, strict=True):
@@ -132,13 +132,14 @@ class Sampler:
         return self.decode(ids)
 
     def decode(self, ids: Tensor) -> NDArray[np.uint8]:
-        """Images [image, height, width, 3] of VQ ids [image, ids]."""
+        """Return the images [image, height, width, 3] of VQ ids [image, ids]."""
         chunks = ids.to(self.vq.device).split(self.recipe.evaluate.batch)
         pixels = torch.cat([vq_model.decode(self.vq, chunk) for chunk in chunks])
         return vq_model.to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()
 
     def picture(self, source: str | Path | bytes) -> Tensor:
-        """[3, side, side] uint8: an image file or its bytes as the vision tower takes it; DataError when it is none."""
+        """Return [3, side, side] uint8: an image file or its bytes as the vision tower takes it. Raises DataError when
+        it is none."""
         shown = "in the question file" if isinstance(source, bytes) else source
         try:
             content = source if isinstance(source, bytes) else Path(source).read_bytes()

@@ -50,7 +50,7 @@ class How:
 
 
 def fixed_prompts() -> list[Asked]:
-    """Drawings that show how far a run on easy-vqa is."""
+    """Return the drawings that show how far a run on easy-vqa is."""
     return [Asked(caption=prompt.caption) for prompt in easy_vqa.PROMPTS[::3][:FIXED_DRAWINGS]]
 
 

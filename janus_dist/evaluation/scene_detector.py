@@ -47,7 +47,7 @@ class Seen:
 
 
 def detect(image: NDArray[np.uint8]) -> list[Seen]:
-    """All things in a square image [side, side, 3], the largest first."""
+    """Return all things in a square image [side, side, 3], the largest first."""
     pixels = _shrunk(image).astype(np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = np.median(border, axis=0)
@@ -76,7 +76,7 @@ def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _named(pixels: NDArray[np.float64], contrast: NDArray[np.float64]) -> NDArray[np.int64]:
-    """[y, x] number of the color of what stands out most among a pixel and the two around it in each direction."""
+    """Return [y, x] number of the color of what stands out most among a pixel and the two around it in each direction."""
     nearest = np.linalg.norm(pixels[:, :, None] - PALETTE, axis=-1).argmin(axis=-1)
     height, width = contrast.shape
     best, named = contrast, nearest
@@ -90,7 +90,7 @@ def _named(pixels: NDArray[np.float64], contrast: NDArray[np.float64]) -> NDArra
 
 
 def _share(pixels: NDArray[np.float64], background: NDArray[np.float64], color: NDArray[np.float64]) -> NDArray:
-    """[y, x] from 0, background, to 1, the color: how far a pixel is on the way; 0 where there is none."""
+    """Return [y, x] from 0, background, to 1, the color: how far a pixel is on the way; 0 where there is none."""
     way = color - background
     length = way @ way
     return np.clip((pixels - background) @ way / length, 0, 1) if length else np.zeros(pixels.shape[:2])
@@ -125,14 +125,15 @@ def _seen(share: NDArray[np.float64], color: str) -> Seen:
 
 @cache
 def _measures(shape: str) -> tuple[float, float]:
-    """Share of its square that a shape covers, and how far below its center its mass is, in half sides."""
+    """Return the share of its square that a shape covers, and how far below its center its mass is, in half sides."""
     middle = (np.arange(240) + 0.5) / 120 - 1
     covered = covers(shape, middle[None, :], middle[:, None], 1.0)
     return float(covered.mean()), float((covered.sum(axis=1) @ middle) / covered.sum())
 
 
 def _overlap(share: NDArray[np.float64], shape: str, center: tuple[float, float], half: float) -> float:
-    """Intersection over union of a piece with a shape, pixels counted by their shares; of the blur that fits best."""
+    """Return the intersection over union of a piece with a shape, pixels counted by their shares; of the blur that fits
+    best."""
     near = [slice(max(0, int(at - half) - MARGIN), min(UNITS, int(at + half) + MARGIN)) for at in center]
     points = (np.arange(UNITS * FINE) + 0.5).reshape(UNITS, FINE) / FINE
     x, y = (points[part] - at for part, at in zip(near, center, strict=True))
@@ -150,7 +151,7 @@ def _overlap(share: NDArray[np.float64], shape: str, center: tuple[float, float]
 
 @cache
 def _blur(deviation: float) -> NDArray[np.float64]:
-    """[to, from] weights of pixels of a line."""
+    """Return [to, from] weights of pixels of a line."""
     if not deviation:
         return np.eye(UNITS)
     places = np.arange(UNITS)

@@ -59,7 +59,7 @@ class Scenes:
         return found[:most] if most else found
 
     def trained(self) -> list[tuple[str, str]]:
-        """All questions and answers of the training split."""
+        """Return all questions and answers of the training split."""
         return [
             (asked.question, asked.answer) for scene in scenes.scenes("train") for asked in scene_words.questions(scene)
         ]
@@ -84,7 +84,8 @@ class Scenes:
         return [verdict(prompt.scene, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
 
     def chance(self) -> float:
-        """Share of drawings that would be right of one who draws the caption of another prompt of the same kind."""
+        """Return the share of drawings that would be right of one who draws the caption of another prompt of the same
+        kind."""
         asked = self.prompts()
         right: list[bool] = []
         for kind in KINDS:
@@ -93,7 +94,7 @@ class Scenes:
         return sum(right) / len(right)
 
     def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
-        """Share of the test images of which the detector sees all things and nothing else.
+        """Return the share of the test images of which the detector sees all things and nothing else.
 
         `pictures` [height, width, 3] are other versions of all test images, in their order.
         """

@@ -58,7 +58,7 @@ def detect(image: NDArray[np.uint8]) -> Detection:
 
 
 def _overlap(mask: NDArray[np.bool_], shape: str) -> float:
-    """Intersection over union of a mask with a shape that fills the mask's bounding box."""
+    """Return the intersection over union of a mask with a shape that fills the mask's bounding box."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = box.shape

@@ -53,7 +53,7 @@ def difference(first: ShardSet, second: ShardSet) -> Difference:
 
 
 def _digests(shards: ShardSet) -> NDArray[np.uint64]:
-    """[sample] digests of all keys; DataError when a shard does not have one key per sample."""
+    """Return [sample] digests of all keys. Raises DataError when a shard does not have one key per sample."""
     parts = [np.empty(0, dtype=np.uint64)]
     for number, entry in enumerate(shards.manifest.shards):
         keys = shard_keys(shards.folder, shards.manifest, number)
@@ -90,7 +90,7 @@ def _flat(manifest: Manifest) -> dict[str, Any]:
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name with dots, value) of all settings in nested ones."""
+    """Yield (name with dots, value) of all settings in nested ones."""
     for name, value in sorted(values.items()):
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")

@@ -96,7 +96,7 @@ class Example:
 
 
 def shard_set_folders(folder: str) -> list[str]:
-    """FOLDER if it is a shard set, else the shard sets directly in it; DataError when there is none."""
+    """Return FOLDER if it is a shard set, else the shard sets directly in it. Raises DataError when there is none."""
     folder = folder.rstrip("/") or "/"
     if _has_manifest(folder):
         return [folder]
@@ -123,7 +123,7 @@ def index_records(shards: ShardSet, shard: int) -> NDArray[np.void]:
 
 
 def columns(shards: ShardSet, *names: str) -> dict[str, NDArray[Any]]:
-    """[sample] columns of the index of all shards, as they are stored; each index is read once, many at a time."""
+    """Return [sample] columns of the index of all shards, as they are stored; each index is read once, many at a time."""
     blocks = np.arange(len(shards.manifest.shards.block_tokens))
     parts: dict[str, list[NDArray[Any]]] = {name: [np.empty(0, INDEX_DTYPE[name])] for name in names}
     for start in range(0, len(blocks), BLOCKS_AT_ONCE):
@@ -134,12 +134,12 @@ def columns(shards: ShardSet, *names: str) -> dict[str, NDArray[Any]]:
 
 
 def column(shards: ShardSet, name: str) -> NDArray[np.int64]:
-    """[sample] one column of the index of all shards."""
+    """Return [sample] one column of the index of all shards."""
     return columns(shards, name)[name].astype(np.int64)
 
 
 def locate(manifest: Manifest, sample: int) -> tuple[int, int]:
-    """(shard, row in it) of a sample of the set; DataError when there are not that many."""
+    """Return (shard, row in it) of a sample of the set. Raises DataError when there are not that many."""
     if not 0 <= sample < manifest.samples:
         raise DataError(
             f"there is no sample {sample}: the {manifest.stream} shard set holds {manifest.samples}",
@@ -151,7 +151,7 @@ def locate(manifest: Manifest, sample: int) -> tuple[int, int]:
 
 
 def key_digest(key: str) -> int:
-    """8 bytes that stand for a key: among 100 million keys, two that share them have a chance of 0.03 %."""
+    """Return 8 bytes that stand for a key: among 100 million keys, two that share them have a chance of 0.03 %."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
@@ -167,7 +167,7 @@ def number_of_key(shards: ShardSet, key: str) -> int | None:
 
 
 def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
-    """Samples by their numbers, in ascending order; DataError when one cannot be read."""
+    """Yield samples by their numbers, in ascending order. Raises DataError when one cannot be read."""
     places = [(number, *locate(shards.manifest, number)) for number in sorted(numbers)]
     for shard, mine in groupby(places, key=lambda place: place[1]):
         name, records = shards.manifest.shards[shard].name, index_records(shards, shard)
@@ -183,7 +183,7 @@ def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
 
 
 def decoded(shards: ShardSet, numbers: Sequence[int]) -> list[Sample]:
-    """Samples by their numbers, which ascend, without keys: indexes and bytes are asked for many at a time.
+    """Return the samples by their numbers, which ascend, without keys: indexes and bytes are asked for many at a time.
 
     DataError when one cannot be read.
     """
@@ -222,7 +222,7 @@ def _decoded(stream: Stream, number: int, record: np.void, payload: bytes) -> Sa
 
 
 def chosen(samples: int, number: int, seed: int) -> list[int]:
-    """At most `number` of `samples` sample numbers, drawn by a seed, in ascending order."""
+    """Return at most `number` of `samples` sample numbers, drawn by a seed, in ascending order."""
     drawn = np.random.default_rng(seed).choice(samples, min(number, samples), replace=False, shuffle=False)
     return sorted(drawn.tolist())
 
@@ -243,7 +243,7 @@ def quarantine(folder: str) -> Iterator[Reject]:
 
 
 def refused(folder: str, shown: int) -> tuple[dict[str, int], list[Reject]]:
-    """(records refused by kind of reason, the most frequent first; the first `shown` rejects of each kind).
+    """Return (records refused by kind of reason, the most frequent first; the first `shown` rejects of each kind).
 
     Numbers are those of the pipeline's statistics where it left any: the table is then read only as far as needed.
     """
@@ -261,7 +261,7 @@ def refused(folder: str, shown: int) -> tuple[dict[str, int], list[Reject]]:
 
 
 def examples(folder: str) -> list[Example]:
-    """Records that the pipeline kept for people to look at; none when the table is gone."""
+    """Return the records that the pipeline kept for people to look at; none when the table is gone."""
     try:
         rows = pq.read_table(io.BytesIO(fs.read(f"{folder}/{EXAMPLES}"))).to_pylist()
         return [Example(**row | {"vq_ids": tuple(row["vq_ids"])}) for row in rows]

@@ -110,12 +110,12 @@ def lint(
 
 
 def _first_samples(manifest: Manifest) -> list[int]:
-    """[shard] number of its first sample."""
+    """Return [shard] number of its first sample."""
     return manifest.shards.first_samples[:-1].tolist()
 
 
 def _rows(manifest: Manifest, scope: Scope) -> Iterator[NDArray[np.int64]]:
-    """For each shard the rows of the drawn samples in it."""
+    """Yield for each shard the rows of the drawn samples in it."""
     total = sum(entry.samples for entry in manifest.shards)
     drawn = np.array([] if scope.deep else chosen(total, scope.samples, scope.seed), dtype=np.int64)
     for entry, first in zip(manifest.shards, _first_samples(manifest), strict=True):
@@ -222,7 +222,7 @@ def _check_index(folder: str, entry: ShardEntry, found: ShardFindings) -> tuple[
 
 
 def _check_content(content: bytes, rules: Rules, entry: ShardEntry) -> tuple[list[str], list[Issue]]:
-    """Keys of a shard that was read whole, and what is wrong with it."""
+    """Return the keys of a shard that was read whole, and what is wrong with it."""
     issues = []
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         issues.append(Issue("the tar has another sha256 than the manifest says", AGAIN))

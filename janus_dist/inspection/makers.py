@@ -67,7 +67,7 @@ def find_codes(manifest: Manifest, given: Path | None) -> int | None:
 
 
 def check_vq(manifest: Manifest, path: Path) -> None:
-    """DataError when a shard set holds VQ ids that other weights than these made."""
+    """Raise DataError when a shard set holds VQ ids that other weights than these made."""
     if manifest.vq_sha256 is None:
         return
     try:

@@ -63,7 +63,7 @@ def marked(found: list[Piece], answers_only: bool) -> str:
 
 
 def visible(text: str) -> str:
-    """Text whose characters that move a terminal's cursor or change its colors are written out, as \\x1b."""
+    """Return the text whose characters that move a terminal's cursor or change its colors are written out, as \x1b."""
     return "".join(
         character if character in "\n\t" or character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
@@ -71,7 +71,7 @@ def visible(text: str) -> str:
 
 
 def head(content: bytes) -> str:
-    """First bytes of something refused: as text where they are text, else as hexadecimal numbers."""
+    """Return the first bytes of something refused: as text where they are text, else as hexadecimal numbers."""
     try:
         return visible(content.decode())
     except UnicodeDecodeError:
@@ -79,7 +79,7 @@ def head(content: bytes) -> str:
 
 
 def special_names(tokenizer: Tokenizer) -> set[int]:
-    """Ids that are shown by their name."""
+    """Return the ids that are shown by their name."""
     return {number for number, token in tokenizer.inner.get_added_tokens_decoder().items() if token.special}
 
 
@@ -93,7 +93,8 @@ def kind_of(number: int, tokenizer: Tokenizer, names: set[int]) -> Kind:
 
 
 def text_of(kind: Kind, ids: list[int], tokenizer: Tokenizer) -> list[str]:
-    """Texts that stand for ids of one kind, which is no kind of image: one for all of a text, else one for each."""
+    """Return the texts that stand for ids of one kind, which is no kind of image: one for all of a text, else one for
+    each."""
     match kind:
         case "text":
             return [visible(tokenizer.inner.decode(ids, skip_special_tokens=False))]

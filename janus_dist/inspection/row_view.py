@@ -70,7 +70,7 @@ class RowView:
     """Labels of each stream in the whole step."""
 
     def summary(self, row_tokens: int) -> str:
-        """Sums of the step and of the row, a line each; a row has room for `row_tokens`."""
+        """Return the sums of the step and of the row, a line each; a row has room for `row_tokens`."""
         labels = ", ".join(f"{stream} {number:,}" for stream, number in self.step_labels.items())
         return (
             f"step {self.step}: tokens {self.step_tokens:,} of {self.rows * row_tokens:,}, "
@@ -82,8 +82,8 @@ class RowView:
 
 
 def view_row(recipe: StageRecipe, plan: Plan, tokenizer: Tokenizer, step: int, row: int) -> RowView:
-    """Plan a step and read one of its rows; ConfigError when there is no such step or row, DataError when it cannot be
-    read."""
+    """Return plan a step and read one of its rows. Raises ConfigError when there is no such step or row, DataError when
+    it cannot be read."""
     if step >= recipe.train.steps:
         raise ConfigError(
             f"there is no step {step}: train.steps={recipe.train.steps}",
@@ -149,7 +149,8 @@ def document_pieces(batch: Batch, tokenizer: Tokenizer, image_tokens: int) -> It
 
 
 def _stored(plan: Plan, planned: StepPlan, documents: Sequence[int]) -> dict[tuple[int, int], Found]:
-    """By lane and number, the samples of some documents of a step; what they share of a shard is read once."""
+    """Return the samples by lane and number: those of some documents of a step; what they share of a shard is read
+    once."""
     return {
         (lane, found.number): found
         for lane, shards in enumerate(plan.shards)

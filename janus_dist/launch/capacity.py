@@ -36,7 +36,7 @@ def of_nodes() -> list[Resources]:
 
 
 def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool, look: Callable[[], object]) -> int:
-    """Ranks that there is room for: all of them, or of a run that `is_resumed` after a while as many as
+    """Return the ranks that there is room for: all of them, or of a run that `is_resumed` after a while as many as
     `cluster.min_workers` allows. `look` is called again and again, and ends the wait by raising.
 
     ClusterError rather than a wait for ever for what the cluster can never place.
@@ -56,7 +56,7 @@ def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool, look: Calla
 
 
 def room_in(there: Iterable[Resources], recipe: StageRecipe) -> int:
-    """Ranks that nodes have room for, each on one of them."""
+    """Return the ranks that nodes have room for, each on one of them."""
     cluster, room = recipe.cluster, 0
     for node in there:
         cores = int(node.get("CPU", 0) // cluster.cpus_per_worker)
@@ -65,7 +65,7 @@ def room_in(there: Iterable[Resources], recipe: StageRecipe) -> int:
 
 
 def check_room_in(there: Sequence[Resources], recipe: StageRecipe) -> None:
-    """ClusterError when nodes have too little room for a run."""
+    """Raise ClusterError when nodes have too little room for a run."""
     cluster, room = recipe.cluster, room_in(there, recipe)
     if room >= (cluster.min_workers or cluster.workers):
         return

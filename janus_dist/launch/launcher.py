@@ -169,7 +169,7 @@ def _latest_with_retries(saved_in: str) -> str | None:
 
 
 def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
-    """PreemptedError where the run was asked to stop and has no ranks that would see it."""
+    """Raise PreemptedError where the run was asked to stop and has no ranks that would see it."""
     run_dir = recipe.run.dir
     if by := asked_by(run_dir / STOP):
         events.record(run_dir, "stopped", _steps(newest), f"asked to stop before its ranks began: {by}")
@@ -180,7 +180,8 @@ def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
 
 
 def _if_never(recipe: StageRecipe) -> StageRecipe:
-    """`run.resume=never` is of a job's start: when a rank is lost the job goes on from what it has saved itself."""
+    """Return the recipe for ranks: `run.resume=never` holds at a job's start, and later it resumes from its own
+    checkpoints."""
     refuse_if_never(recipe.run)
     if recipe.run.resume != "never":
         return recipe

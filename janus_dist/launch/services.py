@@ -113,7 +113,7 @@ class StopOnDrain:
 
 
 def log_to_own_file(path: Path) -> None:
-    """From now on what this process prints, and its libraries, goes to a file; the console has what the first rank
+    """Send what this process and its libraries print to a file; the console has what the first rank
     says."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,14 +207,14 @@ class Lines:
         self.running: list[ray.ObjectRef] = []
 
     def begin(self) -> None:
-        """Ranks are about to be started, where those before may not have been."""
+        """Forget the nodes of earlier ranks: new ones are about to be started."""
         self.nodes.clear()
         if self.sampler is not None:
             ray.kill(self.sampler)
             self.sampler = None
 
     def sample(self, recipe: dict[str, Any]) -> None:
-        """From now on samples are made of a run's checkpoints."""
+        """Sample a run's checkpoints from now on."""
         self.recipe = recipe
 
     def join(self, node: str) -> None:

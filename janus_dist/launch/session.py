@@ -214,7 +214,7 @@ def _join_named(noise: RayLog) -> None:
 
 
 def _target() -> str:
-    """Name the cluster that a job is to join."""
+    """Return name the cluster that a job is to join."""
     named = named_address()
     if named is None:
         return "a Ray cluster on this machine"

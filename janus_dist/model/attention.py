@@ -24,7 +24,7 @@ def packed_attention(
     document_lengths: tuple[int, ...] = (),
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention for transformers' registry: query [1, head, token, dim] in, [1, token, head, dim] out."""
+    """Return attention for transformers' registry: query [1, head, token, dim] in, [1, token, head, dim] out."""
     assert attention_mask is None and sum(document_lengths) == query.shape[2]
     key, value = _repeat_heads(query, key), _repeat_heads(query, value)
     if query.is_cuda:

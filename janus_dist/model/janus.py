@@ -56,7 +56,7 @@ class Janus(JanusForConditionalGeneration):
         """Applied to each batch first; single.py has another."""
 
     def forward(self, batch: Batch, factors: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """(what is minimised, summed losses [3] without gradient) of one micro-step, both float32.
+        """Return (what is minimised, summed losses [3] without gradient) of one micro-step, both float32.
 
         What is minimised is the sum over streams, in the order of STREAMS, of `factors` [3] times summed losses.
         """
@@ -151,7 +151,7 @@ def vq_config(config: ModelConfig) -> JanusVQVAEConfig:
 
 
 def on_meta(config: ModelConfig) -> Janus:
-    """Janus without memory for its weights; attention over packed documents."""
+    """Return Janus without memory for its weights; attention over packed documents."""
     with torch.device("meta"):
         model = Janus(transformers_config(config))
     model.model.language_model.set_attn_implementation(PACKED)
@@ -184,7 +184,7 @@ def made(model: Janus, seed: int, device: torch.device, drawn: bool = True) -> I
 
 
 def build(config: ModelConfig, seed: int) -> Janus:
-    """Janus with random weights in this process's memory."""
+    """Return Janus with random weights in this process's memory."""
     model = on_meta(config)
     for _ in made(model, seed, torch.device("cpu")):
         pass

@@ -34,7 +34,7 @@ class LossLinear(nn.Linear):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, hidden: Tensor, labels: Tensor | None = None, factors: Tensor | None = None
     ) -> Any:
-        """Logits [..., class] of hidden states; with `labels` what `linear_cross_entropy` gives."""
+        """Return the logits [..., class] of hidden states; with `labels` what `linear_cross_entropy` gives."""
         if labels is None:
             return super().forward(hidden)
         assert factors is not None, "a label counts so much"
@@ -44,7 +44,8 @@ class LossLinear(nn.Linear):
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, factors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(sum over rows of factor times cross-entropy, float32 scalar; cross-entropies [row] float32, without gradient).
+    """Return (sum over rows of factor times cross-entropy, float32 scalar; cross-entropies [row] float32, without
+    gradient).
 
     Of logits `hidden` [row, in] @ `weight` [class, in] + `bias` [class] against `labels` [row] int64, NO_LABEL where
     there is none; `factors` [row] float32. Logits are as coarse as `hidden`, all that follows is float32.
@@ -104,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _losses_and_slopes(
     logits: Tensor, labels: Tensor, factors: Tensor, bias_grad: Tensor | None, learning: bool
 ) -> Tensor:
-    """Cross-entropies [row] float32 of logits [row, class].
+    """Return the cross-entropies [row] float32 of logits [row, class].
 
     If `learning`, their derivatives times `factors` [row] take the logits' place, and their sum over rows is added to
     `bias_grad` [class] float32.
@@ -124,7 +125,8 @@ def _losses_and_slopes(
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, learning: bool) -> tuple[Tensor, Tensor]:
-    """Cross-entropies [row] of float32 logits [row, class] and, in the logits' own memory, their derivatives."""
+    """Return the cross-entropies [row] of float32 logits [row, class] and, in the logits' own memory, their
+    derivatives."""
     if cross_entropy_forward is not None and logits.is_cuda:
         logits = logits.detach().requires_grad_(learning)  # how the kernel is told to write derivatives
         losses, *_, slopes = cross_entropy_forward(  # last in every release; what is between differs

@@ -36,7 +36,7 @@ def set_trainable(model: nn.Module, trainable: Iterable[Part]) -> None:
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode for the parts that learn, evaluation mode for those that are frozen.
+    """Put trained parts into training mode and frozen ones into evaluation mode.
 
     But for frozen layers that are computed again in the backward: transformers does that in training mode only.
     """

@@ -50,10 +50,11 @@ def answer(
     choice: Choice = LIKELIEST,
     seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Answers (ids before `eos`) to prompts that hold a placeholder `image` for each of their images, or none.
+    """Return the answers (ids before `eos`) to prompts that hold a placeholder `image` for each of their images, or
+    none.
 
-    `features` [image, image_tokens, hidden] are those of all images; `images_of[i]` are the images of prompt i in
-    their order. `seeds` are those of the prompts, needed where something is drawn at random.
+    `features` [image, image_tokens, hidden] are those of all images; `images_of[i]` are the images of prompt i in their
+    order. `seeds` are those of the prompts, needed where something is drawn at random.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     chances = _chances(seeds or [0] * len(prompts), max_new_tokens)
@@ -84,10 +85,11 @@ def draw(
     seeds: Sequence[int],
     batch: int,
 ) -> Tensor:
-    """VQ ids [prompt, ids] int64 of one image per prompt (ids that end with begin_of_image), chosen id by id.
+    """Return the VQ ids [prompt, ids] int64 of one image per prompt (ids that end with begin_of_image), chosen id by
+    id.
 
-    As deepseek-ai/Janus, generation_inference.py: beside each prompt runs one whose ids 1..-2 are `pad`, and the
-    logits are l_u + guidance * (l_c - l_u). Each image has its seed.
+    As deepseek-ai/Janus, generation_inference.py: beside each prompt runs one whose ids 1..-2 are `pad`, and the logits
+    are l_u + guidance * (l_c - l_u). Each image has its seed.
     """
     drawn = torch.zeros(len(prompts), num_ids, dtype=torch.int64)
     chances = _chances(seeds, num_ids)
@@ -108,7 +110,8 @@ def draw(
 
 
 def choose(logits: Tensor, choice: Choice, chances: Tensor) -> Tensor:
-    """Ids [row] int64 from logits [row, class], by a chance [row] from 0 to 1, below 1, where one is drawn at random.
+    """Return the ids [row] int64 from logits [row, class], by a chance [row] from 0 to 1, below 1, where one is drawn
+    at random.
 
     The id is the one in whose share of the probabilities, laid one behind the other, the chance falls: the same for the
     same chance on every device, but for rounding.
@@ -125,13 +128,13 @@ def choose(logits: Tensor, choice: Choice, chances: Tensor) -> Tensor:
 
 
 def _chances(seeds: Sequence[int], number: int) -> Tensor:
-    """[seed, number] float64: what is drawn at random for each."""
+    """Return [seed, number] float64: what is drawn at random for each."""
     rows = [torch.rand(number, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, number, dtype=torch.float64)
 
 
 def _alike(kinds: Sequence[Any], batch: int) -> Iterator[list[int]]:
-    """Positions of one kind (a length), up to `batch` at a time."""
+    """Yield positions of one kind (a length), up to `batch` at a time."""
     by_kind: dict[Any, list[int]] = {}
     for number, kind in enumerate(kinds):
         by_kind.setdefault(kind, []).append(number)
@@ -140,7 +143,8 @@ def _alike(kinds: Sequence[Any], batch: int) -> Iterator[list[int]]:
 
 
 def _embedded(model: Janus, prompt: Sequence[int], features: Tensor, image: int) -> Tensor:
-    """Input embeddings [1, position, hidden] of a prompt, each placeholder replaced by the features of an image."""
+    """Return the input embeddings [1, position, hidden] of a prompt, each placeholder replaced by the features of an
+    image."""
     ids = torch.tensor(list(prompt), device=model.device)
     embedded = model.model.language_model.embed_tokens(ids)
     places = (ids == image).nonzero().flatten().tolist()

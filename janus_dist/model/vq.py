@@ -18,34 +18,35 @@ COMMITMENT_WEIGHT = 0.25  # vq_model.py, ModelArgs.commit_loss_beta
 
 
 def latents(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
-    """Unit-length latents [image, row, column, code_dim] of pixels [image, 3, height, width] in [-1, 1]."""
+    """Return unit-length latents [image, row, column, code_dim] of pixels [image, 3, height, width] in [-1, 1]."""
     return F.normalize(vq.quant_conv(vq.encoder(pixels)).float(), dim=1).permute(0, 2, 3, 1)
 
 
 def nearest_codes(unit_latents: Tensor, codebook: Tensor) -> Tensor:
-    """Ids [image, row, column] int64 of the nearest codes; on the unit sphere that is the largest dot product."""
+    """Return the ids [image, row, column] int64 of the nearest codes; on the unit sphere that is the largest dot
+    product."""
     return (unit_latents @ F.normalize(codebook.float(), dim=-1).T).argmax(dim=-1)
 
 
 @torch.no_grad()
 def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
-    """Ids [image, ids_per_image] int64 in row-major order, of pixels [image, 3, height, width] in [-1, 1]."""
+    """Return the ids [image, ids_per_image] int64 in row-major order, of pixels [image, 3, height, width] in [-1, 1]."""
     return nearest_codes(latents(vq, pixels), vq.quantize.embedding.weight).flatten(1)
 
 
 @torch.no_grad()
 def decode(vq: JanusVQVAE, ids: Tensor) -> Tensor:
-    """Pixels [image, 3, height, width] float32, clipped to [-1, 1], of ids [image, ids_per_image]."""
+    """Return the pixels [image, 3, height, width] float32, clipped to [-1, 1], of ids [image, ids_per_image]."""
     return vq.decode(ids).float().clamp(-1, 1)  # pyright: ignore[reportArgumentType]  (any int64 tensor)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images [..., 3, height, width] as float32 in [-1, 1], the scale that both image encoders take."""
+    """Return uint8 images [..., 3, height, width] as float32 in [-1, 1], the scale that both image encoders take."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels in [-1, 1] as uint8, as the official demo rounds them: clip((x + 1) / 2 * 255)."""
+    """Return the pixels in [-1, 1] as uint8, as the official demo rounds them: clip((x + 1) / 2 * 255)."""
     return ((pixels.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
 
 

@@ -46,7 +46,7 @@ def _mean(lines: Sequence[Mapping[str, float]], of: str) -> float:
 
 
 def count(value: float) -> str:
-    """1234567 as 1.23M."""
+    """Return a number in short, 1234567 as 1.23M."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -54,19 +54,20 @@ def count(value: float) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Four digits, whatever they are, so that figures below each other line up; whole numbers from a thousand on."""
+    """Return four digits, whatever they are, so that figures below each other line up; whole numbers from a thousand
+    on."""
     if value is None:
         return "-"
     return f"{value:#.4g}" if abs(value) < 999.95 else f"{value:,.0f}"
 
 
 def several(number: int, what: str) -> str:
-    """`1 fault`, `1,200 faults`."""
+    """Return `1 fault`, `1,200 faults`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 45s, 3m20s, 4h12m or 1d20h."""
+    """Return seconds as 45s, 3m20s, 4h12m or 1d20h."""
     whole = round(seconds)
     for unit, size, lower, lower_size in (("d", 86_400, "h", 3_600), ("h", 3_600, "m", 60), ("m", 60, "s", 1)):
         if whole >= size:

@@ -80,13 +80,13 @@ def train_siglip(
 
 @torch.no_grad()
 def accuracy(model: SiglipModel, images: Tensor, captions: Tensor, kind: Tensor) -> float:
-    """Share of `images` [image, 3, side, side] uint8 to which, of `captions` [caption, id], that of their `kind`
-    [image] is the nearest."""
+    """Return the share of `images` [image, 3, side, side] uint8 to which, of `captions` [caption, id], that of their
+    `kind` [image] is the nearest."""
     found = model(input_ids=captions, pixel_values=vq_model.to_float(images))
     return float((found.logits_per_image.argmax(1) == kind).float().mean())
 
 
 def padded(prompts: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Captions [caption, id] int64, filled with `pad` to the length of the longest, as SigLIP reads them."""
+    """Return captions [caption, id] int64, filled with `pad` to the length of the longest, as SigLIP reads them."""
     longest = max(map(len, prompts))
     return torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts])

@@ -71,7 +71,7 @@ def train_vq(vq: JanusVQVAE, images: Tensor, config: VqTrainConfig, seed: int, l
 
 
 def measure(vq: JanusVQVAE, images: Tensor, batch: int = 64) -> VqQuality:
-    """Quality of `vq` on `images` [image, 3, side, side] uint8."""
+    """Return quality of `vq` on `images` [image, 3, side, side] uint8."""
     squared, counts = 0.0, torch.zeros(vq.quantize.num_embeddings, dtype=torch.int64)
     for chunk in images.split(batch):
         pixels = vq_model.to_float(chunk)

@@ -65,7 +65,7 @@ def ablation(
 
 
 def _refuse_others(recipes: Sequence[StageRecipe]) -> None:
-    """Arms of different budgets would be compared, as if they were of one."""
+    """Raise ConfigError when a run was trained with other settings: its budget would differ from that of the others."""
     faults = [f"{one.run.dir}: {said}" for one in recipes for said in trained_otherwise(one)]
     if faults:
         raise ConfigError(
@@ -75,19 +75,19 @@ def _refuse_others(recipes: Sequence[StageRecipe]) -> None:
 
 
 def recipe_of(arm: str, seed: int, overrides: list[str], files: Sequence[Path] = FILES) -> Loaded[StageRecipe]:
-    """The recipe of an arm's run."""
+    """Return the recipe of an arm's run."""
     files = [*files, PROOF / "arm.yaml", PROOF / f"{arm.lower()}.yaml"]
     given = [f"run.root={ROOT}", f"data.root={ROOT}/data", *overrides]
     return load(StageRecipe, files, [*given, f"run.name={arm.lower()}-{seed}", f"run.seed={seed}"])
 
 
 def evaluate_arm(recipe: StageRecipe) -> None:
-    """What the arm learned; without reconstructions, which are the same for all."""
+    """Evaluate what an arm learned, without reconstructions, which are the same for all."""
     evaluate(recipe, recipe.run.dir, recipe.run.dir / "evaluation", measures_of(recipe), with_images=False)
 
 
 def evaluation_of(recipe: StageRecipe) -> dict[str, Any] | None:
-    """What was found of a run, if it is complete and this was found of its last checkpoint with these settings."""
+    """Return what was found of a run, if it is complete and this was found of its last checkpoint with these settings."""
     if not is_complete(recipe):
         return None
     return found_before(recipe, recipe.run.dir / "evaluation", measures_of(recipe), with_images=False)
@@ -100,12 +100,12 @@ def _done(recipe: StageRecipe) -> dict[str, Any]:
 
 
 def measures_of(recipe: StageRecipe) -> list[Stream]:
-    """What an arm learns, of what is measured."""
+    """Return what an arm learns, of what is measured."""
     return [name for name in MEASURES if getattr(recipe.mix, name)]
 
 
 def row(arm: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """An arm's figures: mean and standard deviation over seeds and chance, None for what it does not learn."""
+    """Return an arm's figures: mean and standard deviation over seeds and chance, None for what it does not learn."""
     values: dict[str, Any] = {"name": arm, "meaning": ARMS[arm], "seeds": len(found)}
     for name in MEASURES:
         each = [one[f"{name}_accuracy"] for one in found if f"{name}_accuracy" in one]

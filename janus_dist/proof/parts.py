@@ -37,19 +37,19 @@ MORE = (
 
 
 def easy_vqa(asked: StageRecipe, given: list[str], summary: Summary, prepare: Prepare) -> None:
-    """The embedded default for as long as it learns."""
+    """Train the embedded default for as long as it learns, and evaluate it."""
     root = asked.run.root
     summary.found |= learned([f"data.root={root}/data", *given, f"run.root={root}"], summary, "easy-vqa", prepare)
 
 
 def ablated(asked: StageRecipe, given: list[str], summary: Summary, prepare: Prepare) -> None:
-    """What each of its encoders is worth, on the same shards."""
+    """Measure what each of its encoders is worth, on the same shards."""
     overrides = [f"data.root={asked.run.root}/data", *given, *apart(asked, "ablation")]
     summary.found["ablation"] = ablation(overrides, prepare, around=summary.working("ablation"))
 
 
 def scenes(asked: StageRecipe, given: list[str], summary: Summary, prepare: Prepare) -> None:
-    """The same three stages on the harder data set."""
+    """Train and evaluate the same three stages on the harder data set."""
     overrides = [*given, *SCENES, *apart(asked, "scenes"), f"data.root={asked.run.root}/scenes/data"]
     summary.found["scenes"] = learned(overrides, summary, "scenes", prepare, SCENES_TOWER)
 
@@ -62,7 +62,7 @@ PARTS: dict[Part, Callable[[StageRecipe, list[str], Summary, Prepare], None]] = 
 
 
 def apart(asked: StageRecipe, part: str) -> list[str]:
-    """Folders of a part's own for runs that have the names of others."""
+    """Return folders of a part's own for runs that have the names of others."""
     saved = asked.run.checkpoints
     return [f"run.root={asked.run.root}/{part}", *([f"run.checkpoints={saved.rstrip('/')}/{part}"] if saved else [])]
 
@@ -92,5 +92,5 @@ def learned(
 
 
 def recipe_of(name: str, overrides: list[str]) -> Loaded[StageRecipe]:
-    """The recipe of a stage."""
+    """Return the recipe of a stage."""
     return load(StageRecipe, proof(name), overrides)

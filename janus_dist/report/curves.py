@@ -41,7 +41,7 @@ class Curve:
 
     @classmethod
     def of(cls, run_dir: Path) -> "Curve":
-        """Those of a run; DataError when it has no steps."""
+        """Return the curves of a run. Raises DataError when it has no steps."""
         lines = read_records(run_dir / "metrics.jsonl")
         if not lines:
             raise DataError(f"{run_dir} has no steps", "give the folder of a run: RUN_ROOT/NAME")

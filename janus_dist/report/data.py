@@ -127,7 +127,7 @@ def write_data_report(
 
 
 def view(shards: ShardSet, tokenizer: Tokenizer, cards: int, seed: int, paint: Paint | None) -> SetView:
-    """Figures, plots and samples of one shard set."""
+    """Return figures, plots and samples of one shard set."""
     manifest = shards.manifest
     numbers, rejects = refused(shards.folder, SHOWN_REJECTS)
     found = columns(shards, *COUNTED)
@@ -186,7 +186,7 @@ def _reconstructions(kept: list[Example], paint: Paint) -> list[tuple[str, str, 
 
 
 def _measured(counted: dict[str, Any], stream: str) -> list[tuple[str, str]]:
-    """Histograms of what the pipeline measured of records before it made samples of them."""
+    """Return histograms of what the pipeline measured of records before it made samples of them."""
     found = []
     for name, label in MEASURED.items():
         bins = {float(edge): number for edge, number in counted.get("histograms", {}).get(name, {}).items()}
@@ -220,7 +220,7 @@ def _refused(by_kind: dict[str, int], rejects: list[Reject]) -> Iterator[Refused
 def _plots(
     shards: ShardSet, found: dict[str, NDArray[Any]], seed: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Histograms, and (figure, value) of those that are the same in every sample."""
+    """Return histograms, and (figure, value) of those that are the same in every sample."""
     plots: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     stream, tokens = shards.manifest.stream, found["tokens"]
@@ -256,7 +256,7 @@ def _plots(
 
 
 def _code_use(shards: ShardSet, seed: int) -> tuple[NDArray[np.int64], int]:
-    """(how often each id occurs that occurs at all, images counted)."""
+    """Return (how often each id occurs that occurs at all, images counted)."""
     found = decoded(shards, chosen(shards.manifest.samples, DRAWN_IMAGES, seed))
     drawn = [one.vq_ids for one in found if isinstance(one, GenerationSample)]
     return np.unique(np.concatenate(drawn), return_counts=True)[1], len(drawn)

@@ -46,7 +46,7 @@ def curves(
     percent: bool = False,
     marks: Sequence[float] = (),
 ) -> str:
-    """SVG of curves (steps, values) by stream, or by run, raw and thin under their smoothed selves; `levels` are
+    """Return SVG of curves (steps, values) by stream, or by run, raw and thin under their smoothed selves; `levels` are
     dashed, `marks` are steps at which something happened."""
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     axes = figure.add_subplot()
@@ -77,7 +77,7 @@ def curves(
 
 
 def histogram(values: NDArray[np.int64] | NDArray[np.float64], x_label: str, stream: str, percent: bool = False) -> str:
-    """SVG of how many samples have each value."""
+    """Return SVG of how many samples have each value."""
     whole = values.dtype.kind == "i"
     low, high = float(values.min()), float(values.max())
     if whole:
@@ -96,7 +96,8 @@ def histogram(values: NDArray[np.int64] | NDArray[np.float64], x_label: str, str
 
 
 def binned(numbers: Mapping[float, int], x_label: str, stream: str) -> str:
-    """SVG of records by the lower edge of their bin, four bins from one power of two to the next, on a log scale."""
+    """Return SVG of records by the lower edge of their bin, four bins from one power of two to the next, on a log
+    scale."""
     figure, axes = _small(x_label, "records")
     edges = np.array(sorted(numbers))
     edges, heights = np.maximum(edges, edges[edges > 0].min() / BIN_RATIO), [numbers[edge] for edge in edges.tolist()]
@@ -108,7 +109,7 @@ def binned(numbers: Mapping[float, int], x_label: str, stream: str) -> str:
 
 
 def ranked(numbers: NDArray[np.int64], x_label: str, y_label: str, stream: str) -> str:
-    """SVG of numbers from the largest to the smallest."""
+    """Return SVG of numbers from the largest to the smallest."""
     figure, axes = _small(x_label, y_label)
     color = STREAM_COLORS.get(stream, "#555555")
     axes.fill_between(np.arange(1, len(numbers) + 1), np.sort(numbers)[::-1], step="mid", color=color, alpha=0.85)
@@ -118,7 +119,7 @@ def ranked(numbers: NDArray[np.int64], x_label: str, y_label: str, stream: str) 
 
 
 def points(named: Mapping[str, Sequence[float]], y_label: str, stream: str) -> str:
-    """SVG of single values by name, each a point, their mean a line."""
+    """Return SVG of single values by name, each a point, their mean a line."""
     figure, axes = _small("", y_label)
     color = STREAM_COLORS.get(stream, "#555555")
     for place, values in enumerate(named.values()):

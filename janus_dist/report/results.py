@@ -75,7 +75,7 @@ def read_notes(path: Path) -> dict[str, str]:
 
 
 def write_results(summary: Mapping[str, Any], folder: Path, notes: Mapping[str, str] = MappingProxyType({})) -> Path:
-    """FOLDER/results.md, the plots that it shows and results.json, of the parts of the proof that are there.
+    """Return FOLDER/results.md, the plots that it shows and results.json, of the parts of the proof that are there.
 
     `notes` say why what failed did, see `read_notes`.
     """
@@ -130,7 +130,7 @@ def _verdict(
 
 
 def _made(summary: Mapping[str, Any], part: str) -> str:
-    """On what a part of the proof was made, when, of what code and in what time."""
+    """Return what a part of the proof was made on, when, by which code and in what time."""
     made = summary.get("parts", {}).get(part)
     if made is None:
         return "On what machine and when was not written down."

@@ -104,7 +104,7 @@ def write_report(root: Path) -> Path:
 
 
 def run_folders(root: Path) -> list[Path]:
-    """ROOT if it is a run, else the runs directly in it, in the order in which they began."""
+    """Return ROOT if it is a run, else the runs directly in it, in the order in which they began."""
     if (root / "metrics.jsonl").exists():
         return [root]
     found = [path.parent for path in root.glob("*/metrics.jsonl") if read_records(path)]
@@ -112,7 +112,7 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def view(folder: Path) -> RunView:
-    """Curves and facts of one run."""
+    """Return curves and facts of one run."""
     lines = read_records(folder / "metrics.jsonl")
     config = _read_json(folder / "config.json") or {}
     held_out, happened = _columns(lines, "validation/"), events.read(folder)
@@ -143,7 +143,7 @@ def _others(lines: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
 
 
 def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:
-    """(stage, losses of its runs in one plot) of stages of which there are several runs."""
+    """Yield (stage, losses of its runs in one plot) of stages of which there are several runs."""
     stages: dict[int, dict[str, plot.Curve]] = {}
     for run in runs:
         if run.loss[0]:
@@ -178,7 +178,7 @@ def _samples(folder: Path) -> Iterator[Samples]:
 
 
 def settings_table(configs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], bool]]:
-    """(setting, its value in each run, whether runs differ in it) of the settings that make a stage what it is."""
+    """Yield (setting, its value in each run, whether runs differ in it) of the settings that make a stage what it is."""
     flat = [dict(_flat(config)) for config in configs]
     for name in dict.fromkeys(name for config in flat for name in config):
         if name.split(".")[0] in STAGE_SECTIONS:
@@ -228,7 +228,7 @@ def _mean(lines: list[dict[str, float]], name: str) -> float:
 
 
 def _columns(lines: list[dict[str, float]], prefix: str) -> dict[str, plot.Curve]:
-    """Curves of the streams that have any value other than 0."""
+    """Return curves of the streams that have any value other than 0."""
     found = {name: plot.column(lines, prefix + name) for name in STREAMS}
     return {name: curve for name, curve in found.items() if any(curve[1])}
 

@@ -28,7 +28,7 @@ ENDS: tuple[events.Kind, ...] = ("stopped", "failed")
 
 
 def window(steps: int) -> int:
-    """Steps at the beginning or end of a run of so many steps that a figure is the mean of."""
+    """Return steps at the beginning or end of a run of so many steps that a figure is the mean of."""
     return max(1, min(WINDOW, steps // 2))
 
 
@@ -122,7 +122,7 @@ def _losses(first: Sequence[dict[str, float]], last: Sequence[dict[str, float]])
 
 
 def held_out(lines: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Held-out losses by stream, of the last step that has some."""
+    """Return held-out losses by stream, of the last step that has some."""
     for line in reversed(lines):
         if found := {name: line[f"validation/{name}"] for name in STREAMS if f"validation/{name}" in line}:
             return {"step": line["step"], **found}

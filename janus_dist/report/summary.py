@@ -39,8 +39,8 @@ class Summary:
 
     @contextmanager
     def working(self, part: str) -> Iterator[None]:
-        """While a `with` block runs, work on a part is done: its time is added to that of the part, also when it ends
-        by an error or is killed, and where it was done is written down."""
+        """Count a `with` block as work on a part: its time is added to that of the part, also when it
+        ends by an error or is killed, and where it was done is written down."""
         before, began, ended = self.took_s(part), time.perf_counter(), threading.Event()
         made = {"machine": machine(), "cores": len(os.sched_getaffinity(0)), "commit": commit()}
 
@@ -63,7 +63,7 @@ class Summary:
             note()
 
     def took_s(self, part: str) -> float:
-        """Seconds that were spent on a part so far."""
+        """Return seconds that were spent on a part so far."""
         return self.found["parts"].get(part, {}).get("took_s", 0.0)
 
 

@@ -98,7 +98,8 @@ def write_deepseek(folder: Path, model: ModelConfig, dtype: str) -> None:
 
 
 def deepseek_config(model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json of a MultiModalityCausalLM; sizes that its code does not know by name are written out beside it."""
+    """Return config.json of a MultiModalityCausalLM; sizes that its code does not know by name are written out beside
+    it."""
     text, vision, vq = model.text, model.vision, model.vq
     tower = {"image_size": model.image_size, "select_feature": "same", "select_layer": -1}
     if is_published_tower(model):

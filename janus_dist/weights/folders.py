@@ -73,7 +73,8 @@ class Folder:
         return cls(path, entries, _config(path / "config.json", where) if path.is_dir() else None)
 
     def differences(self, places: Iterable[Place], may_have_fewer_rows: Collection[str] = ()) -> list[str]:
-        """In what the tensors differ from those that `places` ask for, layers of one kind told together; [] in nothing.
+        """Return how the tensors differ from those that `places` ask for, layers of one kind told together; [] in
+        nothing.
 
         A tensor that is there too counts when others of its kind are asked for: a layer too many.
         """
@@ -101,7 +102,7 @@ class Folder:
         ]
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
-        """Elements [first, last) of a flattened tensor, one-dimensional, on the CPU, in the stored type."""
+        """Return the elements [first, last) of a flattened tensor, one-dimensional, on the CPU, in the stored type."""
         entry = self.entries[name]
         last = entry.elements if last is None else last
         assert 0 <= first <= last <= entry.elements, f"{name}: [{first}, {last}) of {entry.elements}"
@@ -157,7 +158,7 @@ def _safetensors(path: Path, where: str) -> dict[str, Entry]:
 
 
 def _pickled(path: Path, where: str) -> dict[str, Entry]:
-    """Tensors of a file of torch.save, mapped rather than read when it is of torch's own (zip) format."""
+    """Return tensors of a file of torch.save, mapped rather than read when it is of torch's own (zip) format."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

@@ -48,7 +48,7 @@ def _fused(theirs: str) -> list[Rule]:
 
 
 def _vq(prefix: str) -> list[Rule]:
-    """DeepSeek's and LlamaGen's names of the VQ tokenizer."""
+    """Return DeepSeek's and LlamaGen's names of the VQ tokenizer."""
     middle = [
         Rule(f"{VQ}{side}.mid.{ours}.", f"{prefix}{side}.mid.{number}.")
         for side in ("encoder", "decoder")

@@ -90,8 +90,8 @@ class Stored:
         return found
 
     def read(self, first: int, last: int) -> Tensor:
-        """Elements [first, last) of the flattened parameter, in the stored type; fewer where `elements` ends, as in a
-        slice of a list."""
+        """Return the elements [first, last) of the flattened parameter, in the stored type; fewer where `elements`
+        ends, as in a slice of a list."""
         first, last = min(first, self.elements), min(last, self.elements)
         return self.folder.read(self.place.name, self.place.offset + first, self.place.offset + last)
 
@@ -185,12 +185,12 @@ def _elements(shape: Shape, there: int) -> int:
 
 
 def _sections(what: str) -> tuple[str, ...]:
-    """Settings that weights of a kind must fit."""
+    """Return settings that weights of a kind must fit."""
     return {"language_model": ("text.",), "vision_tower": ("vision.", "image_size")}.get(what, ("",))
 
 
 def _told(config: ModelConfig, layout: Layout, folder: Folder) -> Iterator[tuple[str, str, Any]]:
-    """(setting, key, value) of what config.json says otherwise than the recipe."""
+    """Yield (setting, key, value) of what config.json says otherwise than the recipe."""
     for setting, key in _CONFIG[layout]:
         theirs = _at(folder, key)
         if isinstance(theirs, int | float) and theirs != _ours(config, setting):

@@ -13,7 +13,7 @@ from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Quest
 
 
 def read(folder: Path) -> list[Question]:
-    """All prompts."""
+    """Return all prompts."""
     path = folder / "evaluation_metadata.jsonl"
     found: list[Question] = []
     for number, entry in enumerate(load_lines(path)):
@@ -28,12 +28,12 @@ def sample(prompt: str, place: int) -> str:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """`NNNNN/metadata.jsonl`; the drawings lie beside it."""
+    """Return `NNNNN/metadata.jsonl`; the drawings lie beside it."""
     return {f"{question.id}/metadata.jsonl": json.dumps(question.entry) + "\n" for question, _ in answered}
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """None: a detector judges."""
+    """Return nothing: a detector judges."""
     return {}
 
 

@@ -32,13 +32,13 @@ def read(folder: Path) -> list[Question]:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """`testdev_balanced_predictions.json`: [{questionId, prediction}, ...]."""
+    """Return `testdev_balanced_predictions.json`: [{questionId, prediction}, ...]."""
     predictions = [{"questionId": question.id, "prediction": prediction(text)} for question, text in answered]
     return {"testdev_balanced_predictions.json": json.dumps(predictions) + "\n"}
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Share of predictions that are the answer, letter for letter."""
+    """Return the share of predictions that are the answer, letter for letter."""
     return {"accuracy": share(prediction(text) == question.entry["answer"] for question, text in answered)}
 
 

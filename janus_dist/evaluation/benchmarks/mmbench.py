@@ -76,7 +76,7 @@ def _without_image(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """`predictions.tsv`: the published columns but the image, and `prediction`."""
+    """Return `predictions.tsv`: the published columns but the image, and `prediction`."""
     text = io.StringIO()
     names = [*answered[0][0].entry, "prediction"]
     table = csv.DictWriter(text, names, dialect="excel-tab", quoting=csv.QUOTE_ALL, lineterminator="\n")
@@ -86,7 +86,8 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """None: a question counts by its answers in all orders, of which the scorer takes the letters with a judge."""
+    """Return nothing: a question counts by its answers in all orders, of which the scorer takes the letters with a
+    judge."""
     return {}
 
 

@@ -48,7 +48,7 @@ def _read_task(folder: Path) -> list[Question]:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """`TASK.txt` with lines IMAGE <tab> QUESTION <tab> TRUTH <tab> ANSWER."""
+    """Return `TASK.txt` with lines IMAGE <tab> QUESTION <tab> TRUTH <tab> ANSWER."""
     found: dict[str, str] = {}
     for question, text in answered:
         entry = question.entry
@@ -77,7 +77,7 @@ def score(answered: Answered) -> dict[str, float]:
 
 
 def verdict(text: str) -> str:
-    """`yes`, `no` or `other`, by the first four characters of an answer."""
+    """Return `yes`, `no` or `other`, by the first four characters of an answer."""
     beginning = " ".join(text.split()).lower()[:4]
     return next((word for word in ("yes", "no") if word in beginning), "other")
 

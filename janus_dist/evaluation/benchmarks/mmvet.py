@@ -14,7 +14,7 @@ from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Quest
 
 
 def read(folder: Path) -> list[Question]:
-    """All questions."""
+    """Return all questions."""
     path = folder / "mm-vet.json"
     found: list[Question] = []
     for own, entry in load_json(path).items():
@@ -24,12 +24,12 @@ def read(folder: Path) -> list[Question]:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """`predictions.json`: {v1_0: answer, ...}."""
+    """Return `predictions.json`: {v1_0: answer, ...}."""
     return {"predictions.json": json.dumps({question.id: text for question, text in answered}, indent=2) + "\n"}
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """None: a language model judges."""
+    """Return nothing: a language model judges."""
     return {}
 
 

@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Question]:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """Answers as both scorers read them.
+    """Return the answers as both scorers read them.
 
     `answers.jsonl` with `questions.jsonl` for LLaVA's, which needs ids that no two categories share;
     `answers_CATEGORY.jsonl` for POPE's own.
@@ -58,7 +58,7 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Accuracy, F1 and share of yes of each category, from 0 to 1, and the means of accuracy and F1 over them."""
+    """Return accuracy, F1 and share of yes of each category, from 0 to 1, and the means of accuracy and F1 over them."""
     found: dict[str, float] = {}
     categories = list(dict.fromkeys(question.entry["category"] for question, _ in answered))
     for category in categories:

@@ -112,6 +112,6 @@ def fields(entry: Any, names: Sequence[str], where: str) -> list[Any]:
 
 
 def share(marks: Iterable[bool]) -> float:
-    """Share of true ones; 0 of none."""
+    """Return the share of true values; 0 when there are none."""
     found = list(marks)
     return sum(found) / len(found) if found else 0.0

@@ -90,7 +90,7 @@ def _checkpoint(recipe: StageRecipe) -> str | None:
 
 
 def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
-    """sha256 of the checkpoint's marker, or of what the folder of weights lists."""
+    """Return the sha256 of the checkpoint's marker, or of what the folder of weights lists."""
     if checkpoint is not None:
         return commits.identity(checkpoint)
     open_weights(recipe.model, recipe.run.start_weights)  # here, where an error is the user's to read
@@ -101,7 +101,7 @@ def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
 
 
 def _settings(recipe: StageRecipe, checkpoint: str | None, is_drawn: bool) -> dict[str, Any]:
-    """All beside the questions that decides what comes out."""
+    """Return everything besides the questions that decides what comes out."""
     how = recipe.evaluate
     shared = {
         "checkpoint": _identity(recipe, checkpoint),
@@ -136,7 +136,7 @@ def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, d
 
 
 def _check(name: str, questions: Sequence[Question], folder: Path) -> None:
-    """DataError unless there are questions, each with an id of its own and images that exist."""
+    """Raise DataError unless there are questions, each with an id of its own and images that exist."""
     if not questions:
         raise DataError(f"evaluate.benchmarks.{name}={folder} has no questions")
     ids = {question.id for question in questions}

@@ -31,7 +31,7 @@ FIELDS = ("question_id", "data_type", "data_id", "question", "answer", *CHOICES)
 
 
 def read(folder: Path) -> list[Question]:
-    """All questions about images, and those about videos of which there are frames."""
+    """Return all questions about images, and those about videos of which there are frames."""
     path = folder / "SEED-Bench.json"
     with_videos = (folder / FRAMES).is_dir()
     (entries,) = fields(load_json(path), ("questions",), str(path))
@@ -56,13 +56,14 @@ def _picture(folder: Path, entry: dict[str, Any]) -> Path:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """`predictions.jsonl`: lines {question_id, prediction}."""
+    """Return `predictions.jsonl`: lines {question_id, prediction}."""
     lines = ({"question_id": question.entry["question_id"], "prediction": text} for question, text in answered)
     return {"predictions.jsonl": dump_lines(lines)}
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Share of answers that are the right letter and nothing else, of all questions and of those of each kind."""
+    """Return the share of answers that are the right letter and nothing else, of all questions and of those of each
+    kind."""
     right: dict[str, list[bool]] = {"accuracy": []}
     for question, text in answered:
         for name in ("accuracy", f"{question.entry['data_type']}/accuracy"):

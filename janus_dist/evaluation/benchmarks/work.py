@@ -51,7 +51,7 @@ class Job:
 
     @property
     def marker(self) -> str:
-        """Path of its marker."""
+        """Return the path of its marker."""
         return markers(self.out).path(self.digest)
 
 
@@ -81,7 +81,8 @@ def cut(
     settings: Mapping[str, Any],
     dtype: Dtype = "float32",
 ) -> list[Job]:
-    """Jobs of a benchmark, a few batches of questions or one of drawings each; `each` prompt is drawn so often.
+    """Return the jobs of a benchmark, a few batches of questions or one of drawings each; `each` prompt is drawn so
+    often.
 
     `settings`: all beside the questions that decides what comes out.
     """
@@ -97,7 +98,7 @@ def cut(
 
 
 def _identity(question: Question) -> list[str]:
-    """Files by their names without their folder, which may be elsewhere next time."""
+    """Return the files by their names without their folder, which may be elsewhere next time."""
     images = (hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.name for one in question.images)
     return [question.id, question.prompt, *images]
 
@@ -146,7 +147,7 @@ def _answer(sampler: Sampler, job: Job) -> Marker:
 
 
 def _draw(sampler: Sampler, job: Job) -> None:
-    """Drawings of each prompt, with seeds by their places in the benchmark."""
+    """Write drawings of each prompt, with seeds by their places in the benchmark."""
     settings = sampler.recipe.evaluate
     each = settings.images_per_prompt
     seed = sampler.recipe.run.seed
