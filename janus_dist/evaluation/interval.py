@@ -8,7 +8,8 @@ Z_95 = 1.959964
 
 
 def wilson(right: int, number: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share (E. B. Wilson, 1927): it stays within 0 and 1, also at 0 or all right."""
+    """Return Wilson's 95 % interval of a share (E. B. Wilson, 1927): it stays within 0 and 1, also at 0
+    or all right."""
     share, extra = right / number, Z_95**2 / number
     centre = (share + extra / 2) / (1 + extra)
     half = Z_95 / (1 + extra) * sqrt(share * (1 - share) / number + extra / (4 * number))

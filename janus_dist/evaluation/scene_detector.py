@@ -76,7 +76,8 @@ def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _named(pixels: NDArray[np.float64], contrast: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return [y, x] number of the color of what stands out most among a pixel and the two around it in each direction."""
+    """Return [y, x] number of the color of what stands out most among a pixel and the two around it in
+    each direction."""
     nearest = np.linalg.norm(pixels[:, :, None] - PALETTE, axis=-1).argmin(axis=-1)
     height, width = contrast.shape
     best, named = contrast, nearest

@@ -123,7 +123,8 @@ def index_records(shards: ShardSet, shard: int) -> NDArray[np.void]:
 
 
 def columns(shards: ShardSet, *names: str) -> dict[str, NDArray[Any]]:
-    """Return [sample] columns of the index of all shards, as they are stored; each index is read once, many at a time."""
+    """Return [sample] columns of the index of all shards, as they are stored; each index is read once,
+    many at a time."""
     blocks = np.arange(len(shards.manifest.shards.block_tokens))
     parts: dict[str, list[NDArray[Any]]] = {name: [np.empty(0, INDEX_DTYPE[name])] for name in names}
     for start in range(0, len(blocks), BLOCKS_AT_ONCE):

@@ -30,7 +30,8 @@ def nearest_codes(unit_latents: Tensor, codebook: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(vq: JanusVQVAE, pixels: Tensor) -> Tensor:
-    """Return the ids [image, ids_per_image] int64 in row-major order, of pixels [image, 3, height, width] in [-1, 1]."""
+    """Return the ids [image, ids_per_image] int64 in row-major order, of pixels [image, 3, height,
+    width] in [-1, 1]."""
     return nearest_codes(latents(vq, pixels), vq.quantize.embedding.weight).flatten(1)
 
 

@@ -87,7 +87,8 @@ def evaluate_arm(recipe: StageRecipe) -> None:
 
 
 def evaluation_of(recipe: StageRecipe) -> dict[str, Any] | None:
-    """Return what was found of a run, if it is complete and this was found of its last checkpoint with these settings."""
+    """Return what was found of a run, if it is complete and this was found of its last checkpoint with
+    these settings."""
     if not is_complete(recipe):
         return None
     return found_before(recipe, recipe.run.dir / "evaluation", measures_of(recipe), with_images=False)

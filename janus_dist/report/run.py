@@ -178,7 +178,8 @@ def _samples(folder: Path) -> Iterator[Samples]:
 
 
 def settings_table(configs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], bool]]:
-    """Yield (setting, its value in each run, whether runs differ in it) of the settings that make a stage what it is."""
+    """Yield (setting, its value in each run, whether runs differ in it) of the settings that make a
+    stage what it is."""
     flat = [dict(_flat(config)) for config in configs]
     for name in dict.fromkeys(name for config in flat for name in config):
         if name.split(".")[0] in STAGE_SECTIONS:

@@ -66,7 +66,8 @@ def save_vq(vq: JanusVQVAE, path: Path) -> None:
 
 
 def digest(vq: JanusVQVAE) -> str:
-    """Return the sha256 of the file that `save_vq` writes: the same for the same weights, whatever they were read from."""
+    """Return the sha256 of the file that `save_vq` writes: the same for the same weights, whatever they
+    were read from."""
     return hashlib.sha256(_serialized(vq)).hexdigest()
 
 

@@ -58,7 +58,8 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return accuracy, F1 and share of yes of each category, from 0 to 1, and the means of accuracy and F1 over them."""
+    """Return accuracy, F1 and share of yes of each category, from 0 to 1, and the means of accuracy and
+    F1 over them."""
     found: dict[str, float] = {}
     categories = list(dict.fromkeys(question.entry["category"] for question, _ in answered))
     for category in categories:
