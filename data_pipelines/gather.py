@@ -75,18 +75,18 @@ class Gathered:
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
         self.entries += marker.shards
 
-    def manifest(self, of: InputWork, settings: dict[str, Any]) -> Manifest:
-        model = of.recipe.model
+    def manifest(self, input_work: InputWork, settings: dict[str, Any]) -> Manifest:
+        model = input_work.recipe.model
         return Manifest(
             version=manifest_file.VERSION,
-            stream=of.stream,
+            stream=input_work.stream,
             samples=sum(entry.samples for entry in self.entries),
             tokens=sum(entry.tokens for entry in self.entries),
             quarantined=self.bad.total(),
             image_size=model.image_size,
             image_tokens=model.image_tokens,
             image_ids=model.image_ids,
-            tokenizer_sha256=of.tokenizer.sha256,
+            tokenizer_sha256=input_work.tokenizer.sha256,
             vq_sha256=settings.get("vq_sha256"),
             settings=settings,
             shards=ShardTable.of(self.entries),

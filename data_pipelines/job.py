@@ -165,7 +165,7 @@ class Tally:
 
 
 def run_job(
-    job: ShardJob, of: InputWork, encode: Encode | None, with_examples: bool, send: Send | None = None
+    job: ShardJob, input_work: InputWork, encode: Encode | None, with_examples: bool, send: Send | None = None
 ) -> Marker | None:
     """Do a job and commit it; None when another attempt had committed it before.
 
@@ -176,12 +176,12 @@ def run_job(
     check_unchanged(job.units)
     tally = Tally(with_examples, job=job, reporter=Reporter(send))
     attempt, shards = work.attempt_name(), list[ShardEntry]()
-    special = (of.tokenizer.boi, of.tokenizer.image, of.tokenizer.eoi)
-    samples = _samples(job, of, encode, tally)
-    while part := list(islice(samples, of.recipe.pipeline.shard_samples)):
+    special = (input_work.tokenizer.boi, input_work.tokenizer.image, input_work.tokenizer.eoi)
+    samples = _samples(job, input_work, encode, tally)
+    while part := list(islice(samples, input_work.recipe.pipeline.shard_samples)):
         with tally.timed("write"):
             name = work.shard_name(job, len(shards), attempt)
-            shards.append(write_shard(of.folder, name, part, of.recipe.model, special))
+            shards.append(write_shard(input_work.folder, name, part, input_work.recipe.model, special))
     marker = Marker(
         job=job.digest,
         number=job.number,
@@ -198,15 +198,15 @@ def run_job(
         versions=digest(job.units),
     )
     check_unchanged(job.units)  # again: a file that was cut short while it was read ends like one that is whole
-    return marker if work.commit(of.folder, marker, of.claim) else None
+    return marker if work.commit(input_work.folder, marker, input_work.claim) else None
 
 
-def prepared(of: InputWork) -> list[Prepared]:
+def prepared(input_work: InputWork) -> list[Prepared]:
     """The prompts and squares of a generation input's records that are neither bad nor dropped, in order."""
-    step, tally = Generation(of.recipe, of.source, of.tokenizer), Tally(with_examples=False)
-    units = formats.units(of.source, of.recipe.pipeline.shard_samples)
+    step, tally = Generation(input_work.recipe, input_work.source, input_work.tokenizer), Tally(with_examples=False)
+    units = formats.units(input_work.source, input_work.recipe.pipeline.shard_samples)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
-        records = _fetched(_records(units, None, of, step.check, tally), pool, tally)
+        records = _fetched(_records(units, None, input_work, step.check, tally), pool, tally)
         return [found for _, found in _prepared(records, step, tally)]
 
 
@@ -223,20 +223,20 @@ def bin_of(value: float) -> str:
     return "0" if value <= 0 else f"{2 ** (np.floor(4 * np.log2(value)) / 4):.4g}"
 
 
-def _samples(job: ShardJob, of: InputWork, encode: Encode | None, tally: Tally) -> Iterator[tuple[str, Sample]]:
+def _samples(job: ShardJob, input_work: InputWork, encode: Encode | None, tally: Tally) -> Iterator[tuple[str, Sample]]:
     """(key, sample) pairs of a job, in the order of its records."""
-    match of.stream:
+    match input_work.stream:
         case "text":
-            step = Text(of.recipe, of.source, of.tokenizer)
+            step = Text(input_work.recipe, input_work.source, input_work.tokenizer)
         case "understanding":
-            step = Understanding(of.recipe, of.source, of.tokenizer)
+            step = Understanding(input_work.recipe, input_work.source, input_work.tokenizer)
         case "generation":
-            step = Generation(of.recipe, of.source, of.tokenizer)
+            step = Generation(input_work.recipe, input_work.source, input_work.tokenizer)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
-        records = _fetched(_records(job.units, job.limit, of, step.check, tally), pool, tally)
+        records = _fetched(_records(job.units, job.limit, input_work, step.check, tally), pool, tally)
         if isinstance(step, Generation):
             assert encode is not None
-            found = _encoded(records, step, encode, of.recipe.pipeline.encode_batch, tally)
+            found = _encoded(records, step, encode, input_work.recipe.pipeline.encode_batch, tally)
         else:
             found = _made(records, step.make, tally)
         for made in found:
@@ -244,10 +244,10 @@ def _samples(job: ShardJob, of: InputWork, encode: Encode | None, tally: Tally) 
 
 
 def _records(
-    units: Sequence[Unit], limit: int | None, of: InputWork, check: Callable[[Record], None], tally: Tally
+    units: Sequence[Unit], limit: int | None, input_work: InputWork, check: Callable[[Record], None], tally: Tally
 ) -> Iterator[Record]:
     """The records of all units that are not refused before their pictures are read."""
-    source = of.source.model_copy(update={"stream": of.stream})  # which an input's name may say alone
+    source = input_work.source.model_copy(update={"stream": input_work.stream})  # which an input's name may say alone
     readers = (formats.records(source, unit) for unit in units)
     entries = chain.from_iterable(readers) if limit is None else read_evenly(readers, limit)
     while True:
@@ -260,7 +260,7 @@ def _records(
         if isinstance(entry, Reject):
             tally.rejects.append(entry)
             continue
-        if of.source.where:
+        if input_work.source.where:
             tally.note_columns(entry)
         tally.ignore(entry)
         if tally.attempt(entry, lambda record: check(record) or record) is not None:

@@ -24,8 +24,8 @@ DOUBT = 1.25
 class Judge:
     """Whether too many records are bad."""
 
-    def __init__(self, of: InputWork):
-        self.of, self.expected = of, 0.0
+    def __init__(self, input_work: InputWork):
+        self.input_work, self.expected = input_work, 0.0
         self.records_done = 0
         self.bad_done, self.bad_running = Counter[str](), Counter[str]()
         """By kind of reason, of jobs that are done and of those that run."""
@@ -71,14 +71,14 @@ class Judge:
         """DataError when too many of the records read are bad; `units` are looked at when nearly all fail alike."""
         if self.failed:
             bad = self.bad_done + self.bad_running
-            reason = explain(self.of, units, bad, self.records)
+            reason = explain(self.input_work, units, bad, self.records)
             raise DataError(
-                f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
-                f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
-                f"{f'{reason}. Else ' if reason else ''}see {self.of.folder}/{QUARANTINE}; "
+                f"{self.input_work.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
+                f"{self.input_work.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
+                f"{f'{reason}. Else ' if reason else ''}see {self.input_work.folder}/{QUARANTINE}; "
                 "repair the source, or raise pipeline.max_bad_share, "
                 "and run the same command again: it reads anew what had bad records, and keeps the rest",
             )
 
     def _beyond(self, records: float) -> bool:
-        return self.bad > self.of.recipe.pipeline.max_bad_share * records
+        return self.bad > self.input_work.recipe.pipeline.max_bad_share * records

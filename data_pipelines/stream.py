@@ -58,7 +58,7 @@ IN_USE = "follow or stop that job, or give this one another data.root; what has 
 log = logging.getLogger("janus_dist")
 
 
-def run(of: InputWork, limit: int | None = None, anew: bool = False) -> Manifest:
+def run(input_work: InputWork, limit: int | None = None, anew: bool = False) -> Manifest:
     """Make what is missing of an input's shards and commit their manifest; needs an initialised Ray.
 
     Shards with a manifest are left as they are, unless `anew`: then what differs from settings and files of now is made
@@ -69,32 +69,34 @@ def run(of: InputWork, limit: int | None = None, anew: bool = False) -> Manifest
     be done: what was done stays, and the same call again does the rest. ConfigError when another run writes into the
     folder, or the shards there were made with other settings.
     """
-    with hold(of.folder, f"the shard set {of.folder}", f"tokenizing {of.name}", log.info, IN_USE) as lease:
-        return _make(replace(of, claim=lease.claim), limit, anew, lease)
+    with hold(
+        input_work.folder, f"the shard set {input_work.folder}", f"tokenizing {input_work.name}", log.info, IN_USE
+    ) as lease:
+        return _make(replace(input_work, claim=lease.claim), limit, anew, lease)
 
 
-def _make(of: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifest:
+def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifest:
     """`run` for whoever holds the folder."""
-    shard_samples = of.recipe.pipeline.shard_samples
-    units = formats.units(of.source, shard_samples)  # first, since it says what is wrong with the source
-    made_by = settings(of)
-    if not anew and (made := _committed(of, made_by)) is not None:
+    shard_samples = input_work.recipe.pipeline.shard_samples
+    units = formats.units(input_work.source, shard_samples)  # first, since it says what is wrong with the source
+    made_by = settings(input_work)
+    if not anew and (made := _committed(input_work, made_by)) is not None:
         return made
     jobs = work.cut(units, shard_samples, made_by, limit)
     if limit is not None:
-        log.info("%s: %s", of.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
-    progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
-    judge, rules = Judge(of), RuleWatch(of, units)
-    found = _found(of, jobs)
+        log.info("%s: %s", input_work.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
+    progress = Progress(input_work.name, len(jobs), sum(job.size for job in jobs))
+    judge, rules = Judge(input_work), RuleWatch(input_work, units)
+    found = _found(input_work, jobs)
     for job in jobs:
         if job.digest in found:
             progress.found(job.size)
             judge.add(found[job.digest], progress.share)
     left = [job for job in jobs if job.digest not in found]
     if left and found:
-        log.info("%s: %d of %d jobs were done by an earlier run", of.name, len(found), len(jobs))
+        log.info("%s: %d of %d jobs were done by an earlier run", input_work.name, len(found), len(jobs))
     failures: list[Failure] = []
-    for job, summary in _finished(of, left, failures, progress, judge):
+    for job, summary in _finished(input_work, left, failures, progress, judge):
         lease.check()
         progress.add(job.size, summary.records, summary.seconds)
         rules.add(summary)
@@ -103,79 +105,79 @@ def _make(of: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifes
         if judge.too_many:
             break
     lease.check()
-    gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
+    gathered = gather.gather(input_work.folder, work.markers(input_work.folder, jobs))
     judge.check(units)
     if failures or gathered.jobs != len(jobs):
         raise (DataError if any(isinstance(one.error, DataError) for one in failures) else ClusterError)(
-            f"{of.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
+            f"{input_work.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
             f"{'; '.join(one.text for one in failures[:SHOWN_REASONS]) or 'their markers are gone'}",
             next((one.error.hint for one in failures if isinstance(one.error, DataError)), None)
             or "what was done stays: run the same command again",
         )
-    check_outcome(of, gathered, units)
+    check_outcome(input_work, gathered, units)
     for line in gathered.ignored_lines():
-        log.info("%s: %s", of.name, line)
-    manifest = gathered.manifest(of, made_by)
-    _commit(of, manifest, jobs, anew, lease)
+        log.info("%s: %s", input_work.name, line)
+    manifest = gathered.manifest(input_work, made_by)
+    _commit(input_work, manifest, jobs, anew, lease)
     progress.close(manifest)
-    report_counts(of, gathered)
+    report_counts(input_work, gathered)
     return manifest
 
 
-def _commit(of: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: bool, lease: Lease) -> None:
+def _commit(input_work: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: bool, lease: Lease) -> None:
     """Write the manifest. Shards that no manifest lists are removed before, those of one that is replaced after it."""
     lease.check()
     try:
-        before = _manifest(of.folder)
+        before = _manifest(input_work.folder)
     except DataError:
         if not anew:
             raise
         before = None  # a damaged one keeps no shards
     if before is not None and not anew:
         raise DataError(
-            f"{of.folder} got a manifest while its shards were made: by a job that does not know of the lease there",
+            f"{input_work.folder} got a manifest while its shards were made: by a job that does not know of the lease there",
             "see which job that is (of an older version, perhaps); both lists of shards are whole, and this job's are "
             "removed by: python jobs/prepare.py RECIPE.yaml ... --replace",
         )
-    work.remove_strays(of.folder, jobs, [*manifest.shards, *(before.shards if before is not None else ())])
+    work.remove_strays(input_work.folder, jobs, [*manifest.shards, *(before.shards if before is not None else ())])
     lease.check()
-    manifest.save(of.folder)
+    manifest.save(input_work.folder)
     if before is not None:
-        work.remove_strays(of.folder, jobs, manifest.shards)
+        work.remove_strays(input_work.folder, jobs, manifest.shards)
         if before.shards.digest != manifest.shards.digest:
-            fs.remove(f"{of.folder}/{table_name(before.shards.digest)}")
+            fs.remove(f"{input_work.folder}/{table_name(before.shards.digest)}")
 
 
 def _manifest(folder: str) -> Manifest | None:
     return Manifest.load(folder) if is_there(folder) else None
 
 
-def _committed(of: InputWork, made_by: dict[str, Any]) -> Manifest | None:
+def _committed(input_work: InputWork, made_by: dict[str, Any]) -> Manifest | None:
     """The manifest of shards that are there; ConfigError when they were made with other settings."""
-    manifest = _manifest(of.folder)
+    manifest = _manifest(input_work.folder)
     if manifest is not None:
-        refuse_other_settings(of, manifest, made_by)
-        log.info("%s: %d samples are there, made by another job", of.name, manifest.samples)
+        refuse_other_settings(input_work, manifest, made_by)
+        log.info("%s: %d samples are there, made by another job", input_work.name, manifest.samples)
     return manifest
 
 
-def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
+def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
     """Everything beside the input's files that decides what the shards hold.
 
     `vq`: sha256 of the VQ weights, where it is known.
     """
-    recipe, pipeline = of.recipe, of.recipe.pipeline
+    recipe, pipeline = input_work.recipe, input_work.recipe.pipeline
     found: dict[str, Any] = {
         "pipeline_version": PIPELINE_VERSION,
-        "stream": of.stream,
-        "input": of.source.model_dump(mode="json"),
+        "stream": input_work.stream,
+        "input": input_work.source.model_dump(mode="json"),
         "shard_samples": pipeline.shard_samples,
-        "tokenizer_sha256": of.tokenizer.sha256,
+        "tokenizer_sha256": input_work.tokenizer.sha256,
         "max_positions": recipe.model.text.max_positions,
     }
-    if of.source.class_names is not None:
-        found["class_names_sha256"] = sha256_of(of.source.class_names)
-    if of.stream == "text":
+    if input_work.source.class_names is not None:
+        found["class_names_sha256"] = sha256_of(input_work.source.class_names)
+    if input_work.stream == "text":
         return found | {"text_document_tokens": pipeline.text_document_tokens}
     return found | {
         "chat": recipe.data.chat.model_dump(),
@@ -184,19 +186,19 @@ def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
         "image_ids": recipe.model.image_ids,
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
-        "vq_sha256": (vq or vq_sha256(recipe)) if of.stream == "generation" else None,
+        "vq_sha256": (vq or vq_sha256(recipe)) if input_work.stream == "generation" else None,
         "vq_codes": recipe.model.vq.codes,
     }
 
 
-def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
+def _found(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
     """What earlier runs did, by the digest of the job.
 
     Where that alone has too many bad records, or no sample, the run would fail for ever, whatever became of its source:
     jobs that refused records lose their markers and are done again.
     """
     by_digest, found, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
-    for marker in work.done(of.folder, jobs):
+    for marker in work.done(input_work.folder, jobs):
         job = by_digest[marker.job]
         if marker.versions in ("", versions.digest(job.units)):
             found[marker.job] = Summary.of(marker)
@@ -205,27 +207,27 @@ def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
     if changed:
         log.info(
             "%s: %d jobs were done by an earlier run from files that have changed since, as %s: they are done again",
-            *(of.name, len(changed), changed[0].units[0].path),
+            *(input_work.name, len(changed), changed[0].units[0].path),
         )
     for job in changed:
-        work.forget(of.folder, job)
-    if others := work.of_other_cuts(of.folder, jobs):
+        work.forget(input_work.folder, job)
+    if others := work.of_other_cuts(input_work.folder, jobs):
         log.info(
             "%s: %d jobs in %s were done with other settings or from other files: they do not count, and what they "
             "made is removed when all is done",
-            *(of.name, len(others), of.folder),
+            *(input_work.name, len(others), input_work.folder),
         )
-    judge = Judge(of)
+    judge = Judge(input_work)
     for summary in found.values():
         judge.add(summary, 1.0)
     again = [job for job in jobs if job.digest in found and found[job.digest].bad]
     if judge.failed or (again and not any(summary.samples for summary in found.values())):
         log.info(
             "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
-            *(of.name, judge.bad, judge.records, len(again)),
+            *(input_work.name, judge.bad, judge.records, len(again)),
         )
         for job in again:
-            work.forget(of.folder, job)
+            work.forget(input_work.folder, job)
             del found[job.digest]
     return found
 
@@ -261,7 +263,7 @@ class Watcher:
 
 
 def _finished(
-    of: InputWork, jobs: Sequence[ShardJob], failures: list[Failure], progress: Progress, judge: Judge
+    input_work: InputWork, jobs: Sequence[ShardJob], failures: list[Failure], progress: Progress, judge: Judge
 ) -> Iterator[tuple[ShardJob, Summary]]:
     """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`.
 
@@ -269,9 +271,9 @@ def _finished(
     """
     if not jobs:
         return
-    encoders = EncoderPool.start(of.recipe) if of.stream == "generation" else None
+    encoders = EncoderPool.start(input_work.recipe) if input_work.stream == "generation" else None
     cpus = ENCODED_CPUS if encoders else 1
-    shared, waiting, attempts = ray.put(of), deque(jobs), Counter[int]()
+    shared, waiting, attempts = ray.put(input_work), deque(jobs), Counter[int]()
     paused: list[tuple[float, ShardJob]] = []
     every = max(1, len(jobs) // EXAMPLE_JOBS)
     running: dict[ray.ObjectRef, ShardJob] = {}

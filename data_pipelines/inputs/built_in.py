@@ -17,27 +17,27 @@ from janus_dist.datasets import easy_vqa, scene_words, scenes
 from janus_dist.inspection.inspect import Reject
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Slices of `shard_samples` records."""
-    if of.format == "scenes":
+    if config.format == "scenes":
         number = scenes.NUMBERS["train"]
     else:
-        number = len(pydoc_data.topics.topics) if of.format == "pydoc" else len(easy_vqa.load("train"))
+        number = len(pydoc_data.topics.topics) if config.format == "pydoc" else len(easy_vqa.load("train"))
     stops = [min(start + shard_samples, number) for start in range(0, number, shard_samples)]
     return [
-        Unit(of.format, stop - start, start, stop, stop - start)
+        Unit(config.format, stop - start, start, stop, stop - start)
         for start, stop in zip(range(0, number, shard_samples), stops, strict=True)
     ]
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a slice."""
-    if of.format == "pydoc":
+    if config.format == "pydoc":
         topics = pydoc_data.topics.topics
         for number, name in list(enumerate(sorted(topics)))[unit.start : unit.stop]:
             yield Record(f"topic-{number:05d}", f"pydoc_data.topics:{name}", text=topics[name])
         return
-    if of.format == "scenes":
+    if config.format == "scenes":
         yield from (_scene(number) for number in range(unit.start, unit.stop or 0))
         return
     for image in easy_vqa.load("train")[unit.start : unit.stop]:

@@ -30,7 +30,7 @@ IMAGE, BYTES, TEXT, CONVERSATION, NUMBER = "path of an image", "bytes", "text", 
 """Kinds of values."""
 
 
-def contents(of: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
+def contents(config: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
     """Return the names in the first entries of units that lie evenly over all, each with the kind of its first value.
 
     For tars, endings of members and keys of their JSON; for folders, endings of files. What cannot be read is left out.
@@ -40,7 +40,7 @@ def contents(of: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
     for place in sorted({round(part * last / (SAMPLED_UNITS - 1)) for part in range(SAMPLED_UNITS)} if units else ()):
         unit = units[place]
         try:
-            for entry in _entries(of, unit):
+            for entry in _entries(config, unit):
                 for name, value in entry.items():
                     kind = kind_of_value(value)
                     if kind:
@@ -78,10 +78,10 @@ def kind_of_value(value: Any) -> str:
             return type(value).__name__
 
 
-def _entries(of: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
-    match of.format:
+def _entries(config: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
+    match config.format:
         case "jsonl":
-            return (row for _, row, _ in islice(jsonl.rows(of, unit), SAMPLED) if not isinstance(row, DataError))
+            return (row for _, row, _ in islice(jsonl.rows(config, unit), SAMPLED) if not isinstance(row, DataError))
         case "parquet":
             return _rows(unit)
         case "webdataset":

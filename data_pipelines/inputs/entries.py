@@ -77,7 +77,7 @@ def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> 
 
 
 def lost_at_end(
-    of: InputConfig, endings: Sequence[str], unit: Unit, records: int, is_between_records: bool = False
+    config: InputConfig, endings: Sequence[str], unit: Unit, records: int, is_between_records: bool = False
 ) -> Loss:
     """Estimate what is lost of a file that was cut short, after `records` that could be read.
 
@@ -88,7 +88,7 @@ def lost_at_end(
     with suppress(OSError, ValueError, KeyError, TypeError):
         number = int(json.loads(fs.read(f"{path}_stats.json"))["successes"]) - records
         return Loss(max(1, number), words=f"; {path}_stats.json counts {max(0, number)} more")
-    whole = None if is_between_records else mean_size_of_others(of, endings, unit.path)
+    whole = None if is_between_records else mean_size_of_others(config, endings, unit.path)
     if whole is None or whole <= unit.size or not records:
         return Loss(1, True, "; how many records are lost behind that is unknown, 1 is counted")
     number = lost(round(whole) - unit.size, unit.size, records, 0)
@@ -96,7 +96,7 @@ def lost_at_end(
 
 
 def records(
-    of: InputConfig,
+    config: InputConfig,
     unit: Unit,
     rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]],
     unread: Mapping[str, str] = MappingProxyType({}),
@@ -111,20 +111,20 @@ def records(
         try:
             if isinstance(values, DataError):
                 raise values
-            own = own_key(of, values)
+            own = own_key(config, values)
             if own is not None:
                 key = safe_key(own)
                 if key in seen:
                     raise RecordError("duplicate key", f"{own[:LONGEST_SHOWN]!r} was there before")
                 seen.add(key)
-            yield record(of, values, key, source, image_folder(of, unit), unread)
+            yield record(config, values, key, source, image_folder(config, unit), unread)
         except DataError as error:
             loss = error.loss if isinstance(error, LostError) else Loss(1)
             yield Reject(source, key, error.kind, error.message, head[:HEAD_BYTES], loss.records, loss.at_least)
 
 
 def record(
-    of: InputConfig,
+    config: InputConfig,
     values: Mapping[str, Any],
     key: str,
     source: str,
@@ -137,25 +137,27 @@ def record(
     by their keys. Caption and text are not looked at where there is a conversation, unless the recipe names them.
     """
     try:
-        return _record(of, values, key, Origin(source, folder), ignored)
+        return _record(config, values, key, Origin(source, folder), ignored)
     except RecursionError as error:
         raise RecordError("not JSON", "values are nested too deeply") from error
 
 
-def _record(of: InputConfig, values: Mapping[str, Any], key: str, origin: Origin, ignored: Mapping[str, str]) -> Record:
-    account = Account(of.stream, of.format == "webdataset", "image" in of.columns, dict(ignored))
-    check_editing(values, of.stream)
-    names = {what: named(of, values, what) for what in NAMES}
-    is_text = of.stream == "text"  # which reads no conversation and fetches no image
+def _record(
+    config: InputConfig, values: Mapping[str, Any], key: str, origin: Origin, ignored: Mapping[str, str]
+) -> Record:
+    account = Account(config.stream, config.format == "webdataset", "image" in config.columns, dict(ignored))
+    check_editing(values, config.stream)
+    names = {what: named(config, values, what) for what in NAMES}
+    is_text = config.stream == "text"  # which reads no conversation and fetches no image
     talk = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
-    caption, text, marks_of_text = _texts(of, values, names, key, bool(talk.turns), origin)
+    caption, text, marks_of_text = _texts(config, values, names, key, bool(talk.turns), origin)
     own = () if is_text else media.pictures(_first(values, names["image"]), origin)
     pictures = tuple(marks.arrange(talk.marks or marks_of_text, own))
-    kinds = used_kinds(of, bool(talk.turns), bool(text.strip()), bool(caption.strip()))
+    kinds = used_kinds(config, bool(talk.turns), bool(text.strip()), bool(caption.strip()))
     system = _system(values, names["system"] if "system" in kinds else [], talk)
-    _account_for(of, values, names, kinds, own, account)
+    _account_for(config, values, names, kinds, own, account)
     account.settle(pictures, names["image"][0] if names["image"] else "")
-    taken = {name for options in NAMES.values() for name in options} | set(of.columns.values())
+    taken = {name for options in NAMES.values() for name in options} | set(config.columns.values())
     return Record(
         key=key,
         source=origin.source,
@@ -168,20 +170,20 @@ def _record(of: InputConfig, values: Mapping[str, Any], key: str, origin: Origin
         columns={
             name: value
             for name, value in values.items()
-            if value is not None and (name in of.where or (isinstance(value, SCALARS) and name not in taken))
+            if value is not None and (name in config.where or (isinstance(value, SCALARS) and name not in taken))
         },
         ignored=tuple(account.ignored.items()),
     )
 
 
-def used_kinds(of: InputConfig, has_turns: bool, has_text: bool, has_caption: bool) -> set[str]:
+def used_kinds(config: InputConfig, has_turns: bool, has_text: bool, has_caption: bool) -> set[str]:
     """Return which kinds of values (keys of `NAMES`) the samples of an entry are made of."""
-    match of.stream:
+    match config.stream:
         case "text":
             return {"text"}
         case "generation":
             return {"image", "caption"}
-        case "understanding" if of.layout == "plain":
+        case "understanding" if config.layout == "plain":
             return {"image", "text" if has_text else "caption" if has_caption else "turns"}
         case "understanding":
             return {"image", "system", "turns" if has_turns else "caption"}
@@ -190,7 +192,7 @@ def used_kinds(of: InputConfig, has_turns: bool, has_text: bool, has_caption: bo
 
 
 def _account_for(
-    of: InputConfig,
+    config: InputConfig,
     values: Mapping[str, Any],
     names: Mapping[str, Sequence[str]],
     kinds: set[str],
@@ -213,7 +215,7 @@ def _account_for(
             elif what != "image":
                 reasons.setdefault(other, f"{keys[0]} is used" if what in kinds else UNUSED.get(what, NOT_USED))
     for name, value in values.items():
-        if name in used or name in of.where or name == of.columns.get("key") or not media.has_value(value):
+        if name in used or name in config.where or name == config.columns.get("key") or not media.has_value(value):
             continue
         if name in reasons:
             account.ignore(name, reasons[name])
@@ -222,7 +224,7 @@ def _account_for(
 
 
 def _texts(
-    of: InputConfig,
+    config: InputConfig,
     values: Mapping[str, Any],
     names: Mapping[str, Sequence[str]],
     key: str,
@@ -231,10 +233,10 @@ def _texts(
 ) -> tuple[str, str, list[Mark]]:
     """Return (caption, text, marks in the text or else in the caption) of an entry."""
     caption, text = (
-        _first(values, names[what]) if what in of.columns or not has_turns else None for what in ("caption", "text")
+        _first(values, names[what]) if what in config.columns or not has_turns else None for what in ("caption", "text")
     )
     caption, text = words(_caption(caption, key), "the caption"), words(text, "the text")
-    if of.stream != "understanding":  # the others spell marks in letters, or refuse them
+    if config.stream != "understanding":  # the others spell marks in letters, or refuse them
         return caption, text, []
     for content in (caption, text):
         marks.check_media(content)
@@ -243,9 +245,9 @@ def _texts(
     return caption, text, marks_of_text or marks_of_caption
 
 
-def named(of: InputConfig, values: Mapping[str, Any], what: str) -> list[str]:
+def named(config: InputConfig, values: Mapping[str, Any], what: str) -> list[str]:
     """Return the keys of an entry that have a value for `what`, the one that counts first."""
-    column = of.columns.get(what)  # pyright: ignore[reportArgumentType] - a key or absent
+    column = config.columns.get(what)  # pyright: ignore[reportArgumentType] - a key or absent
     return [name for name in ((column,) if column else NAMES[what]) if name in values and media.has_value(values[name])]
 
 
@@ -281,13 +283,13 @@ def _system(values: Mapping[str, Any], names: Sequence[str], talk: Conversation)
     return talk.system or next(iter(texts), "")
 
 
-def own_key(of: InputConfig, values: Mapping[str, Any]) -> str | None:
+def own_key(config: InputConfig, values: Mapping[str, Any]) -> str | None:
     """The key that an entry says it has; None when the recipe names no column for it."""
-    if "key" not in of.columns:
+    if "key" not in config.columns:
         return None
-    value = values.get(of.columns["key"])
+    value = values.get(config.columns["key"])
     if not isinstance(value, str | int) or value == "":
-        raise RecordError("no key", f"{of.columns['key']} is {kind(value)}")
+        raise RecordError("no key", f"{config.columns['key']} is {kind(value)}")
     return str(value)
 
 

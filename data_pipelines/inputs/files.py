@@ -68,13 +68,13 @@ class UnreachableError(OSError):
     """A store or a disk failed to give bytes that it has, or no longer has them."""
 
 
-def find(of: InputConfig, endings: Sequence[str]) -> list[Found]:
+def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
     """The input's files in the order of their paths; folders are searched for `endings`, without hidden files.
 
     One request to a store lists a thousand objects. DataError when a path or pattern names nothing, or two files
     cannot have keys of their own.
     """
-    listings = [_listing(path, endings) for path in ((of.path,) if isinstance(of.path, str) else of.path)]
+    listings = [_listing(path, endings) for path in ((config.path,) if isinstance(config.path, str) else config.path)]
     shared = _shared_folder([root for root, _ in listings])
     roots = {path: root for root, sizes in listings for path in sizes}
     sizes = {path: size for _, sizes in listings for path, size in sizes.items()}
@@ -89,13 +89,13 @@ def find(of: InputConfig, endings: Sequence[str]) -> list[Found]:
     return found
 
 
-def mean_size_of_others(of: InputConfig, endings: Sequence[str], path: str) -> float | None:
+def mean_size_of_others(config: InputConfig, endings: Sequence[str], path: str) -> float | None:
     """Return the mean bytes of the input's files other than `path`; None when there are none or they cannot be listed.
 
     A process lists an input once.
     """
     try:
-        sizes = _known_sizes((of.path,) if isinstance(of.path, str) else of.path, tuple(endings))
+        sizes = _known_sizes((config.path,) if isinstance(config.path, str) else config.path, tuple(endings))
     except DataError:
         return None
     others = len(sizes) - (path in sizes)
@@ -126,9 +126,9 @@ def inside(folder: str, name: str) -> str:
     return f"{folder}/{below}"
 
 
-def image_folder(of: InputConfig, unit: Unit) -> str:
+def image_folder(config: InputConfig, unit: Unit) -> str:
     """What paths of images in a unit's file are relative to."""
-    return of.images or unit.path.rpartition("/")[0]
+    return config.images or unit.path.rpartition("/")[0]
 
 
 def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> io.BufferedReader:

@@ -19,25 +19,25 @@ from janus_dist.storage import fs
 HINT = "give JSON {folder: name}, or lines `folder name, other name`"
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Up to `shard_samples` files of one class each, and what lies beside the classes.
 
     DataError when there are no folders, `class_names` has no name for one, or most images have a caption in a file of
     their own, which would not be used.
     """
     found: dict[tuple[str, str], list[tuple[str, files.Found]]] = {}
-    for file in files.find(of, ("",)):
+    for file in files.find(config, ("",)):
         name, _, inside = file.path.removeprefix(f"{file.root}/").partition("/")
         found.setdefault((file.root, name if inside else ""), []).append((inside or name, file))
     classes = {name for _, name in found if name}
     if not classes:
         raise DataError(f"pipeline.inputs: no folders in {next(iter(found))[0]}", "each class has a folder of its own")
     _check_no_captions(found)
-    names = _class_names(of)
+    names = _class_names(config)
     nameless = sorted(classes - set(names)) if names is not None else []
     if nameless:
         raise DataError(
-            f"{of.class_names} has no name for {len(nameless)} of {len(classes)} folders, as {nameless[0]}",
+            f"{config.class_names} has no name for {len(nameless)} of {len(classes)} folders, as {nameless[0]}",
             "name every folder, or leave class_names out: folders are then captions themselves",
         )
     cut: list[Unit] = []
@@ -50,10 +50,10 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     return cut
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """An image each, with the name of its class; a Reject for what its name tells to be no image."""
     root, _, name = unit.path.rpartition("/")  # no name: what lies beside the classes
-    names = _class_names(of)
+    names = _class_names(config)
     caption = name.replace("_", " ") if names is None else names.get(name, "")
     for below in unit.names:
         path, key = f"{unit.path.rstrip('/')}/{below}", safe_key(f"{unit.stem}/{below}" if unit.stem else below)
@@ -82,20 +82,20 @@ def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, fil
     )
 
 
-def _class_names(of: InputConfig) -> dict[str, str] | None:
+def _class_names(config: InputConfig) -> dict[str, str] | None:
     """Names by folder, of JSON `{folder: name or [number, name]}` or `{number: [folder, name]}`, or of lines `folder
     name, other name`; of several names the first counts. None when folders are names themselves."""
-    if of.class_names is None:
+    if config.class_names is None:
         return None
     try:
-        text = fs.read(of.class_names).decode("utf-8-sig").strip()
+        text = fs.read(config.class_names).decode("utf-8-sig").strip()
         pairs = [_pair(*one) for one in json.loads(text).items()] if text.startswith("{") else _lines(text)
         names = {folder: name.split(",")[0].replace("_", " ").strip() for folder, name in pairs}
         nameless = [folder for folder, name in names.items() if not name]
         if nameless:
             raise ValueError(f"no name for {nameless[0]}")
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"class_names={of.class_names} cannot be read: {error}", HINT) from error
+        raise DataError(f"class_names={config.class_names} cannot be read: {error}", HINT) from error
     return names
 
 

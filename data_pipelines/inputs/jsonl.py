@@ -34,12 +34,12 @@ Line = tuple[int, bytes | DataError]
 """(place, line): the byte of a plain file where it begins, else its number, counted from 0."""
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Ranges of about a shard's lines, by the mean line at the beginning of the first file; compressed files whole.
 
     DataError when a file named .json, or the first one, is one JSON array.
     """
-    found = files.find(of, ENDINGS)
+    found = files.find(config, ENDINGS)
     plain = [file for file in found if not file.path.endswith(COMPRESSED)]
     for file in plain:
         if file is plain[0] or file.path.endswith(".json"):
@@ -56,14 +56,14 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     return cut
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
-    return entries.records(of, unit, rows(of, unit))
+    return entries.records(config, unit, rows(config, unit))
 
 
-def rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
+def rows(config: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
     """Yield the place of each line, its values or what is wrong with it, and its first bytes."""
-    return ((place, _object(line), _head(line)) for place, line in _lines(of, unit))
+    return ((place, _object(line), _head(line)) for place, line in _lines(config, unit))
 
 
 def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
@@ -78,9 +78,9 @@ def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
     return values
 
 
-def _lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
+def _lines(config: InputConfig, unit: Unit) -> Iterator[Line]:
     if unit.path.endswith(COMPRESSED):
-        yield from _compressed_lines(of, unit)
+        yield from _compressed_lines(config, unit)
         return
     with files.open_stream(unit.path, min(files.READ_AHEAD_BYTES, max(1, unit.size))) as opened:
         begin = unit.start
@@ -90,7 +90,7 @@ def _lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
         yield from _lines_until(opened, unit.stop, begin)
 
 
-def _compressed_lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
+def _compressed_lines(config: InputConfig, unit: Unit) -> Iterator[Line]:
     number = 0
     with files.open_stream(unit.path) as opened:
         try:
@@ -103,7 +103,7 @@ def _compressed_lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
             read = min(unit.size, opened.tell())
             loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
             if isinstance(error, EOFError) and read == unit.size:
-                loss = entries.lost_at_end(of, ENDINGS, unit, number)
+                loss = entries.lost_at_end(config, ENDINGS, unit, number)
             yield number, entries.LostError("damaged", f"the file ends after {number} lines: {error}", loss)
 
 

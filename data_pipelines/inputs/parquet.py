@@ -41,21 +41,21 @@ Group = tuple[int, int]
 """(rows, bytes)"""
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Runs of row groups of up to `shard_samples` rows; a file without a footer is one unit, of nothing but a reject
     for as many rows as other files have in so many bytes.
 
     DataError when no file has a footer or the first one has none of the columns.
     """
-    found = files.find(of, ENDINGS)
+    found = files.find(config, ENDINGS)
     with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
         footers = list(pool.map(lambda one: _footer(one.path), found))
     whole = [(file, footer) for file, footer in zip(found, footers, strict=True) if not isinstance(footer, DataError)]
     if not whole:
         raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
-    _check_columns(of, whole[0][0].path, whole[0][1][0])
+    _check_columns(config, whole[0][0].path, whole[0][1][0])
     names = {name for file, (columns, _) in whole for name in [*columns, *partition_columns(file.path)]}
-    check_rule_columns("pipeline.inputs", of.where, names)
+    check_rule_columns("pipeline.inputs", config.where, names)
     rows = sum(rows for _, (_, groups) in whole for rows, _ in groups)
     cut: list[Unit] = []
     for file, footer in zip(found, footers, strict=True):
@@ -69,10 +69,10 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     return cut
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
     unread: dict[str, str] = {}
-    return entries.records(of, unit, _rows(of, unit, unread), unread)
+    return entries.records(config, unit, _rows(config, unit, unread), unread)
 
 
 def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
@@ -99,7 +99,7 @@ def _cut(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator
 
 
 def _rows(
-    of: InputConfig, unit: Unit, unread: dict[str, str]
+    config: InputConfig, unit: Unit, unread: dict[str, str]
 ) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
     """(row of the file, values); a DataError stands for all rows of a row group behind a damage.
 
@@ -114,13 +114,13 @@ def _rows(
         except FAULTS as error:
             yield 0, LostError("damaged", f"no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
             return
-        used = _used(of)
+        used = _used(config)
         names = file.schema_arrow.names
         size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
         for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
             place, end = sum(counts[:group]), sum(counts[: group + 1])
             try:
-                read = [name for name in names if name in used or _may_show(of, file, group, name)]
+                read = [name for name in names if name in used or _may_show(config, file, group, name)]
                 unread.clear()
                 unread.update({name: NOT_USED for name in names if name not in read})
                 for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], read, use_threads=False):
@@ -151,12 +151,12 @@ def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
         return RecordError("no value", f"{error}")
 
 
-def _may_show(of: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
+def _may_show(config: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
     """Return whether a column that no record is made of may hold images, video or sound: by its name, by the least and
     greatest value that the footer says, or else by its first values."""
     if name.lower() in media.KEYS or shows_editing(name):
         return True
-    if "image" in of.columns or of.stream == "text":  # others are ignored then, whatever they hold
+    if "image" in config.columns or config.stream == "text":  # others are ignored then, whatever they hold
         return False
     metadata = file.metadata.row_group(group)
     leaves = (metadata.column(number) for number in range(metadata.num_columns))
@@ -187,15 +187,15 @@ def _leaf_may_show(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnC
     return False
 
 
-def _used(of: InputConfig) -> set[str]:
+def _used(config: InputConfig) -> set[str]:
     """Names of columns that a record may be made of."""
-    looked_for = (() if what in of.columns else names for what, names in entries.NAMES.items())
-    return {name for names in looked_for for name in names} | set(of.columns.values()) | set(of.where)
+    looked_for = (() if what in config.columns else names for what, names in entries.NAMES.items())
+    return {name for names in looked_for for name in names} | set(config.columns.values()) | set(config.where)
 
 
-def _check_columns(of: InputConfig, path: str, names: list[str]) -> None:
-    missing = sorted(set(of.columns.values()) - set(names))
-    if missing or not set(names) & (_used(of) - set(entries.NAMES["system"])):
+def _check_columns(config: InputConfig, path: str, names: list[str]) -> None:
+    missing = sorted(set(config.columns.values()) - set(names))
+    if missing or not set(names) & (_used(config) - set(entries.NAMES["system"])):
         raise DataError(
             f"{path} has no column {missing[0]}" if missing else f"{path} has no column of images or texts",
             f"it has {', '.join(names)}: name those that count in `columns`",

@@ -52,12 +52,12 @@ class _Entry:
     """By ending, of those that a record is made of."""
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Each tar whole: it has no index."""
-    return [Unit(found.path, found.size, stem=found.stem) for found in files.find(of, ENDINGS)]
+    return [Unit(found.path, found.size, stem=found.stem) for found in files.find(config, ENDINGS)]
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a tar, in their order."""
     seen: dict[str, list[str]] = {}
     with files.open_stream(unit.path) as opened:
@@ -73,7 +73,7 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
         is_gzip = head.startswith(GZIP) or not (unit.path.endswith(".tar") or head[USTAR].startswith(b"ustar"))
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
         tar = TarStream(stream)
-        for number, entry in enumerate(_entries(tar, lambda ending: _limit(of, ending))):
+        for number, entry in enumerate(_entries(tar, lambda ending: _limit(config, ending))):
             source = f"{unit.path}:{entry.key}" if entry.key else unit.path
             key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
             try:
@@ -81,7 +81,7 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
                     raise entry.fault
                 if entry.key in seen:
                     raise _repeated(entry, seen[entry.key])
-                yield _record(of, entry, key, source, files.image_folder(of, unit))
+                yield _record(config, entry, key, source, files.image_folder(config, unit))
             except DataError as error:
                 head = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
                 read = min(unit.size, tar.offset if stream is opened else opened.tell())
@@ -90,7 +90,7 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
                     loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
                 elif entry.is_last:
                     is_between = stream is opened and not entry.key and tar.offset % TAR_BLOCK == 0
-                    loss = entries.lost_at_end(of, ENDINGS, unit, number, is_between)
+                    loss = entries.lost_at_end(config, ENDINGS, unit, number, is_between)
                 reason = f"{error.message}{loss.words}"
                 yield Reject(source, key, error.kind, reason, head, loss.records, loss.at_least)
             seen.setdefault(entry.key, entry.endings)
@@ -108,31 +108,31 @@ def _repeated(entry: _Entry, before: list[str]) -> RecordError:
     )
 
 
-def _record(of: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
+def _record(config: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
     values: dict[str, Any] = {}
     if "json" in entry.contents:
         content = parsed(entry.contents["json"], short(f"{entry.key}.json"))
-        values = content if isinstance(content, dict) else {of.columns.get("turns", "messages"): content}
+        values = content if isinstance(content, dict) else {config.columns.get("turns", "messages"): content}
     ignored: dict[str, str] = {}
-    for name in {of.columns.get("caption", "txt"), of.columns.get("text")} & set(entry.contents):
+    for name in {config.columns.get("caption", "txt"), config.columns.get("text")} & set(entry.contents):
         text = utf8(entry.contents[name], short(f"{entry.key}.{name}"))
         target = "caption" if name == "txt" else name
         if media.has_value(values.get(target)) and values[target] != text:
             ignored[f"json: {target}"] = f".{name} is used"
         values[target] = text
-    images = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
-    has_turns = bool(entries.named(of, values, "turns"))
+    images = sorted((ending for ending in entry.contents if _is_image(config, ending)), key=_order)
+    has_turns = bool(entries.named(config, values, "turns"))
     if not images and not has_turns:
         raise RecordError("no image", f"{short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
-    ignored |= _ignored_members(of, entry, has_images=bool(images))
-    columns: Any = {what: name for what, name in of.columns.items() if what != "image"}  # which is an ending here
+    ignored |= _ignored_members(config, entry, has_images=bool(images))
+    columns: Any = {what: name for what, name in config.columns.items() if what != "image"}  # which is an ending here
     if images:
-        ignored |= _take_image_names(of, values, len(images))
+        ignored |= _take_image_names(config, values, len(images))
         values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in images]
-    return entries.record(of.model_copy(update={"columns": columns}), values, key, source, folder, ignored)
+    return entries.record(config.model_copy(update={"columns": columns}), values, key, source, folder, ignored)
 
 
-def _ignored_members(of: InputConfig, entry: _Entry, has_images: bool) -> dict[str, str]:
+def _ignored_members(config: InputConfig, entry: _Entry, has_images: bool) -> dict[str, str]:
     """Return the reasons for members that the record is not made of; DataError for an image to be changed, or for video
     and sound without an image."""
     ignored: dict[str, str] = {}
@@ -141,7 +141,7 @@ def _ignored_members(of: InputConfig, entry: _Entry, has_images: bool) -> dict[s
             continue
         name, _, last = ending.rpartition(".")
         medium = media.SUFFIXES.get(last)
-        if medium == "image" and of.stream == "generation" and is_input(name):
+        if medium == "image" and config.stream == "generation" and is_input(name):
             raise edited(f".{ending}")
         if medium in ("video", "audio") and not has_images:
             raise media.refused(medium, f"{short(entry.key)} has a member .{ending}")
@@ -149,7 +149,7 @@ def _ignored_members(of: InputConfig, entry: _Entry, has_images: bool) -> dict[s
     return ignored
 
 
-def _take_image_names(of: InputConfig, values: dict[str, Any], number: int) -> dict[str, str]:
+def _take_image_names(config: InputConfig, values: dict[str, Any], number: int) -> dict[str, str]:
     """Remove names of images from the JSON of an entry whose images are members, and return why they are ignored.
 
     DataError when they are not as many as the members.
@@ -160,7 +160,7 @@ def _take_image_names(of: InputConfig, values: dict[str, Any], number: int) -> d
         if not media.has_value(value):
             continue
         count = len(value) if isinstance(value, list) else 1
-        if count != number and "image" not in of.columns:
+        if count != number and "image" not in config.columns:
             raise RecordError(
                 "images", f"{name} in the JSON has {count}, the entry has {number} members that are images"
             )
@@ -228,16 +228,16 @@ def _fault(entry: _Entry, member: Member, ending: str, limit: int) -> RecordErro
     return None
 
 
-def _limit(of: InputConfig, ending: str) -> int:
+def _limit(config: InputConfig, ending: str) -> int:
     """How many bytes of a member may be read; 0 when a record is not made of it."""
-    if _is_image(of, ending):
+    if _is_image(config, ending):
         return LONGEST_ENTRY_BYTES
-    is_text = ending in ("json", of.columns.get("caption", "txt"), of.columns.get("text"))
+    is_text = ending in ("json", config.columns.get("caption", "txt"), config.columns.get("text"))
     return entries.LONGEST_TEXT_BYTES if is_text else 0
 
 
-def _is_image(of: InputConfig, ending: str) -> bool:
-    named, last = of.columns.get("image"), ending.rpartition(".")[2]
+def _is_image(config: InputConfig, ending: str) -> bool:
+    named, last = config.columns.get("image"), ending.rpartition(".")[2]
     return named in (last, ending) if named else last in images.ENDINGS
 
 

@@ -36,11 +36,11 @@ class Prepared:
 class Generation:
     """The step of the generation stream."""
 
-    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
+    def __init__(self, recipe: BaseRecipe, config: InputConfig, tokenizer: Tokenizer):
         self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
         self.max_pixels = recipe.pipeline.max_image_pixels
-        self.first_sentence_share, self.crop = of.first_sentence_share, of.crop
-        self.rules, self.picture_rules = keep.split(of.where)
+        self.first_sentence_share, self.crop = config.first_sentence_share, config.crop
+        self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what can be known before its picture is read; its length is not."""

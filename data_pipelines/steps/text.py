@@ -16,8 +16,8 @@ from janus_dist.data.tokenizer import Tokenizer
 class Text:
     """The step of the text stream."""
 
-    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
-        self.rules, self.tokenizer = of.where, tokenizer
+    def __init__(self, recipe: BaseRecipe, config: InputConfig, tokenizer: Tokenizer):
+        self.rules, self.tokenizer = config.where, tokenizer
         self.max_tokens = min(recipe.pipeline.text_document_tokens, recipe.model.text.max_positions)
 
     def check(self, record: Record) -> None:

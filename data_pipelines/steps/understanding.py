@@ -27,13 +27,13 @@ DESCRIBE = "Describe the image in detail."
 class Understanding:
     """The step of the understanding stream."""
 
-    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
+    def __init__(self, recipe: BaseRecipe, config: InputConfig, tokenizer: Tokenizer):
         self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
         self.max_pixels, self.jpeg_quality = recipe.pipeline.max_image_pixels, recipe.pipeline.jpeg_quality
-        self.is_plain = of.layout == "plain"
-        named = of.columns.get("image") or " or ".join(IMAGES)
-        self.image_places = f"{named}, nor in a message" if of.format != "webdataset" else "the members of the tar"
-        self.rules, self.picture_rules = keep.split(of.where)
+        self.is_plain = config.layout == "plain"
+        named = config.columns.get("image") or " or ".join(IMAGES)
+        self.image_places = f"{named}, nor in a message" if config.format != "webdataset" else "the members of the tar"
+        self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what can be known before its pictures are read; its length is not."""
