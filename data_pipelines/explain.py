@@ -42,20 +42,20 @@ def explain(input_work: InputWork, units: Sequence[Unit], bad: Mapping[str, int]
     kind = max(bad, key=lambda name: bad[name], default="")
     if not kind or bad[kind] < NEARLY_ALL * records:
         return ""
-    start = f"nearly all records ({bad[kind]:,} of {records:,}) fail as {kind!r}"
+    summary = f"nearly all records ({bad[kind]:,} of {records:,}) fail as {kind!r}"
     if kind in FOLDER_OF_IMAGES:
         folder = input_work.source.images or "the folder of the file that names them"
-        return f"{start}: paths of images are looked for below {folder}; set pipeline.inputs.{input_work.name}.images"
+        return f"{summary}: paths of images are looked for below {folder}; set pipeline.inputs.{input_work.name}.images"
     names = contents(input_work.source, units)
     if not names:
-        return start
-    held = ", ".join(f"{name} ({what})" for name, what in list(names.items())[:SHOWN_NAMES])
+        return summary
+    shown_names = ", ".join(f"{name} ({what})" for name, what in list(names.items())[:SHOWN_NAMES])
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     columns = suggested_columns(input_work.source, input_work.stream, names)
     setting = ", ".join(f"{column}: {name}" for column, name in columns.items())
     override = shlex.quote(f"pipeline.inputs.{input_work.name}.columns={{{setting}}}")
-    would = f"; {override} would read them" if columns else ""
-    return f"{start}: {_looked_for(input_work.source, input_work.stream)}; the records hold {held}{more}{would}"
+    suggestion = f"; {override} would read them" if columns else ""
+    return f"{summary}: {_described_search(input_work.source, input_work.stream)}; the records hold {shown_names}{more}{suggestion}"
 
 
 def suggested_columns(config: InputConfig, stream: Stream, names: Mapping[str, str]) -> dict[Column, str]:
@@ -69,11 +69,11 @@ def suggested_columns(config: InputConfig, stream: Stream, names: Mapping[str, s
     used = {name for column in COLUMNS[config.format] if column not in absent for name in _usual_names(config, column)}
     columns: dict[Column, str] = {}
     for column in absent:
-        taken = {*used, *columns.values()}
-        fitting = [name for name, kind in names.items() if kind in KINDS[column] and name not in taken]
-        near = [name for usual in NAMES[column] for name in difflib.get_close_matches(usual, fitting, 1)]
+        taken_names = {*used, *columns.values()}
+        fitting = [name for name, kind in names.items() if kind in KINDS[column] and name not in taken_names]
+        closest = [name for usual in NAMES[column] for name in difflib.get_close_matches(usual, fitting, 1)]
         if fitting and not (column == "caption" and "turns" in columns):
-            columns[column] = (near or fitting)[0]
+            columns[column] = (closest or fitting)[0]
     return columns
 
 
@@ -93,9 +93,9 @@ def _absent_columns(config: InputConfig, stream: Stream, names: Mapping[str, str
 
 def _usual_names(config: InputConfig, column: Column) -> tuple[str, ...]:
     """Return the names that a column is looked for under."""
-    named = config.columns.get(column)
-    if named is not None:
-        return (named,)
+    configured = config.columns.get(column)
+    if configured is not None:
+        return (configured,)
     return (
         (*NAMES.get(column, ()), "txt")
         if config.format == "webdataset" and column == "caption"
@@ -103,7 +103,7 @@ def _usual_names(config: InputConfig, column: Column) -> tuple[str, ...]:
     )
 
 
-def _looked_for(config: InputConfig, stream: Stream) -> str:
+def _described_search(config: InputConfig, stream: Stream) -> str:
     """Return in words where a reader looks for what a stream needs."""
     parts = []
     for column in NEEDED[stream]:

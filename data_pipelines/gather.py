@@ -65,8 +65,8 @@ class Gathered:
         self.reasons = {**first_reasons(marker.rejects), **self.reasons}
         self.dropped.update(marker.dropped)
         self.cut_short += sum(reject.at_least for reject in marker.rejects)
-        known = self.columns is not None and marker.columns is not None
-        self.columns = {*(self.columns or ()), *(marker.columns or ())} if known else None
+        has_columns = self.columns is not None and marker.columns is not None
+        self.columns = {*(self.columns or ()), *(marker.columns or ())} if has_columns else None
         for name, bins in marker.histograms.items():
             self.histograms.setdefault(name, Counter()).update(bins)
         for key, reasons in marker.ignored.items():
@@ -109,20 +109,20 @@ class Gathered:
 
 def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
     """Sum up markers; write the quarantine table, the examples and `stats.json` into the folder."""
-    found = Gathered()
+    sums = Gathered()
     with (
         _table(f"{folder}/{QUARANTINE}", QUARANTINE_SCHEMA) as quarantine,
         _table(f"{folder}/{EXAMPLES}", EXAMPLE_SCHEMA) as examples,
     ):
         for marker in markers:
-            found.add(marker)
+            sums.add(marker)
             quarantine(asdict(reject) for reject in marker.rejects)
             examples(asdict(example) for example in marker.examples)
     stats = {
-        name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "ignored", "histograms", "seconds")
+        name: getattr(sums, name) for name in ("jobs", "records", "bad", "dropped", "ignored", "histograms", "seconds")
     }
     fs.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
-    return found
+    return sums
 
 
 class _Table:

@@ -110,7 +110,7 @@ class Tally:
         """Count the values of a record that are not used; of very many keys, those beyond a number as one."""
         for key, reason in record.ignored:
             name = key if key in self.ignored or len(self.ignored) < IGNORED_KEYS else OTHER_KEYS
-            self.ignored.setdefault(_utf8(name), Counter())[reason] += 1
+            self.ignored.setdefault(_escaped(name), Counter())[reason] += 1
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -188,7 +188,7 @@ def run_job(
         attempt=attempt,
         records=tally.records,
         shards=tuple(shards),
-        rejects=tuple(_legible(reject) for reject in tally.rejects),
+        rejects=tuple(_with_valid_text(reject) for reject in tally.rejects),
         dropped=dict(tally.dropped),
         columns=dict(tally.columns),
         ignored={key: dict(reasons) for key, reasons in tally.ignored.items()},
@@ -207,7 +207,7 @@ def prepared(input_work: InputWork) -> list[Prepared]:
     units = formats.units(input_work.source, input_work.recipe.pipeline.shard_samples)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
         records = _fetched(_records(units, None, input_work, step.check, tally), pool, tally)
-        return [found for _, found in _prepared(records, step, tally)]
+        return [sample for _, sample in _prepared(records, step, tally)]
 
 
 def first_reasons(rejects: Sequence[Reject]) -> dict[str, str]:
@@ -236,10 +236,10 @@ def _samples(job: ShardJob, input_work: InputWork, encode: Encode | None, tally:
         records = _fetched(_records(job.units, job.limit, input_work, step.check, tally), pool, tally)
         if isinstance(step, Generation):
             assert encode is not None
-            found = _encoded(records, step, encode, input_work.recipe.pipeline.encode_batch, tally)
+            results = _encoded(records, step, encode, input_work.recipe.pipeline.encode_batch, tally)
         else:
-            found = _made(records, step.make, tally)
-        for made in found:
+            results = _made(records, step.make, tally)
+        for made in results:
             yield from made.samples
 
 
@@ -327,18 +327,20 @@ def _finished(ready: list[tuple[Record, Prepared]], encoded: Encoded, step: Gene
         yield tally.made(record, step.finish(prepared, ids), prepared.pixels)
 
 
-def _legible(reject: Reject) -> Reject:
+def _with_valid_text(reject: Reject) -> Reject:
     """The same with text that any file can hold: names of files may be no UTF-8."""
-    return replace(reject, **{name: _utf8(getattr(reject, name)) for name in ("source", "key", "reason")})
+    return replace(reject, **{name: _escaped(getattr(reject, name)) for name in ("source", "key", "reason")})
 
 
-def _utf8(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
 def _example(record: Record, rule: str, value: str, image: bytes, vq_ids: tuple[int, ...] = ()) -> Example:
     words = record.caption or record.text or "\n".join(map("\n".join, record.turns))
-    return Example(_utf8(record.key), _utf8(record.source), rule, _utf8(value), _utf8(words[:WORDS]), image, vq_ids)
+    return Example(
+        _escaped(record.key), _escaped(record.source), rule, _escaped(value), _escaped(words[:WORDS]), image, vq_ids
+    )
 
 
 def _thumbnail(record: Record) -> bytes:

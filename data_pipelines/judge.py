@@ -60,12 +60,12 @@ class Judge:
     @property
     def too_many(self) -> bool:
         """Whether no hope is left, by what is expected still to come, generously."""
-        return self._beyond(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
+        return self._exceeds(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
 
     @property
     def failed(self) -> bool:
         """Whether too many of the records read are bad."""
-        return self._beyond(self.records)
+        return self._exceeds(self.records)
 
     def check(self, units: Sequence[Unit] = ()) -> None:
         """DataError when too many of the records read are bad; `units` are looked at when nearly all fail alike."""
@@ -80,5 +80,5 @@ class Judge:
                 "and run the same command again: it reads anew what had bad records, and keeps the rest",
             )
 
-    def _beyond(self, records: float) -> bool:
+    def _exceeds(self, records: float) -> bool:
         return self.bad > self.input_work.recipe.pipeline.max_bad_share * records

@@ -66,7 +66,7 @@ def check_outcome(input_work: InputWork, gathered: Gathered, units: Sequence[Uni
             f"{input_work.name}: the input holds no record, so there is nothing to train on",
             f"see pipeline.inputs.{input_work.name}.path={_paths(input_work)} (format={input_work.source.format})",
         )
-    reasons = [text for text in (_refused(gathered.bad), _dropped(gathered.dropped)) if text]
+    reasons = [text for text in (_refused_line(gathered.bad), _dropped_line(gathered.dropped)) if text]
     reasons += shown_reasons(gathered.reasons, gathered.bad)
     reason = explain(input_work, units, gathered.bad, gathered.records)
     hints = [reason] if reason else []
@@ -87,7 +87,7 @@ def shown_reasons(reasons: Mapping[str, str], bad: Mapping[str, int]) -> list[st
 
 def report_counts(input_work: InputWork, gathered: Gathered) -> None:
     """Print how many records were refused and dropped, by reason, and warn of losses of unknown size."""
-    for line in filter(None, (_refused(gathered.bad), _dropped(gathered.dropped))):
+    for line in filter(None, (_refused_line(gathered.bad), _dropped_line(gathered.dropped))):
         log.info("%s: %s", input_work.name, line)
     if gathered.cut_short:
         log.warning(
@@ -96,12 +96,12 @@ def report_counts(input_work: InputWork, gathered: Gathered) -> None:
         )
 
 
-def _refused(bad: Mapping[str, int]) -> str:
+def _refused_line(bad: Mapping[str, int]) -> str:
     """Return the counts of refused records by kind of reason, the most frequent first; empty when there are none."""
     return f"refused: {_counts(bad)}" if bad else ""
 
 
-def _dropped(dropped: Mapping[str, int]) -> str:
+def _dropped_line(dropped: Mapping[str, int]) -> str:
     """Return the counts of dropped records by rule, the most frequent first; empty when there are none."""
     return f"dropped by rules: {_counts(dropped)}" if dropped else ""
 
@@ -109,9 +109,9 @@ def _dropped(dropped: Mapping[str, int]) -> str:
 def _counts(counts: Mapping[str, int]) -> str:
     """Format counts as `too small (12), missing (3)`."""
     ordered = Counter(counts).most_common()
-    more = sum(number for _, number in ordered[SHOWN_COUNTS:])
-    parts = [f"{name} ({number:,})" for name, number in ordered[:SHOWN_COUNTS]]
-    return ", ".join([*parts, f"{len(ordered) - SHOWN_COUNTS} others ({more:,})"] if more else parts)
+    other_records = sum(count for _, count in ordered[SHOWN_COUNTS:])
+    parts = [f"{name} ({count:,})" for name, count in ordered[:SHOWN_COUNTS]]
+    return ", ".join([*parts, f"{len(ordered) - SHOWN_COUNTS} others ({other_records:,})"] if other_records else parts)
 
 
 def _paths(input_work: InputWork) -> str:

@@ -42,7 +42,7 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = Fals
     missing = [name for name in recipe.pipeline.inputs if not is_there(f"{recipe.data.root}/{name}")]
     for folder in recipe.data.lanes.values():
         if is_there(folder) and not (anew and folder in mine):
-            _show(folder, recipe)
+            _report_committed(folder, recipe)
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
     for name in recipe.pipeline.inputs:
         if name not in missing and not anew:
@@ -59,7 +59,7 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = Fals
         load_vq(recipe.model, recipe.data.vq_weights)  # here, where the error is the user's to read
     connect()
     for work in found:
-        log.info("%s: tokenizing %s into %s", work.name, _shown(work), work.folder)
+        log.info("%s: tokenizing %s into %s", work.name, _described(work), work.folder)
         stream.run(work, limit, anew)
 
 
@@ -79,7 +79,7 @@ def check_apart(found: Sequence[InputWork]) -> None:
         for work in found
         for path in _paths(work)
         for path in expand(path)
-        if _overlap(_parts(path), _parts(work.folder))
+        if _overlap(_path_parts(path), _path_parts(work.folder))
     ]
     if faults:
         raise ConfigError(
@@ -91,31 +91,31 @@ def check_apart(found: Sequence[InputWork]) -> None:
 
 def _overlap(pattern: Sequence[str], folder: Sequence[str]) -> bool:
     """Whether what a path or pattern names may be a folder, lie in it or contain it."""
-    for wanted, name in zip(pattern, folder, strict=False):
-        if wanted == "**":
+    for pattern_part, name in zip(pattern, folder, strict=False):
+        if pattern_part == "**":
             return True
-        if wanted != name and not fnmatchcase(name, wanted):
+        if pattern_part != name and not fnmatchcase(name, pattern_part):
             return False
     return True
 
 
-def _parts(path: str) -> list[str]:
+def _path_parts(path: str) -> list[str]:
     """The names in a path, links followed; the first tells disks and stores apart."""
     name = fsspec.core.strip_protocol(path)
     where, name = ("disk", os.path.realpath(name)) if fs.is_local(path) else ("store", name)
     return [where, *filter(None, name.split("/"))]
 
 
-def _show(folder: str, recipe: BaseRecipe) -> None:
+def _report_committed(folder: str, recipe: BaseRecipe) -> None:
     """Say what is there; DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
     manifest = Manifest.load(folder)
     weights = recipe.data.vq_weights
     if manifest.vq_sha256 is not None and fs.size(weights) is not None:
-        found = stream.vq_sha256(recipe)
-        if found != manifest.vq_sha256:
+        recipe_sha256 = stream.vq_sha256(recipe)
+        if recipe_sha256 != manifest.vq_sha256:
             raise DataError(
                 f"{folder}/{NAME} was made with VQ weights whose sha256 is {manifest.vq_sha256[:12]}, "
-                f"but data.vq_weights={weights} has {found[:12]}",
+                f"but data.vq_weights={weights} has {recipe_sha256[:12]}",
                 "use the weights that the shards were made with, or tokenize again into another data.root",
             )
     log.info("%s: %d samples, %d tokens in %s", manifest.stream, manifest.samples, manifest.tokens, folder)
@@ -125,14 +125,14 @@ def _check_settings(work: InputWork) -> None:
     """Raise ConfigError when the shards of an input were made with other settings; weights are checked elsewhere."""
     manifest = Manifest.load(work.folder)
     try:
-        now = stream.settings(work, manifest.vq_sha256)
+        new_settings = stream.settings(work, manifest.vq_sha256)
     except OSError:  # a source that made shards long ago may be gone
         return
-    if said := refuse_other_settings(work, manifest, now):
-        log.warning("%s: its shards are taken as they are, though %s", work.name, ", ".join(said))
+    if accepted := refuse_other_settings(work, manifest, new_settings):
+        log.warning("%s: its shards are taken as they are, though %s", work.name, ", ".join(accepted))
 
 
-def _shown(work: InputWork) -> str:
+def _described(work: InputWork) -> str:
     paths = _paths(work)
     return f"{', '.join(paths)} ({work.source.format})" if paths else work.source.format
 

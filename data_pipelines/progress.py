@@ -60,8 +60,8 @@ class Progress:
         self.jobs_done += 1
         self.bytes_done += size
         self.records += records
-        for step, taken in seconds.items():
-            self.seconds[step] = self.seconds.get(step, 0.0) + taken
+        for step, step_seconds in seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + step_seconds
 
     def say(self) -> None:
         """Print a line if the last one is long ago."""

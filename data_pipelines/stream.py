@@ -87,7 +87,7 @@ def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) ->
         log.info("%s: %s", input_work.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
     progress = Progress(input_work.name, len(jobs), sum(job.size for job in jobs))
     judge, rules = Judge(input_work), RuleWatch(input_work, units)
-    found = _found(input_work, jobs)
+    found = _earlier_summaries(input_work, jobs)
     for job in jobs:
         if job.digest in found:
             progress.found(job.size)
@@ -96,7 +96,7 @@ def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) ->
     if left and found:
         log.info("%s: %d of %d jobs were done by an earlier run", input_work.name, len(found), len(jobs))
     failures: list[Failure] = []
-    for job, summary in _finished(input_work, left, failures, progress, judge):
+    for job, summary in _finished_jobs(input_work, left, failures, progress, judge):
         lease.check()
         progress.add(job.size, summary.records, summary.seconds)
         rules.add(summary)
@@ -167,7 +167,7 @@ def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
     `vq`: sha256 of the VQ weights, where it is known.
     """
     recipe, pipeline = input_work.recipe, input_work.recipe.pipeline
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "pipeline_version": PIPELINE_VERSION,
         "stream": input_work.stream,
         "input": input_work.source.model_dump(mode="json"),
@@ -176,10 +176,10 @@ def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
         "max_positions": recipe.model.text.max_positions,
     }
     if input_work.source.class_names is not None:
-        found["class_names_sha256"] = sha256_of(input_work.source.class_names)
+        values["class_names_sha256"] = sha256_of(input_work.source.class_names)
     if input_work.stream == "text":
-        return found | {"text_document_tokens": pipeline.text_document_tokens}
-    return found | {
+        return values | {"text_document_tokens": pipeline.text_document_tokens}
+    return values | {
         "chat": recipe.data.chat.model_dump(),
         "image_size": recipe.model.image_size,
         "image_tokens": recipe.model.image_tokens,
@@ -191,17 +191,17 @@ def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
     }
 
 
-def _found(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
+def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
     """What earlier runs did, by the digest of the job.
 
     Where that alone has too many bad records, or no sample, the run would fail for ever, whatever became of its source:
     jobs that refused records lose their markers and are done again.
     """
-    by_digest, found, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
+    by_digest, summaries, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
     for marker in work.done(input_work.folder, jobs):
         job = by_digest[marker.job]
         if marker.versions in ("", versions.digest(job.units)):
-            found[marker.job] = Summary.of(marker)
+            summaries[marker.job] = Summary.of(marker)
         else:
             changed.append(job)
     if changed:
@@ -211,25 +211,25 @@ def _found(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary
         )
     for job in changed:
         work.forget(input_work.folder, job)
-    if others := work.of_other_cuts(input_work.folder, jobs):
+    if foreign := work.of_other_cuts(input_work.folder, jobs):
         log.info(
             "%s: %d jobs in %s were done with other settings or from other files: they do not count, and what they "
             "made is removed when all is done",
-            *(input_work.name, len(others), input_work.folder),
+            *(input_work.name, len(foreign), input_work.folder),
         )
     judge = Judge(input_work)
-    for summary in found.values():
+    for summary in summaries.values():
         judge.add(summary, 1.0)
-    again = [job for job in jobs if job.digest in found and found[job.digest].bad]
-    if judge.failed or (again and not any(summary.samples for summary in found.values())):
+    repeated = [job for job in jobs if job.digest in summaries and summaries[job.digest].bad]
+    if judge.failed or (repeated and not any(summary.samples for summary in summaries.values())):
         log.info(
             "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
-            *(input_work.name, judge.bad, judge.records, len(again)),
+            *(input_work.name, judge.bad, judge.records, len(repeated)),
         )
-        for job in again:
+        for job in repeated:
             work.forget(input_work.folder, job)
-            del found[job.digest]
-    return found
+            del summaries[job.digest]
+    return summaries
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ class Watcher:
             self.judge.watch(self.progress.reports, self.progress.share)
 
 
-def _finished(
+def _finished_jobs(
     input_work: InputWork, jobs: Sequence[ShardJob], failures: list[Failure], progress: Progress, judge: Judge
 ) -> Iterator[tuple[ShardJob, Summary]]:
     """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`.
@@ -275,7 +275,7 @@ def _finished(
     cpus = ENCODED_CPUS if encoders else 1
     shared, waiting, attempts = ray.put(input_work), deque(jobs), Counter[int]()
     paused: list[tuple[float, ShardJob]] = []
-    every = max(1, len(jobs) // EXAMPLE_JOBS)
+    example_interval = max(1, len(jobs) // EXAMPLE_JOBS)
     running: dict[ray.ObjectRef, ShardJob] = {}
     watcher = Watcher(ReportBoard.start(), progress, judge)
     try:
@@ -286,8 +286,8 @@ def _finished(
             while waiting and len(running) < JOBS_AHEAD * ray.cluster_resources().get("CPU", 1) / cpus:
                 job = waiting.popleft()
                 attempts[job.number] += 1
-                do = do_job.options(num_cpus=cpus)
-                running[do.remote(job, shared, encoders, job.number % every == 0, watcher.board)] = job
+                task = do_job.options(num_cpus=cpus)
+                running[task.remote(job, shared, encoders, job.number % example_interval == 0, watcher.board)] = job
             watcher.look(running.values())
             if judge.too_many:
                 return
@@ -295,13 +295,13 @@ def _finished(
             if not running:
                 time.sleep(POLL_S)
                 continue
-            for done in ray.wait(list(running), timeout=POLL_S)[0]:
-                job = running.pop(done)
+            for finished in ray.wait(list(running), timeout=POLL_S)[0]:
+                job = running.pop(finished)
                 progress.running = [entry for entry in progress.running if entry[0] != job.number]
                 try:
-                    yield job, ray.get(done)
+                    yield job, ray.get(finished)
                 except (RayError, JanusError, OSError) as error:
-                    if attempts[job.number] < ATTEMPTS and _may_pass(error):
+                    if attempts[job.number] < ATTEMPTS and _is_transient(error):
                         paused.append((time.monotonic() + PAUSE_S * attempts[job.number] ** 2, job))
                     else:
                         failures.append(_failure(job, error))
@@ -312,7 +312,7 @@ def _finished(
             encoders.stop()
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether another attempt may succeed: our own faults do not pass, a store, a disk or a node may come back."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return isinstance(cause, OSError | RayError | ClusterError) and not isinstance(cause, LeaseLostError)
@@ -322,8 +322,8 @@ def _failure(job: ShardJob, error: Exception) -> Failure:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, JanusError | OSError | RayError):
         log.error("%s", "".join(traceback.format_exception(error)))
-    said = str(cause).strip().split("\n")[0]
-    return Failure(f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {said}", cause)
+    message = str(cause).strip().split("\n")[0]
+    return Failure(f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {message}", cause)
 
 
 def vq_sha256(recipe: BaseRecipe) -> str:

@@ -86,15 +86,15 @@ def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], 
     if limit is not None:
         return _cut_limited(units, shard_samples, settings, limit)
     groups: list[list[Unit]] = []
-    open_for = 0
+    missing_records = 0
     for unit in units:
-        if unit.records is not None and 0 < unit.records <= open_for:
+        if unit.records is not None and 0 < unit.records <= missing_records:
             groups[-1].append(unit)
-            open_for -= unit.records
+            missing_records -= unit.records
             continue
         groups.append([unit])
-        open_for = max(0, shard_samples - unit.records) if unit.records is not None else 0
-    return [_job(number, group, None, settings) for number, group in enumerate(groups)]
+        missing_records = max(0, shard_samples - unit.records) if unit.records is not None else 0
+    return [_job(index, group, None, settings) for index, group in enumerate(groups)]
 
 
 def _cut_limited(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int) -> list[ShardJob]:
@@ -107,9 +107,9 @@ def _cut_limited(units: Sequence[Unit], shard_samples: int, settings: Mapping[st
             (n for n, total in enumerate(accumulate(unit.records or 0 for unit in ordered), 1) if total >= limit), 0
         )
         ordered = ordered[: max(enough, SPREAD * jobs)] if enough else ordered
-    groups = [ordered[number::jobs] for number in range(jobs)]
+    groups = [ordered[index::jobs] for index in range(jobs)]
     shares = share_out(limit, [sum(unit.records or 0 for unit in group) if is_known else limit for group in groups])
-    return [_job(number, groups[number], share, settings) for number, share in enumerate(shares) if share]
+    return [_job(index, groups[index], share, settings) for index, share in enumerate(shares) if share]
 
 
 def attempt_name() -> str:
@@ -167,22 +167,22 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """The markers of jobs that have one, in the order of the jobs; some are read ahead, not all."""
     with ThreadPoolExecutor(LISTERS) as pool:
         for start in range(0, len(jobs), 8 * LISTERS):
-            found = pool.map(partial(load_marker, folder), jobs[start : start + 8 * LISTERS])
-            yield from (marker for marker in found if marker is not None)
+            loaded = pool.map(partial(load_marker, folder), jobs[start : start + 8 * LISTERS])
+            yield from (marker for marker in loaded if marker is not None)
 
 
 def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
     committed = _markers(folder).names()
     sizes = fs.sizes(folder)  # after the markers: the shards of each were there before it
-    known = [job for job in jobs if name_of(job.digest) in committed]
-    whole: set[str] = set()
-    for marker in markers(folder, known):
-        if all(_is_whole(entry, sizes) for entry in marker.shards):
-            whole.add(marker.job)
+    marked_jobs = [job for job in jobs if name_of(job.digest) in committed]
+    complete: set[str] = set()
+    for marker in markers(folder, marked_jobs):
+        if all(_is_complete(entry, sizes) for entry in marker.shards):
+            complete.add(marker.job)
             yield marker
-    for job in known:
-        if job.digest not in whole:
+    for job in marked_jobs:
+        if job.digest not in complete:
             forget(folder, job)
 
 
@@ -208,7 +208,7 @@ def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[Shard
     _markers(folder).remove_others(job.digest for job in jobs)
 
 
-def _is_whole(entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
+def _is_complete(entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
     tar, index = _files(entry)
     index_bytes = INDEX_HEADER_BYTES + entry.samples * INDEX_DTYPE.itemsize
     return sizes.get(tar) == entry.bytes and sizes.get(index) == index_bytes

@@ -56,29 +56,29 @@ class Account:
         `image_key`: the key that the pictures are from; empty when they are from elsewhere.
         """
         for path, key, value in self.unread:
-            self.ignore(path, self._judge(path, key, value, pictures, image_key))
+            self.ignore(path, self._reason(path, key, value, pictures, image_key))
 
-    def _judge(self, path: str, key: str, value: Any, pictures: Sequence[Picture], image_key: str) -> str:
-        sights = media.look(value, key)
+    def _reason(self, path: str, key: str, value: Any, pictures: Sequence[Picture], image_key: str) -> str:
+        media_values = media.look(value, key)
         medium = media.KEYS.get(key.lower())
         is_medium = medium is not None and not isinstance(value, bool | int | float)
         if self.stream == "text":
-            return TEXT_ONLY if sights or is_medium else NOT_USED
+            return TEXT_ONLY if media_values or is_medium else NOT_USED
         if medium is not None and is_medium:
-            raise media.refused(medium, f"{path} has {sights[0].shown if sights else _shown(value)}")
-        if self.stream == "generation" and BEFORE.fullmatch(key) and not _is_web(value) and _may_be_file(value):
+            raise media.refused(medium, f"{path} has {media_values[0].shown if media_values else _shown(value)}")
+        if self.stream == "generation" and BEFORE.fullmatch(key) and not _is_web_address(value) and _may_be_file(value):
             raise edited(path)
-        others = [sight for sight in sights if sight.medium != "image"]
+        others = [sight for sight in media_values if sight.medium != "image"]
         if others and not pictures:
             raise media.refused(others[0].medium, f"{path} has {others[0].shown}")
         images = [
             sight
-            for sight in sights
+            for sight in media_values
             if sight.medium == "image"
             and not (sight.path and any(media.is_name_of(sight.path, picture.source) for picture in pictures))
         ]
         if not images:
-            return f"{media.SHOWN_MEDIA[sights[0].medium]}, which is not read" if others else NOT_USED
+            return f"{media.SHOWN_MEDIA[media_values[0].medium]}, which is not read" if others else NOT_USED
         if self.is_image_named:
             return "an image, but the recipe's columns.image names another"
         if pictures and all(image.is_web for image in images):
@@ -129,7 +129,7 @@ def edited(path: str) -> DataError:
     )
 
 
-def _is_web(value: Any) -> bool:
+def _is_web_address(value: Any) -> bool:
     return isinstance(value, str) and value.lower().startswith(media.WEB)
 
 

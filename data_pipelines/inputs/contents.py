@@ -37,8 +37,8 @@ def contents(config: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
     """
     kinds: dict[str, str] = {}
     last = len(units) - 1
-    for place in sorted({round(part * last / (SAMPLED_UNITS - 1)) for part in range(SAMPLED_UNITS)} if units else ()):
-        unit = units[place]
+    for index in sorted({round(part * last / (SAMPLED_UNITS - 1)) for part in range(SAMPLED_UNITS)} if units else ()):
+        unit = units[index]
         try:
             for entry in _entries(config, unit):
                 for name, value in entry.items():
@@ -95,17 +95,17 @@ def _entries(config: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
 
 def _rows(unit: Unit) -> Iterator[Mapping[str, Any]]:
     """Yield rows of a Parquet file with all of their columns."""
-    with files.open_stream(unit.path, ahead=0) as opened:
-        for batch in pq.ParquetFile(opened).iter_batches(SAMPLED, [unit.start], use_threads=False):
+    with files.open_stream(unit.path, ahead=0) as file:
+        for batch in pq.ParquetFile(file).iter_batches(SAMPLED, [unit.start], use_threads=False):
             yield from batch.to_pylist()
             return
 
 
 def _members(unit: Unit) -> Iterator[Mapping[str, Any]]:
     """Yield the endings of a tar's members, and what the JSON among them holds."""
-    with files.open_stream(unit.path) as opened:
-        is_gzip = opened.peek(2)[:2] == tar.GZIP
-        stream = TarStream(cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened)
+    with files.open_stream(unit.path) as file:
+        is_gzip = file.peek(2)[:2] == tar.GZIP
+        stream = TarStream(cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip else file)
         for _ in range(SAMPLED_MEMBERS):
             try:
                 member = stream.next()

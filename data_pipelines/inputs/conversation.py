@@ -87,7 +87,7 @@ class Reader:
         return Conversation(
             system.text if system else "",
             tuple((question.text, answer.text) for question, answer in zip(questions, answers, strict=True)),
-            tuple(number for number, answer in enumerate(answers) if not answer.is_learned),
+            tuple(index for index, answer in enumerate(answers) if not answer.is_learned),
             tuple(mark for question in questions for mark in question.marks),
         )
 
@@ -106,7 +106,7 @@ class Reader:
             else [self._part(part) for part in parts]
         )
         text = "".join(piece for piece, _ in pieces)
-        shown = [mark for _, of_part in pieces for mark in of_part]
+        shown = [mark for _, part_marks in pieces for mark in part_marks]
         text, shown = self._with_images(value, text, shown)
         if role != "user" and any(mark.picture is not None for mark in shown):
             raise RecordError("images", f"a message of the {role} shows an image; only questions do")
@@ -125,12 +125,12 @@ class Reader:
             return text, shown
         if any(not media.same(lists[first], lists[other]) for other in others):
             raise RecordError("images", f"a message lists different images as {first} and {', '.join(others)}")
-        own = lists[first]
+        listed = lists[first]
         if not shown:
-            return f"{IMAGE_MARK}\n" * len(own) + text, [Mark(first, picture=picture) for picture in own]
-        if len(shown) != len(own):
-            raise RecordError("images", f"{len(shown)} marks in a message that lists {len(own)} images")
-        arranged = marks.arrange(shown, own)
+            return f"{IMAGE_MARK}\n" * len(listed) + text, [Mark(first, picture=picture) for picture in listed]
+        if len(shown) != len(listed):
+            raise RecordError("images", f"{len(shown)} marks in a message that lists {len(listed)} images")
+        arranged = marks.arrange(shown, listed)
         return text, [Mark(mark.text, picture=picture) for mark, picture in zip(shown, arranged, strict=True)]
 
     def _part(self, part: Any) -> tuple[str, list[Mark]]:
@@ -142,13 +142,13 @@ class Reader:
             medium = media.KEYS.get(key) if isinstance(key, str) else None
             if medium and (key == part_type or media.has_value(part.get(key))):
                 raise media.refused(medium, f"a part of a message is {key}")
-        shows = any(media.has_value(part.get(key)) for key in IMAGE_PART_KEYS)
-        if part_type in IMAGE_PARTS or (part_type is None and shows and not part.get("text")):
+        has_image = any(media.has_value(part.get(key)) for key in IMAGE_PART_KEYS)
+        if part_type in IMAGE_PARTS or (part_type is None and has_image and not part.get("text")):
             index = part.get("index")
-            number = index if isinstance(index, int) and not isinstance(index, bool) else None
-            picture = media.picture(part, self.origin) if shows else None
+            image_number = index if isinstance(index, int) and not isinstance(index, bool) else None
+            picture = media.picture(part, self.origin) if has_image else None
             self._leave(part, PART_KEYS, f"{self.name}[][]")
-            return IMAGE_MARK, [Mark(f"of type {part_type or 'image'}", number, picture)]
+            return IMAGE_MARK, [Mark(f"of type {part_type or 'image'}", image_number, picture)]
         if part_type in TEXT_PARTS or (part_type is None and "text" in part):
             self._leave(part, {"type", "index", "text"}, f"{self.name}[][]")
             return marks.read(words(part.get("text"), "a part of a message"), self.origin)

@@ -86,13 +86,15 @@ def lost_at_end(
     """
     path = unit.path.removesuffix(max((one for one in endings if unit.path.endswith(one)), key=len, default=""))
     with suppress(OSError, ValueError, KeyError, TypeError):
-        number = int(json.loads(fs.read(f"{path}_stats.json"))["successes"]) - records
-        return Loss(max(1, number), words=f"; {path}_stats.json counts {max(0, number)} more")
-    whole = None if is_between_records else mean_size_of_others(config, endings, unit.path)
-    if whole is None or whole <= unit.size or not records:
+        lost_records = int(json.loads(fs.read(f"{path}_stats.json"))["successes"]) - records
+        return Loss(max(1, lost_records), words=f"; {path}_stats.json counts {max(0, lost_records)} more")
+    mean_bytes = None if is_between_records else mean_size_of_others(config, endings, unit.path)
+    if mean_bytes is None or mean_bytes <= unit.size or not records:
         return Loss(1, True, "; how many records are lost behind that is unknown, 1 is counted")
-    number = lost(round(whole) - unit.size, unit.size, records, 0)
-    return Loss(number, words=f"; {number} lost by the mean size of the other files, {round(whole)} bytes")
+    lost_records = lost(round(mean_bytes) - unit.size, unit.size, records, 0)
+    return Loss(
+        lost_records, words=f"; {lost_records} lost by the mean size of the other files, {round(mean_bytes)} bytes"
+    )
 
 
 def records(
@@ -106,21 +108,21 @@ def records(
     `unread`: reasons for columns that the rows do not have, as it is when a row is read.
     """
     seen: set[str] = set()
-    for place, values, head in rows:
-        key, source = safe_key(f"{unit.stem}-{place}"), f"{unit.path}:{place}"
+    for position, values, first_bytes in rows:
+        key, source = safe_key(f"{unit.stem}-{position}"), f"{unit.path}:{position}"
         try:
             if isinstance(values, DataError):
                 raise values
-            own = own_key(config, values)
-            if own is not None:
-                key = safe_key(own)
+            own_name = own_key(config, values)
+            if own_name is not None:
+                key = safe_key(own_name)
                 if key in seen:
-                    raise RecordError("duplicate key", f"{own[:LONGEST_SHOWN]!r} was there before")
+                    raise RecordError("duplicate key", f"{own_name[:LONGEST_SHOWN]!r} was there before")
                 seen.add(key)
             yield record(config, values, key, source, image_folder(config, unit), unread)
         except DataError as error:
             loss = error.loss if isinstance(error, LostError) else Loss(1)
-            yield Reject(source, key, error.kind, error.message, head[:HEAD_BYTES], loss.records, loss.at_least)
+            yield Reject(source, key, error.kind, error.message, first_bytes[:HEAD_BYTES], loss.records, loss.at_least)
 
 
 def record(
@@ -149,28 +151,28 @@ def _record(
     check_editing(values, config.stream)
     names = {what: named(config, values, what) for what in NAMES}
     is_text = config.stream == "text"  # which reads no conversation and fetches no image
-    talk = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
-    caption, text, marks_of_text = _texts(config, values, names, key, bool(talk.turns), origin)
-    own = () if is_text else media.pictures(_first(values, names["image"]), origin)
-    pictures = tuple(marks.arrange(talk.marks or marks_of_text, own))
-    kinds = used_kinds(config, bool(talk.turns), bool(text.strip()), bool(caption.strip()))
-    system = _system(values, names["system"] if "system" in kinds else [], talk)
-    _account_for(config, values, names, kinds, own, account)
+    conversation = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
+    caption, text, marks_of_text = _texts(config, values, names, key, bool(conversation.turns), origin)
+    listed = () if is_text else media.pictures(_first(values, names["image"]), origin)
+    pictures = tuple(marks.arrange(conversation.marks or marks_of_text, listed))
+    kinds = used_kinds(config, bool(conversation.turns), bool(text.strip()), bool(caption.strip()))
+    system = _system(values, names["system"] if "system" in kinds else [], conversation)
+    _account_for(config, values, names, kinds, listed, account)
     account.settle(pictures, names["image"][0] if names["image"] else "")
-    taken = {name for options in NAMES.values() for name in options} | set(config.columns.values())
+    known_names = {name for options in NAMES.values() for name in options} | set(config.columns.values())
     return Record(
         key=key,
         source=origin.source,
         pictures=pictures,
-        turns=talk.turns,
-        context=talk.context,
+        turns=conversation.turns,
+        context=conversation.context,
         system=system,
         caption=caption,
         text=text,
         columns={
             name: value
             for name, value in values.items()
-            if value is not None and (name in config.where or (isinstance(value, SCALARS) and name not in taken))
+            if value is not None and (name in config.where or (isinstance(value, SCALARS) and name not in known_names))
         },
         ignored=tuple(account.ignored.items()),
     )
@@ -196,7 +198,7 @@ def _account_for(
     values: Mapping[str, Any],
     names: Mapping[str, Sequence[str]],
     kinds: set[str],
-    own: Sequence[Picture],
+    listed: Sequence[Picture],
     account: Account,
 ) -> None:
     """Note what becomes of each key; DataError when two keys hold different images."""
@@ -205,7 +207,7 @@ def _account_for(
     for what, keys in names.items():
         for other in keys:
             if what == "image" and what in kinds and other != keys[0]:
-                if not media.stand_for(values[other], own):
+                if not media.stand_for(values[other], listed):
                     raise RecordError(
                         "two values",
                         f"{keys[0]} and {other} hold different images; "
@@ -233,7 +235,8 @@ def _texts(
 ) -> tuple[str, str, list[Mark]]:
     """Return (caption, text, marks in the text or else in the caption) of an entry."""
     caption, text = (
-        _first(values, names[what]) if what in config.columns or not has_turns else None for what in ("caption", "text")
+        _first(values, names[column]) if column in config.columns or not has_turns else None
+        for column in ("caption", "text")
     )
     caption, text = words(_caption(caption, key), "the caption"), words(text, "the text")
     if config.stream != "understanding":  # the others spell marks in letters, or refuse them
@@ -271,16 +274,16 @@ def _conversation(values: Mapping[str, Any], names: Sequence[str], origin: Origi
     return Reader(filled[0], origin, account).read(lists[filled[0]])
 
 
-def _system(values: Mapping[str, Any], names: Sequence[str], talk: Conversation) -> str:
+def _system(values: Mapping[str, Any], names: Sequence[str], conversation: Conversation) -> str:
     """Return the system message of a conversation or beside it; DataError when there are different ones."""
-    texts = {words(values[name], f"{name}").strip() for name in names} | {talk.system.strip()}
+    texts = {words(values[name], f"{name}").strip() for name in names} | {conversation.system.strip()}
     texts.discard("")
     if len(texts) > 1:
         raise RecordError(
             "two values",
             f"the record has different system messages, {' and '.join(map(short, sorted(texts)))}; leave one out",
         )
-    return talk.system or next(iter(texts), "")
+    return conversation.system or next(iter(texts), "")
 
 
 def own_key(config: InputConfig, values: Mapping[str, Any]) -> str | None:
@@ -297,5 +300,5 @@ def _caption(value: Any, key: str) -> Any:
     """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
     if not isinstance(value, list):
         return value
-    found = [one for one in value if one is not None and (not isinstance(one, str) or one.strip())]
-    return found[int(drawn(f"caption {key}") * len(found))] if found else None
+    captions = [one for one in value if one is not None and (not isinstance(one, str) or one.strip())]
+    return captions[int(drawn(f"caption {key}") * len(captions))] if captions else None

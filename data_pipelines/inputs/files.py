@@ -78,15 +78,15 @@ def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
     shared = _shared_folder([root for root, _ in listings])
     roots = {path: root for root, sizes in listings for path in sizes}
     sizes = {path: size for _, sizes in listings for path, size in sizes.items()}
-    found = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
+    files = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
     by_stem: dict[str, str] = {}
-    for one in found:
+    for one in files:
         if by_stem.setdefault(one.stem, one.path) != one.path:
             raise DataError(
                 f"{by_stem[one.stem]} and {one.path} differ only by their endings: their keys would be the same",
                 "give a pattern that names one of them",
             )
-    return found
+    return files
 
 
 def mean_size_of_others(config: InputConfig, endings: Sequence[str], path: str) -> float | None:
@@ -144,16 +144,16 @@ def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> io.BufferedReader:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise _unreachable(path, error) from error
-    return io.BufferedReader(_Source(path, opened), BUFFER_BYTES)
+        raise _unreachable_error(path, error) from error
+    return io.BufferedReader(_InputStream(path, opened), BUFFER_BYTES)
 
 
-def _unreachable(path: str, error: Exception) -> UnreachableError:
+def _unreachable_error(path: str, error: Exception) -> UnreachableError:
     """What stands for an error of a disk, of fsspec, aiohttp, botocore or asyncio."""
     return UnreachableError(f"{path} cannot be read: {type(error).__name__}: {error}")
 
 
-class _Source(io.RawIOBase):
+class _InputStream(io.RawIOBase):
     """The bytes of a file. Its failures have a type of their own, since decompressors raise OSError for bad data."""
 
     def __init__(self, path: str, opened: Any):
@@ -171,7 +171,7 @@ class _Source(io.RawIOBase):
             _METER.read_bytes += number or 0
             return number
         except Exception as error:
-            raise _unreachable(self.path, error) from error
+            raise _unreachable_error(self.path, error) from error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self.opened.seek(offset, whence)
@@ -192,7 +192,7 @@ def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
         files.invalidate_cache()
         root, sizes = _search(files, name, endings)
         if not sizes:
-            raise DataError(f"pipeline.inputs: nothing at {path}", _what_is_there(files, name, endings))
+            raise DataError(f"pipeline.inputs: nothing at {path}", _folder_contents(files, name, endings))
     except (OSError, ValueError, ImportError, BotoCoreError) as error:
         raise DataError(f"pipeline.inputs: {path} cannot be listed: {type(error).__name__}: {error}") from error
     return _url(files, root), {_url(files, one): size for one, size in sizes.items()}
@@ -231,13 +231,13 @@ def _search_names(files: Any, pattern: str, endings: Sequence[str]) -> dict[str,
             listed[folder] = {entry["name"].rstrip("/"): entry for entry in entries}
         entry = listed.get(folder, {}).get(name.rstrip("/"))
         is_file = entry is not None and entry["type"] == "file"
-        some = _size(name, entry, endings) if entry is not None and is_file else _search(files, name, endings)[1]
-        if not some:
+        matches = _size(name, entry, endings) if entry is not None and is_file else _search(files, name, endings)[1]
+        if not matches:
             raise DataError(
                 f"pipeline.inputs: nothing at {_url(files, name)}, one of {len(names):,} names of {pattern}",
-                _what_is_there(files, name, endings),
+                _folder_contents(files, name, endings),
             )
-        sizes |= some
+        sizes |= matches
     return sizes
 
 
@@ -256,14 +256,14 @@ def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
     """Entries of the files below a folder of a disk, or of the file; fsspec leaves out folders that it cannot list."""
     if not files.isdir(name):
         return {name: local_entry(name)} if os.path.lexists(name) else {}
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for folder, folders, names in os.walk(name, onerror=_raise):
         for one in (f"{folder}/{one}" for one in folders):
             if files.islink(one):
                 what = "is a link to a folder, which is not searched"
                 raise DataError(f"pipeline.inputs: {one} {what}", "name its target in `path`")
-        found |= {one: local_entry(one) for one in (f"{folder}/{one}" for one in names)}
-    return found
+        entries |= {one: local_entry(one) for one in (f"{folder}/{one}" for one in names)}
+    return entries
 
 
 def _raise(error: OSError) -> None:
@@ -284,7 +284,7 @@ def _size(name: str, entry: dict[str, Any], endings: Sequence[str]) -> dict[str,
     return {} if entry["type"] == "directory" else {name: int(entry["size"] or 0)}
 
 
-def _what_is_there(files: Any, name: str, endings: Sequence[str]) -> str:
+def _folder_contents(files: Any, name: str, endings: Sequence[str]) -> str:
     """What stands where nothing of the format was found, for the user to see the mistake."""
     folder = _fixed_folder(name) if MAGIC.search(name) else name
     missing = ""
@@ -294,10 +294,12 @@ def _what_is_there(files: Any, name: str, endings: Sequence[str]) -> str:
     close = difflib.get_close_matches(missing, names, 1)
     if close:
         return f"{_url(files, folder)} has {close[0]}, no {missing}"
-    some = f"it has {', '.join(names[:SHOWN_NAMES])}" if names else "it is empty"
+    shown = f"it has {', '.join(names[:SHOWN_NAMES])}" if names else "it is empty"
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    wanted = missing or (name.rpartition("/")[2] if MAGIC.search(name) else f"file that ends with {_either(endings)}")
-    return f"{_url(files, folder)} has no {wanted}: {some}{more}"
+    missing_name = missing or (
+        name.rpartition("/")[2] if MAGIC.search(name) else f"file that ends with {_joined_by_or(endings)}"
+    )
+    return f"{_url(files, folder)} has no {missing_name}: {shown}{more}"
 
 
 def _stem(path: str, shared: str, endings: Sequence[str]) -> str:
@@ -335,5 +337,5 @@ def short(name: str) -> str:
     return repr(name if len(name) <= 100 else f"{name[:100]}...")
 
 
-def _either(endings: Sequence[str]) -> str:
+def _joined_by_or(endings: Sequence[str]) -> str:
     return " or ".join([", ".join(endings[:-1]), endings[-1]] if len(endings) > 1 else endings)

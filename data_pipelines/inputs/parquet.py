@@ -47,25 +47,27 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
 
     DataError when no file has a footer or the first one has none of the columns.
     """
-    found = files.find(config, ENDINGS)
+    input_files = files.find(config, ENDINGS)
     with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
-        footers = list(pool.map(lambda one: _footer(one.path), found))
-    whole = [(file, footer) for file, footer in zip(found, footers, strict=True) if not isinstance(footer, DataError)]
-    if not whole:
-        raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
-    _check_columns(config, whole[0][0].path, whole[0][1][0])
-    names = {name for file, (columns, _) in whole for name in [*columns, *partition_columns(file.path)]}
+        footers = list(pool.map(lambda input_file: _footer(input_file.path), input_files))
+    readable = [
+        (file, footer) for file, footer in zip(input_files, footers, strict=True) if not isinstance(footer, DataError)
+    ]
+    if not readable:
+        raise DataError(f"{input_files[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
+    _check_columns(config, readable[0][0].path, readable[0][1][0])
+    names = {name for file, (columns, _) in readable for name in [*columns, *partition_columns(file.path)]}
     check_rule_columns("pipeline.inputs", config.where, names)
-    rows = sum(rows for _, (_, groups) in whole for rows, _ in groups)
+    rows = sum(rows for _, (_, groups) in readable for rows, _ in groups)
     cut: list[Unit] = []
-    for file, footer in zip(found, footers, strict=True):
+    for file, footer in zip(input_files, footers, strict=True):
         if isinstance(footer, DataError):
-            whole_bytes = sum(file.size for file, _ in whole)
-            size = max(file.size, whole_bytes // len(whole))  # a file without a footer was cut short, mostly
-            about = entries.lost(size, whole_bytes, rows, size)
-            cut.append(Unit(file.path, file.size, records=about, stem=file.stem))
+            whole_bytes = sum(file.size for file, _ in readable)
+            size = max(file.size, whole_bytes // len(readable))  # a file without a footer was cut short, mostly
+            lost_records = entries.lost(size, whole_bytes, rows, size)
+            cut.append(Unit(file.path, file.size, records=lost_records, stem=file.stem))
         else:
-            cut += _cut(file, footer[1], shard_samples)
+            cut += _cut_file(file, footer[1], shard_samples)
     return cut
 
 
@@ -80,7 +82,7 @@ def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
     with files.open_stream(path, ahead=0) as opened:
         try:
             file = pq.ParquetFile(opened)
-            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             return file.schema_arrow.names, [(group.num_rows, group.total_byte_size) for group in groups]
         except UnreachableError:
             raise
@@ -88,7 +90,7 @@ def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
             return DataError(str(error))
 
 
-def _cut(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
+def _cut_file(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
     start = 0
     while start < len(groups):
         stop, (rows, size) = start + 1, groups[start]
@@ -114,13 +116,13 @@ def _rows(
         except FAULTS as error:
             yield 0, LostError("damaged", f"no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
             return
-        used = _used(config)
+        used = _used_columns(config)
         names = file.schema_arrow.names
         size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
         for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
             place, end = sum(counts[:group]), sum(counts[: group + 1])
             try:
-                read = [name for name in names if name in used or _may_show(config, file, group, name)]
+                read = [name for name in names if name in used or _may_hold_media(config, file, group, name)]
                 unread.clear()
                 unread.update({name: NOT_USED for name in names if name not in read})
                 for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], read, use_threads=False):
@@ -139,19 +141,19 @@ def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:
     try:
         return batch.to_pylist()
     except FAULTS:
-        return [_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
+        return [_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
 
 
-def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
+def _row(batch: pa.RecordBatch) -> Mapping[str, Any] | DataError:
     try:
-        return one.to_pylist()[0]
+        return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
         return RecordError("not UTF-8", f"a text at byte {error.start}")
     except FAULTS as error:
         return RecordError("no value", f"{error}")
 
 
-def _may_show(config: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
+def _may_hold_media(config: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
     """Return whether a column that no record is made of may hold images, video or sound: by its name, by the least and
     greatest value that the footer says, or else by its first values."""
     if name.lower() in media.KEYS or shows_editing(name):
@@ -159,10 +161,10 @@ def _may_show(config: InputConfig, file: pq.ParquetFile, group: int, name: str) 
     if "image" in config.columns or config.stream == "text":  # others are ignored then, whatever they hold
         return False
     metadata = file.metadata.row_group(group)
-    leaves = (metadata.column(number) for number in range(metadata.num_columns))
+    leaves = (metadata.column(index) for index in range(metadata.num_columns))
     try:
         return any(
-            _leaf_may_show(file, group, name, leaf)
+            _leaf_may_hold_media(file, group, name, leaf)
             for leaf in leaves
             if leaf.physical_type == "BYTE_ARRAY" and f"{leaf.path_in_schema}.".startswith(f"{name}.")
         )
@@ -172,7 +174,7 @@ def _may_show(config: InputConfig, file: pq.ParquetFile, group: int, name: str) 
         return False
 
 
-def _leaf_may_show(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnChunkMetaData) -> bool:
+def _leaf_may_hold_media(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnChunkMetaData) -> bool:
     statistics = leaf.statistics
     if statistics is not None and statistics.has_min_max:
         extremes = [statistics.min, statistics.max]
@@ -187,7 +189,7 @@ def _leaf_may_show(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnC
     return False
 
 
-def _used(config: InputConfig) -> set[str]:
+def _used_columns(config: InputConfig) -> set[str]:
     """Names of columns that a record may be made of."""
     looked_for = (() if what in config.columns else names for what, names in entries.NAMES.items())
     return {name for names in looked_for for name in names} | set(config.columns.values()) | set(config.where)
@@ -195,7 +197,7 @@ def _used(config: InputConfig) -> set[str]:
 
 def _check_columns(config: InputConfig, path: str, names: list[str]) -> None:
     missing = sorted(set(config.columns.values()) - set(names))
-    if missing or not set(names) & (_used(config) - set(entries.NAMES["system"])):
+    if missing or not set(names) & (_used_columns(config) - set(entries.NAMES["system"])):
         raise DataError(
             f"{path} has no column {missing[0]}" if missing else f"{path} has no column of images or texts",
             f"it has {', '.join(names)}: name those that count in `columns`",

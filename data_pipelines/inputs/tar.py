@@ -54,7 +54,7 @@ class _Entry:
 
 def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Each tar whole: it has no index."""
-    return [Unit(found.path, found.size, stem=found.stem) for found in files.find(config, ENDINGS)]
+    return [Unit(file.path, file.size, stem=file.stem) for file in files.find(config, ENDINGS)]
 
 
 def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
@@ -120,7 +120,7 @@ def _record(config: InputConfig, entry: _Entry, key: str, source: str, folder: s
         if media.has_value(values.get(target)) and values[target] != text:
             ignored[f"json: {target}"] = f".{name} is used"
         values[target] = text
-    images = sorted((ending for ending in entry.contents if _is_image(config, ending)), key=_order)
+    images = sorted((ending for ending in entry.contents if _is_image(config, ending)), key=_image_order)
     has_turns = bool(entries.named(config, values, "turns"))
     if not images and not has_turns:
         raise RecordError("no image", f"{short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
@@ -149,7 +149,7 @@ def _ignored_members(config: InputConfig, entry: _Entry, has_images: bool) -> di
     return ignored
 
 
-def _take_image_names(config: InputConfig, values: dict[str, Any], number: int) -> dict[str, str]:
+def _take_image_names(config: InputConfig, values: dict[str, Any], image_count: int) -> dict[str, str]:
     """Remove names of images from the JSON of an entry whose images are members, and return why they are ignored.
 
     DataError when they are not as many as the members.
@@ -160,9 +160,9 @@ def _take_image_names(config: InputConfig, values: dict[str, Any], number: int) 
         if not media.has_value(value):
             continue
         count = len(value) if isinstance(value, list) else 1
-        if count != number and "image" not in config.columns:
+        if count != image_count and "image" not in config.columns:
             raise RecordError(
-                "images", f"{name} in the JSON has {count}, the entry has {number} members that are images"
+                "images", f"{name} in the JSON has {count}, the entry has {image_count} members that are images"
             )
         ignored[f"json: {name}"] = "members of the tar are the images"
     return ignored
@@ -241,7 +241,7 @@ def _is_image(config: InputConfig, ending: str) -> bool:
     return named in (last, ending) if named else last in images.ENDINGS
 
 
-def _order(ending: str) -> tuple[int, str]:
+def _image_order(ending: str) -> tuple[int, str]:
     """Images of one key in the order of their numbers: `jpg`, `1.jpg`, `2.jpg`, `10.jpg`."""
     number = NUMBER.match(ending)
     return (int(number[1]) if number else 0, ending)

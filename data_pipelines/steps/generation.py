@@ -63,8 +63,8 @@ class Generation:
         image = images.peek(record.pictures[0].content or b"", self.max_pixels)
         measures = keep.measures(image)
         keep.check(self.picture_rules, measures)
-        place = 0.5 if self.crop == "center" else drawn(f"crop {record.key}")
-        pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size, place))
+        position = 0.5 if self.crop == "center" else drawn(f"crop {record.key}")
+        pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size, position))
         facts = (*measures.items(), (keep.CAPTION_CHARS, len(record.caption.strip())))
         return Prepared(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
 

@@ -28,6 +28,6 @@ class Text:
     def make(self, record: Record) -> Made:
         """`KEY`, or `KEY-000`, `KEY-001`, ... of a document longer than `pipeline.text_document_tokens`."""
         pieces = text_ids(self.tokenizer, words(record.text, "the text"), self.max_tokens)
-        keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{number:03d}" for number in range(len(pieces))]
+        keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{index:03d}" for index in range(len(pieces))]
         samples = [(key, TextSample(piece)) for key, piece in zip(keys, pieces, strict=True)]
         return Made([*samples], (("text_chars", len(record.text)),))
