@@ -63,7 +63,7 @@ class EncoderPool:
             actor.remote(recipe.model, recipe.data.vq_weights, "cuda" if gpu else "cpu") for _ in range(count)
         )
         try:
-            nodes = tuple(ray.get([one.node.remote() for one in actors], timeout=START_S))
+            nodes = tuple(ray.get([actor.node.remote() for actor in actors], timeout=START_S))
         except GetTimeoutError as error:
             raise ClusterError(
                 f"{count} VQ tokenizers did not start within {START_S:.0f} s", "see `ray status` and `ray list actors`"

@@ -156,7 +156,7 @@ class Tally:
         self.report()
         for name, value in made.facts:
             self.histograms.setdefault(name, Counter())[bin_of(value)] += 1
-        if self.with_examples and crop is not None and sum(not one.rule for one in self.examples) < EXAMPLES:
+        if self.with_examples and crop is not None and sum(not example.rule for example in self.examples) < EXAMPLES:
             image = images.encode(Image.fromarray(crop), EXAMPLE_QUALITY)
             key, sample = made.samples[0]
             assert isinstance(sample, GenerationSample), "only they have crops"
@@ -272,22 +272,25 @@ def _fetched(records: Iterator[Record], pool: ThreadPoolExecutor, tally: Tally) 
     waiting: deque[tuple[Record, list[Future[Picture]]]] = deque()
     for record in chain(records, repeat(None)):
         if record is not None:
-            waiting.append((record, [pool.submit(read_picture, one) for one in record.pictures if one.content is None]))
+            waiting.append(
+                (record, [pool.submit(read_picture, picture) for picture in record.pictures if picture.content is None])
+            )
             if len(waiting) <= READERS and waiting[-1][1]:
                 continue
         elif not waiting:
             return
         first, reading = waiting.popleft()
         with tally.timed("read"):
-            found = tally.attempt(first, partial(_filled, reading))
-        if found is not None:
-            yield found
+            filled = tally.attempt(first, partial(_filled, reading))
+        if filled is not None:
+            yield filled
 
 
 def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
     read = iter(reading)
     return replace(
-        record, pictures=tuple(next(read).result() if one.content is None else one for one in record.pictures)
+        record,
+        pictures=tuple(next(read).result() if picture.content is None else picture for picture in record.pictures),
     )
 
 
@@ -357,5 +360,5 @@ def _thumbnail(record: Record) -> bytes:
 
 
 def _first_bytes(record: Record) -> bytes:
-    content = next((one.content for one in record.pictures if one.content), None)
+    content = next((picture.content for picture in record.pictures if picture.content), None)
     return (content or (record.caption or record.text).encode(errors="backslashreplace"))[:HEAD_BYTES]

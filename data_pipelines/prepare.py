@@ -38,10 +38,10 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = Fals
     if limit is not None:
         root = f"{recipe.data.root.rstrip('/')}-first-{limit}"
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
-    mine = {f"{recipe.data.root}/{name}" for name in recipe.pipeline.inputs}
+    input_folders = {f"{recipe.data.root}/{name}" for name in recipe.pipeline.inputs}
     missing = [name for name in recipe.pipeline.inputs if not is_there(f"{recipe.data.root}/{name}")]
     for folder in recipe.data.lanes.values():
-        if is_there(folder) and not (anew and folder in mine):
+        if is_there(folder) and not (anew and folder in input_folders):
             _report_committed(folder, recipe)
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
     for name in recipe.pipeline.inputs:
@@ -51,14 +51,14 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = Fals
         missing = list(recipe.pipeline.inputs)
     if not missing:
         return
-    found = [input_work(name, recipe, tokenizer) for name in missing]
-    check_apart(found)
-    if any(work.stream == "generation" for work in found):
+    works = [input_work(name, recipe, tokenizer) for name in missing]
+    check_apart(works)
+    if any(work.stream == "generation" for work in works):
         from janus_dist.weights.vq import load_vq  # here: a job with nothing to tokenize starts 4 s sooner
 
         load_vq(recipe.model, recipe.data.vq_weights)  # here, where the error is the user's to read
     connect()
-    for work in found:
+    for work in works:
         log.info("%s: tokenizing %s into %s", work.name, _described(work), work.folder)
         stream.run(work, limit, anew)
 
@@ -71,12 +71,12 @@ def input_work(name: str, recipe: BaseRecipe, tokenizer: Tokenizer) -> InputWork
     return InputWork(name, pipeline.streams[name], folder, pipeline.inputs[name], recipe, tokenizer)
 
 
-def check_apart(found: Sequence[InputWork]) -> None:
+def check_apart(works: Sequence[InputWork]) -> None:
     """ConfigError when a path of an input is its output folder, lies in it or contains it: a run reads no output, and
     what it tidies up is never a source."""
     faults = [
         f"pipeline.inputs.{work.name}.path={path} and the folder of its shards, {work.folder}, are not apart"
-        for work in found
+        for work in works
         for path in _paths(work)
         for path in expand(path)
         if _overlap(_path_parts(path), _path_parts(work.folder))

@@ -87,14 +87,14 @@ def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) ->
         log.info("%s: %s", input_work.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
     progress = Progress(input_work.name, len(jobs), sum(job.size for job in jobs))
     judge, rules = Judge(input_work), RuleWatch(input_work, units)
-    found = _earlier_summaries(input_work, jobs)
+    earlier = _earlier_summaries(input_work, jobs)
     for job in jobs:
-        if job.digest in found:
+        if job.digest in earlier:
             progress.found(job.size)
-            judge.add(found[job.digest], progress.share)
-    left = [job for job in jobs if job.digest not in found]
-    if left and found:
-        log.info("%s: %d of %d jobs were done by an earlier run", input_work.name, len(found), len(jobs))
+            judge.add(earlier[job.digest], progress.share)
+    left = [job for job in jobs if job.digest not in earlier]
+    if left and earlier:
+        log.info("%s: %d of %d jobs were done by an earlier run", input_work.name, len(earlier), len(jobs))
     failures: list[Failure] = []
     for job, summary in _finished_jobs(input_work, left, failures, progress, judge):
         lease.check()
@@ -108,10 +108,10 @@ def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) ->
     gathered = gather.gather(input_work.folder, work.markers(input_work.folder, jobs))
     judge.check(units)
     if failures or gathered.jobs != len(jobs):
-        raise (DataError if any(isinstance(one.error, DataError) for one in failures) else ClusterError)(
+        raise (DataError if any(isinstance(failure.error, DataError) for failure in failures) else ClusterError)(
             f"{input_work.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
-            f"{'; '.join(one.text for one in failures[:SHOWN_REASONS]) or 'their markers are gone'}",
-            next((one.error.hint for one in failures if isinstance(one.error, DataError)), None)
+            f"{'; '.join(failure.text for failure in failures[:SHOWN_REASONS]) or 'their markers are gone'}",
+            next((failure.error.hint for failure in failures if isinstance(failure.error, DataError)), None)
             or "what was done stays: run the same command again",
         )
     check_outcome(input_work, gathered, units)

@@ -63,8 +63,8 @@ def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
         samples += prepared(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
     if len(samples) < 2:
         raise DataError(f"the generation inputs have {len(samples)} images to train on, at least 2 are needed")
-    squares = torch.from_numpy(np.stack([one.pixels for one in samples])).permute(0, 3, 1, 2).contiguous()
-    return squares, [one.prompt_ids for one in samples]
+    squares = torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2).contiguous()
+    return squares, [sample.prompt_ids for sample in samples]
 
 
 def generation_inputs(recipe: BaseRecipe) -> list[str]:

@@ -151,8 +151,8 @@ def _decoded(values: dict[str, Any]) -> Marker:
     shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
     rejects = tuple(map(_reject, values.pop("rejects")))
     examples = tuple(
-        Example(**one | {"image": b64decode(one["image"]), "vq_ids": tuple(one["vq_ids"])})
-        for one in values.pop("examples")
+        Example(**example | {"image": b64decode(example["image"]), "vq_ids": tuple(example["vq_ids"])})
+        for example in values.pop("examples")
     )
     return Marker(**values, shards=shards, rejects=rejects, examples=examples)
 

@@ -84,7 +84,9 @@ def lost_at_end(
     The statistics that img2dataset writes beside a tar say it; else the mean size of the input's other files does, but
     for a file that ends between two records: it may be whole, and its writer have left out the end.
     """
-    path = unit.path.removesuffix(max((one for one in endings if unit.path.endswith(one)), key=len, default=""))
+    path = unit.path.removesuffix(
+        max((ending for ending in endings if unit.path.endswith(ending)), key=len, default="")
+    )
     with suppress(OSError, ValueError, KeyError, TypeError):
         lost_records = int(json.loads(fs.read(f"{path}_stats.json"))["successes"]) - records
         return Loss(max(1, lost_records), words=f"; {path}_stats.json counts {max(0, lost_records)} more")
@@ -300,5 +302,7 @@ def _caption(value: Any, key: str) -> Any:
     """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
     if not isinstance(value, list):
         return value
-    captions = [one for one in value if one is not None and (not isinstance(one, str) or one.strip())]
+    captions = [
+        caption for caption in value if caption is not None and (not isinstance(caption, str) or caption.strip())
+    ]
     return captions[int(drawn(f"caption {key}") * len(captions))] if captions else None

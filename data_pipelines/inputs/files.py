@@ -80,10 +80,10 @@ def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
     sizes = {path: size for _, sizes in listings for path, size in sizes.items()}
     files = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
     by_stem: dict[str, str] = {}
-    for one in files:
-        if by_stem.setdefault(one.stem, one.path) != one.path:
+    for file in files:
+        if by_stem.setdefault(file.stem, file.path) != file.path:
             raise DataError(
-                f"{by_stem[one.stem]} and {one.path} differ only by their endings: their keys would be the same",
+                f"{by_stem[file.stem]} and {file.path} differ only by their endings: their keys would be the same",
                 "give a pattern that names one of them",
             )
     return files
@@ -195,7 +195,7 @@ def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
             raise DataError(f"pipeline.inputs: nothing at {path}", _folder_contents(files, name, endings))
     except (OSError, ValueError, ImportError, BotoCoreError) as error:
         raise DataError(f"pipeline.inputs: {path} cannot be listed: {type(error).__name__}: {error}") from error
-    return _url(files, root), {_url(files, one): size for one, size in sizes.items()}
+    return _url(files, root), {_url(files, file_name): size for file_name, size in sizes.items()}
 
 
 def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
@@ -205,11 +205,11 @@ def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[st
         sizes = _below(files, name, endings)
         return (_parent(name) if list(sizes) == [name] else name), sizes
     sizes = {}
-    for one, entry in files.glob(name, detail=True).items():
+    for match_name, entry in files.glob(name, detail=True).items():
         sizes |= (
-            _below(files, one, endings)
+            _below(files, match_name, endings)
             if _is_local(files) or entry["type"] == "directory"
-            else _size(one, entry, endings)
+            else _size(match_name, entry, endings)
         )
     return _fixed_folder(name), sizes
 
@@ -245,10 +245,10 @@ def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
     """Bytes of the files below a folder, or of the file itself whatever its ending."""
     entries = _walked(files, name) if _is_local(files) else files.find(name, detail=True)
     sizes: dict[str, int] = {}
-    for one, entry in entries.items():
-        below = one[len(name) :]
+    for path, entry in entries.items():
+        below = path[len(name) :]
         if not below or ("/." not in below and below.endswith(tuple(endings))):
-            sizes |= _size(one, entry, endings)
+            sizes |= _size(path, entry, endings)
     return sizes
 
 
@@ -258,11 +258,11 @@ def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
         return {name: local_entry(name)} if os.path.lexists(name) else {}
     entries: dict[str, Any] = {}
     for folder, folders, names in os.walk(name, onerror=_raise):
-        for one in (f"{folder}/{one}" for one in folders):
-            if files.islink(one):
+        for path in (f"{folder}/{path}" for path in folders):
+            if files.islink(path):
                 what = "is a link to a folder, which is not searched"
-                raise DataError(f"pipeline.inputs: {one} {what}", "name its target in `path`")
-        entries |= {one: local_entry(one) for one in (f"{folder}/{one}" for one in names)}
+                raise DataError(f"pipeline.inputs: {path} {what}", "name its target in `path`")
+        entries |= {path: local_entry(path) for path in (f"{folder}/{path}" for path in names)}
     return entries
 
 
@@ -290,7 +290,7 @@ def _folder_contents(files: Any, name: str, endings: Sequence[str]) -> str:
     missing = ""
     while not files.isdir(folder) and _parent(folder) != folder:
         missing, folder = folder.rpartition("/")[2], _parent(folder)
-    names = sorted(one.rstrip("/").rpartition("/")[2] for one in files.ls(folder, detail=False))
+    names = sorted(path.rstrip("/").rpartition("/")[2] for path in files.ls(folder, detail=False))
     close = difflib.get_close_matches(missing, names, 1)
     if close:
         return f"{_url(files, folder)} has {close[0]}, no {missing}"
@@ -304,7 +304,7 @@ def _folder_contents(files: Any, name: str, endings: Sequence[str]) -> str:
 
 def _stem(path: str, shared: str, endings: Sequence[str]) -> str:
     """A path below a folder, without its ending."""
-    ending = max((one for one in endings if path.endswith(one)), key=len, default="")
+    ending = max((ending for ending in endings if path.endswith(ending)), key=len, default="")
     below = path.removeprefix(shared).lstrip("/")
     return below[: len(below) - len(ending)] or below
 

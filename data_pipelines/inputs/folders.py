@@ -92,7 +92,7 @@ def _class_names(config: InputConfig) -> dict[str, str] | None:
     try:
         text = fs.read(config.class_names).decode("utf-8-sig").strip()
         pairs = (
-            [_folder_and_name(*one) for one in json.loads(text).items()]
+            [_folder_and_name(*pair) for pair in json.loads(text).items()]
             if text.startswith("{")
             else _pairs_of_lines(text)
         )

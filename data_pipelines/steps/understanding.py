@@ -59,11 +59,11 @@ class Understanding:
         """One sample under the record's key, which readers made safe for names of tar members."""
         ids, spans = self._ids(record)
         check_length(len(ids) + len(record.pictures) * (self.model.image_tokens - 1), self.model)
-        encoded = [one.content or b"" for one in record.pictures]
-        measures = [keep.measures(images.peek(one, self.max_pixels)) for one in encoded]
+        encoded = [content.content or b"" for content in record.pictures]
+        measures = [keep.measures(images.peek(content, self.max_pixels)) for content in encoded]
         for values in measures:
             keep.check(self.picture_rules, values)
-        crops = [self._crop(one) for one in encoded]
+        crops = [self._crop(content) for content in encoded]
         context = set() if self.is_plain else set(record.context)
         learned, unlearned = (
             np.array([span for turn, span in enumerate(spans) if (turn in context) == is_context], np.int64)
