@@ -55,7 +55,8 @@ def explain(input_work: InputWork, units: Sequence[Unit], bad: Mapping[str, int]
     setting = ", ".join(f"{column}: {name}" for column, name in columns.items())
     override = shlex.quote(f"pipeline.inputs.{input_work.name}.columns={{{setting}}}")
     suggestion = f"; {override} would read them" if columns else ""
-    return f"{summary}: {_described_search(input_work.source, input_work.stream)}; the records hold {shown_names}{more}{suggestion}"
+    search = _described_search(input_work.source, input_work.stream)
+    return f"{summary}: {search}; the records hold {shown_names}{more}{suggestion}"
 
 
 def suggested_columns(config: InputConfig, stream: Stream, names: Mapping[str, str]) -> dict[Column, str]:
@@ -80,15 +81,12 @@ def suggested_columns(config: InputConfig, stream: Stream, names: Mapping[str, s
 def _absent_columns(config: InputConfig, stream: Stream, names: Mapping[str, str]) -> list[Column]:
     """Return the columns that a stream needs and that none of the names stands for."""
     needed: list[Column] = [column for column in NEEDED[stream] if column in COLUMNS[config.format]]
-    absent: list[Column] = [
-        column for column in needed if not any(name in names for name in _usual_names(config, column))
-    ]
-    has_words = any(column in needed and column not in absent for column in ("turns", "caption"))
+    absent: list[Column] = [column for column in needed if not names.keys() & set(_usual_names(config, column))]
+    has_words = bool({"turns", "caption"} & (set(needed) - set(absent)))
     if stream == "understanding" and has_words:
         absent = [column for column in absent if column == "image"]
-    if config.format == "webdataset" and "image" not in config.columns and IMAGE in names.values():
-        absent = [column for column in absent if column != "image"]
-    return absent
+    has_image_members = config.format == "webdataset" and "image" not in config.columns and IMAGE in names.values()
+    return [column for column in absent if not (has_image_members and column == "image")]
 
 
 def _usual_names(config: InputConfig, column: Column) -> tuple[str, ...]:

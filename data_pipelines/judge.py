@@ -70,12 +70,12 @@ class Judge:
     def check(self, units: Sequence[Unit] = ()) -> None:
         """DataError when too many of the records read are bad; `units` are looked at when nearly all fail alike."""
         if self.failed:
-            bad = self.bad_done + self.bad_running
-            reason = explain(self.input_work, units, bad, self.records)
+            work, bad = self.input_work, self.bad_done + self.bad_running
+            reason = explain(work, units, bad, self.records)
             raise DataError(
-                f"{self.input_work.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
-                f"{self.input_work.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
-                f"{f'{reason}. Else ' if reason else ''}see {self.input_work.folder}/{QUARANTINE}; "
+                f"{work.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
+                f"{work.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
+                f"{f'{reason}. Else ' if reason else ''}see {work.folder}/{QUARANTINE}; "
                 "repair the source, or raise pipeline.max_bad_share, "
                 "and run the same command again: it reads anew what had bad records, and keeps the rest",
             )

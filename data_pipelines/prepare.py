@@ -29,34 +29,40 @@ log = logging.getLogger("janus_dist")
 def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = False) -> None:
     """Make the shards of the inputs that have no manifest yet; starts or joins Ray only if there are any.
 
-    With a `limit`, of so many records of each input, in a folder of its own beside `data.root`. With `anew`, what
-    differs from the recipe or the files of now is made beside the shards that are there, and replaces them at the end.
-    ConfigError when an input's files and its shards would lie in one folder, when shards were made with other settings,
-    or when another job writes into their folder; CheckpointError when the VQ tokenizer's weights are absent or
-    do not fit; DataError when shards are of other weights, or as `stream.run`.
+    With a `limit`, make shards of that many records of each input, in a folder of their own next to `data.root`. With
+    `anew`, make again what differs from the recipe or from the files as they are now, next to the existing shards,
+    which are replaced at the end.
+
+    Raises ConfigError when an input's files and its shards would lie in one folder, when shards were made with other
+    settings, or when another job writes into their folder; CheckpointError when the VQ tokenizer's weights are absent
+    or do not fit; DataError when shards are of other weights, or as `stream.run`.
     """
     if limit is not None:
-        root = f"{recipe.data.root.rstrip('/')}-first-{limit}"
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
-    input_folders = {f"{recipe.data.root}/{name}" for name in recipe.pipeline.inputs}
-    missing = [name for name in recipe.pipeline.inputs if not is_there(f"{recipe.data.root}/{name}")]
-    for folder in recipe.data.lanes.values():
-        if is_there(folder) and not (anew and folder in input_folders):
-            _report_committed(folder, recipe)
+        recipe = _with_root(recipe, f"{recipe.data.root.rstrip('/')}-first-{limit}")
+    folders = {name: f"{recipe.data.root}/{name}" for name in recipe.pipeline.inputs}
+    committed = [name for name, folder in folders.items() if is_there(folder)]
+    _report_all_committed(recipe, set(folders.values()) if anew else set())
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
-    for name in recipe.pipeline.inputs:
-        if name not in missing and not anew:
+    if not anew:
+        for name in committed:
             _check_settings(input_work(name, recipe, tokenizer))
-    if anew:
-        missing = list(recipe.pipeline.inputs)
-    if not missing:
-        return
-    works = [input_work(name, recipe, tokenizer) for name in missing]
+    todo = list(folders) if anew else [name for name in folders if name not in committed]
+    if todo:
+        _make_shards([input_work(name, recipe, tokenizer) for name in todo], recipe, limit, anew)
+
+
+def _with_root(recipe: BaseRecipe, root: str) -> BaseRecipe:
+    """Return a recipe whose shards go below another folder."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+
+
+def _make_shards(works: Sequence[InputWork], recipe: BaseRecipe, limit: int | None, anew: bool) -> None:
+    """Make the shards of inputs on the cluster."""
     check_apart(works)
     if any(work.stream == "generation" for work in works):
         from janus_dist.weights.vq import load_vq  # here: a job with nothing to tokenize starts 4 s sooner
 
-        load_vq(recipe.model, recipe.data.vq_weights)  # here, where the error is the user's to read
+        load_vq(recipe.model, recipe.data.vq_weights)  # here, so that the user sees the error at once
     connect()
     for work in works:
         log.info("%s: tokenizing %s into %s", work.name, _described(work), work.folder)
@@ -104,6 +110,13 @@ def _path_parts(path: str) -> list[str]:
     name = fsspec.core.strip_protocol(path)
     where, name = ("disk", os.path.realpath(name)) if fs.is_local(path) else ("store", name)
     return [where, *filter(None, name.split("/"))]
+
+
+def _report_all_committed(recipe: BaseRecipe, replaced: set[str]) -> None:
+    """Report the existing shard sets that a recipe trains on, but those in folders whose shards are replaced."""
+    for folder in recipe.data.lanes.values():
+        if folder not in replaced and is_there(folder):
+            _report_committed(folder, recipe)
 
 
 def _report_committed(folder: str, recipe: BaseRecipe) -> None:

@@ -7,52 +7,29 @@ manifest lists before another manifest has taken its place.
 
 import hashlib
 import logging
-import time
-import traceback
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from data_pipelines import gather, work
 from data_pipelines.committed import refuse_other_settings
-from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats, versions
 from data_pipelines.job import InputWork
+from data_pipelines.job_runner import Failure, finished_jobs
 from data_pipelines.judge import Judge
 from data_pipelines.limit import limit_line
 from data_pipelines.outcome import SHOWN_REASONS, RuleWatch, check_outcome, report_counts
 from data_pipelines.progress import Progress
-from data_pipelines.reports import ReportBoard
-from data_pipelines.task import Summary, do_job
+from data_pipelines.task import Summary
 from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.data.manifest import Manifest, is_there, table_name
-from janus_dist.errors import ClusterError, DataError, JanusError
-from janus_dist.launch.task_pool import cancel
+from janus_dist.errors import ClusterError, DataError
 from janus_dist.storage import fs
-from janus_dist.storage.lease import Lease, LeaseLostError, hold
+from janus_dist.storage.lease import Lease, hold
 
 PIPELINE_VERSION = 4  # goes into the digests of jobs; raise it with every change of what a step makes of a record
-ATTEMPTS = 6
-"""Of a job, whatever its failures; after them the others go on and the run fails at its end."""
-PAUSE_S = 4.0
-"""Before the second attempt; 4, 9, 16 and 25 times as long before the next: a store may be down for minutes."""
-FAILED_JOBS = 10
-"""After so many the run stops at once."""
-EXAMPLE_JOBS = 32
-"""Jobs that keep examples, spread over all."""
-JOBS_AHEAD = 2
-"""Jobs in Ray's hands per core: those that wait for one ask an autoscaling cluster for more."""
-ENCODED_CPUS = 0.5
-"""Cores of a job that mostly waits for VQ ids: with two a core, one feeds the encoders while another begins or ends."""
-POLL_S = 1.0
-LOOK_EVERY_S = 5.0
-"""Between two looks at what running jobs report."""
 IN_USE = "follow or stop that job, or give this one another data.root; what has a manifest by then is left as it is"
 
 log = logging.getLogger("janus_dist")
@@ -76,44 +53,24 @@ def run(input_work: InputWork, limit: int | None = None, anew: bool = False) -> 
 
 
 def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifest:
-    """`run` for whoever holds the folder."""
+    """Do what `run` does for a caller that holds the lease of the folder."""
     shard_samples = input_work.recipe.pipeline.shard_samples
-    units = formats.units(input_work.source, shard_samples)  # first, since it says what is wrong with the source
+    units = formats.units(input_work.source, shard_samples)  # first, since it checks the source
     made_by = settings(input_work)
-    if not anew and (made := _committed(input_work, made_by)) is not None:
-        return made
+    if not anew and (committed := _committed(input_work, made_by)) is not None:
+        return committed
     jobs = work.cut(units, shard_samples, made_by, limit)
     if limit is not None:
-        log.info("%s: %s", input_work.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
+        line = limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs])
+        log.info("%s: %s", input_work.name, line)
     progress = Progress(input_work.name, len(jobs), sum(job.size for job in jobs))
-    judge, rules = Judge(input_work), RuleWatch(input_work, units)
-    earlier = _earlier_summaries(input_work, jobs)
-    for job in jobs:
-        if job.digest in earlier:
-            progress.found(job.size)
-            judge.add(earlier[job.digest], progress.share)
-    left = [job for job in jobs if job.digest not in earlier]
-    if left and earlier:
-        log.info("%s: %d of %d jobs were done by an earlier run", input_work.name, len(earlier), len(jobs))
-    failures: list[Failure] = []
-    for job, summary in _finished_jobs(input_work, left, failures, progress, judge):
-        lease.check()
-        progress.add(job.size, summary.records, summary.seconds)
-        rules.add(summary)
-        judge.add(summary, progress.share)
-        judge.watch(progress.reports, progress.share)
-        if judge.too_many:
-            break
+    judge = Judge(input_work)
+    failures = _do_missing(input_work, jobs, RuleWatch(input_work, units), progress, judge, lease)
     lease.check()
     gathered = gather.gather(input_work.folder, work.markers(input_work.folder, jobs))
     judge.check(units)
     if failures or gathered.jobs != len(jobs):
-        raise (DataError if any(isinstance(failure.error, DataError) for failure in failures) else ClusterError)(
-            f"{input_work.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
-            f"{'; '.join(failure.text for failure in failures[:SHOWN_REASONS]) or 'their markers are gone'}",
-            next((failure.error.hint for failure in failures if isinstance(failure.error, DataError)), None)
-            or "what was done stays: run the same command again",
-        )
+        raise _incomplete(input_work.name, len(jobs) - gathered.jobs, len(jobs), failures)
     check_outcome(input_work, gathered, units)
     for line in gathered.ignored_lines():
         log.info("%s: %s", input_work.name, line)
@@ -122,6 +79,47 @@ def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) ->
     progress.close(manifest)
     report_counts(input_work, gathered)
     return manifest
+
+
+def _do_missing(
+    input_work: InputWork,
+    jobs: Sequence[ShardJob],
+    rules: RuleWatch,
+    progress: Progress,
+    judge: Judge,
+    lease: Lease,
+) -> list[Failure]:
+    """Do the jobs that no earlier run did, and return why some could not be done; stops when too many records are
+    bad."""
+    earlier = _earlier_summaries(input_work, jobs)
+    for job in jobs:
+        if job.digest in earlier:
+            progress.found(job.size)
+            judge.add(earlier[job.digest], progress.share)
+    missing = [job for job in jobs if job.digest not in earlier]
+    if missing and earlier:
+        log.info("%s: %d of %d jobs were done by an earlier run", input_work.name, len(earlier), len(jobs))
+    failures: list[Failure] = []
+    for job, summary in finished_jobs(input_work, missing, failures, progress, judge):
+        lease.check()
+        progress.add(job.size, summary.records, summary.seconds)
+        rules.add(summary)
+        judge.add(summary, progress.share)
+        judge.watch(progress.reports, progress.share)
+        if judge.too_many:
+            break
+    return failures
+
+
+def _incomplete(name: str, missing: int, jobs: int, failures: Sequence[Failure]) -> DataError | ClusterError:
+    """Return the error of a run whose jobs were not all done: a DataError when the data made one of them fail."""
+    data_errors = [failure.error for failure in failures if isinstance(failure.error, DataError)]
+    hint = data_errors[0].hint if data_errors else None
+    reasons = "; ".join(failure.text for failure in failures[:SHOWN_REASONS]) or "their markers are gone"
+    return (DataError if data_errors else ClusterError)(
+        f"{name}: {missing} of {jobs} jobs were not done; {reasons}",
+        hint or "what was done stays: run the same command again",
+    )
 
 
 def _commit(input_work: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: bool, lease: Lease) -> None:
@@ -135,7 +133,8 @@ def _commit(input_work: InputWork, manifest: Manifest, jobs: Sequence[ShardJob],
         before = None  # a damaged one keeps no shards
     if before is not None and not anew:
         raise DataError(
-            f"{input_work.folder} got a manifest while its shards were made: by a job that does not know of the lease there",
+            f"{input_work.folder} got a manifest while its shards were made: by a job that does not know of the lease "
+            "there",
             "see which job that is (of an older version, perhaps); both lists of shards are whole, and this job's are "
             "removed by: python jobs/prepare.py RECIPE.yaml ... --replace",
         )
@@ -192,10 +191,11 @@ def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
 
 
 def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
-    """What earlier runs did, by the digest of the job.
+    """Return what earlier runs did, by the digest of the job.
 
-    Where that alone has too many bad records, or no sample, the run would fail for ever, whatever became of its source:
-    jobs that refused records lose their markers and are done again.
+    Jobs whose files have changed since lose their markers and are done again. Where the earlier jobs alone have too
+    many bad records, or no sample, the run would always fail, even after the source was repaired: jobs that refused
+    records lose their markers, too.
     """
     by_digest, summaries, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
     for marker in work.done(input_work.folder, jobs):
@@ -206,7 +206,8 @@ def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[
             changed.append(job)
     if changed:
         log.info(
-            "%s: %d jobs were done by an earlier run from files that have changed since, as %s: they are done again",
+            "%s: %d jobs were done by an earlier run from files that have changed since, such as %s: they are done "
+            "again",
             *(input_work.name, len(changed), changed[0].units[0].path),
         )
     for job in changed:
@@ -217,113 +218,28 @@ def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[
             "made is removed when all is done",
             *(input_work.name, len(foreign), input_work.folder),
         )
-    judge = Judge(input_work)
-    for summary in summaries.values():
-        judge.add(summary, 1.0)
-    repeated = [job for job in jobs if job.digest in summaries and summaries[job.digest].bad]
-    if judge.failed or (repeated and not any(summary.samples for summary in summaries.values())):
-        log.info(
-            "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
-            *(input_work.name, judge.bad, judge.records, len(repeated)),
-        )
-        for job in repeated:
-            work.forget(input_work.folder, job)
-            del summaries[job.digest]
+    for job in _jobs_to_repeat(input_work, jobs, summaries):
+        work.forget(input_work.folder, job)
+        del summaries[job.digest]
     return summaries
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a job could not be done."""
-
-    text: str
-    error: BaseException
-
-
-@dataclass
-class Watcher:
-    """Takes the reports of running jobs for the console and for the judge."""
-
-    board: ReportBoard
-    progress: Progress
-    judge: Judge
-    looked_at: float = field(default_factory=time.monotonic)
-
-    def look(self, running: Iterable[ShardJob]) -> None:
-        """Take the latest reports, LOOK_EVERY_S apart; a board that does not answer is asked again later."""
-        now = time.monotonic()
-        if now - self.looked_at < LOOK_EVERY_S and not self.progress.is_due:
-            return
-        self.looked_at = now
-        reports = self.board.read()
-        if reports is not None:
-            known = [job for job in running if job.number in reports]
-            self.progress.running = [(job.number, job.size, reports[job.number]) for job in known]
-            self.judge.watch(self.progress.reports, self.progress.share)
-
-
-def _finished_jobs(
-    input_work: InputWork, jobs: Sequence[ShardJob], failures: list[Failure], progress: Progress, judge: Judge
-) -> Iterator[tuple[ShardJob, Summary]]:
-    """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`.
-
-    Ends before all are done when those that run report too many bad records.
-    """
-    if not jobs:
-        return
-    encoders = EncoderPool.start(input_work.recipe) if input_work.stream == "generation" else None
-    cpus = ENCODED_CPUS if encoders else 1
-    shared, waiting, attempts = ray.put(input_work), deque(jobs), Counter[int]()
-    paused: list[tuple[float, ShardJob]] = []
-    example_interval = max(1, len(jobs) // EXAMPLE_JOBS)
-    running: dict[ray.ObjectRef, ShardJob] = {}
-    watcher = Watcher(ReportBoard.start(), progress, judge)
-    try:
-        while (waiting or paused or running) and len(failures) < FAILED_JOBS:
-            now = time.monotonic()
-            waiting.extend(job for until, job in paused if until <= now)
-            paused = [(until, job) for until, job in paused if until > now]
-            while waiting and len(running) < JOBS_AHEAD * ray.cluster_resources().get("CPU", 1) / cpus:
-                job = waiting.popleft()
-                attempts[job.number] += 1
-                task = do_job.options(num_cpus=cpus)
-                running[task.remote(job, shared, encoders, job.number % example_interval == 0, watcher.board)] = job
-            watcher.look(running.values())
-            if judge.too_many:
-                return
-            progress.say()
-            if not running:
-                time.sleep(POLL_S)
-                continue
-            for finished in ray.wait(list(running), timeout=POLL_S)[0]:
-                job = running.pop(finished)
-                progress.running = [entry for entry in progress.running if entry[0] != job.number]
-                try:
-                    yield job, ray.get(finished)
-                except (RayError, JanusError, OSError) as error:
-                    if attempts[job.number] < ATTEMPTS and _is_transient(error):
-                        paused.append((time.monotonic() + PAUSE_S * attempts[job.number] ** 2, job))
-                    else:
-                        failures.append(_failure(job, error))
-    finally:
-        cancel(list(running))
-        watcher.board.stop()
-        if encoders is not None:
-            encoders.stop()
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether another attempt may succeed: our own faults do not pass, a store, a disk or a node may come back."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, OSError | RayError | ClusterError) and not isinstance(cause, LeaseLostError)
-
-
-def _failure(job: ShardJob, error: Exception) -> Failure:
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if not isinstance(cause, JanusError | OSError | RayError):
-        log.error("%s", "".join(traceback.format_exception(error)))
-    message = str(cause).strip().split("\n")[0]
-    return Failure(f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {message}", cause)
+def _jobs_to_repeat(
+    input_work: InputWork, jobs: Sequence[ShardJob], summaries: Mapping[str, Summary]
+) -> list[ShardJob]:
+    """Return the jobs with bad records where earlier runs read too many of them or made no sample; else none."""
+    judge = Judge(input_work)
+    for summary in summaries.values():
+        judge.add(summary, 1.0)
+    with_bad = [job for job in jobs if job.digest in summaries and summaries[job.digest].bad]
+    has_samples = any(summary.samples for summary in summaries.values())
+    if not judge.failed and (has_samples or not with_bad):
+        return []
+    log.info(
+        "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
+        *(input_work.name, judge.bad, judge.records, len(with_bad)),
+    )
+    return with_bad
 
 
 def vq_sha256(recipe: BaseRecipe) -> str:

@@ -100,16 +100,29 @@ def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], 
 def _cut_limited(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int) -> list[ShardJob]:
     """Deal the units out to as few jobs as make shards of the usual size, and share the limit among the jobs."""
     ordered = spread(units)
-    is_known = all(unit.records is not None for unit in units)
-    jobs = min(len(units), -(-limit // shard_samples) if is_known else 1)
-    if is_known:  # no job needs the names of a million files
-        enough = next(
-            (n for n, total in enumerate(accumulate(unit.records or 0 for unit in ordered), 1) if total >= limit), 0
-        )
-        ordered = ordered[: max(enough, SPREAD * jobs)] if enough else ordered
-    groups = [ordered[index::jobs] for index in range(jobs)]
-    shares = share_out(limit, [sum(unit.records or 0 for unit in group) if is_known else limit for group in groups])
-    return [_job(index, groups[index], share, settings) for index, share in enumerate(shares) if share]
+    counts = _record_counts(ordered)
+    jobs = min(len(units), -(-limit // shard_samples) if counts is not None else 1)
+    if counts is None:
+        capacities = [limit] * jobs
+    else:
+        ordered = ordered[: _units_for(counts, limit, SPREAD * jobs)]  # no job needs the names of a million files
+        counts = counts[: len(ordered)]
+        capacities = [sum(counts[index::jobs]) for index in range(jobs)]
+    shares = share_out(limit, capacities)
+    return [_job(index, ordered[index::jobs], share, settings) for index, share in enumerate(shares) if share]
+
+
+def _record_counts(units: Sequence[Unit]) -> list[int] | None:
+    """Return how many records each unit holds; None when a unit does not say it."""
+    counts = [unit.records for unit in units if unit.records is not None]
+    return counts if len(counts) == len(units) else None
+
+
+def _units_for(counts: Sequence[int], limit: int, least: int) -> int:
+    """Return how many of the first units are dealt out: those that hold `limit` records, at least `least`; all when
+    they hold fewer."""
+    enough = next((index for index, total in enumerate(accumulate(counts), 1) if total >= limit), 0)
+    return max(enough, least) if enough else len(counts)
 
 
 def attempt_name() -> str:

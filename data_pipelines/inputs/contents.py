@@ -59,23 +59,33 @@ def kind_of_value(value: Any) -> str:
             return ""
         case bool() | int() | float():
             return NUMBER
-        case str() if value.startswith("data:"):
-            return "image as a data URI"
         case str():
-            return IMAGE if PurePosixPath(value).suffix.removeprefix(".").lower() in images.ENDINGS else TEXT
+            return _kind_of_text(value)
         case bytes() | {"bytes": bytes()}:
             return BYTES
         case {"path": str()}:
             return IMAGE
-        case [first, *_] if isinstance(first, Mapping) and any(key in first for key in ROLE_KEYS):
-            return CONVERSATION
         case [first, *_]:
-            inner = kind_of_value(first)
-            return inner if inner in (IMAGE, BYTES) else f"list of {inner or 'null'}"
+            return _kind_of_list(first)
         case Mapping():
             return f"object with {', '.join(map(str, islice(value, SHOWN_KEYS)))}"
         case _:
             return type(value).__name__
+
+
+def _kind_of_text(text: str) -> str:
+    """Return in words what a text that is not empty holds."""
+    if text.startswith("data:"):
+        return "image as a data URI"
+    return IMAGE if PurePosixPath(text).suffix.removeprefix(".").lower() in images.ENDINGS else TEXT
+
+
+def _kind_of_list(first: Any) -> str:
+    """Return in words what a list is, by its first item."""
+    if isinstance(first, Mapping) and any(key in first for key in ROLE_KEYS):
+        return CONVERSATION
+    kind = kind_of_value(first)
+    return kind if kind in (IMAGE, BYTES) else f"list of {kind or 'null'}"
 
 
 def _entries(config: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:

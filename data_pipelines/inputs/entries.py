@@ -203,21 +203,9 @@ def _account_for(
     listed: Sequence[Picture],
     account: Account,
 ) -> None:
-    """Note what becomes of each key; DataError when two keys hold different images."""
-    used = {names[what][0]: what for what in kinds if names[what]}
-    reasons: dict[str, str] = {}
-    for what, keys in names.items():
-        for other in keys:
-            if what == "image" and what in kinds and other != keys[0]:
-                if not media.stand_for(values[other], listed):
-                    raise RecordError(
-                        "two values",
-                        f"{keys[0]} and {other} hold different images; "
-                        f"say which one counts: columns: {{image: {keys[0]}}}",
-                    )
-                reasons[other] = f"the same image as {keys[0]}"
-            elif what != "image":
-                reasons.setdefault(other, f"{keys[0]} is used" if what in kinds else UNUSED.get(what, NOT_USED))
+    """Note what becomes of each key; raises DataError when two keys hold different images."""
+    used = {names[column][0] for column in kinds if names[column]}
+    reasons = _reasons(values, names, kinds, listed)
     for name, value in values.items():
         if name in used or name in config.where or name == config.columns.get("key") or not media.has_value(value):
             continue
@@ -225,6 +213,34 @@ def _account_for(
             account.ignore(name, reasons[name])
         else:
             account.leave(name, name, value)
+
+
+def _reasons(
+    values: Mapping[str, Any], names: Mapping[str, Sequence[str]], kinds: set[str], listed: Sequence[Picture]
+) -> dict[str, str]:
+    """Return the reason why each value of a known kind is not used, by its key; the used keys have one, too."""
+    reasons: dict[str, str] = {}
+    for column, keys in names.items():
+        if column == "image":
+            reasons |= _reasons_of_same_images(values, keys, listed) if column in kinds else {}
+            continue
+        for key in keys:
+            reasons.setdefault(key, f"{keys[0]} is used" if column in kinds else UNUSED.get(column, NOT_USED))
+    return reasons
+
+
+def _reasons_of_same_images(
+    values: Mapping[str, Any], keys: Sequence[str], listed: Sequence[Picture]
+) -> dict[str, str]:
+    """Return the reason for each key behind the first, which holds the same images; raises DataError when one does
+    not."""
+    for other in keys[1:]:
+        if not media.stand_for(values[other], listed):
+            raise RecordError(
+                "two values",
+                f"{keys[0]} and {other} hold different images; say which one counts: columns: {{image: {keys[0]}}}",
+            )
+    return {other: f"the same image as {keys[0]}" for other in keys[1:]}
 
 
 def _texts(

@@ -103,9 +103,9 @@ def _cut_file(file: files.Found, groups: list[Group], shard_samples: int) -> Ite
 def _rows(
     config: InputConfig, unit: Unit, unread: dict[str, str]
 ) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
-    """(row of the file, values); a DataError stands for all rows of a row group behind a damage.
+    """Yield (row of the file, its values, b""); a DataError stands for all rows of a row group behind a damage.
 
-    `unread` is made to hold the reasons for the columns that the rows at hand do not have.
+    `unread` is updated to hold the reasons for the columns that the current rows do not have.
     """
     with files.open_stream(unit.path, ahead=0) as opened:
         try:
@@ -116,24 +116,31 @@ def _rows(
         except FAULTS as error:
             yield 0, LostError("damaged", f"no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
             return
-        used = _used_columns(config)
-        names = file.schema_arrow.names
-        size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
+        batch_rows = max(1, min(BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size), LONGEST_BATCH))
         for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
-            place, end = sum(counts[:group]), sum(counts[: group + 1])
+            row, end = sum(counts[:group]), sum(counts[: group + 1])
             try:
-                read = [name for name in names if name in used or _may_hold_media(config, file, group, name)]
-                unread.clear()
-                unread.update({name: NOT_USED for name in names if name not in read})
-                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], read, use_threads=False):
-                    for values in _values(batch):
-                        yield place, values, b""
-                        place += 1
+                for values in _group_rows(config, file, group, batch_rows, unread):
+                    yield row, values, b""
+                    row += 1
             except UnreachableError:
                 raise
             except FAULTS as error:
-                what = f"rows {place} to {end - 1} cannot be read: {error}"
-                yield place, LostError("damaged", what, Loss(max(1, end - place))), b""
+                reason = f"rows {row} to {end - 1} cannot be read: {error}"
+                yield row, LostError("damaged", reason, Loss(max(1, end - row))), b""
+
+
+def _group_rows(
+    config: InputConfig, file: pq.ParquetFile, group: int, batch_rows: int, unread: dict[str, str]
+) -> Iterator[Mapping[str, Any] | DataError]:
+    """Yield the rows of a row group, with the columns that a record may be made of or that may hold media."""
+    used = _used_columns(config)
+    names = file.schema_arrow.names
+    read_names = [name for name in names if name in used or _may_hold_media(config, file, group, name)]
+    unread.clear()
+    unread.update({name: NOT_USED for name in names if name not in read_names})
+    for batch in file.iter_batches(batch_rows, [group], read_names, use_threads=False):
+        yield from _values(batch)
 
 
 def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:

@@ -58,42 +58,72 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
 
 
 def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
-    """The records of a tar, in their order."""
-    seen: dict[str, list[str]] = {}
+    """Yield the records of a tar in their order, and a Reject for each entry that is not a record."""
     with files.open_stream(unit.path) as opened:
         head = opened.peek(TAR_BLOCK)[:TAR_BLOCK]
         codec = next((name for magic, name in CODECS.items() if head.startswith(magic)), "")
         if codec:
-            about = entries.lost(unit.size, 0, 0, USUAL_BYTES)
-            reason = RecordError(
-                "not a tar", f"the file is compressed by {codec}; decompress it, or compress it by gzip"
-            )
-            yield Reject(unit.path, safe_key(unit.stem), reason.kind, reason.message, head[: entries.HEAD_BYTES], about)
+            yield _unread_codec(unit, codec, head)
             return
         is_gzip = head.startswith(GZIP) or not (unit.path.endswith(".tar") or head[USTAR].startswith(b"ustar"))
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
-        tar = TarStream(stream)
-        for number, entry in enumerate(_entries(tar, lambda ending: _limit(config, ending))):
-            source = f"{unit.path}:{entry.key}" if entry.key else unit.path
-            key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
-            try:
-                if entry.fault:
-                    raise entry.fault
-                if entry.key in seen:
-                    raise _repeated(entry, seen[entry.key])
-                yield _record(config, entry, key, source, files.image_folder(config, unit))
-            except DataError as error:
-                head = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
-                read = min(unit.size, tar.offset if stream is opened else opened.tell())
-                loss = entries.Loss(1)
-                if entry.is_last and read < unit.size:
-                    loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
-                elif entry.is_last:
-                    is_between = stream is opened and not entry.key and tar.offset % TAR_BLOCK == 0
-                    loss = entries.lost_at_end(config, ENDINGS, unit, number, is_between)
-                reason = f"{error.message}{loss.words}"
-                yield Reject(source, key, error.kind, reason, head, loss.records, loss.at_least)
-            seen.setdefault(entry.key, entry.endings)
+        yield from _TarReader(config, unit, opened, TarStream(stream), is_gzip).records()
+
+
+def _unread_codec(unit: Unit, codec: str, head: bytes) -> Reject:
+    """Return the reject that stands for all entries of a tar in a compression that is not read."""
+    lost_records = entries.lost(unit.size, 0, 0, USUAL_BYTES)
+    reason = RecordError("not a tar", f"the file is compressed by {codec}; decompress it, or compress it by gzip")
+    first_bytes = head[: entries.HEAD_BYTES]
+    return Reject(unit.path, safe_key(unit.stem), reason.kind, reason.message, first_bytes, lost_records)
+
+
+@dataclass
+class _TarReader:
+    """Reads the records of one tar."""
+
+    config: InputConfig
+    unit: Unit
+    opened: BinaryIO
+    """The file as it is stored."""
+    tar: TarStream
+    """Its decompressed content."""
+    is_gzip: bool
+    seen: dict[str, list[str]] = field(default_factory=dict)
+    """Endings of the members by the key of their entry."""
+
+    def records(self) -> Iterator[Record | Reject]:
+        """Yield a record or a Reject for each entry, in their order."""
+        for index, entry in enumerate(_entries(self.tar, lambda ending: _limit(self.config, ending))):
+            yield self._record(index, entry)
+            self.seen.setdefault(entry.key, entry.endings)
+
+    def _record(self, index: int, entry: _Entry) -> Record | Reject:
+        unit = self.unit
+        source = f"{unit.path}:{entry.key}" if entry.key else unit.path
+        key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
+        try:
+            if entry.fault:
+                raise entry.fault
+            if entry.key in self.seen:
+                raise _repeated(entry, self.seen[entry.key])
+            return _record(self.config, entry, key, source, files.image_folder(self.config, unit))
+        except DataError as error:
+            first_bytes = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
+            loss = self._loss(index, entry)
+            reason = f"{error.message}{loss.words}"
+            return Reject(source, key, error.kind, reason, first_bytes, loss.records, loss.at_least)
+
+    def _loss(self, records_before: int, entry: _Entry) -> entries.Loss:
+        """Return how many records a refused entry costs: those that follow it, too, where the tar cannot be read on."""
+        if not entry.is_last:
+            return entries.Loss(1)
+        read_bytes = min(self.unit.size, self.opened.tell() if self.is_gzip else self.tar.offset)
+        if read_bytes < self.unit.size:
+            unread_bytes = self.unit.size - read_bytes
+            return entries.Loss(entries.lost(unread_bytes, read_bytes, records_before, USUAL_BYTES))
+        is_between = not self.is_gzip and not entry.key and self.tar.offset % TAR_BLOCK == 0
+        return entries.lost_at_end(self.config, ENDINGS, self.unit, records_before, is_between)
 
 
 def _repeated(entry: _Entry, before: list[str]) -> RecordError:
