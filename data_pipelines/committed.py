@@ -27,17 +27,17 @@ def refuse_other_settings(work: InputWork, manifest: Manifest, settings: dict[st
     Returns the differences that do not decide what the samples are: where the files were, and the version of the
     program.
     """
-    now = json.loads(json.dumps(settings))
-    found = list(differences(manifest.settings, now))
-    real = [_shown(work, name, old, new) for name, old, new in found if not _is_mild(name, old, new)]
-    if real:
+    new_settings = json.loads(json.dumps(settings))
+    changes = list(differences(manifest.settings, new_settings))
+    conflicts = [_described(work, name, old, new) for name, old, new in changes if not _is_mild(name, old, new)]
+    if conflicts:
         raise ConfigError(
             f"{work.name}: the shards in {work.folder} were made with other settings than the recipe's: "
-            f"{', '.join(real)}",
+            f"{', '.join(conflicts)}",
             "undo that, or give another data.root; to make these shards again: python jobs/prepare.py RECIPE.yaml ... "
             "--replace",
         )
-    return [_shown(work, name, old, new) for name, old, new in found]
+    return [_described(work, name, old, new) for name, old, new in changes]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -55,42 +55,42 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str,
         "chat": ChatConfig().model_dump(mode="json"),
     }
     defaults = json.loads(json.dumps(defaults))
-    sides = []
+    flat_sides = []
     for side, other in ((old, new), (new, old)):
         known = {name: value for name, value in side.items() if name in other}
         for section, values in defaults.items():
             if isinstance(known.get(section), dict):
                 known[section] = values | known[section]
-        sides.append(dict(leaves(known)))
-    before, now = sides
-    for name in sorted({*before, *now}):
-        if _or_none(before.get(name)) != _or_none(now.get(name)):
-            yield name, before.get(name), now.get(name)
+        flat_sides.append(dict(leaves(known)))
+    before, after = flat_sides
+    for name in sorted({*before, *after}):
+        if _none_if_empty(before.get(name)) != _none_if_empty(after.get(name)):
+            yield name, before.get(name), after.get(name)
 
 
 def _is_mild(name: str, old: Any, new: Any) -> bool:
     """Return whether a difference leaves the samples as they are."""
     if name in WITHOUT_EFFECT:
         return True
-    return name in WHERE and None not in (old, new) and _number(old) == _number(new)
+    return name in WHERE and None not in (old, new) and _path_count(old) == _path_count(new)
 
 
-def _or_none(value: Any) -> Any:
+def _none_if_empty(value: Any) -> Any:
     return None if value == [] else value
 
 
-def _number(paths: Any) -> int:
+def _path_count(paths: Any) -> int:
     return len(paths) if isinstance(paths, list) else 1
 
 
-def _shown(work: InputWork, name: str, old: Any, new: Any) -> str:
+def _described(work: InputWork, name: str, old: Any, new: Any) -> str:
     section, _, rest = name.partition(".")
     if section == "input":
         name = f"pipeline.inputs.{work.name}.{rest}"
     elif section in PIPELINE:
         name = f"pipeline.{name}"
-    return f"{name}={_value(new)} (the shards: {_value(old)})"
+    return f"{name}={_shown_value(new)} (the shards: {_shown_value(old)})"
 
 
-def _value(value: Any) -> str:
+def _shown_value(value: Any) -> str:
     return "none" if value is None else json.dumps(value)[:200]

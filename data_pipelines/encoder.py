@@ -55,18 +55,18 @@ class EncoderPool:
     def start(cls, recipe: BaseRecipe) -> "EncoderPool":
         """One encoder for each GPU of the cluster, or for each core when the recipe uses none."""
         gpu, resources = recipe.cluster.gpu, ray.cluster_resources()
-        number = max(1, int(resources.get("GPU" if gpu else "CPU", 0)))
+        count = max(1, int(resources.get("GPU" if gpu else "CPU", 0)))
         # no core of its own: jobs hold the cores, and wait for it most of the time; torch has one thread in it
         actor: Any = ray.remote(VqEncoder)
         actor = actor.options(num_cpus=0, num_gpus=int(gpu), max_restarts=-1, scheduling_strategy="SPREAD")
         actors = tuple(
-            actor.remote(recipe.model, recipe.data.vq_weights, "cuda" if gpu else "cpu") for _ in range(number)
+            actor.remote(recipe.model, recipe.data.vq_weights, "cuda" if gpu else "cpu") for _ in range(count)
         )
         try:
-            nodes = tuple(ray.get([one.node.remote() for one in actors], timeout=START_S))
+            nodes = tuple(ray.get([actor.node.remote() for actor in actors], timeout=START_S))
         except GetTimeoutError as error:
             raise ClusterError(
-                f"{number} VQ tokenizers did not start within {START_S:.0f} s", "see `ray status` and `ray list actors`"
+                f"{count} VQ tokenizers did not start within {START_S:.0f} s", "see `ray status` and `ray list actors`"
             ) from error
         return cls(actors, nodes)
 
@@ -79,22 +79,22 @@ class NearEncoders:
     """How a job sends batches: in turn to the encoders of its node, or to all where its node has none."""
 
     def __init__(self, pool: EncoderPool):
-        here = ray.get_runtime_context().get_node_id()
-        near = [actor for actor, node in zip(pool.actors, pool.nodes, strict=True) if node == here]
+        this_node = ray.get_runtime_context().get_node_id()
+        near = [actor for actor, node in zip(pool.actors, pool.nodes, strict=True) if node == this_node]
         self.all = pool.actors
         self.turn = cycle(random.sample(near or list(pool.actors), len(near or pool.actors)))
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Encoded:
         return partial(self._ids, next(self.turn).encode.remote(pixels), pixels)
 
-    def _ids(self, sent: ray.ObjectRef, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    def _ids(self, ids_ref: ray.ObjectRef, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Wait for the ids; the batch goes to another encoder when one dies, ClusterError when none lives for long."""
         began = time.monotonic()
         while True:
             try:
-                return ray.get(sent)
+                return ray.get(ids_ref)
             except (RayActorError, ObjectLostError) as error:
                 if time.monotonic() - began > GIVE_UP_S:
                     raise ClusterError(f"no VQ tokenizer answers: {error}", "see `ray list actors`") from error
-            sent = random.choice(self.all).encode.remote(pixels)
+            ids_ref = random.choice(self.all).encode.remote(pixels)
             time.sleep(PAUSE_S * random.random())

@@ -28,7 +28,7 @@ FOLDER_OF_IMAGES = ("missing", "unsafe link", "unsafe name")
 """Kinds of reasons that another folder of images may settle."""
 
 
-def explain(of: InputWork, units: Sequence[Unit], bad: Mapping[str, int], records: int) -> str:
+def explain(input_work: InputWork, units: Sequence[Unit], bad: Mapping[str, int], records: int) -> str:
     """Return in words what the reader looks for, what the records hold, and the setting that would read them.
 
     Empty unless nearly all of the records, `bad` of them by kind of reason, fail for one.
@@ -36,69 +36,71 @@ def explain(of: InputWork, units: Sequence[Unit], bad: Mapping[str, int], record
     kind = max(bad, key=lambda name: bad[name], default="")
     if not kind or bad[kind] < NEARLY_ALL * records:
         return ""
-    start = f"nearly all records ({bad[kind]:,} of {records:,}) fail as {kind!r}"
+    summary = f"nearly all records ({bad[kind]:,} of {records:,}) fail as {kind!r}"
     if kind in FOLDER_OF_IMAGES:
-        folder = of.source.images or "the folder of the file that names them"
-        return f"{start}: paths of images are looked for below {folder}; set pipeline.inputs.{of.name}.images"
-    names = contents(of.source, units)
+        folder = input_work.source.images or "the folder of the file that names them"
+        return f"{summary}: paths of images are looked for below {folder}; set pipeline.inputs.{input_work.name}.images"
+    names = contents(input_work.source, units)
     if not names:
-        return start
-    held = ", ".join(f"{name} ({what})" for name, what in list(names.items())[:SHOWN_NAMES])
+        return summary
+    shown_names = ", ".join(f"{name} ({what})" for name, what in list(names.items())[:SHOWN_NAMES])
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    columns = suggested_columns(of.source, of.stream, names)
+    columns = suggested_columns(input_work.source, input_work.stream, names)
     setting = ", ".join(f"{column}: {name}" for column, name in columns.items())
-    override = shlex.quote(f"pipeline.inputs.{of.name}.columns={{{setting}}}")
-    would = f"; {override} would read them" if columns else ""
-    return f"{start}: {_looked_for(of.source, of.stream)}; the records hold {held}{more}{would}"
+    override = shlex.quote(f"pipeline.inputs.{input_work.name}.columns={{{setting}}}")
+    suggestion = f"; {override} would read them" if columns else ""
+    search = _described_search(input_work.source, input_work.stream)
+    return f"{summary}: {search}; the records hold {shown_names}{more}{suggestion}"
 
 
-def suggested_columns(of: InputConfig, stream: Stream, names: Mapping[str, str]) -> dict[Column, str]:
+def suggested_columns(config: InputConfig, stream: Stream, names: Mapping[str, str]) -> dict[Column, str]:
     """Return which of the names, by kind of value, may stand for what a stream needs and does not find.
 
     Of several names of a kind the one nearest to a usual name is taken, else the first.
     """
-    if of.format not in COLUMNS:
+    if config.format not in COLUMNS:
         return {}
-    absent = _absent_columns(of, stream, names)
-    used = {name for column in COLUMNS[of.format] if column not in absent for name in _usual_names(of, column)}
+    absent = _absent_columns(config, stream, names)
+    used = {name for column in COLUMNS[config.format] if column not in absent for name in _usual_names(config, column)}
     columns: dict[Column, str] = {}
     for column in absent:
-        taken = {*used, *columns.values()}
-        fitting = [name for name, kind in names.items() if kind in KINDS[column] and name not in taken]
-        near = [name for usual in NAMES[column] for name in difflib.get_close_matches(usual, fitting, 1)]
+        taken_names = {*used, *columns.values()}
+        fitting = [name for name, kind in names.items() if kind in KINDS[column] and name not in taken_names]
+        closest = [name for usual in NAMES[column] for name in difflib.get_close_matches(usual, fitting, 1)]
         if fitting and not (column == "caption" and "turns" in columns):
-            columns[column] = (near or fitting)[0]
+            columns[column] = (closest or fitting)[0]
     return columns
 
 
-def _absent_columns(of: InputConfig, stream: Stream, names: Mapping[str, str]) -> list[Column]:
+def _absent_columns(config: InputConfig, stream: Stream, names: Mapping[str, str]) -> list[Column]:
     """Return the columns that a stream needs and that none of the names stands for."""
-    needed: list[Column] = [column for column in SPECS[stream].columns if column in COLUMNS[of.format]]
-    absent: list[Column] = [column for column in needed if not any(name in names for name in _usual_names(of, column))]
-    has_words = any(column in needed and column not in absent for column in ("turns", "caption"))
+    needed: list[Column] = [column for column in SPECS[stream].columns if column in COLUMNS[config.format]]
+    absent: list[Column] = [column for column in needed if not names.keys() & set(_usual_names(config, column))]
+    has_words = bool({"turns", "caption"} & (set(needed) - set(absent)))
     if stream == "understanding" and has_words:
         absent = [column for column in absent if column == "image"]
-    if of.format == "webdataset" and "image" not in of.columns and IMAGE in names.values():
-        absent = [column for column in absent if column != "image"]
-    return absent
+    has_image_members = config.format == "webdataset" and "image" not in config.columns and IMAGE in names.values()
+    return [column for column in absent if not (has_image_members and column == "image")]
 
 
-def _usual_names(of: InputConfig, column: Column) -> tuple[str, ...]:
+def _usual_names(config: InputConfig, column: Column) -> tuple[str, ...]:
     """Return the names that a column is looked for under."""
-    named = of.columns.get(column)
-    if named is not None:
-        return (named,)
+    configured = config.columns.get(column)
+    if configured is not None:
+        return (configured,)
     return (
-        (*NAMES.get(column, ()), "txt") if of.format == "webdataset" and column == "caption" else NAMES.get(column, ())
+        (*NAMES.get(column, ()), "txt")
+        if config.format == "webdataset" and column == "caption"
+        else NAMES.get(column, ())
     )
 
 
-def _looked_for(of: InputConfig, stream: Stream) -> str:
+def _described_search(config: InputConfig, stream: Stream) -> str:
     """Return in words where a reader looks for what a stream needs."""
     parts = []
     for column in SPECS[stream].columns:
-        if column in COLUMNS.get(of.format, ()):
-            is_ending = of.format == "webdataset" and column == "image" and "image" not in of.columns
-            where = "members with an image's ending" if is_ending else " or ".join(_usual_names(of, column))
+        if column in COLUMNS.get(config.format, ()):
+            is_ending = config.format == "webdataset" and column == "image" and "image" not in config.columns
+            where = "members with an image's ending" if is_ending else " or ".join(_usual_names(config, column))
             parts.append(f"{column} in {where}")
-    return f"format={of.format} looks for {', '.join(parts)}" if parts else f"format={of.format}"
+    return f"format={config.format} looks for {', '.join(parts)}" if parts else f"format={config.format}"

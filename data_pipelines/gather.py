@@ -65,8 +65,8 @@ class Gathered:
         self.reasons = {**first_reasons(marker.rejects), **self.reasons}
         self.dropped.update(marker.dropped)
         self.cut_short += sum(reject.at_least for reject in marker.rejects)
-        known = self.columns is not None and marker.columns is not None
-        self.columns = {*(self.columns or ()), *(marker.columns or ())} if known else None
+        has_columns = self.columns is not None and marker.columns is not None
+        self.columns = {*(self.columns or ()), *(marker.columns or ())} if has_columns else None
         for name, bins in marker.histograms.items():
             self.histograms.setdefault(name, Counter()).update(bins)
         for key, reasons in marker.ignored.items():
@@ -75,18 +75,18 @@ class Gathered:
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
         self.entries += marker.shards
 
-    def manifest(self, of: InputWork, settings: dict[str, Any]) -> Manifest:
-        model = of.recipe.model
+    def manifest(self, input_work: InputWork, settings: dict[str, Any]) -> Manifest:
+        model = input_work.recipe.model
         return Manifest(
             version=manifest_file.VERSION,
-            stream=of.stream,
+            stream=input_work.stream,
             samples=sum(entry.samples for entry in self.entries),
             tokens=sum(entry.tokens for entry in self.entries),
             quarantined=self.bad.total(),
             image_size=model.image_size,
             image_tokens=model.image_tokens,
             image_ids=model.image_ids,
-            tokenizer_sha256=of.tokenizer.sha256,
+            tokenizer_sha256=input_work.tokenizer.sha256,
             vq_sha256=settings.get("vq_sha256"),
             settings=settings,
             shards=ShardTable.of(self.entries),
@@ -109,20 +109,20 @@ class Gathered:
 
 def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
     """Sum up markers; write the quarantine table, the examples and `stats.json` into the folder."""
-    found = Gathered()
+    sums = Gathered()
     with (
         _table(f"{folder}/{QUARANTINE}", QUARANTINE_SCHEMA) as quarantine,
         _table(f"{folder}/{EXAMPLES}", EXAMPLE_SCHEMA) as examples,
     ):
         for marker in markers:
-            found.add(marker)
+            sums.add(marker)
             quarantine(asdict(reject) for reject in marker.rejects)
             examples(asdict(example) for example in marker.examples)
     stats = {
-        name: getattr(found, name) for name in ("jobs", "records", "bad", "dropped", "ignored", "histograms", "seconds")
+        name: getattr(sums, name) for name in ("jobs", "records", "bad", "dropped", "ignored", "histograms", "seconds")
     }
     fs.write_whole(f"{folder}/{STATS}", json.dumps(stats, indent=1, sort_keys=True).encode())
-    return found
+    return sums
 
 
 class _Table:

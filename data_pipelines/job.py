@@ -110,7 +110,7 @@ class Tally:
         """Count the values of a record that are not used; of very many keys, those beyond a number as one."""
         for key, reason in record.ignored:
             name = key if key in self.ignored or len(self.ignored) < IGNORED_KEYS else OTHER_KEYS
-            self.ignored.setdefault(_utf8(name), Counter())[reason] += 1
+            self.ignored.setdefault(_escaped(name), Counter())[reason] += 1
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -156,7 +156,7 @@ class Tally:
         self.report()
         for name, value in made.facts:
             self.histograms.setdefault(name, Counter())[bin_of(value)] += 1
-        if self.with_examples and crop is not None and sum(not one.rule for one in self.examples) < EXAMPLES:
+        if self.with_examples and crop is not None and sum(not example.rule for example in self.examples) < EXAMPLES:
             image = images.encode(Image.fromarray(crop), EXAMPLE_QUALITY)
             key, sample = made.samples[0]
             assert isinstance(sample, GenerationSample), "only they have crops"
@@ -165,7 +165,7 @@ class Tally:
 
 
 def run_job(
-    job: ShardJob, of: InputWork, encode: Encode | None, with_examples: bool, send: Send | None = None
+    job: ShardJob, input_work: InputWork, encode: Encode | None, with_examples: bool, send: Send | None = None
 ) -> Marker | None:
     """Do a job and commit it; None when another attempt had committed it before.
 
@@ -176,19 +176,19 @@ def run_job(
     check_unchanged(job.units)
     tally = Tally(with_examples, job=job, reporter=Reporter(send))
     attempt, shards = work.attempt_name(), list[ShardEntry]()
-    special = (of.tokenizer.boi, of.tokenizer.image, of.tokenizer.eoi)
-    samples = _samples(job, of, encode, tally)
-    while part := list(islice(samples, of.recipe.pipeline.shard_samples)):
+    special = (input_work.tokenizer.boi, input_work.tokenizer.image, input_work.tokenizer.eoi)
+    samples = _samples(job, input_work, encode, tally)
+    while part := list(islice(samples, input_work.recipe.pipeline.shard_samples)):
         with tally.timed("write"):
             name = work.shard_name(job, len(shards), attempt)
-            shards.append(write_shard(of.folder, name, part, of.recipe.model, special))
+            shards.append(write_shard(input_work.folder, name, part, input_work.recipe.model, special))
     marker = Marker(
         job=job.digest,
         number=job.number,
         attempt=attempt,
         records=tally.records,
         shards=tuple(shards),
-        rejects=tuple(_legible(reject) for reject in tally.rejects),
+        rejects=tuple(_with_valid_text(reject) for reject in tally.rejects),
         dropped=dict(tally.dropped),
         columns=dict(tally.columns),
         ignored={key: dict(reasons) for key, reasons in tally.ignored.items()},
@@ -198,16 +198,16 @@ def run_job(
         versions=digest(job.units),
     )
     check_unchanged(job.units)  # again: a file that was cut short while it was read ends like one that is whole
-    return marker if work.commit(of.folder, marker, of.claim) else None
+    return marker if work.commit(input_work.folder, marker, input_work.claim) else None
 
 
-def prepared(of: InputWork) -> list[Prepared]:
+def prepared(input_work: InputWork) -> list[Prepared]:
     """The prompts and squares of a generation input's records that are neither bad nor dropped, in order."""
-    step, tally = Generation(of.recipe, of.source, of.tokenizer), Tally(with_examples=False)
-    units = formats.units(of.source, of.recipe.pipeline.shard_samples)
+    step, tally = Generation(input_work.recipe, input_work.source, input_work.tokenizer), Tally(with_examples=False)
+    units = formats.units(input_work.source, input_work.recipe.pipeline.shard_samples)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
-        records = _fetched(_records(units, None, of, step.check, tally), pool, tally)
-        return [found for _, found in _prepared(records, step, tally)]
+        records = _fetched(_records(units, None, input_work, step.check, tally), pool, tally)
+        return [sample for _, sample in _prepared(records, step, tally)]
 
 
 def first_reasons(rejects: Sequence[Reject]) -> dict[str, str]:
@@ -223,31 +223,31 @@ def bin_of(value: float) -> str:
     return "0" if value <= 0 else f"{2 ** (np.floor(4 * np.log2(value)) / 4):.4g}"
 
 
-def _samples(job: ShardJob, of: InputWork, encode: Encode | None, tally: Tally) -> Iterator[tuple[str, Sample]]:
+def _samples(job: ShardJob, input_work: InputWork, encode: Encode | None, tally: Tally) -> Iterator[tuple[str, Sample]]:
     """(key, sample) pairs of a job, in the order of its records."""
-    match of.stream:
+    match input_work.stream:
         case "text":
-            step = Text(of.recipe, of.source, of.tokenizer)
+            step = Text(input_work.recipe, input_work.source, input_work.tokenizer)
         case "understanding":
-            step = Understanding(of.recipe, of.source, of.tokenizer)
+            step = Understanding(input_work.recipe, input_work.source, input_work.tokenizer)
         case "generation":
-            step = Generation(of.recipe, of.source, of.tokenizer)
+            step = Generation(input_work.recipe, input_work.source, input_work.tokenizer)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
-        records = _fetched(_records(job.units, job.limit, of, step.check, tally), pool, tally)
+        records = _fetched(_records(job.units, job.limit, input_work, step.check, tally), pool, tally)
         if isinstance(step, Generation):
             assert encode is not None
-            found = _encoded(records, step, encode, of.recipe.pipeline.encode_batch, tally)
+            results = _encoded(records, step, encode, input_work.recipe.pipeline.encode_batch, tally)
         else:
-            found = _made(records, step.make, tally)
-        for made in found:
+            results = _made(records, step.make, tally)
+        for made in results:
             yield from made.samples
 
 
 def _records(
-    units: Sequence[Unit], limit: int | None, of: InputWork, check: Callable[[Record], None], tally: Tally
+    units: Sequence[Unit], limit: int | None, input_work: InputWork, check: Callable[[Record], None], tally: Tally
 ) -> Iterator[Record]:
     """The records of all units that are not refused before their pictures are read."""
-    source = of.source.model_copy(update={"stream": of.stream})  # which an input's name may say alone
+    source = input_work.source.model_copy(update={"stream": input_work.stream})  # which an input's name may say alone
     readers = (formats.records(source, unit) for unit in units)
     entries = chain.from_iterable(readers) if limit is None else read_evenly(readers, limit)
     while True:
@@ -260,7 +260,7 @@ def _records(
         if isinstance(entry, Reject):
             tally.rejects.append(entry)
             continue
-        if of.source.where:
+        if input_work.source.where:
             tally.note_columns(entry)
         tally.ignore(entry)
         if tally.attempt(entry, lambda record: check(record) or record) is not None:
@@ -272,22 +272,25 @@ def _fetched(records: Iterator[Record], pool: ThreadPoolExecutor, tally: Tally) 
     waiting: deque[tuple[Record, list[Future[Picture]]]] = deque()
     for record in chain(records, repeat(None)):
         if record is not None:
-            waiting.append((record, [pool.submit(read_picture, one) for one in record.pictures if one.content is None]))
+            waiting.append(
+                (record, [pool.submit(read_picture, picture) for picture in record.pictures if picture.content is None])
+            )
             if len(waiting) <= READERS and waiting[-1][1]:
                 continue
         elif not waiting:
             return
         first, reading = waiting.popleft()
         with tally.timed("read"):
-            found = tally.attempt(first, partial(_filled, reading))
-        if found is not None:
-            yield found
+            filled = tally.attempt(first, partial(_filled, reading))
+        if filled is not None:
+            yield filled
 
 
 def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
     read = iter(reading)
     return replace(
-        record, pictures=tuple(next(read).result() if one.content is None else one for one in record.pictures)
+        record,
+        pictures=tuple(next(read).result() if picture.content is None else picture for picture in record.pictures),
     )
 
 
@@ -327,18 +330,20 @@ def _finished(ready: list[tuple[Record, Prepared]], encoded: Encoded, step: Gene
         yield tally.made(record, step.finish(prepared, ids), prepared.pixels)
 
 
-def _legible(reject: Reject) -> Reject:
+def _with_valid_text(reject: Reject) -> Reject:
     """The same with text that any file can hold: names of files may be no UTF-8."""
-    return replace(reject, **{name: _utf8(getattr(reject, name)) for name in ("source", "key", "reason")})
+    return replace(reject, **{name: _escaped(getattr(reject, name)) for name in ("source", "key", "reason")})
 
 
-def _utf8(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
 def _example(record: Record, rule: str, value: str, image: bytes, vq_ids: tuple[int, ...] = ()) -> Example:
     words = record.caption or record.text or "\n".join(map("\n".join, record.turns))
-    return Example(_utf8(record.key), _utf8(record.source), rule, _utf8(value), _utf8(words[:WORDS]), image, vq_ids)
+    return Example(
+        _escaped(record.key), _escaped(record.source), rule, _escaped(value), _escaped(words[:WORDS]), image, vq_ids
+    )
 
 
 def _thumbnail(record: Record) -> bytes:
@@ -355,5 +360,5 @@ def _thumbnail(record: Record) -> bytes:
 
 
 def _first_bytes(record: Record) -> bytes:
-    content = next((one.content for one in record.pictures if one.content), None)
+    content = next((picture.content for picture in record.pictures if picture.content), None)
     return (content or (record.caption or record.text).encode(errors="backslashreplace"))[:HEAD_BYTES]

@@ -24,8 +24,8 @@ DOUBT = 1.25
 class Judge:
     """Whether too many records are bad."""
 
-    def __init__(self, of: InputWork):
-        self.of, self.expected = of, 0.0
+    def __init__(self, input_work: InputWork):
+        self.input_work, self.expected = input_work, 0.0
         self.records_done = 0
         self.bad_done, self.bad_running = Counter[str](), Counter[str]()
         """By kind of reason, of jobs that are done and of those that run."""
@@ -60,25 +60,25 @@ class Judge:
     @property
     def too_many(self) -> bool:
         """Whether no hope is left, by what is expected still to come, generously."""
-        return self._beyond(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
+        return self._exceeds(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
 
     @property
     def failed(self) -> bool:
         """Whether too many of the records read are bad."""
-        return self._beyond(self.records)
+        return self._exceeds(self.records)
 
     def check(self, units: Sequence[Unit] = ()) -> None:
         """DataError when too many of the records read are bad; `units` are looked at when nearly all fail alike."""
         if self.failed:
-            bad = self.bad_done + self.bad_running
-            reason = explain(self.of, units, bad, self.records)
+            work, bad = self.input_work, self.bad_done + self.bad_running
+            reason = explain(work, units, bad, self.records)
             raise DataError(
-                f"{self.of.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
-                f"{self.of.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
-                f"{f'{reason}. Else ' if reason else ''}see {self.of.folder}/{QUARANTINE}; "
+                f"{work.name}: {self.bad} of {self.records} records are bad, more than pipeline.max_bad_share="
+                f"{work.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
+                f"{f'{reason}. Else ' if reason else ''}see {work.folder}/{QUARANTINE}; "
                 "repair the source, or raise pipeline.max_bad_share, "
                 "and run the same command again: it reads anew what had bad records, and keeps the rest",
             )
 
-    def _beyond(self, records: float) -> bool:
-        return self.bad > self.of.recipe.pipeline.max_bad_share * records
+    def _exceeds(self, records: float) -> bool:
+        return self.bad > self.input_work.recipe.pipeline.max_bad_share * records

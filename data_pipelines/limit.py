@@ -20,22 +20,22 @@ def spread(units: Sequence[Unit]) -> list[Unit]:
 
     The order depends on the number of units alone.
     """
-    number = len(units)
-    first = sorted({place * number // SPREAD for place in range(SPREAD)}) if number > SPREAD else range(number)
+    count = len(units)
+    first = sorted({index * count // SPREAD for index in range(SPREAD)}) if count > SPREAD else range(count)
     chosen = set(first)
-    return [*(units[place] for place in first), *(unit for place, unit in enumerate(units) if place not in chosen)]
+    return [*(units[index] for index in first), *(unit for index, unit in enumerate(units) if index not in chosen)]
 
 
-def share_out(number: int, room: Sequence[int]) -> list[int]:
+def share_out(total: int, capacities: Sequence[int]) -> list[int]:
     """Share a number among parts as evenly as their room allows; all of it where there is room for it."""
-    shares, left, open_parts = [0] * len(room), number, list(range(len(room)))
-    while left and open_parts:
-        each, more = divmod(left, len(open_parts))
-        for place, part in enumerate(open_parts):
-            taken = min(each + (place < more), room[part] - shares[part])
-            shares[part] += taken
-            left -= taken
-        open_parts = [part for part in open_parts if shares[part] < room[part]]
+    shares, remaining, open_parts = [0] * len(capacities), total, list(range(len(capacities)))
+    while remaining and open_parts:
+        base, extra = divmod(remaining, len(open_parts))
+        for index, part in enumerate(open_parts):
+            amount = min(base + (index < extra), capacities[part] - shares[part])
+            shares[part] += amount
+            remaining -= amount
+        open_parts = [part for part in open_parts if shares[part] < capacities[part]]
     return shares
 
 
@@ -45,19 +45,19 @@ def read_evenly(readers: Iterable[Iterator[T]], limit: int) -> Iterator[T]:
     What some lack, the others of them make up for, and then the readers that follow.
     """
     waiting = iter(readers)
-    current, left = list(islice(waiting, SPREAD)), limit
-    while left and current:
-        shares = share_out(left, [left] * len(current))
+    current, remaining = list(islice(waiting, SPREAD)), limit
+    while remaining and current:
+        shares = share_out(remaining, [remaining] * len(current))
         unfinished: list[Iterator[T]] = []
         for reader, share in zip(current, shares, strict=True):
-            before = left
+            before = remaining
             for item in islice(reader, share):
-                left -= 1
+                remaining -= 1
                 yield item
-            if share and before - left == share:
+            if share and before - remaining == share:
                 unfinished.append(reader)
         current = unfinished
-    yield from islice(chain.from_iterable(waiting), left)
+    yield from islice(chain.from_iterable(waiting), remaining)
 
 
 def limit_line(units: Sequence[Sequence[Unit]], limits: Sequence[int]) -> str:

@@ -27,10 +27,10 @@ log = logging.getLogger("janus_dist")
 class RuleWatch:
     """Ends a run early when a rule asks for a column that the input does not have."""
 
-    def __init__(self, of: InputWork, units: Sequence[Unit]):
-        self.of, self.units, self.columns = of, units, set[str]()
+    def __init__(self, input_work: InputWork, units: Sequence[Unit]):
+        self.input_work, self.units, self.columns = input_work, units, set[str]()
         self.records = 0
-        self.is_settled = not rule_columns(of.source.where)
+        self.is_settled = not rule_columns(input_work.source.where)
 
     def add(self, summary: Summary) -> None:
         """Take a finished job; DataError when after WATCHED_RECORDS neither the records read nor the first entries of
@@ -41,39 +41,41 @@ class RuleWatch:
         self.columns |= summary.columns or set()
         if self.records >= WATCHED_RECORDS:
             self.is_settled = True
-            check_rule_columns(self.of.name, self.of.source.where, {*self.columns, *self._columns_elsewhere()})
+            check_rule_columns(
+                self.input_work.name, self.input_work.source.where, {*self.columns, *self._columns_elsewhere()}
+            )
 
     def _columns_elsewhere(self) -> set[str]:
         """Return the names in units that were not read yet; none where all rules have their columns."""
-        if all(name in self.columns for name in rule_columns(self.of.source.where)):
+        if all(name in self.columns for name in rule_columns(self.input_work.source.where)):
             return set()
-        return set(contents(self.of.source, self.units))
+        return set(contents(self.input_work.source, self.units))
 
 
-def check_outcome(of: InputWork, gathered: Gathered, units: Sequence[Unit] = ()) -> None:
+def check_outcome(input_work: InputWork, gathered: Gathered, units: Sequence[Unit] = ()) -> None:
     """Raise DataError when a rule asks for a column that no record has, or when no sample was made.
 
     `units` are looked at when nearly all records failed alike.
     """
     if gathered.columns is not None and gathered.records > gathered.bad.total():
-        check_rule_columns(of.name, of.source.where, gathered.columns)
+        check_rule_columns(input_work.name, input_work.source.where, gathered.columns)
     if any(entry.samples for entry in gathered.entries):
         return
     if not gathered.records:
         raise DataError(
-            f"{of.name}: the input holds no record, so there is nothing to train on",
-            f"see pipeline.inputs.{of.name}.path={_paths(of)} (format={of.source.format})",
+            f"{input_work.name}: the input holds no record, so there is nothing to train on",
+            f"see pipeline.inputs.{input_work.name}.path={_paths(input_work)} (format={input_work.source.format})",
         )
-    reasons = [text for text in (_refused(gathered.bad), _dropped(gathered.dropped)) if text]
+    reasons = [text for text in (_refused_line(gathered.bad), _dropped_line(gathered.dropped)) if text]
     reasons += shown_reasons(gathered.reasons, gathered.bad)
-    reason = explain(of, units, gathered.bad, gathered.records)
+    reason = explain(input_work, units, gathered.bad, gathered.records)
     hints = [reason] if reason else []
     if gathered.bad:
-        hints.append(f"`janus data quarantine {of.folder}` lists the refused records")
+        hints.append(f"`janus data quarantine {input_work.folder}` lists the refused records")
     if gathered.dropped:
-        hints.append(f"loosen pipeline.inputs.{of.name}.where")
+        hints.append(f"loosen pipeline.inputs.{input_work.name}.where")
     raise DataError(
-        f"{of.name}: none of {gathered.records:,} records became a sample: {'; '.join(reasons)}",
+        f"{input_work.name}: none of {gathered.records:,} records became a sample: {'; '.join(reasons)}",
         f"{'; '.join(hints)}; nothing was committed",
     )
 
@@ -83,23 +85,23 @@ def shown_reasons(reasons: Mapping[str, str], bad: Mapping[str, int]) -> list[st
     return [reasons[kind] for kind, _ in Counter(bad).most_common(SHOWN_REASONS) if kind in reasons]
 
 
-def report_counts(of: InputWork, gathered: Gathered) -> None:
+def report_counts(input_work: InputWork, gathered: Gathered) -> None:
     """Print how many records were refused and dropped, by reason, and warn of losses of unknown size."""
-    for line in filter(None, (_refused(gathered.bad), _dropped(gathered.dropped))):
-        log.info("%s: %s", of.name, line)
+    for line in filter(None, (_refused_line(gathered.bad), _dropped_line(gathered.dropped))):
+        log.info("%s: %s", input_work.name, line)
     if gathered.cut_short:
         log.warning(
             "%s: %d files end too soon and nothing says how many records they lack: see `janus data quarantine %s`",
-            *(of.name, gathered.cut_short, of.folder),
+            *(input_work.name, gathered.cut_short, input_work.folder),
         )
 
 
-def _refused(bad: Mapping[str, int]) -> str:
+def _refused_line(bad: Mapping[str, int]) -> str:
     """Return the counts of refused records by kind of reason, the most frequent first; empty when there are none."""
     return f"refused: {_counts(bad)}" if bad else ""
 
 
-def _dropped(dropped: Mapping[str, int]) -> str:
+def _dropped_line(dropped: Mapping[str, int]) -> str:
     """Return the counts of dropped records by rule, the most frequent first; empty when there are none."""
     return f"dropped by rules: {_counts(dropped)}" if dropped else ""
 
@@ -107,10 +109,10 @@ def _dropped(dropped: Mapping[str, int]) -> str:
 def _counts(counts: Mapping[str, int]) -> str:
     """Format counts as `too small (12), missing (3)`."""
     ordered = Counter(counts).most_common()
-    more = sum(number for _, number in ordered[SHOWN_COUNTS:])
-    parts = [f"{name} ({number:,})" for name, number in ordered[:SHOWN_COUNTS]]
-    return ", ".join([*parts, f"{len(ordered) - SHOWN_COUNTS} others ({more:,})"] if more else parts)
+    other_records = sum(count for _, count in ordered[SHOWN_COUNTS:])
+    parts = [f"{name} ({count:,})" for name, count in ordered[:SHOWN_COUNTS]]
+    return ", ".join([*parts, f"{len(ordered) - SHOWN_COUNTS} others ({other_records:,})"] if other_records else parts)
 
 
-def _paths(of: InputWork) -> str:
-    return of.source.path if isinstance(of.source.path, str) else ", ".join(of.source.path)
+def _paths(input_work: InputWork) -> str:
+    return input_work.source.path if isinstance(input_work.source.path, str) else ", ".join(input_work.source.path)

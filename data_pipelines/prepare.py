@@ -30,37 +30,43 @@ log = logging.getLogger("janus_dist")
 def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = False) -> None:
     """Make the shards of the inputs that have no manifest yet; starts or joins Ray only if there are any.
 
-    With a `limit`, of so many records of each input, in a folder of its own beside `data.root`. With `anew`, what
-    differs from the recipe or the files of now is made beside the shards that are there, and replaces them at the end.
-    ConfigError when an input's files and its shards would lie in one folder, when shards were made with other settings,
-    or when another job writes into their folder; CheckpointError when the VQ tokenizer's weights are absent or
-    do not fit; DataError when shards are of other weights, or as `stream.run`.
+    With a `limit`, make shards of that many records of each input, in a folder of their own next to `data.root`. With
+    `anew`, make again what differs from the recipe or from the files as they are now, next to the existing shards,
+    which are replaced at the end.
+
+    Raises ConfigError when an input's files and its shards would lie in one folder, when shards were made with other
+    settings, or when another job writes into their folder; CheckpointError when the VQ tokenizer's weights are absent
+    or do not fit; DataError when shards are of other weights, or as `stream.run`.
     """
     if limit is not None:
-        root = f"{recipe.data.root.rstrip('/')}-first-{limit}"
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
-    mine = {f"{recipe.data.root}/{name}" for name in recipe.pipeline.inputs}
-    missing = [name for name in recipe.pipeline.inputs if not is_there(f"{recipe.data.root}/{name}")]
-    for folder in recipe.data.lanes.values():
-        if is_there(folder) and not (anew and folder in mine):
-            _show(folder, recipe)
+        recipe = _with_root(recipe, f"{recipe.data.root.rstrip('/')}-first-{limit}")
+    folders = {name: f"{recipe.data.root}/{name}" for name in recipe.pipeline.inputs}
+    committed = [name for name, folder in folders.items() if is_there(folder)]
+    _report_all_committed(recipe, set(folders.values()) if anew else set())
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
-    for name in recipe.pipeline.inputs:
-        if name not in missing and not anew:
+    if not anew:
+        for name in committed:
             _check_settings(input_work(name, recipe, tokenizer))
-    if anew:
-        missing = list(recipe.pipeline.inputs)
-    if not missing:
-        return
-    found = [input_work(name, recipe, tokenizer) for name in missing]
-    check_apart(found)
-    if any(SPECS[work.stream].draws_images for work in found):
+    todo = list(folders) if anew else [name for name in folders if name not in committed]
+    if todo:
+        _make_shards([input_work(name, recipe, tokenizer) for name in todo], recipe, limit, anew)
+
+
+def _with_root(recipe: BaseRecipe, root: str) -> BaseRecipe:
+    """Return a recipe whose shards go below another folder."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+
+
+def _make_shards(works: Sequence[InputWork], recipe: BaseRecipe, limit: int | None, anew: bool) -> None:
+    """Make the shards of inputs on the cluster."""
+    check_apart(works)
+    if any(SPECS[work.stream].draws_images for work in works):
         from janus_dist.weights.vq import load_vq  # here: a job with nothing to tokenize starts 4 s sooner
 
-        load_vq(recipe.model, recipe.data.vq_weights)  # here, where the error is the user's to read
+        load_vq(recipe.model, recipe.data.vq_weights)  # here, so that the user sees the error at once
     connect()
-    for work in found:
-        log.info("%s: tokenizing %s into %s", work.name, _shown(work), work.folder)
+    for work in works:
+        log.info("%s: tokenizing %s into %s", work.name, _described(work), work.folder)
         stream.run(work, limit, anew)
 
 
@@ -72,15 +78,15 @@ def input_work(name: str, recipe: BaseRecipe, tokenizer: Tokenizer) -> InputWork
     return InputWork(name, pipeline.streams[name], folder, pipeline.inputs[name], recipe, tokenizer)
 
 
-def check_apart(found: Sequence[InputWork]) -> None:
+def check_apart(works: Sequence[InputWork]) -> None:
     """ConfigError when a path of an input is its output folder, lies in it or contains it: a run reads no output, and
     what it tidies up is never a source."""
     faults = [
         f"pipeline.inputs.{work.name}.path={path} and the folder of its shards, {work.folder}, are not apart"
-        for work in found
+        for work in works
         for path in _paths(work)
         for path in expand(path)
-        if _overlap(_parts(path), _parts(work.folder))
+        if _overlap(_path_parts(path), _path_parts(work.folder))
     ]
     if faults:
         raise ConfigError(
@@ -92,31 +98,38 @@ def check_apart(found: Sequence[InputWork]) -> None:
 
 def _overlap(pattern: Sequence[str], folder: Sequence[str]) -> bool:
     """Whether what a path or pattern names may be a folder, lie in it or contain it."""
-    for wanted, name in zip(pattern, folder, strict=False):
-        if wanted == "**":
+    for pattern_part, name in zip(pattern, folder, strict=False):
+        if pattern_part == "**":
             return True
-        if wanted != name and not fnmatchcase(name, wanted):
+        if pattern_part != name and not fnmatchcase(name, pattern_part):
             return False
     return True
 
 
-def _parts(path: str) -> list[str]:
+def _path_parts(path: str) -> list[str]:
     """The names in a path, links followed; the first tells disks and stores apart."""
     name = fsspec.core.strip_protocol(path)
     where, name = ("disk", os.path.realpath(name)) if fs.is_local(path) else ("store", name)
     return [where, *filter(None, name.split("/"))]
 
 
-def _show(folder: str, recipe: BaseRecipe) -> None:
+def _report_all_committed(recipe: BaseRecipe, replaced: set[str]) -> None:
+    """Report the existing shard sets that a recipe trains on, but those in folders whose shards are replaced."""
+    for folder in recipe.data.lanes.values():
+        if folder not in replaced and is_there(folder):
+            _report_committed(folder, recipe)
+
+
+def _report_committed(folder: str, recipe: BaseRecipe) -> None:
     """Say what is there; DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
     manifest = Manifest.load(folder)
     weights = recipe.data.vq_weights
     if manifest.vq_sha256 is not None and fs.size(weights) is not None:
-        found = stream.vq_sha256(recipe)
-        if found != manifest.vq_sha256:
+        recipe_sha256 = stream.vq_sha256(recipe)
+        if recipe_sha256 != manifest.vq_sha256:
             raise DataError(
                 f"{folder}/{NAME} was made with VQ weights whose sha256 is {manifest.vq_sha256[:12]}, "
-                f"but data.vq_weights={weights} has {found[:12]}",
+                f"but data.vq_weights={weights} has {recipe_sha256[:12]}",
                 "use the weights that the shards were made with, or tokenize again into another data.root",
             )
     log.info("%s: %d samples, %d tokens in %s", manifest.stream, manifest.samples, manifest.tokens, folder)
@@ -126,14 +139,14 @@ def _check_settings(work: InputWork) -> None:
     """Raise ConfigError when the shards of an input were made with other settings; weights are checked elsewhere."""
     manifest = Manifest.load(work.folder)
     try:
-        now = stream.settings(work, manifest.vq_sha256)
+        new_settings = stream.settings(work, manifest.vq_sha256)
     except OSError:  # a source that made shards long ago may be gone
         return
-    if said := refuse_other_settings(work, manifest, now):
-        log.warning("%s: its shards are taken as they are, though %s", work.name, ", ".join(said))
+    if accepted := refuse_other_settings(work, manifest, new_settings):
+        log.warning("%s: its shards are taken as they are, though %s", work.name, ", ".join(accepted))
 
 
-def _shown(work: InputWork) -> str:
+def _described(work: InputWork) -> str:
     paths = _paths(work)
     return f"{', '.join(paths)} ({work.source.format})" if paths else work.source.format
 

@@ -28,7 +28,7 @@ class Progress:
         self.seconds: dict[str, float] = {}
         self.running: list[tuple[int, int, Report]] = []
         """Number, bytes of input and the latest report of each running job."""
-        self.began = self.said = time.monotonic()
+        self.started_at = self.printed_at = time.monotonic()
 
     @property
     def share(self) -> float:
@@ -48,7 +48,7 @@ class Progress:
     @property
     def is_due(self) -> bool:
         """Tell whether the last line is SAY_EVERY_S ago."""
-        return time.monotonic() - self.said >= SAY_EVERY_S
+        return time.monotonic() - self.printed_at >= SAY_EVERY_S
 
     def found(self, size: int) -> None:
         """A job that an earlier run did."""
@@ -60,14 +60,14 @@ class Progress:
         self.jobs_done += 1
         self.bytes_done += size
         self.records += records
-        for step, taken in seconds.items():
-            self.seconds[step] = self.seconds.get(step, 0.0) + taken
+        for step, step_seconds in seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + step_seconds
 
     def say(self) -> None:
         """Print a line if the last one is long ago."""
         if self.is_due:
-            self.said = time.monotonic()
-            log.info("%s", self.line(self.said - self.began))
+            self.printed_at = time.monotonic()
+            log.info("%s", self.line(self.printed_at - self.started_at))
 
     def line(self, passed_s: float) -> str:
         """How far it is after `passed_s` seconds."""
@@ -93,7 +93,7 @@ class Progress:
 
     def close(self, manifest: Manifest) -> None:
         """Print what came out."""
-        passed_s = time.monotonic() - self.began
+        passed_s = time.monotonic() - self.started_at
         rate = f"{self.records} records in {duration(passed_s)}, {count(self.records / max(passed_s, 1e-9))}/s"
         log.info(
             "%s: %d samples, %d tokens in %d shards, %d quarantined (%s)",

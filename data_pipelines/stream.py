@@ -7,59 +7,36 @@ manifest lists before another manifest has taken its place.
 
 import hashlib
 import logging
-import time
-import traceback
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from data_pipelines import gather, work
 from data_pipelines.committed import refuse_other_settings
-from data_pipelines.encoder import EncoderPool
 from data_pipelines.inputs import formats, versions
 from data_pipelines.job import InputWork
+from data_pipelines.job_runner import Failure, finished_jobs
 from data_pipelines.judge import Judge
 from data_pipelines.limit import limit_line
 from data_pipelines.outcome import SHOWN_REASONS, RuleWatch, check_outcome, report_counts
 from data_pipelines.progress import Progress
-from data_pipelines.reports import ReportBoard
-from data_pipelines.task import Summary, do_job
+from data_pipelines.task import Summary
 from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.streams import SPECS
 from janus_dist.data.manifest import Manifest, is_there, table_name
-from janus_dist.errors import ClusterError, DataError, JanusError
-from janus_dist.launch.task_pool import cancel
+from janus_dist.errors import ClusterError, DataError
 from janus_dist.storage import fs
-from janus_dist.storage.lease import Lease, LeaseLostError, hold
+from janus_dist.storage.lease import Lease, hold
 
 PIPELINE_VERSION = 4  # goes into the digests of jobs; raise it with every change of what a step makes of a record
-ATTEMPTS = 6
-"""Of a job, whatever its failures; after them the others go on and the run fails at its end."""
-PAUSE_S = 4.0
-"""Before the second attempt; 4, 9, 16 and 25 times as long before the next: a store may be down for minutes."""
-FAILED_JOBS = 10
-"""After so many the run stops at once."""
-EXAMPLE_JOBS = 32
-"""Jobs that keep examples, spread over all."""
-JOBS_AHEAD = 2
-"""Jobs in Ray's hands per core: those that wait for one ask an autoscaling cluster for more."""
-ENCODED_CPUS = 0.5
-"""Cores of a job that mostly waits for VQ ids: with two a core, one feeds the encoders while another begins or ends."""
-POLL_S = 1.0
-LOOK_EVERY_S = 5.0
-"""Between two looks at what running jobs report."""
 IN_USE = "follow or stop that job, or give this one another data.root; what has a manifest by then is left as it is"
 
 log = logging.getLogger("janus_dist")
 
 
-def run(of: InputWork, limit: int | None = None, anew: bool = False) -> Manifest:
+def run(input_work: InputWork, limit: int | None = None, anew: bool = False) -> Manifest:
     """Make what is missing of an input's shards and commit their manifest; needs an initialised Ray.
 
     Shards with a manifest are left as they are, unless `anew`: then what differs from settings and files of now is made
@@ -70,32 +47,61 @@ def run(of: InputWork, limit: int | None = None, anew: bool = False) -> Manifest
     be done: what was done stays, and the same call again does the rest. ConfigError when another run writes into the
     folder, or the shards there were made with other settings.
     """
-    with hold(of.folder, f"the shard set {of.folder}", f"tokenizing {of.name}", log.info, IN_USE) as lease:
-        return _make(replace(of, claim=lease.claim), limit, anew, lease)
+    with hold(
+        input_work.folder, f"the shard set {input_work.folder}", f"tokenizing {input_work.name}", log.info, IN_USE
+    ) as lease:
+        return _make(replace(input_work, claim=lease.claim), limit, anew, lease)
 
 
-def _make(of: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifest:
-    """`run` for whoever holds the folder."""
-    shard_samples = of.recipe.pipeline.shard_samples
-    units = formats.units(of.source, shard_samples)  # first, since it says what is wrong with the source
-    made_by = settings(of)
-    if not anew and (made := _committed(of, made_by)) is not None:
-        return made
+def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifest:
+    """Do what `run` does for a caller that holds the lease of the folder."""
+    shard_samples = input_work.recipe.pipeline.shard_samples
+    units = formats.units(input_work.source, shard_samples)  # first, since it checks the source
+    made_by = settings(input_work)
+    if not anew and (committed := _committed(input_work, made_by)) is not None:
+        return committed
     jobs = work.cut(units, shard_samples, made_by, limit)
     if limit is not None:
-        log.info("%s: %s", of.name, limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs]))
-    progress = Progress(of.name, len(jobs), sum(job.size for job in jobs))
-    judge, rules = Judge(of), RuleWatch(of, units)
-    found = _found(of, jobs)
+        line = limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs])
+        log.info("%s: %s", input_work.name, line)
+    progress = Progress(input_work.name, len(jobs), sum(job.size for job in jobs))
+    judge = Judge(input_work)
+    failures = _do_missing(input_work, jobs, RuleWatch(input_work, units), progress, judge, lease)
+    lease.check()
+    gathered = gather.gather(input_work.folder, work.markers(input_work.folder, jobs))
+    judge.check(units)
+    if failures or gathered.jobs != len(jobs):
+        raise _incomplete(input_work.name, len(jobs) - gathered.jobs, len(jobs), failures)
+    check_outcome(input_work, gathered, units)
+    for line in gathered.ignored_lines():
+        log.info("%s: %s", input_work.name, line)
+    manifest = gathered.manifest(input_work, made_by)
+    _commit(input_work, manifest, jobs, anew, lease)
+    progress.close(manifest)
+    report_counts(input_work, gathered)
+    return manifest
+
+
+def _do_missing(
+    input_work: InputWork,
+    jobs: Sequence[ShardJob],
+    rules: RuleWatch,
+    progress: Progress,
+    judge: Judge,
+    lease: Lease,
+) -> list[Failure]:
+    """Do the jobs that no earlier run did, and return why some could not be done; stops when too many records are
+    bad."""
+    earlier = _earlier_summaries(input_work, jobs)
     for job in jobs:
-        if job.digest in found:
+        if job.digest in earlier:
             progress.found(job.size)
-            judge.add(found[job.digest], progress.share)
-    left = [job for job in jobs if job.digest not in found]
-    if left and found:
-        log.info("%s: %d of %d jobs were done by an earlier run", of.name, len(found), len(jobs))
+            judge.add(earlier[job.digest], progress.share)
+    missing = [job for job in jobs if job.digest not in earlier]
+    if missing and earlier:
+        log.info("%s: %d of %d jobs were done by an earlier run", input_work.name, len(earlier), len(jobs))
     failures: list[Failure] = []
-    for job, summary in _finished(of, left, failures, progress, judge):
+    for job, summary in finished_jobs(input_work, missing, failures, progress, judge):
         lease.check()
         progress.add(job.size, summary.records, summary.seconds)
         rules.add(summary)
@@ -103,226 +109,138 @@ def _make(of: InputWork, limit: int | None, anew: bool, lease: Lease) -> Manifes
         judge.watch(progress.reports, progress.share)
         if judge.too_many:
             break
-    lease.check()
-    gathered = gather.gather(of.folder, work.markers(of.folder, jobs))
-    judge.check(units)
-    if failures or gathered.jobs != len(jobs):
-        raise (DataError if any(isinstance(one.error, DataError) for one in failures) else ClusterError)(
-            f"{of.name}: {len(jobs) - gathered.jobs} of {len(jobs)} jobs were not done; "
-            f"{'; '.join(one.text for one in failures[:SHOWN_REASONS]) or 'their markers are gone'}",
-            next((one.error.hint for one in failures if isinstance(one.error, DataError)), None)
-            or "what was done stays: run the same command again",
-        )
-    check_outcome(of, gathered, units)
-    for line in gathered.ignored_lines():
-        log.info("%s: %s", of.name, line)
-    manifest = gathered.manifest(of, made_by)
-    _commit(of, manifest, jobs, anew, lease)
-    progress.close(manifest)
-    report_counts(of, gathered)
-    return manifest
+    return failures
 
 
-def _commit(of: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: bool, lease: Lease) -> None:
+def _incomplete(name: str, missing: int, jobs: int, failures: Sequence[Failure]) -> DataError | ClusterError:
+    """Return the error of a run whose jobs were not all done: a DataError when the data made one of them fail."""
+    data_errors = [failure.error for failure in failures if isinstance(failure.error, DataError)]
+    hint = data_errors[0].hint if data_errors else None
+    reasons = "; ".join(failure.text for failure in failures[:SHOWN_REASONS]) or "their markers are gone"
+    return (DataError if data_errors else ClusterError)(
+        f"{name}: {missing} of {jobs} jobs were not done; {reasons}",
+        hint or "what was done stays: run the same command again",
+    )
+
+
+def _commit(input_work: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: bool, lease: Lease) -> None:
     """Write the manifest. Shards that no manifest lists are removed before, those of one that is replaced after it."""
     lease.check()
     try:
-        before = _manifest(of.folder)
+        before = _manifest(input_work.folder)
     except DataError:
         if not anew:
             raise
         before = None  # a damaged one keeps no shards
     if before is not None and not anew:
         raise DataError(
-            f"{of.folder} got a manifest while its shards were made: by a job that does not know of the lease there",
+            f"{input_work.folder} got a manifest while its shards were made: by a job that does not know of the lease "
+            "there",
             "see which job that is (of an older version, perhaps); both lists of shards are whole, and this job's are "
             "removed by: python jobs/prepare.py RECIPE.yaml ... --replace",
         )
-    work.remove_strays(of.folder, jobs, [*manifest.shards, *(before.shards if before is not None else ())])
+    work.remove_strays(input_work.folder, jobs, [*manifest.shards, *(before.shards if before is not None else ())])
     lease.check()
-    manifest.save(of.folder)
+    manifest.save(input_work.folder)
     if before is not None:
-        work.remove_strays(of.folder, jobs, manifest.shards)
+        work.remove_strays(input_work.folder, jobs, manifest.shards)
         if before.shards.digest != manifest.shards.digest:
-            fs.remove(f"{of.folder}/{table_name(before.shards.digest)}")
+            fs.remove(f"{input_work.folder}/{table_name(before.shards.digest)}")
 
 
 def _manifest(folder: str) -> Manifest | None:
     return Manifest.load(folder) if is_there(folder) else None
 
 
-def _committed(of: InputWork, made_by: dict[str, Any]) -> Manifest | None:
+def _committed(input_work: InputWork, made_by: dict[str, Any]) -> Manifest | None:
     """The manifest of shards that are there; ConfigError when they were made with other settings."""
-    manifest = _manifest(of.folder)
+    manifest = _manifest(input_work.folder)
     if manifest is not None:
-        refuse_other_settings(of, manifest, made_by)
-        log.info("%s: %d samples are there, made by another job", of.name, manifest.samples)
+        refuse_other_settings(input_work, manifest, made_by)
+        log.info("%s: %d samples are there, made by another job", input_work.name, manifest.samples)
     return manifest
 
 
-def settings(of: InputWork, vq: str | None = None) -> dict[str, Any]:
+def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
     """Everything beside the input's files that decides what the shards hold.
 
     `vq`: sha256 of the VQ weights, where it is known.
     """
-    recipe, pipeline = of.recipe, of.recipe.pipeline
-    found: dict[str, Any] = {
+    recipe, pipeline = input_work.recipe, input_work.recipe.pipeline
+    values: dict[str, Any] = {
         "pipeline_version": PIPELINE_VERSION,
-        "stream": of.stream,
-        "input": of.source.model_dump(mode="json"),
+        "stream": input_work.stream,
+        "input": input_work.source.model_dump(mode="json"),
         "shard_samples": pipeline.shard_samples,
-        "tokenizer_sha256": of.tokenizer.sha256,
+        "tokenizer_sha256": input_work.tokenizer.sha256,
         "max_positions": recipe.model.text.max_positions,
     }
-    if of.source.class_names is not None:
-        found["class_names_sha256"] = sha256_of(of.source.class_names)
-    if not SPECS[of.stream].has_images:
-        return found | {"text_document_tokens": pipeline.text_document_tokens}
-    return found | {
+    if input_work.source.class_names is not None:
+        values["class_names_sha256"] = sha256_of(input_work.source.class_names)
+    if not SPECS[input_work.stream].has_images:
+        return values | {"text_document_tokens": pipeline.text_document_tokens}
+    return values | {
         "chat": recipe.data.chat.model_dump(),
         "image_size": recipe.model.image_size,
         "image_tokens": recipe.model.image_tokens,
         "image_ids": recipe.model.image_ids,
         "jpeg_quality": pipeline.jpeg_quality,
         "max_image_pixels": pipeline.max_image_pixels,
-        "vq_sha256": (vq or vq_sha256(recipe)) if SPECS[of.stream].draws_images else None,
+        "vq_sha256": (vq or vq_sha256(recipe)) if SPECS[input_work.stream].draws_images else None,
         "vq_codes": recipe.model.vq.codes,
     }
 
 
-def _found(of: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
-    """What earlier runs did, by the digest of the job.
+def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
+    """Return what earlier runs did, by the digest of the job.
 
-    Where that alone has too many bad records, or no sample, the run would fail for ever, whatever became of its source:
-    jobs that refused records lose their markers and are done again.
+    Jobs whose files have changed since lose their markers and are done again. Where the earlier jobs alone have too
+    many bad records, or no sample, the run would always fail, even after the source was repaired: jobs that refused
+    records lose their markers, too.
     """
-    by_digest, found, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
-    for marker in work.done(of.folder, jobs):
+    by_digest, summaries, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
+    for marker in work.done(input_work.folder, jobs):
         job = by_digest[marker.job]
         if marker.versions in ("", versions.digest(job.units)):
-            found[marker.job] = Summary.of(marker)
+            summaries[marker.job] = Summary.of(marker)
         else:
             changed.append(job)
     if changed:
         log.info(
-            "%s: %d jobs were done by an earlier run from files that have changed since, as %s: they are done again",
-            *(of.name, len(changed), changed[0].units[0].path),
+            "%s: %d jobs were done by an earlier run from files that have changed since, such as %s: they are done "
+            "again",
+            *(input_work.name, len(changed), changed[0].units[0].path),
         )
     for job in changed:
-        work.forget(of.folder, job)
-    if others := work.of_other_cuts(of.folder, jobs):
+        work.forget(input_work.folder, job)
+    if foreign := work.of_other_cuts(input_work.folder, jobs):
         log.info(
             "%s: %d jobs in %s were done with other settings or from other files: they do not count, and what they "
             "made is removed when all is done",
-            *(of.name, len(others), of.folder),
+            *(input_work.name, len(foreign), input_work.folder),
         )
-    judge = Judge(of)
-    for summary in found.values():
+    for job in _jobs_to_repeat(input_work, jobs, summaries):
+        work.forget(input_work.folder, job)
+        del summaries[job.digest]
+    return summaries
+
+
+def _jobs_to_repeat(
+    input_work: InputWork, jobs: Sequence[ShardJob], summaries: Mapping[str, Summary]
+) -> list[ShardJob]:
+    """Return the jobs with bad records where earlier runs read too many of them or made no sample; else none."""
+    judge = Judge(input_work)
+    for summary in summaries.values():
         judge.add(summary, 1.0)
-    again = [job for job in jobs if job.digest in found and found[job.digest].bad]
-    if judge.failed or (again and not any(summary.samples for summary in found.values())):
-        log.info(
-            "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
-            *(of.name, judge.bad, judge.records, len(again)),
-        )
-        for job in again:
-            work.forget(of.folder, job)
-            del found[job.digest]
-    return found
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a job could not be done."""
-
-    text: str
-    error: BaseException
-
-
-@dataclass
-class Watcher:
-    """Takes the reports of running jobs for the console and for the judge."""
-
-    board: ReportBoard
-    progress: Progress
-    judge: Judge
-    looked_at: float = field(default_factory=time.monotonic)
-
-    def look(self, running: Iterable[ShardJob]) -> None:
-        """Take the latest reports, LOOK_EVERY_S apart; a board that does not answer is asked again later."""
-        now = time.monotonic()
-        if now - self.looked_at < LOOK_EVERY_S and not self.progress.is_due:
-            return
-        self.looked_at = now
-        reports = self.board.read()
-        if reports is not None:
-            known = [job for job in running if job.number in reports]
-            self.progress.running = [(job.number, job.size, reports[job.number]) for job in known]
-            self.judge.watch(self.progress.reports, self.progress.share)
-
-
-def _finished(
-    of: InputWork, jobs: Sequence[ShardJob], failures: list[Failure], progress: Progress, judge: Judge
-) -> Iterator[tuple[ShardJob, Summary]]:
-    """Do jobs on the cluster and give each as it is done; why others could not be goes to `failures`.
-
-    Ends before all are done when those that run report too many bad records.
-    """
-    if not jobs:
-        return
-    encoders = EncoderPool.start(of.recipe) if SPECS[of.stream].draws_images else None
-    cpus = ENCODED_CPUS if encoders else 1
-    shared, waiting, attempts = ray.put(of), deque(jobs), Counter[int]()
-    paused: list[tuple[float, ShardJob]] = []
-    every = max(1, len(jobs) // EXAMPLE_JOBS)
-    running: dict[ray.ObjectRef, ShardJob] = {}
-    watcher = Watcher(ReportBoard.start(), progress, judge)
-    try:
-        while (waiting or paused or running) and len(failures) < FAILED_JOBS:
-            now = time.monotonic()
-            waiting.extend(job for until, job in paused if until <= now)
-            paused = [(until, job) for until, job in paused if until > now]
-            while waiting and len(running) < JOBS_AHEAD * ray.cluster_resources().get("CPU", 1) / cpus:
-                job = waiting.popleft()
-                attempts[job.number] += 1
-                do = do_job.options(num_cpus=cpus)
-                running[do.remote(job, shared, encoders, job.number % every == 0, watcher.board)] = job
-            watcher.look(running.values())
-            if judge.too_many:
-                return
-            progress.say()
-            if not running:
-                time.sleep(POLL_S)
-                continue
-            for done in ray.wait(list(running), timeout=POLL_S)[0]:
-                job = running.pop(done)
-                progress.running = [entry for entry in progress.running if entry[0] != job.number]
-                try:
-                    yield job, ray.get(done)
-                except (RayError, JanusError, OSError) as error:
-                    if attempts[job.number] < ATTEMPTS and _may_pass(error):
-                        paused.append((time.monotonic() + PAUSE_S * attempts[job.number] ** 2, job))
-                    else:
-                        failures.append(_failure(job, error))
-    finally:
-        cancel(list(running))
-        watcher.board.stop()
-        if encoders is not None:
-            encoders.stop()
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may succeed: our own faults do not pass, a store, a disk or a node may come back."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, OSError | RayError | ClusterError) and not isinstance(cause, LeaseLostError)
-
-
-def _failure(job: ShardJob, error: Exception) -> Failure:
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if not isinstance(cause, JanusError | OSError | RayError):
-        log.error("%s", "".join(traceback.format_exception(error)))
-    said = str(cause).strip().split("\n")[0]
-    return Failure(f"job {job.number} ({job.units[0].path}): {type(cause).__name__}: {said}", cause)
+    with_bad = [job for job in jobs if job.digest in summaries and summaries[job.digest].bad]
+    has_samples = any(summary.samples for summary in summaries.values())
+    if not judge.failed and (has_samples or not with_bad):
+        return []
+    log.info(
+        "%s: %d of %d records that earlier runs read were bad, too many: their %d jobs are done again",
+        *(input_work.name, judge.bad, judge.records, len(with_bad)),
+    )
+    return with_bad
 
 
 def vq_sha256(recipe: BaseRecipe) -> str:

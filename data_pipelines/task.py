@@ -41,15 +41,15 @@ class Summary:
 
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
 def do_job(
-    job: ShardJob, of: InputWork, encoders: EncoderPool | None, with_examples: bool, board: ReportBoard
+    job: ShardJob, input_work: InputWork, encoders: EncoderPool | None, with_examples: bool, board: ReportBoard
 ) -> Summary:
     """Do a job, unless an earlier attempt lived long enough to commit it, but not to say so."""
-    marker = work.load_marker(of.folder, job)
+    marker = work.load_marker(input_work.folder, job)
     if marker is None:
         marker = run_job(
-            job, of, NearEncoders(encoders) if encoders else None, with_examples, board.send_for(job.number)
+            job, input_work, NearEncoders(encoders) if encoders else None, with_examples, board.send_for(job.number)
         )
     if marker is None:
-        marker = work.load_marker(of.folder, job)
+        marker = work.load_marker(input_work.folder, job)
     assert marker is not None, "an attempt lost against a marker that is not there"
     return Summary.of(marker)

@@ -59,18 +59,18 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
 def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
     """The images [image, 3, side, side] uint8 of generation inputs as they are cropped, and the ids of their prompts;
     bad ones are left out. DataError when there are fewer than two."""
-    found: list[Prepared] = []
+    samples: list[Prepared] = []
     for name in generation_inputs(recipe):
-        found += prepared(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
-    if len(found) < 2:
-        raise DataError(f"the generation inputs have {len(found)} images to train on, at least 2 are needed")
-    squares = torch.from_numpy(np.stack([one.pixels for one in found])).permute(0, 3, 1, 2).contiguous()
-    return squares, [one.prompt_ids for one in found]
+        samples += prepared(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
+    if len(samples) < 2:
+        raise DataError(f"the generation inputs have {len(samples)} images to train on, at least 2 are needed")
+    squares = torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2).contiguous()
+    return squares, [sample.prompt_ids for sample in samples]
 
 
 def generation_inputs(recipe: BaseRecipe) -> list[str]:
     """Names of the inputs of the generation stream; DataError when there is none."""
-    found = [name for name, stream in recipe.pipeline.streams.items() if SPECS[stream].draws_images]
-    if not found:
+    names = [name for name, stream in recipe.pipeline.streams.items() if SPECS[stream].draws_images]
+    if not names:
         raise DataError("pipeline.inputs has no input of the generation stream, there are no images to train on")
-    return found
+    return names

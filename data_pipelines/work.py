@@ -86,30 +86,43 @@ def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], 
     if limit is not None:
         return _cut_limited(units, shard_samples, settings, limit)
     groups: list[list[Unit]] = []
-    open_for = 0
+    missing_records = 0
     for unit in units:
-        if unit.records is not None and 0 < unit.records <= open_for:
+        if unit.records is not None and 0 < unit.records <= missing_records:
             groups[-1].append(unit)
-            open_for -= unit.records
+            missing_records -= unit.records
             continue
         groups.append([unit])
-        open_for = max(0, shard_samples - unit.records) if unit.records is not None else 0
-    return [_job(number, group, None, settings) for number, group in enumerate(groups)]
+        missing_records = max(0, shard_samples - unit.records) if unit.records is not None else 0
+    return [_job(index, group, None, settings) for index, group in enumerate(groups)]
 
 
 def _cut_limited(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int) -> list[ShardJob]:
     """Deal the units out to as few jobs as make shards of the usual size, and share the limit among the jobs."""
     ordered = spread(units)
-    is_known = all(unit.records is not None for unit in units)
-    jobs = min(len(units), -(-limit // shard_samples) if is_known else 1)
-    if is_known:  # no job needs the names of a million files
-        enough = next(
-            (n for n, total in enumerate(accumulate(unit.records or 0 for unit in ordered), 1) if total >= limit), 0
-        )
-        ordered = ordered[: max(enough, SPREAD * jobs)] if enough else ordered
-    groups = [ordered[number::jobs] for number in range(jobs)]
-    shares = share_out(limit, [sum(unit.records or 0 for unit in group) if is_known else limit for group in groups])
-    return [_job(number, groups[number], share, settings) for number, share in enumerate(shares) if share]
+    counts = _record_counts(ordered)
+    jobs = min(len(units), -(-limit // shard_samples) if counts is not None else 1)
+    if counts is None:
+        capacities = [limit] * jobs
+    else:
+        ordered = ordered[: _units_for(counts, limit, SPREAD * jobs)]  # no job needs the names of a million files
+        counts = counts[: len(ordered)]
+        capacities = [sum(counts[index::jobs]) for index in range(jobs)]
+    shares = share_out(limit, capacities)
+    return [_job(index, ordered[index::jobs], share, settings) for index, share in enumerate(shares) if share]
+
+
+def _record_counts(units: Sequence[Unit]) -> list[int] | None:
+    """Return how many records each unit holds; None when a unit does not say it."""
+    counts = [unit.records for unit in units if unit.records is not None]
+    return counts if len(counts) == len(units) else None
+
+
+def _units_for(counts: Sequence[int], limit: int, least: int) -> int:
+    """Return how many of the first units are dealt out: those that hold `limit` records, at least `least`; all when
+    they hold fewer."""
+    enough = next((index for index, total in enumerate(accumulate(counts), 1) if total >= limit), 0)
+    return max(enough, least) if enough else len(counts)
 
 
 def attempt_name() -> str:
@@ -151,8 +164,8 @@ def _decoded(values: dict[str, Any]) -> Marker:
     shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
     rejects = tuple(map(_reject, values.pop("rejects")))
     examples = tuple(
-        Example(**one | {"image": b64decode(one["image"]), "vq_ids": tuple(one["vq_ids"])})
-        for one in values.pop("examples")
+        Example(**example | {"image": b64decode(example["image"]), "vq_ids": tuple(example["vq_ids"])})
+        for example in values.pop("examples")
     )
     return Marker(**values, shards=shards, rejects=rejects, examples=examples)
 
@@ -167,22 +180,22 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """The markers of jobs that have one, in the order of the jobs; some are read ahead, not all."""
     with ThreadPoolExecutor(LISTERS) as pool:
         for start in range(0, len(jobs), 8 * LISTERS):
-            found = pool.map(partial(load_marker, folder), jobs[start : start + 8 * LISTERS])
-            yield from (marker for marker in found if marker is not None)
+            loaded = pool.map(partial(load_marker, folder), jobs[start : start + 8 * LISTERS])
+            yield from (marker for marker in loaded if marker is not None)
 
 
 def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
     """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
     committed = _markers(folder).names()
     sizes = fs.sizes(folder)  # after the markers: the shards of each were there before it
-    known = [job for job in jobs if name_of(job.digest) in committed]
-    whole: set[str] = set()
-    for marker in markers(folder, known):
-        if all(_is_whole(entry, sizes) for entry in marker.shards):
-            whole.add(marker.job)
+    marked_jobs = [job for job in jobs if name_of(job.digest) in committed]
+    complete: set[str] = set()
+    for marker in markers(folder, marked_jobs):
+        if all(_is_complete(entry, sizes) for entry in marker.shards):
+            complete.add(marker.job)
             yield marker
-    for job in known:
-        if job.digest not in whole:
+    for job in marked_jobs:
+        if job.digest not in complete:
             forget(folder, job)
 
 
@@ -208,7 +221,7 @@ def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[Shard
     _markers(folder).remove_others(job.digest for job in jobs)
 
 
-def _is_whole(entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
+def _is_complete(entry: ShardEntry, sizes: Mapping[str, int]) -> bool:
     tar, index = _files(entry)
     index_bytes = INDEX_HEADER_BYTES + entry.samples * INDEX_DTYPE.itemsize
     return sizes.get(tar) == entry.bytes and sizes.get(index) == index_bytes

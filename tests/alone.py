@@ -41,4 +41,4 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
             assert marker is not None
             yield job, Summary.of(marker)
 
-    patch.setattr(stream, "_finished", finished)
+    patch.setattr(stream, "finished_jobs", finished)

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_pipelines.inputs import media
 from data_pipelines.inputs.files import short
+from data_pipelines.inputs.media import Sight
 from data_pipelines.record import Picture
 from janus_dist.config.streams import Stream
 from janus_dist.errors import DataError, RecordError
@@ -56,34 +57,38 @@ class Account:
         `image_key`: the key that the pictures are from; empty when they are from elsewhere.
         """
         for path, key, value in self.unread:
-            self.ignore(path, self._judge(path, key, value, pictures, image_key))
+            self.ignore(path, self._reason(path, key, value, pictures, image_key))
 
-    def _judge(self, path: str, key: str, value: Any, pictures: Sequence[Picture], image_key: str) -> str:
+    def _reason(self, path: str, key: str, value: Any, pictures: Sequence[Picture], image_key: str) -> str:
+        """Return the reason why a value is ignored; raises DataError when it must not be."""
         sights = media.look(value, key)
-        medium = media.KEYS.get(key.lower())
-        is_medium = medium is not None and not isinstance(value, bool | int | float)
+        medium = _medium_of_key(key, value)
         if self.stream == "text":
-            return TEXT_ONLY if sights or is_medium else NOT_USED
-        if medium is not None and is_medium:
+            return TEXT_ONLY if sights or medium is not None else NOT_USED
+        if medium is not None:
             raise media.refused(medium, f"{path} has {sights[0].shown if sights else _shown(value)}")
-        if self.stream == "generation" and BEFORE.fullmatch(key) and not _is_web(value) and _may_be_file(value):
-            raise edited(path)
+        self._check_generation(path, key, value)
         others = [sight for sight in sights if sight.medium != "image"]
         if others and not pictures:
             raise media.refused(others[0].medium, f"{path} has {others[0].shown}")
-        images = [
-            sight
-            for sight in sights
-            if sight.medium == "image"
-            and not (sight.path and any(media.is_name_of(sight.path, picture.source) for picture in pictures))
-        ]
-        if not images:
-            return f"{media.SHOWN_MEDIA[sights[0].medium]}, which is not read" if others else NOT_USED
+        images = [sight for sight in sights if sight.medium == "image" and not _is_shown_by(sight, pictures)]
+        if images:
+            return self._image_reason(path, key, images, bool(pictures), image_key)
+        return f"{media.SHOWN_MEDIA[sights[0].medium]}, which is not read" if others else NOT_USED
+
+    def _check_generation(self, path: str, key: str, value: Any) -> None:
+        """Raise DataError for the image that an editing record of the generation stream starts from."""
+        if self.stream == "generation" and BEFORE.fullmatch(key) and not _is_web_address(value) and _may_be_file(value):
+            raise edited(path)
+
+    def _image_reason(self, path: str, key: str, images: Sequence[Sight], has_pictures: bool, image_key: str) -> str:
+        """Return the reason why an entry's further images are ignored; raises DataError when nothing says which
+        image counts."""
         if self.is_image_named:
             return "an image, but the recipe's columns.image names another"
-        if pictures and all(image.is_web for image in images):
+        if has_pictures and all(image.is_web for image in images):
             return "a web address of an image, which is not read"
-        if pictures and self.is_tar:
+        if has_pictures and self.is_tar:
             return "a name of an image, but members of the tar are the images"
         raise RecordError(
             "images", f"{path} has {images[0].shown}, which nothing reads; {self._way_out(path, key, image_key)}"
@@ -129,7 +134,17 @@ def edited(path: str) -> DataError:
     )
 
 
-def _is_web(value: Any) -> bool:
+def _medium_of_key(key: str, value: Any) -> media.Medium | None:
+    """Return the medium that a key stands for; None for a number, which holds no file."""
+    return None if isinstance(value, bool | int | float) else media.KEYS.get(key.lower())
+
+
+def _is_shown_by(sight: Sight, pictures: Sequence[Picture]) -> bool:
+    """Return whether a value is a path of one of the pictures."""
+    return bool(sight.path) and any(media.is_name_of(sight.path, picture.source) for picture in pictures)
+
+
+def _is_web_address(value: Any) -> bool:
     return isinstance(value, str) and value.lower().startswith(media.WEB)
 
 

@@ -17,28 +17,28 @@ from janus_dist.datasets import easy_vqa, scene_words, scenes
 from janus_dist.inspection.inspect import Reject
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Slices of `shard_samples` records."""
-    if of.format == "scenes":
-        number = scenes.NUMBERS["train"]
+    if config.format == "scenes":
+        total = scenes.NUMBERS["train"]
     else:
-        number = len(pydoc_data.topics.topics) if of.format == "pydoc" else len(easy_vqa.load("train"))
-    stops = [min(start + shard_samples, number) for start in range(0, number, shard_samples)]
+        total = len(pydoc_data.topics.topics) if config.format == "pydoc" else len(easy_vqa.load("train"))
+    stops = [min(start + shard_samples, total) for start in range(0, total, shard_samples)]
     return [
-        Unit(of.format, stop - start, start, stop, stop - start)
-        for start, stop in zip(range(0, number, shard_samples), stops, strict=True)
+        Unit(config.format, stop - start, start, stop, stop - start)
+        for start, stop in zip(range(0, total, shard_samples), stops, strict=True)
     ]
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a slice."""
-    if of.format == "pydoc":
+    if config.format == "pydoc":
         topics = pydoc_data.topics.topics
-        for number, name in list(enumerate(sorted(topics)))[unit.start : unit.stop]:
-            yield Record(f"topic-{number:05d}", f"pydoc_data.topics:{name}", text=topics[name])
+        for index, name in list(enumerate(sorted(topics)))[unit.start : unit.stop]:
+            yield Record(f"topic-{index:05d}", f"pydoc_data.topics:{name}", text=topics[name])
         return
-    if of.format == "scenes":
-        yield from (_scene(number) for number in range(unit.start, unit.stop or 0))
+    if config.format == "scenes":
+        yield from (_scene(index) for index in range(unit.start, unit.stop or 0))
         return
     for image in easy_vqa.load("train")[unit.start : unit.stop]:
         path = str(image.path)
@@ -46,19 +46,19 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
         yield Record(image.key, path, (Picture(path),), turns, caption=image.caption)
 
 
-def _scene(number: int) -> Record:
+def _scene(index: int) -> Record:
     """A scene of the training split; a caption says what is drawn, the questions are those of the scene."""
-    found = scenes.scene(0, "train", number)
-    source = f"scenes:{found.key}"
-    picture = Picture(source, images.encode(Image.fromarray(scenes.draw(found)), None))
-    turns = tuple((asked.question, asked.answer) for asked in scene_words.questions(found))
-    return Record(found.key, source, (picture,), turns, caption=scene_words.caption(found))
+    scene = scenes.scene(0, "train", index)
+    source = f"scenes:{scene.key}"
+    picture = Picture(source, images.encode(Image.fromarray(scenes.draw(scene)), None))
+    turns = tuple((question.question, question.answer) for question in scene_words.questions(scene))
+    return Record(scene.key, source, (picture,), turns, caption=scene_words.caption(scene))
 
 
 def in_fixed_order(key: str, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """Turns in a pseudo-random order that depends on the key alone; data sets list like questions side by side."""
 
-    def place(number: int) -> bytes:
-        return hashlib.sha256(f"{key}/{number}".encode()).digest()
+    def hash_of(index: int) -> bytes:
+        return hashlib.sha256(f"{key}/{index}".encode()).digest()
 
-    return tuple(turns[number] for number in sorted(range(len(turns)), key=place))
+    return tuple(turns[index] for index in sorted(range(len(turns)), key=hash_of))

@@ -30,17 +30,17 @@ IMAGE, BYTES, TEXT, CONVERSATION, NUMBER = "path of an image", "bytes", "text", 
 """Kinds of values."""
 
 
-def contents(of: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
+def contents(config: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
     """Return the names in the first entries of units that lie evenly over all, each with the kind of its first value.
 
     For tars, endings of members and keys of their JSON; for folders, endings of files. What cannot be read is left out.
     """
     kinds: dict[str, str] = {}
     last = len(units) - 1
-    for place in sorted({round(part * last / (SAMPLED_UNITS - 1)) for part in range(SAMPLED_UNITS)} if units else ()):
-        unit = units[place]
+    for index in sorted({round(part * last / (SAMPLED_UNITS - 1)) for part in range(SAMPLED_UNITS)} if units else ()):
+        unit = units[index]
         try:
-            for entry in _entries(of, unit):
+            for entry in _entries(config, unit):
                 for name, value in entry.items():
                     kind = kind_of_value(value)
                     if kind:
@@ -59,29 +59,39 @@ def kind_of_value(value: Any) -> str:
             return ""
         case bool() | int() | float():
             return NUMBER
-        case str() if value.startswith("data:"):
-            return "image as a data URI"
         case str():
-            return IMAGE if PurePosixPath(value).suffix.removeprefix(".").lower() in images.ENDINGS else TEXT
+            return _kind_of_text(value)
         case bytes() | {"bytes": bytes()}:
             return BYTES
         case {"path": str()}:
             return IMAGE
-        case [first, *_] if isinstance(first, Mapping) and any(key in first for key in ROLE_KEYS):
-            return CONVERSATION
         case [first, *_]:
-            inner = kind_of_value(first)
-            return inner if inner in (IMAGE, BYTES) else f"list of {inner or 'null'}"
+            return _kind_of_list(first)
         case Mapping():
             return f"object with {', '.join(map(str, islice(value, SHOWN_KEYS)))}"
         case _:
             return type(value).__name__
 
 
-def _entries(of: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
-    match of.format:
+def _kind_of_text(text: str) -> str:
+    """Return in words what a text that is not empty holds."""
+    if text.startswith("data:"):
+        return "image as a data URI"
+    return IMAGE if PurePosixPath(text).suffix.removeprefix(".").lower() in images.ENDINGS else TEXT
+
+
+def _kind_of_list(first: Any) -> str:
+    """Return in words what a list is, by its first item."""
+    if isinstance(first, Mapping) and any(key in first for key in ROLE_KEYS):
+        return CONVERSATION
+    kind = kind_of_value(first)
+    return kind if kind in (IMAGE, BYTES) else f"list of {kind or 'null'}"
+
+
+def _entries(config: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
+    match config.format:
         case "jsonl":
-            return (row for _, row, _ in islice(jsonl.rows(of, unit), SAMPLED) if not isinstance(row, DataError))
+            return (row for _, row, _ in islice(jsonl.rows(config, unit), SAMPLED) if not isinstance(row, DataError))
         case "parquet":
             return _rows(unit)
         case "webdataset":
@@ -95,17 +105,17 @@ def _entries(of: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
 
 def _rows(unit: Unit) -> Iterator[Mapping[str, Any]]:
     """Yield rows of a Parquet file with all of their columns."""
-    with files.open_stream(unit.path, ahead=0) as opened:
-        for batch in pq.ParquetFile(opened).iter_batches(SAMPLED, [unit.start], use_threads=False):
+    with files.open_stream(unit.path, ahead=0) as file:
+        for batch in pq.ParquetFile(file).iter_batches(SAMPLED, [unit.start], use_threads=False):
             yield from batch.to_pylist()
             return
 
 
 def _members(unit: Unit) -> Iterator[Mapping[str, Any]]:
     """Yield the endings of a tar's members, and what the JSON among them holds."""
-    with files.open_stream(unit.path) as opened:
-        is_gzip = opened.peek(2)[:2] == tar.GZIP
-        stream = TarStream(cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened)
+    with files.open_stream(unit.path) as file:
+        is_gzip = file.peek(2)[:2] == tar.GZIP
+        stream = TarStream(cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip else file)
         for _ in range(SAMPLED_MEMBERS):
             try:
                 member = stream.next()

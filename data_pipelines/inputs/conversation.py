@@ -87,11 +87,12 @@ class Reader:
         return Conversation(
             system.text if system else "",
             tuple((question.text, answer.text) for question, answer in zip(questions, answers, strict=True)),
-            tuple(number for number, answer in enumerate(answers) if not answer.is_learned),
+            tuple(index for index, answer in enumerate(answers) if not answer.is_learned),
             tuple(mark for question in questions for mark in question.marks),
         )
 
     def _message(self, value: Any) -> _Message:
+        """Return a message of LLaVA's or OpenAI's form; raises DataError when it has another form."""
         if not isinstance(value, Mapping):
             raise RecordError("roles", f"a message is an object, not {kind(value)}")
         role = _role(agreed(value, ("from", "role"), "a message"))
@@ -99,23 +100,19 @@ class Reader:
         tools = [key for key in TOOL_KEYS if media.has_value(value.get(key))]
         if tools:
             raise RecordError("roles", f"a message has {tools[0]}; {NO_TOOLS}")
-        parts = content if isinstance(content, list) else None
-        pieces = (
-            [marks.read(words(content, "a message"), self.origin)]
-            if parts is None
-            else [self._part(part) for part in parts]
-        )
+        pieces = self._pieces(content)
         text = "".join(piece for piece, _ in pieces)
-        shown = [mark for _, of_part in pieces for mark in of_part]
-        text, shown = self._with_images(value, text, shown)
-        if role != "user" and any(mark.picture is not None for mark in shown):
-            raise RecordError("images", f"a message of the {role} shows an image; only questions do")
-        if role == "system" and shown:
-            raise RecordError(
-                "images", f"the mark {shown[0].text} is in the system message; only questions show images"
-            )
+        message_marks = [mark for _, part_marks in pieces for mark in part_marks]
+        text, message_marks = self._with_images(value, text, message_marks)
+        _check_images_of_role(role, message_marks)
         self._leave(value, MESSAGE_KEYS, f"{self.name}[]")
-        return _Message(role, text, tuple(shown), _is_learned(value, role))
+        return _Message(role, text, tuple(message_marks), _is_learned(value, role))
+
+    def _pieces(self, content: Any) -> list[tuple[str, list[Mark]]]:
+        """Return (text, marks) of the content of a message, for each of its parts when it is a list of parts."""
+        if isinstance(content, list):
+            return [self._part(part) for part in content]
+        return [marks.read(words(content, "a message"), self.origin)]
 
     def _with_images(self, message: Mapping[str, Any], text: str, shown: list[Mark]) -> tuple[str, list[Mark]]:
         """Return text and marks of a message with the images that it lists beside its text, as DeepSeek's does."""
@@ -125,34 +122,35 @@ class Reader:
             return text, shown
         if any(not media.same(lists[first], lists[other]) for other in others):
             raise RecordError("images", f"a message lists different images as {first} and {', '.join(others)}")
-        own = lists[first]
+        listed = lists[first]
         if not shown:
-            return f"{IMAGE_MARK}\n" * len(own) + text, [Mark(first, picture=picture) for picture in own]
-        if len(shown) != len(own):
-            raise RecordError("images", f"{len(shown)} marks in a message that lists {len(own)} images")
-        arranged = marks.arrange(shown, own)
+            return f"{IMAGE_MARK}\n" * len(listed) + text, [Mark(first, picture=picture) for picture in listed]
+        if len(shown) != len(listed):
+            raise RecordError("images", f"{len(shown)} marks in a message that lists {len(listed)} images")
+        arranged = marks.arrange(shown, listed)
         return text, [Mark(mark.text, picture=picture) for mark, picture in zip(shown, arranged, strict=True)]
 
     def _part(self, part: Any) -> tuple[str, list[Mark]]:
         """Return (text, marks) of a part of a message."""
         if not isinstance(part, Mapping):
             raise RecordError("roles", f"a part of a message is neither text nor image but {kind(part)}")
+        _check_part_media(part)
         part_type = part.get("type")
-        for key in (part_type, *part):
-            medium = media.KEYS.get(key) if isinstance(key, str) else None
-            if medium and (key == part_type or media.has_value(part.get(key))):
-                raise media.refused(medium, f"a part of a message is {key}")
-        shows = any(media.has_value(part.get(key)) for key in IMAGE_PART_KEYS)
-        if part_type in IMAGE_PARTS or (part_type is None and shows and not part.get("text")):
-            index = part.get("index")
-            number = index if isinstance(index, int) and not isinstance(index, bool) else None
-            picture = media.picture(part, self.origin) if shows else None
-            self._leave(part, PART_KEYS, f"{self.name}[][]")
-            return IMAGE_MARK, [Mark(f"of type {part_type or 'image'}", number, picture)]
+        has_image = any(media.has_value(part.get(key)) for key in IMAGE_PART_KEYS)
+        if part_type in IMAGE_PARTS or (part_type is None and has_image and not part.get("text")):
+            return IMAGE_MARK, [self._image_mark(part, has_image)]
         if part_type in TEXT_PARTS or (part_type is None and "text" in part):
             self._leave(part, {"type", "index", "text"}, f"{self.name}[][]")
             return marks.read(words(part.get("text"), "a part of a message"), self.origin)
         raise RecordError("roles", f"a part of a message is neither text nor image: {str(part_type)[:LONGEST_SHOWN]!r}")
+
+    def _image_mark(self, part: Mapping[str, Any], has_image: bool) -> Mark:
+        """Return the mark of a part that shows an image, by its index or by the image that it holds."""
+        index = part.get("index")
+        number = index if isinstance(index, int) and not isinstance(index, bool) else None
+        picture = media.picture(part, self.origin) if has_image else None
+        self._leave(part, PART_KEYS, f"{self.name}[][]")
+        return Mark(f"of type {part.get('type') or 'image'}", number, picture)
 
     def _leave(self, values: Mapping[str, Any], known: set[str], path: str) -> None:
         for key, value in values.items():
@@ -168,6 +166,25 @@ def agreed(values: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
     return (
         values[present[0]] if present else next((values[name] for name in names if values.get(name) is not None), None)
     )
+
+
+def _check_part_media(part: Mapping[str, Any]) -> None:
+    """Raise DataError when a part of a message is a video or a sound."""
+    part_type = part.get("type")
+    for key in (part_type, *part):
+        medium = media.KEYS.get(key) if isinstance(key, str) else None
+        if medium and (key == part_type or media.has_value(part.get(key))):
+            raise media.refused(medium, f"a part of a message is {key}")
+
+
+def _check_images_of_role(role: str, message_marks: Sequence[Mark]) -> None:
+    """Raise DataError when a message that is not a question shows an image."""
+    if role != "user" and any(mark.picture is not None for mark in message_marks):
+        raise RecordError("images", f"a message of the {role} shows an image; only questions do")
+    if role == "system" and message_marks:
+        raise RecordError(
+            "images", f"the mark {message_marks[0].text} is in the system message; only questions show images"
+        )
 
 
 def _role(value: Any) -> str:

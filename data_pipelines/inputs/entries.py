@@ -77,26 +77,30 @@ def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> 
 
 
 def lost_at_end(
-    of: InputConfig, endings: Sequence[str], unit: Unit, records: int, is_between_records: bool = False
+    config: InputConfig, endings: Sequence[str], unit: Unit, records: int, is_between_records: bool = False
 ) -> Loss:
     """Estimate what is lost of a file that was cut short, after `records` that could be read.
 
     The statistics that img2dataset writes beside a tar say it; else the mean size of the input's other files does, but
     for a file that ends between two records: it may be whole, and its writer have left out the end.
     """
-    path = unit.path.removesuffix(max((one for one in endings if unit.path.endswith(one)), key=len, default=""))
+    path = unit.path.removesuffix(
+        max((ending for ending in endings if unit.path.endswith(ending)), key=len, default="")
+    )
     with suppress(OSError, ValueError, KeyError, TypeError):
-        number = int(json.loads(fs.read(f"{path}_stats.json"))["successes"]) - records
-        return Loss(max(1, number), words=f"; {path}_stats.json counts {max(0, number)} more")
-    whole = None if is_between_records else mean_size_of_others(of, endings, unit.path)
-    if whole is None or whole <= unit.size or not records:
+        lost_records = int(json.loads(fs.read(f"{path}_stats.json"))["successes"]) - records
+        return Loss(max(1, lost_records), words=f"; {path}_stats.json counts {max(0, lost_records)} more")
+    mean_bytes = None if is_between_records else mean_size_of_others(config, endings, unit.path)
+    if mean_bytes is None or mean_bytes <= unit.size or not records:
         return Loss(1, True, "; how many records are lost behind that is unknown, 1 is counted")
-    number = lost(round(whole) - unit.size, unit.size, records, 0)
-    return Loss(number, words=f"; {number} lost by the mean size of the other files, {round(whole)} bytes")
+    lost_records = lost(round(mean_bytes) - unit.size, unit.size, records, 0)
+    return Loss(
+        lost_records, words=f"; {lost_records} lost by the mean size of the other files, {round(mean_bytes)} bytes"
+    )
 
 
 def records(
-    of: InputConfig,
+    config: InputConfig,
     unit: Unit,
     rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]],
     unread: Mapping[str, str] = MappingProxyType({}),
@@ -106,25 +110,25 @@ def records(
     `unread`: reasons for columns that the rows do not have, as it is when a row is read.
     """
     seen: set[str] = set()
-    for place, values, head in rows:
-        key, source = safe_key(f"{unit.stem}-{place}"), f"{unit.path}:{place}"
+    for position, values, first_bytes in rows:
+        key, source = safe_key(f"{unit.stem}-{position}"), f"{unit.path}:{position}"
         try:
             if isinstance(values, DataError):
                 raise values
-            own = own_key(of, values)
-            if own is not None:
-                key = safe_key(own)
+            own_name = own_key(config, values)
+            if own_name is not None:
+                key = safe_key(own_name)
                 if key in seen:
-                    raise RecordError("duplicate key", f"{own[:LONGEST_SHOWN]!r} was there before")
+                    raise RecordError("duplicate key", f"{own_name[:LONGEST_SHOWN]!r} was there before")
                 seen.add(key)
-            yield record(of, values, key, source, image_folder(of, unit), unread)
+            yield record(config, values, key, source, image_folder(config, unit), unread)
         except DataError as error:
             loss = error.loss if isinstance(error, LostError) else Loss(1)
-            yield Reject(source, key, error.kind, error.message, head[:HEAD_BYTES], loss.records, loss.at_least)
+            yield Reject(source, key, error.kind, error.message, first_bytes[:HEAD_BYTES], loss.records, loss.at_least)
 
 
 def record(
-    of: InputConfig,
+    config: InputConfig,
     values: Mapping[str, Any],
     key: str,
     source: str,
@@ -137,51 +141,53 @@ def record(
     by their keys. Caption and text are not looked at where there is a conversation, unless the recipe names them.
     """
     try:
-        return _record(of, values, key, Origin(source, folder), ignored)
+        return _record(config, values, key, Origin(source, folder), ignored)
     except RecursionError as error:
         raise RecordError("not JSON", "values are nested too deeply") from error
 
 
-def _record(of: InputConfig, values: Mapping[str, Any], key: str, origin: Origin, ignored: Mapping[str, str]) -> Record:
-    account = Account(of.stream, of.format == "webdataset", "image" in of.columns, dict(ignored))
-    check_editing(values, of.stream)
-    names = {what: named(of, values, what) for what in NAMES}
-    is_text = of.stream == "text"  # which reads no conversation and fetches no image
-    talk = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
-    caption, text, marks_of_text = _texts(of, values, names, key, bool(talk.turns), origin)
-    own = () if is_text else media.pictures(_first(values, names["image"]), origin)
-    pictures = tuple(marks.arrange(talk.marks or marks_of_text, own))
-    kinds = used_kinds(of, bool(talk.turns), bool(text.strip()), bool(caption.strip()))
-    system = _system(values, names["system"] if "system" in kinds else [], talk)
-    _account_for(of, values, names, kinds, own, account)
+def _record(
+    config: InputConfig, values: Mapping[str, Any], key: str, origin: Origin, ignored: Mapping[str, str]
+) -> Record:
+    account = Account(config.stream, config.format == "webdataset", "image" in config.columns, dict(ignored))
+    check_editing(values, config.stream)
+    names = {what: named(config, values, what) for what in NAMES}
+    is_text = config.stream == "text"  # which reads no conversation and fetches no image
+    conversation = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
+    caption, text, marks_of_text = _texts(config, values, names, key, bool(conversation.turns), origin)
+    listed = () if is_text else media.pictures(_first(values, names["image"]), origin)
+    pictures = tuple(marks.arrange(conversation.marks or marks_of_text, listed))
+    kinds = used_kinds(config, bool(conversation.turns), bool(text.strip()), bool(caption.strip()))
+    system = _system(values, names["system"] if "system" in kinds else [], conversation)
+    _account_for(config, values, names, kinds, listed, account)
     account.settle(pictures, names["image"][0] if names["image"] else "")
-    taken = {name for options in NAMES.values() for name in options} | set(of.columns.values())
+    known_names = {name for options in NAMES.values() for name in options} | set(config.columns.values())
     return Record(
         key=key,
         source=origin.source,
         pictures=pictures,
-        turns=talk.turns,
-        context=talk.context,
+        turns=conversation.turns,
+        context=conversation.context,
         system=system,
         caption=caption,
         text=text,
         columns={
             name: value
             for name, value in values.items()
-            if value is not None and (name in of.where or (isinstance(value, SCALARS) and name not in taken))
+            if value is not None and (name in config.where or (isinstance(value, SCALARS) and name not in known_names))
         },
         ignored=tuple(account.ignored.items()),
     )
 
 
-def used_kinds(of: InputConfig, has_turns: bool, has_text: bool, has_caption: bool) -> set[str]:
+def used_kinds(config: InputConfig, has_turns: bool, has_text: bool, has_caption: bool) -> set[str]:
     """Return which kinds of values (keys of `NAMES`) the samples of an entry are made of."""
-    match of.stream:
+    match config.stream:
         case "text":
             return {"text"}
         case "generation":
             return {"image", "caption"}
-        case "understanding" if of.layout == "plain":
+        case "understanding" if config.layout == "plain":
             return {"image", "text" if has_text else "caption" if has_caption else "turns"}
         case "understanding":
             return {"image", "system", "turns" if has_turns else "caption"}
@@ -190,30 +196,18 @@ def used_kinds(of: InputConfig, has_turns: bool, has_text: bool, has_caption: bo
 
 
 def _account_for(
-    of: InputConfig,
+    config: InputConfig,
     values: Mapping[str, Any],
     names: Mapping[str, Sequence[str]],
     kinds: set[str],
-    own: Sequence[Picture],
+    listed: Sequence[Picture],
     account: Account,
 ) -> None:
-    """Note what becomes of each key; DataError when two keys hold different images."""
-    used = {names[what][0]: what for what in kinds if names[what]}
-    reasons: dict[str, str] = {}
-    for what, keys in names.items():
-        for other in keys:
-            if what == "image" and what in kinds and other != keys[0]:
-                if not media.stand_for(values[other], own):
-                    raise RecordError(
-                        "two values",
-                        f"{keys[0]} and {other} hold different images; "
-                        f"say which one counts: columns: {{image: {keys[0]}}}",
-                    )
-                reasons[other] = f"the same image as {keys[0]}"
-            elif what != "image":
-                reasons.setdefault(other, f"{keys[0]} is used" if what in kinds else UNUSED.get(what, NOT_USED))
+    """Note what becomes of each key; raises DataError when two keys hold different images."""
+    used = {names[column][0] for column in kinds if names[column]}
+    reasons = _reasons(values, names, kinds, listed)
     for name, value in values.items():
-        if name in used or name in of.where or name == of.columns.get("key") or not media.has_value(value):
+        if name in used or name in config.where or name == config.columns.get("key") or not media.has_value(value):
             continue
         if name in reasons:
             account.ignore(name, reasons[name])
@@ -221,8 +215,36 @@ def _account_for(
             account.leave(name, name, value)
 
 
+def _reasons(
+    values: Mapping[str, Any], names: Mapping[str, Sequence[str]], kinds: set[str], listed: Sequence[Picture]
+) -> dict[str, str]:
+    """Return the reason why each value of a known kind is not used, by its key; the used keys have one, too."""
+    reasons: dict[str, str] = {}
+    for column, keys in names.items():
+        if column == "image":
+            reasons |= _reasons_of_same_images(values, keys, listed) if column in kinds else {}
+            continue
+        for key in keys:
+            reasons.setdefault(key, f"{keys[0]} is used" if column in kinds else UNUSED.get(column, NOT_USED))
+    return reasons
+
+
+def _reasons_of_same_images(
+    values: Mapping[str, Any], keys: Sequence[str], listed: Sequence[Picture]
+) -> dict[str, str]:
+    """Return the reason for each key behind the first, which holds the same images; raises DataError when one does
+    not."""
+    for other in keys[1:]:
+        if not media.stand_for(values[other], listed):
+            raise RecordError(
+                "two values",
+                f"{keys[0]} and {other} hold different images; say which one counts: columns: {{image: {keys[0]}}}",
+            )
+    return {other: f"the same image as {keys[0]}" for other in keys[1:]}
+
+
 def _texts(
-    of: InputConfig,
+    config: InputConfig,
     values: Mapping[str, Any],
     names: Mapping[str, Sequence[str]],
     key: str,
@@ -231,10 +253,11 @@ def _texts(
 ) -> tuple[str, str, list[Mark]]:
     """Return (caption, text, marks in the text or else in the caption) of an entry."""
     caption, text = (
-        _first(values, names[what]) if what in of.columns or not has_turns else None for what in ("caption", "text")
+        _first(values, names[column]) if column in config.columns or not has_turns else None
+        for column in ("caption", "text")
     )
     caption, text = words(_caption(caption, key), "the caption"), words(text, "the text")
-    if of.stream != "understanding":  # the others spell marks in letters, or refuse them
+    if config.stream != "understanding":  # the others spell marks in letters, or refuse them
         return caption, text, []
     for content in (caption, text):
         marks.check_media(content)
@@ -243,9 +266,9 @@ def _texts(
     return caption, text, marks_of_text or marks_of_caption
 
 
-def named(of: InputConfig, values: Mapping[str, Any], what: str) -> list[str]:
+def named(config: InputConfig, values: Mapping[str, Any], what: str) -> list[str]:
     """Return the keys of an entry that have a value for `what`, the one that counts first."""
-    column = of.columns.get(what)  # pyright: ignore[reportArgumentType] - a key or absent
+    column = config.columns.get(what)  # pyright: ignore[reportArgumentType] - a key or absent
     return [name for name in ((column,) if column else NAMES[what]) if name in values and media.has_value(values[name])]
 
 
@@ -269,25 +292,25 @@ def _conversation(values: Mapping[str, Any], names: Sequence[str], origin: Origi
     return Reader(filled[0], origin, account).read(lists[filled[0]])
 
 
-def _system(values: Mapping[str, Any], names: Sequence[str], talk: Conversation) -> str:
+def _system(values: Mapping[str, Any], names: Sequence[str], conversation: Conversation) -> str:
     """Return the system message of a conversation or beside it; DataError when there are different ones."""
-    texts = {words(values[name], f"{name}").strip() for name in names} | {talk.system.strip()}
+    texts = {words(values[name], f"{name}").strip() for name in names} | {conversation.system.strip()}
     texts.discard("")
     if len(texts) > 1:
         raise RecordError(
             "two values",
             f"the record has different system messages, {' and '.join(map(short, sorted(texts)))}; leave one out",
         )
-    return talk.system or next(iter(texts), "")
+    return conversation.system or next(iter(texts), "")
 
 
-def own_key(of: InputConfig, values: Mapping[str, Any]) -> str | None:
+def own_key(config: InputConfig, values: Mapping[str, Any]) -> str | None:
     """The key that an entry says it has; None when the recipe names no column for it."""
-    if "key" not in of.columns:
+    if "key" not in config.columns:
         return None
-    value = values.get(of.columns["key"])
+    value = values.get(config.columns["key"])
     if not isinstance(value, str | int) or value == "":
-        raise RecordError("no key", f"{of.columns['key']} is {kind(value)}")
+        raise RecordError("no key", f"{config.columns['key']} is {kind(value)}")
     return str(value)
 
 
@@ -295,5 +318,7 @@ def _caption(value: Any, key: str) -> Any:
     """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
     if not isinstance(value, list):
         return value
-    found = [one for one in value if one is not None and (not isinstance(one, str) or one.strip())]
-    return found[int(drawn(f"caption {key}") * len(found))] if found else None
+    captions = [
+        caption for caption in value if caption is not None and (not isinstance(caption, str) or caption.strip())
+    ]
+    return captions[int(drawn(f"caption {key}") * len(captions))] if captions else None

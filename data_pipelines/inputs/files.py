@@ -68,34 +68,34 @@ class UnreachableError(OSError):
     """A store or a disk failed to give bytes that it has, or no longer has them."""
 
 
-def find(of: InputConfig, endings: Sequence[str]) -> list[Found]:
+def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
     """The input's files in the order of their paths; folders are searched for `endings`, without hidden files.
 
     One request to a store lists a thousand objects. DataError when a path or pattern names nothing, or two files
     cannot have keys of their own.
     """
-    listings = [_listing(path, endings) for path in ((of.path,) if isinstance(of.path, str) else of.path)]
+    listings = [_listing(path, endings) for path in ((config.path,) if isinstance(config.path, str) else config.path)]
     shared = _shared_folder([root for root, _ in listings])
     roots = {path: root for root, sizes in listings for path in sizes}
     sizes = {path: size for _, sizes in listings for path, size in sizes.items()}
-    found = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
+    files = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
     by_stem: dict[str, str] = {}
-    for one in found:
-        if by_stem.setdefault(one.stem, one.path) != one.path:
+    for file in files:
+        if by_stem.setdefault(file.stem, file.path) != file.path:
             raise DataError(
-                f"{by_stem[one.stem]} and {one.path} differ only by their endings: their keys would be the same",
+                f"{by_stem[file.stem]} and {file.path} differ only by their endings: their keys would be the same",
                 "give a pattern that names one of them",
             )
-    return found
+    return files
 
 
-def mean_size_of_others(of: InputConfig, endings: Sequence[str], path: str) -> float | None:
+def mean_size_of_others(config: InputConfig, endings: Sequence[str], path: str) -> float | None:
     """Return the mean bytes of the input's files other than `path`; None when there are none or they cannot be listed.
 
     A process lists an input once.
     """
     try:
-        sizes = _known_sizes((of.path,) if isinstance(of.path, str) else of.path, tuple(endings))
+        sizes = _known_sizes((config.path,) if isinstance(config.path, str) else config.path, tuple(endings))
     except DataError:
         return None
     others = len(sizes) - (path in sizes)
@@ -126,9 +126,9 @@ def inside(folder: str, name: str) -> str:
     return f"{folder}/{below}"
 
 
-def image_folder(of: InputConfig, unit: Unit) -> str:
+def image_folder(config: InputConfig, unit: Unit) -> str:
     """What paths of images in a unit's file are relative to."""
-    return of.images or unit.path.rpartition("/")[0]
+    return config.images or unit.path.rpartition("/")[0]
 
 
 def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> io.BufferedReader:
@@ -144,16 +144,16 @@ def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> io.BufferedReader:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise _unreachable(path, error) from error
-    return io.BufferedReader(_Source(path, opened), BUFFER_BYTES)
+        raise _unreachable_error(path, error) from error
+    return io.BufferedReader(_InputStream(path, opened), BUFFER_BYTES)
 
 
-def _unreachable(path: str, error: Exception) -> UnreachableError:
+def _unreachable_error(path: str, error: Exception) -> UnreachableError:
     """What stands for an error of a disk, of fsspec, aiohttp, botocore or asyncio."""
     return UnreachableError(f"{path} cannot be read: {type(error).__name__}: {error}")
 
 
-class _Source(io.RawIOBase):
+class _InputStream(io.RawIOBase):
     """The bytes of a file. Its failures have a type of their own, since decompressors raise OSError for bad data."""
 
     def __init__(self, path: str, opened: Any):
@@ -171,7 +171,7 @@ class _Source(io.RawIOBase):
             _METER.read_bytes += number or 0
             return number
         except Exception as error:
-            raise _unreachable(self.path, error) from error
+            raise _unreachable_error(self.path, error) from error
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self.opened.seek(offset, whence)
@@ -192,10 +192,10 @@ def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
         files.invalidate_cache()
         root, sizes = _search(files, name, endings)
         if not sizes:
-            raise DataError(f"pipeline.inputs: nothing at {path}", _what_is_there(files, name, endings))
+            raise DataError(f"pipeline.inputs: nothing at {path}", _folder_contents(files, name, endings))
     except (OSError, ValueError, ImportError, BotoCoreError) as error:
         raise DataError(f"pipeline.inputs: {path} cannot be listed: {type(error).__name__}: {error}") from error
-    return _url(files, root), {_url(files, one): size for one, size in sizes.items()}
+    return _url(files, root), {_url(files, file_name): size for file_name, size in sizes.items()}
 
 
 def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
@@ -205,11 +205,11 @@ def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[st
         sizes = _below(files, name, endings)
         return (_parent(name) if list(sizes) == [name] else name), sizes
     sizes = {}
-    for one, entry in files.glob(name, detail=True).items():
+    for match_name, entry in files.glob(name, detail=True).items():
         sizes |= (
-            _below(files, one, endings)
+            _below(files, match_name, endings)
             if _is_local(files) or entry["type"] == "directory"
-            else _size(one, entry, endings)
+            else _size(match_name, entry, endings)
         )
     return _fixed_folder(name), sizes
 
@@ -231,13 +231,13 @@ def _search_names(files: Any, pattern: str, endings: Sequence[str]) -> dict[str,
             listed[folder] = {entry["name"].rstrip("/"): entry for entry in entries}
         entry = listed.get(folder, {}).get(name.rstrip("/"))
         is_file = entry is not None and entry["type"] == "file"
-        some = _size(name, entry, endings) if entry is not None and is_file else _search(files, name, endings)[1]
-        if not some:
+        matches = _size(name, entry, endings) if entry is not None and is_file else _search(files, name, endings)[1]
+        if not matches:
             raise DataError(
                 f"pipeline.inputs: nothing at {_url(files, name)}, one of {len(names):,} names of {pattern}",
-                _what_is_there(files, name, endings),
+                _folder_contents(files, name, endings),
             )
-        sizes |= some
+        sizes |= matches
     return sizes
 
 
@@ -245,10 +245,10 @@ def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
     """Bytes of the files below a folder, or of the file itself whatever its ending."""
     entries = _walked(files, name) if _is_local(files) else files.find(name, detail=True)
     sizes: dict[str, int] = {}
-    for one, entry in entries.items():
-        below = one[len(name) :]
+    for path, entry in entries.items():
+        below = path[len(name) :]
         if not below or ("/." not in below and below.endswith(tuple(endings))):
-            sizes |= _size(one, entry, endings)
+            sizes |= _size(path, entry, endings)
     return sizes
 
 
@@ -256,14 +256,14 @@ def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
     """Entries of the files below a folder of a disk, or of the file; fsspec leaves out folders that it cannot list."""
     if not files.isdir(name):
         return {name: local_entry(name)} if os.path.lexists(name) else {}
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for folder, folders, names in os.walk(name, onerror=_raise):
-        for one in (f"{folder}/{one}" for one in folders):
-            if files.islink(one):
+        for path in (f"{folder}/{path}" for path in folders):
+            if files.islink(path):
                 what = "is a link to a folder, which is not searched"
-                raise DataError(f"pipeline.inputs: {one} {what}", "name its target in `path`")
-        found |= {one: local_entry(one) for one in (f"{folder}/{one}" for one in names)}
-    return found
+                raise DataError(f"pipeline.inputs: {path} {what}", "name its target in `path`")
+        entries |= {path: local_entry(path) for path in (f"{folder}/{path}" for path in names)}
+    return entries
 
 
 def _raise(error: OSError) -> None:
@@ -284,25 +284,27 @@ def _size(name: str, entry: dict[str, Any], endings: Sequence[str]) -> dict[str,
     return {} if entry["type"] == "directory" else {name: int(entry["size"] or 0)}
 
 
-def _what_is_there(files: Any, name: str, endings: Sequence[str]) -> str:
+def _folder_contents(files: Any, name: str, endings: Sequence[str]) -> str:
     """What stands where nothing of the format was found, for the user to see the mistake."""
     folder = _fixed_folder(name) if MAGIC.search(name) else name
     missing = ""
     while not files.isdir(folder) and _parent(folder) != folder:
         missing, folder = folder.rpartition("/")[2], _parent(folder)
-    names = sorted(one.rstrip("/").rpartition("/")[2] for one in files.ls(folder, detail=False))
+    names = sorted(path.rstrip("/").rpartition("/")[2] for path in files.ls(folder, detail=False))
     close = difflib.get_close_matches(missing, names, 1)
     if close:
         return f"{_url(files, folder)} has {close[0]}, no {missing}"
-    some = f"it has {', '.join(names[:SHOWN_NAMES])}" if names else "it is empty"
+    shown = f"it has {', '.join(names[:SHOWN_NAMES])}" if names else "it is empty"
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    wanted = missing or (name.rpartition("/")[2] if MAGIC.search(name) else f"file that ends with {_either(endings)}")
-    return f"{_url(files, folder)} has no {wanted}: {some}{more}"
+    missing_name = missing or (
+        name.rpartition("/")[2] if MAGIC.search(name) else f"file that ends with {_joined_by_or(endings)}"
+    )
+    return f"{_url(files, folder)} has no {missing_name}: {shown}{more}"
 
 
 def _stem(path: str, shared: str, endings: Sequence[str]) -> str:
     """A path below a folder, without its ending."""
-    ending = max((one for one in endings if path.endswith(one)), key=len, default="")
+    ending = max((ending for ending in endings if path.endswith(ending)), key=len, default="")
     below = path.removeprefix(shared).lstrip("/")
     return below[: len(below) - len(ending)] or below
 
@@ -335,5 +337,5 @@ def short(name: str) -> str:
     return repr(name if len(name) <= 100 else f"{name[:100]}...")
 
 
-def _either(endings: Sequence[str]) -> str:
+def _joined_by_or(endings: Sequence[str]) -> str:
     return " or ".join([", ".join(endings[:-1]), endings[-1]] if len(endings) > 1 else endings)

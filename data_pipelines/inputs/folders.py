@@ -19,41 +19,43 @@ from janus_dist.storage import fs
 HINT = "give JSON {folder: name}, or lines `folder name, other name`"
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Up to `shard_samples` files of one class each, and what lies beside the classes.
 
     DataError when there are no folders, `class_names` has no name for one, or most images have a caption in a file of
     their own, which would not be used.
     """
-    found: dict[tuple[str, str], list[tuple[str, files.Found]]] = {}
-    for file in files.find(of, ("",)):
+    files_by_folder: dict[tuple[str, str], list[tuple[str, files.Found]]] = {}
+    for file in files.find(config, ("",)):
         name, _, inside = file.path.removeprefix(f"{file.root}/").partition("/")
-        found.setdefault((file.root, name if inside else ""), []).append((inside or name, file))
-    classes = {name for _, name in found if name}
+        files_by_folder.setdefault((file.root, name if inside else ""), []).append((inside or name, file))
+    classes = {name for _, name in files_by_folder if name}
     if not classes:
-        raise DataError(f"pipeline.inputs: no folders in {next(iter(found))[0]}", "each class has a folder of its own")
-    _check_no_captions(found)
-    names = _class_names(of)
+        raise DataError(
+            f"pipeline.inputs: no folders in {next(iter(files_by_folder))[0]}", "each class has a folder of its own"
+        )
+    _check_no_captions(files_by_folder)
+    names = _class_names(config)
     nameless = sorted(classes - set(names)) if names is not None else []
     if nameless:
         raise DataError(
-            f"{of.class_names} has no name for {len(nameless)} of {len(classes)} folders, as {nameless[0]}",
+            f"{config.class_names} has no name for {len(nameless)} of {len(classes)} folders, as {nameless[0]}",
             "name every folder, or leave class_names out: folders are then captions themselves",
         )
     cut: list[Unit] = []
-    for (root, name), inside in sorted(found.items()):
+    for (root, name), inside in sorted(files_by_folder.items()):
         for start in range(0, len(inside), shard_samples):
             part = inside[start : start + shard_samples]
             stem = part[0][1].stem.removesuffix(part[0][0]).rstrip("/")
-            size, those = sum(file.size for _, file in part), tuple(below for below, _ in part)
-            cut.append(Unit(f"{root}/{name}", size, start, start + len(part), len(part), those, stem))
+            size, names_in_part = sum(file.size for _, file in part), tuple(below for below, _ in part)
+            cut.append(Unit(f"{root}/{name}", size, start, start + len(part), len(part), names_in_part, stem))
     return cut
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """An image each, with the name of its class; a Reject for what its name tells to be no image."""
     root, _, name = unit.path.rpartition("/")  # no name: what lies beside the classes
-    names = _class_names(of)
+    names = _class_names(config)
     caption = name.replace("_", " ") if names is None else names.get(name, "")
     for below in unit.names:
         path, key = f"{unit.path.rstrip('/')}/{below}", safe_key(f"{unit.stem}/{below}" if unit.stem else below)
@@ -69,37 +71,41 @@ def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
 def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, files.Found]]]) -> None:
     """Raise DataError when most images have a text beside them: then folders are not classes."""
     paths = {file.path for members in classes.values() for _, file in members}
-    shown = [path for path in paths if path.rpartition(".")[2].lower() in images.ENDINGS]
-    captioned = sorted(path for path in shown if f"{path.rpartition('.')[0]}.txt" in paths)
-    if len(captioned) <= len(shown) / 2:
+    image_paths = [path for path in paths if path.rpartition(".")[2].lower() in images.ENDINGS]
+    captioned = sorted(path for path in image_paths if f"{path.rpartition('.')[0]}.txt" in paths)
+    if len(captioned) <= len(image_paths) / 2:
         return
     folder, _, name = captioned[0].rpartition("/")
     raise DataError(
-        f"pipeline.inputs: {len(captioned):,} of {len(shown):,} images have a caption in a file beside them "
+        f"pipeline.inputs: {len(captioned):,} of {len(image_paths):,} images have a caption in a file beside them "
         f"({name}, {name.rpartition('.')[0]}.txt), but format=folders takes the name of a folder as the caption",
         f"make a tar of each folder, `tar --sort=name -cf {folder}.tar -C {folder} .`, "
         f"and read the tars with format=webdataset, path={folder.rpartition('/')[0]}/*.tar",
     )
 
 
-def _class_names(of: InputConfig) -> dict[str, str] | None:
+def _class_names(config: InputConfig) -> dict[str, str] | None:
     """Names by folder, of JSON `{folder: name or [number, name]}` or `{number: [folder, name]}`, or of lines `folder
     name, other name`; of several names the first counts. None when folders are names themselves."""
-    if of.class_names is None:
+    if config.class_names is None:
         return None
     try:
-        text = fs.read(of.class_names).decode("utf-8-sig").strip()
-        pairs = [_pair(*one) for one in json.loads(text).items()] if text.startswith("{") else _lines(text)
+        text = fs.read(config.class_names).decode("utf-8-sig").strip()
+        pairs = (
+            [_folder_and_name(*pair) for pair in json.loads(text).items()]
+            if text.startswith("{")
+            else _pairs_of_lines(text)
+        )
         names = {folder: name.split(",")[0].replace("_", " ").strip() for folder, name in pairs}
         nameless = [folder for folder, name in names.items() if not name]
         if nameless:
             raise ValueError(f"no name for {nameless[0]}")
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"class_names={of.class_names} cannot be read: {error}", HINT) from error
+        raise DataError(f"class_names={config.class_names} cannot be read: {error}", HINT) from error
     return names
 
 
-def _pair(folder: str, value: Any) -> tuple[str, str]:
+def _folder_and_name(folder: str, value: Any) -> tuple[str, str]:
     match value:
         case str():
             return folder, value
@@ -111,6 +117,6 @@ def _pair(folder: str, value: Any) -> tuple[str, str]:
             raise ValueError(f"no name for {folder} in {str(value)[:100]!r}")
 
 
-def _lines(text: str) -> list[tuple[str, str]]:
+def _pairs_of_lines(text: str) -> list[tuple[str, str]]:
     split = ([*line.split(maxsplit=1), ""][:2] for line in text.split("\n") if line.strip())
     return [(folder, name.strip()) for folder, name in split]

@@ -17,11 +17,11 @@ from janus_dist.storage import fs
 class InputFormat(Protocol):
     """A format of inputs."""
 
-    def units(self, of: InputConfig, shard_samples: int, /) -> list[Unit]:
+    def units(self, config: InputConfig, shard_samples: int, /) -> list[Unit]:
         """Return the units of an input in their fixed order; raises DataError when nothing of the format is found."""
         ...
 
-    def records(self, of: InputConfig, unit: Unit, /) -> Iterator[Record | Reject]:
+    def records(self, config: InputConfig, unit: Unit, /) -> Iterator[Record | Reject]:
         """Yield the records of a unit in their order, and a Reject for each entry that is not a record."""
         ...
 
@@ -46,22 +46,22 @@ FORMATS: Mapping[Format, InputFormat] = {
 }
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """The units of an input, in their fixed order, each about `shard_samples` records where the format lets it be cut,
     with the versions of the files that they are cut from.
 
     DataError when there is nothing, or what is there is not of the format.
     """
-    return with_versions(of, FORMATS[of.format].units(of, shard_samples))
+    return with_versions(config, FORMATS[config.format].units(config, shard_samples))
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order, and a Reject for what is none. OSError when its file cannot be reached."""
-    entries = FORMATS[of.format].records(of, unit)
-    partition = partition_columns(unit.path) if of.where else {}
+    entries = FORMATS[config.format].records(config, unit)
+    partition = partition_columns(unit.path) if config.where else {}
     if partition:
         entries = (_with_columns(entry, partition) for entry in entries)
-    if of.format not in BUILT_IN and fs.is_local(unit.path) and leads_out(unit.path, unit.path.rpartition("/")[0]):
+    if config.format not in BUILT_IN and fs.is_local(unit.path) and leads_out(unit.path, unit.path.rpartition("/")[0]):
         # a link to a file of another kind: none of its bytes are kept for people to look at
         entries = (replace(entry, head=b"") if isinstance(entry, Reject) else entry for entry in entries)
     return entries

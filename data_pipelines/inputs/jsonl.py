@@ -34,19 +34,19 @@ Line = tuple[int, bytes | DataError]
 """(place, line): the byte of a plain file where it begins, else its number, counted from 0."""
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Ranges of about a shard's lines, by the mean line at the beginning of the first file; compressed files whole.
 
     DataError when a file named .json, or the first one, is one JSON array.
     """
-    found = files.find(of, ENDINGS)
-    plain = [file for file in found if not file.path.endswith(COMPRESSED)]
+    input_files = files.find(config, ENDINGS)
+    plain = [file for file in input_files if not file.path.endswith(COMPRESSED)]
     for file in plain:
         if file is plain[0] or file.path.endswith(".json"):
             _check_no_array(file.path)
     range_bytes = max(1, int(FILL * shard_samples * _mean_line_bytes(plain[0].path))) if plain else 0
     cut: list[Unit] = []
-    for file in found:
+    for file in input_files:
         if file.path.endswith(COMPRESSED):
             cut.append(Unit(file.path, file.size, stem=file.stem))
             continue
@@ -56,17 +56,17 @@ def units(of: InputConfig, shard_samples: int) -> list[Unit]:
     return cut
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
-    return entries.records(of, unit, rows(of, unit))
+    return entries.records(config, unit, rows(config, unit))
 
 
-def rows(of: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
+def rows(config: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
     """Yield the place of each line, its values or what is wrong with it, and its first bytes."""
-    return ((place, _object(line), _head(line)) for place, line in _lines(of, unit))
+    return ((position, _parsed_object(line), _first_bytes(line)) for position, line in _lines(config, unit))
 
 
-def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
+def _parsed_object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
     if isinstance(line, DataError):
         return line
     try:
@@ -78,9 +78,9 @@ def _object(line: bytes | DataError) -> Mapping[str, Any] | DataError:
     return values
 
 
-def _lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
+def _lines(config: InputConfig, unit: Unit) -> Iterator[Line]:
     if unit.path.endswith(COMPRESSED):
-        yield from _compressed_lines(of, unit)
+        yield from _compressed_lines(config, unit)
         return
     with files.open_stream(unit.path, min(files.READ_AHEAD_BYTES, max(1, unit.size))) as opened:
         begin = unit.start
@@ -90,21 +90,21 @@ def _lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
         yield from _lines_until(opened, unit.stop, begin)
 
 
-def _compressed_lines(of: InputConfig, unit: Unit) -> Iterator[Line]:
-    number = 0
-    with files.open_stream(unit.path) as opened:
+def _compressed_lines(config: InputConfig, unit: Unit) -> Iterator[Line]:
+    line_count = 0
+    with files.open_stream(unit.path) as file:
         try:
-            for _, line in _lines_until(_decompressed(opened, unit.path), None, 0):
-                yield number, line
-                number += 1
+            for _, line in _lines_until(_decompressed(file, unit.path), None, 0):
+                yield line_count, line
+                line_count += 1
         except UnreachableError:
             raise
         except (OSError, EOFError, zlib.error) as error:
-            read = min(unit.size, opened.tell())
-            loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
-            if isinstance(error, EOFError) and read == unit.size:
-                loss = entries.lost_at_end(of, ENDINGS, unit, number)
-            yield number, entries.LostError("damaged", f"the file ends after {number} lines: {error}", loss)
+            read_bytes = min(unit.size, file.tell())
+            loss = entries.Loss(entries.lost(unit.size - read_bytes, read_bytes, line_count, USUAL_BYTES))
+            if isinstance(error, EOFError) and read_bytes == unit.size:
+                loss = entries.lost_at_end(config, ENDINGS, unit, line_count)
+            yield line_count, entries.LostError("damaged", f"the file ends after {line_count} lines: {error}", loss)
 
 
 def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Line]:
@@ -159,5 +159,5 @@ def _mean_line_bytes(path: str) -> int:
     return max(1, len(head) // max(1, head.count(b"\n")))
 
 
-def _head(line: bytes | DataError) -> bytes:
+def _first_bytes(line: bytes | DataError) -> bytes:
     return b"" if isinstance(line, DataError) else line[: entries.HEAD_BYTES]

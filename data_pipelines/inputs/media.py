@@ -140,11 +140,11 @@ def medium_of_text(text: str, key: str = "") -> Medium | None:
 
 def is_name_of(text: str, source: str) -> bool:
     """Return whether a text is the path of a file or the end of it: `1.jpg` or `coco/1.jpg` of `/data/coco/1.jpg`."""
-    parts, of_source = (
+    parts, source_parts = (
         [part for part in path.strip().replace("\\", "/").split("/") if part not in ("", ".")]
         for path in (text, source)
     )
-    return bool(parts) and of_source[-len(parts) :] == parts
+    return bool(parts) and source_parts[-len(parts) :] == parts
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,10 @@ def picture(value: Any, origin: Origin) -> Picture:
         case {"bytes": bytes() as content}:
             return Picture(origin.source, content)
         case {"bytes": str() as text} if text:
-            return Picture(origin.source, _decoded(text, "the value of bytes"))
+            return Picture(origin.source, _decode_base64(text, "the value of bytes"))
         case {"type": "base64", "data": str() as text}:
             _check_type(str(value.get("media_type") or ""))
-            return Picture(origin.source, _decoded(text, "the value of data"))
+            return Picture(origin.source, _decode_base64(text, "the value of data"))
         case Mapping():
             return _picture_of_object(value, origin)
     raise RecordError("images", f"{type(value).__name__} is neither bytes nor a path")
@@ -221,7 +221,7 @@ def _picture_of_text(text: str, origin: Origin) -> Picture:
             raise RecordError(
                 "images", f"{short(text)} is a data URI without base64; write it as `data:TYPE;base64,DATA`"
             )
-        return Picture(origin.source, _decoded(content, "a data URI"))
+        return Picture(origin.source, _decode_base64(content, "a data URI"))
     if text.lower().startswith("file://"):
         text = unquote(urlsplit(text).path)
     elif text.lower().startswith(WEB) and not text.startswith(f"{origin.folder.rstrip('/')}/"):
@@ -229,7 +229,7 @@ def _picture_of_text(text: str, origin: Origin) -> Picture:
             "web address", f"{short(text)}; the pipelines read files: download images first (img2dataset)"
         )
     elif _base64_medium(text) or len(text) > LONGEST_PATH:
-        return Picture(origin.source, _decoded(text, short(text)))
+        return Picture(origin.source, _decode_base64(text, short(text)))
     return Picture(inside(origin.folder, text), root=origin.folder)
 
 
@@ -242,7 +242,7 @@ def _check_type(kind: str) -> None:
         raise RecordError("images", f"a value is of type {kind[:100]!r}, not of an image")
 
 
-def _decoded(text: str, what: str) -> bytes:
+def _decode_base64(text: str, what: str) -> bytes:
     """Return the bytes of base64, also of its form for URLs and without padding; DataError when it is not base64."""
     joined = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:

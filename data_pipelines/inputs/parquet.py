@@ -41,38 +41,40 @@ Group = tuple[int, int]
 """(rows, bytes)"""
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Runs of row groups of up to `shard_samples` rows; a file without a footer is one unit, of nothing but a reject
     for as many rows as other files have in so many bytes.
 
     DataError when no file has a footer or the first one has none of the columns.
     """
-    found = files.find(of, ENDINGS)
+    input_files = files.find(config, ENDINGS)
     with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
-        footers = list(pool.map(lambda one: _footer(one.path), found))
-    whole = [(file, footer) for file, footer in zip(found, footers, strict=True) if not isinstance(footer, DataError)]
-    if not whole:
-        raise DataError(f"{found[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
-    _check_columns(of, whole[0][0].path, whole[0][1][0])
-    names = {name for file, (columns, _) in whole for name in [*columns, *partition_columns(file.path)]}
-    check_rule_columns("pipeline.inputs", of.where, names)
-    rows = sum(rows for _, (_, groups) in whole for rows, _ in groups)
+        footers = list(pool.map(lambda input_file: _footer(input_file.path), input_files))
+    readable = [
+        (file, footer) for file, footer in zip(input_files, footers, strict=True) if not isinstance(footer, DataError)
+    ]
+    if not readable:
+        raise DataError(f"{input_files[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
+    _check_columns(config, readable[0][0].path, readable[0][1][0])
+    names = {name for file, (columns, _) in readable for name in [*columns, *partition_columns(file.path)]}
+    check_rule_columns("pipeline.inputs", config.where, names)
+    rows = sum(rows for _, (_, groups) in readable for rows, _ in groups)
     cut: list[Unit] = []
-    for file, footer in zip(found, footers, strict=True):
+    for file, footer in zip(input_files, footers, strict=True):
         if isinstance(footer, DataError):
-            whole_bytes = sum(file.size for file, _ in whole)
-            size = max(file.size, whole_bytes // len(whole))  # a file without a footer was cut short, mostly
-            about = entries.lost(size, whole_bytes, rows, size)
-            cut.append(Unit(file.path, file.size, records=about, stem=file.stem))
+            whole_bytes = sum(file.size for file, _ in readable)
+            size = max(file.size, whole_bytes // len(readable))  # a file without a footer was cut short, mostly
+            lost_records = entries.lost(size, whole_bytes, rows, size)
+            cut.append(Unit(file.path, file.size, records=lost_records, stem=file.stem))
         else:
-            cut += _cut(file, footer[1], shard_samples)
+            cut += _cut_file(file, footer[1], shard_samples)
     return cut
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
     """The records of a unit, in their order."""
     unread: dict[str, str] = {}
-    return entries.records(of, unit, _rows(of, unit, unread), unread)
+    return entries.records(config, unit, _rows(config, unit, unread), unread)
 
 
 def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
@@ -80,7 +82,7 @@ def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
     with files.open_stream(path, ahead=0) as opened:
         try:
             file = pq.ParquetFile(opened)
-            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             return file.schema_arrow.names, [(group.num_rows, group.total_byte_size) for group in groups]
         except UnreachableError:
             raise
@@ -88,7 +90,7 @@ def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
             return DataError(str(error))
 
 
-def _cut(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
+def _cut_file(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
     start = 0
     while start < len(groups):
         stop, (rows, size) = start + 1, groups[start]
@@ -99,11 +101,11 @@ def _cut(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator
 
 
 def _rows(
-    of: InputConfig, unit: Unit, unread: dict[str, str]
+    config: InputConfig, unit: Unit, unread: dict[str, str]
 ) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
-    """(row of the file, values); a DataError stands for all rows of a row group behind a damage.
+    """Yield (row of the file, its values, b""); a DataError stands for all rows of a row group behind a damage.
 
-    `unread` is made to hold the reasons for the columns that the rows at hand do not have.
+    `unread` is updated to hold the reasons for the columns that the current rows do not have.
     """
     with files.open_stream(unit.path, ahead=0) as opened:
         try:
@@ -114,24 +116,31 @@ def _rows(
         except FAULTS as error:
             yield 0, LostError("damaged", f"no row can be read: {error}", Loss(max(1, unit.records or 1))), b""
             return
-        used = _used(of)
-        names = file.schema_arrow.names
-        size = BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size)
+        batch_rows = max(1, min(BATCH_BYTES * max(1, unit.records or 0) // max(1, unit.size), LONGEST_BATCH))
         for group in range(unit.start, len(counts) if unit.stop is None else unit.stop):
-            place, end = sum(counts[:group]), sum(counts[: group + 1])
+            row, end = sum(counts[:group]), sum(counts[: group + 1])
             try:
-                read = [name for name in names if name in used or _may_show(of, file, group, name)]
-                unread.clear()
-                unread.update({name: NOT_USED for name in names if name not in read})
-                for batch in file.iter_batches(max(1, min(size, LONGEST_BATCH)), [group], read, use_threads=False):
-                    for values in _values(batch):
-                        yield place, values, b""
-                        place += 1
+                for values in _group_rows(config, file, group, batch_rows, unread):
+                    yield row, values, b""
+                    row += 1
             except UnreachableError:
                 raise
             except FAULTS as error:
-                what = f"rows {place} to {end - 1} cannot be read: {error}"
-                yield place, LostError("damaged", what, Loss(max(1, end - place))), b""
+                reason = f"rows {row} to {end - 1} cannot be read: {error}"
+                yield row, LostError("damaged", reason, Loss(max(1, end - row))), b""
+
+
+def _group_rows(
+    config: InputConfig, file: pq.ParquetFile, group: int, batch_rows: int, unread: dict[str, str]
+) -> Iterator[Mapping[str, Any] | DataError]:
+    """Yield the rows of a row group, with the columns that a record may be made of or that may hold media."""
+    used = _used_columns(config)
+    names = file.schema_arrow.names
+    read_names = [name for name in names if name in used or _may_hold_media(config, file, group, name)]
+    unread.clear()
+    unread.update({name: NOT_USED for name in names if name not in read_names})
+    for batch in file.iter_batches(batch_rows, [group], read_names, use_threads=False):
+        yield from _values(batch)
 
 
 def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:
@@ -139,30 +148,30 @@ def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:
     try:
         return batch.to_pylist()
     except FAULTS:
-        return [_row(batch.slice(place, 1)) for place in range(batch.num_rows)]
+        return [_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
 
 
-def _row(one: pa.RecordBatch) -> Mapping[str, Any] | DataError:
+def _row(batch: pa.RecordBatch) -> Mapping[str, Any] | DataError:
     try:
-        return one.to_pylist()[0]
+        return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
         return RecordError("not UTF-8", f"a text at byte {error.start}")
     except FAULTS as error:
         return RecordError("no value", f"{error}")
 
 
-def _may_show(of: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
+def _may_hold_media(config: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
     """Return whether a column that no record is made of may hold images, video or sound: by its name, by the least and
     greatest value that the footer says, or else by its first values."""
     if name.lower() in media.KEYS or shows_editing(name):
         return True
-    if "image" in of.columns or of.stream == "text":  # others are ignored then, whatever they hold
+    if "image" in config.columns or config.stream == "text":  # others are ignored then, whatever they hold
         return False
     metadata = file.metadata.row_group(group)
-    leaves = (metadata.column(number) for number in range(metadata.num_columns))
+    leaves = (metadata.column(index) for index in range(metadata.num_columns))
     try:
         return any(
-            _leaf_may_show(file, group, name, leaf)
+            _leaf_may_hold_media(file, group, name, leaf)
             for leaf in leaves
             if leaf.physical_type == "BYTE_ARRAY" and f"{leaf.path_in_schema}.".startswith(f"{name}.")
         )
@@ -172,7 +181,7 @@ def _may_show(of: InputConfig, file: pq.ParquetFile, group: int, name: str) -> b
         return False
 
 
-def _leaf_may_show(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnChunkMetaData) -> bool:
+def _leaf_may_hold_media(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnChunkMetaData) -> bool:
     statistics = leaf.statistics
     if statistics is not None and statistics.has_min_max:
         extremes = [statistics.min, statistics.max]
@@ -187,15 +196,15 @@ def _leaf_may_show(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnC
     return False
 
 
-def _used(of: InputConfig) -> set[str]:
+def _used_columns(config: InputConfig) -> set[str]:
     """Names of columns that a record may be made of."""
-    looked_for = (() if what in of.columns else names for what, names in entries.NAMES.items())
-    return {name for names in looked_for for name in names} | set(of.columns.values()) | set(of.where)
+    looked_for = (() if what in config.columns else names for what, names in entries.NAMES.items())
+    return {name for names in looked_for for name in names} | set(config.columns.values()) | set(config.where)
 
 
-def _check_columns(of: InputConfig, path: str, names: list[str]) -> None:
-    missing = sorted(set(of.columns.values()) - set(names))
-    if missing or not set(names) & (_used(of) - set(entries.NAMES["system"])):
+def _check_columns(config: InputConfig, path: str, names: list[str]) -> None:
+    missing = sorted(set(config.columns.values()) - set(names))
+    if missing or not set(names) & (_used_columns(config) - set(entries.NAMES["system"])):
         raise DataError(
             f"{path} has no column {missing[0]}" if missing else f"{path} has no column of images or texts",
             f"it has {', '.join(names)}: name those that count in `columns`",

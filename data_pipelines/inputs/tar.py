@@ -52,48 +52,78 @@ class _Entry:
     """By ending, of those that a record is made of."""
 
 
-def units(of: InputConfig, shard_samples: int) -> list[Unit]:
+def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     """Each tar whole: it has no index."""
-    return [Unit(found.path, found.size, stem=found.stem) for found in files.find(of, ENDINGS)]
+    return [Unit(file.path, file.size, stem=file.stem) for file in files.find(config, ENDINGS)]
 
 
-def records(of: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
-    """The records of a tar, in their order."""
-    seen: dict[str, list[str]] = {}
+def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
+    """Yield the records of a tar in their order, and a Reject for each entry that is not a record."""
     with files.open_stream(unit.path) as opened:
         head = opened.peek(TAR_BLOCK)[:TAR_BLOCK]
         codec = next((name for magic, name in CODECS.items() if head.startswith(magic)), "")
         if codec:
-            about = entries.lost(unit.size, 0, 0, USUAL_BYTES)
-            reason = RecordError(
-                "not a tar", f"the file is compressed by {codec}; decompress it, or compress it by gzip"
-            )
-            yield Reject(unit.path, safe_key(unit.stem), reason.kind, reason.message, head[: entries.HEAD_BYTES], about)
+            yield _unread_codec(unit, codec, head)
             return
         is_gzip = head.startswith(GZIP) or not (unit.path.endswith(".tar") or head[USTAR].startswith(b"ustar"))
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=opened)) if is_gzip else opened
-        tar = TarStream(stream)
-        for number, entry in enumerate(_entries(tar, lambda ending: _limit(of, ending))):
-            source = f"{unit.path}:{entry.key}" if entry.key else unit.path
-            key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
-            try:
-                if entry.fault:
-                    raise entry.fault
-                if entry.key in seen:
-                    raise _repeated(entry, seen[entry.key])
-                yield _record(of, entry, key, source, files.image_folder(of, unit))
-            except DataError as error:
-                head = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
-                read = min(unit.size, tar.offset if stream is opened else opened.tell())
-                loss = entries.Loss(1)
-                if entry.is_last and read < unit.size:
-                    loss = entries.Loss(entries.lost(unit.size - read, read, number, USUAL_BYTES))
-                elif entry.is_last:
-                    is_between = stream is opened and not entry.key and tar.offset % TAR_BLOCK == 0
-                    loss = entries.lost_at_end(of, ENDINGS, unit, number, is_between)
-                reason = f"{error.message}{loss.words}"
-                yield Reject(source, key, error.kind, reason, head, loss.records, loss.at_least)
-            seen.setdefault(entry.key, entry.endings)
+        yield from _TarReader(config, unit, opened, TarStream(stream), is_gzip).records()
+
+
+def _unread_codec(unit: Unit, codec: str, head: bytes) -> Reject:
+    """Return the reject that stands for all entries of a tar in a compression that is not read."""
+    lost_records = entries.lost(unit.size, 0, 0, USUAL_BYTES)
+    reason = RecordError("not a tar", f"the file is compressed by {codec}; decompress it, or compress it by gzip")
+    first_bytes = head[: entries.HEAD_BYTES]
+    return Reject(unit.path, safe_key(unit.stem), reason.kind, reason.message, first_bytes, lost_records)
+
+
+@dataclass
+class _TarReader:
+    """Reads the records of one tar."""
+
+    config: InputConfig
+    unit: Unit
+    opened: BinaryIO
+    """The file as it is stored."""
+    tar: TarStream
+    """Its decompressed content."""
+    is_gzip: bool
+    seen: dict[str, list[str]] = field(default_factory=dict)
+    """Endings of the members by the key of their entry."""
+
+    def records(self) -> Iterator[Record | Reject]:
+        """Yield a record or a Reject for each entry, in their order."""
+        for index, entry in enumerate(_entries(self.tar, lambda ending: _limit(self.config, ending))):
+            yield self._record(index, entry)
+            self.seen.setdefault(entry.key, entry.endings)
+
+    def _record(self, index: int, entry: _Entry) -> Record | Reject:
+        unit = self.unit
+        source = f"{unit.path}:{entry.key}" if entry.key else unit.path
+        key = record_key(unit.stem, entry.key) if entry.key else safe_key(unit.stem)
+        try:
+            if entry.fault:
+                raise entry.fault
+            if entry.key in self.seen:
+                raise _repeated(entry, self.seen[entry.key])
+            return _record(self.config, entry, key, source, files.image_folder(self.config, unit))
+        except DataError as error:
+            first_bytes = next(iter(entry.contents.values()), b"")[: entries.HEAD_BYTES]
+            loss = self._loss(index, entry)
+            reason = f"{error.message}{loss.words}"
+            return Reject(source, key, error.kind, reason, first_bytes, loss.records, loss.at_least)
+
+    def _loss(self, records_before: int, entry: _Entry) -> entries.Loss:
+        """Return how many records a refused entry costs: those that follow it, too, where the tar cannot be read on."""
+        if not entry.is_last:
+            return entries.Loss(1)
+        read_bytes = min(self.unit.size, self.opened.tell() if self.is_gzip else self.tar.offset)
+        if read_bytes < self.unit.size:
+            unread_bytes = self.unit.size - read_bytes
+            return entries.Loss(entries.lost(unread_bytes, read_bytes, records_before, USUAL_BYTES))
+        is_between = not self.is_gzip and not entry.key and self.tar.offset % TAR_BLOCK == 0
+        return entries.lost_at_end(self.config, ENDINGS, self.unit, records_before, is_between)
 
 
 def _repeated(entry: _Entry, before: list[str]) -> RecordError:
@@ -108,31 +138,31 @@ def _repeated(entry: _Entry, before: list[str]) -> RecordError:
     )
 
 
-def _record(of: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
+def _record(config: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
     values: dict[str, Any] = {}
     if "json" in entry.contents:
         content = parsed(entry.contents["json"], short(f"{entry.key}.json"))
-        values = content if isinstance(content, dict) else {of.columns.get("turns", "messages"): content}
+        values = content if isinstance(content, dict) else {config.columns.get("turns", "messages"): content}
     ignored: dict[str, str] = {}
-    for name in {of.columns.get("caption", "txt"), of.columns.get("text")} & set(entry.contents):
+    for name in {config.columns.get("caption", "txt"), config.columns.get("text")} & set(entry.contents):
         text = utf8(entry.contents[name], short(f"{entry.key}.{name}"))
         target = "caption" if name == "txt" else name
         if media.has_value(values.get(target)) and values[target] != text:
             ignored[f"json: {target}"] = f".{name} is used"
         values[target] = text
-    images = sorted((ending for ending in entry.contents if _is_image(of, ending)), key=_order)
-    has_turns = bool(entries.named(of, values, "turns"))
+    images = sorted((ending for ending in entry.contents if _is_image(config, ending)), key=_image_order)
+    has_turns = bool(entries.named(config, values, "turns"))
     if not images and not has_turns:
         raise RecordError("no image", f"{short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
-    ignored |= _ignored_members(of, entry, has_images=bool(images))
-    columns: Any = {what: name for what, name in of.columns.items() if what != "image"}  # which is an ending here
+    ignored |= _ignored_members(config, entry, has_images=bool(images))
+    columns: Any = {what: name for what, name in config.columns.items() if what != "image"}  # which is an ending here
     if images:
-        ignored |= _take_image_names(of, values, len(images))
+        ignored |= _take_image_names(config, values, len(images))
         values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in images]
-    return entries.record(of.model_copy(update={"columns": columns}), values, key, source, folder, ignored)
+    return entries.record(config.model_copy(update={"columns": columns}), values, key, source, folder, ignored)
 
 
-def _ignored_members(of: InputConfig, entry: _Entry, has_images: bool) -> dict[str, str]:
+def _ignored_members(config: InputConfig, entry: _Entry, has_images: bool) -> dict[str, str]:
     """Return the reasons for members that the record is not made of; DataError for an image to be changed, or for video
     and sound without an image."""
     ignored: dict[str, str] = {}
@@ -141,7 +171,7 @@ def _ignored_members(of: InputConfig, entry: _Entry, has_images: bool) -> dict[s
             continue
         name, _, last = ending.rpartition(".")
         medium = media.SUFFIXES.get(last)
-        if medium == "image" and of.stream == "generation" and is_input(name):
+        if medium == "image" and config.stream == "generation" and is_input(name):
             raise edited(f".{ending}")
         if medium in ("video", "audio") and not has_images:
             raise media.refused(medium, f"{short(entry.key)} has a member .{ending}")
@@ -149,7 +179,7 @@ def _ignored_members(of: InputConfig, entry: _Entry, has_images: bool) -> dict[s
     return ignored
 
 
-def _take_image_names(of: InputConfig, values: dict[str, Any], number: int) -> dict[str, str]:
+def _take_image_names(config: InputConfig, values: dict[str, Any], image_count: int) -> dict[str, str]:
     """Remove names of images from the JSON of an entry whose images are members, and return why they are ignored.
 
     DataError when they are not as many as the members.
@@ -160,9 +190,9 @@ def _take_image_names(of: InputConfig, values: dict[str, Any], number: int) -> d
         if not media.has_value(value):
             continue
         count = len(value) if isinstance(value, list) else 1
-        if count != number and "image" not in of.columns:
+        if count != image_count and "image" not in config.columns:
             raise RecordError(
-                "images", f"{name} in the JSON has {count}, the entry has {number} members that are images"
+                "images", f"{name} in the JSON has {count}, the entry has {image_count} members that are images"
             )
         ignored[f"json: {name}"] = "members of the tar are the images"
     return ignored
@@ -228,20 +258,20 @@ def _fault(entry: _Entry, member: Member, ending: str, limit: int) -> RecordErro
     return None
 
 
-def _limit(of: InputConfig, ending: str) -> int:
+def _limit(config: InputConfig, ending: str) -> int:
     """How many bytes of a member may be read; 0 when a record is not made of it."""
-    if _is_image(of, ending):
+    if _is_image(config, ending):
         return LONGEST_ENTRY_BYTES
-    is_text = ending in ("json", of.columns.get("caption", "txt"), of.columns.get("text"))
+    is_text = ending in ("json", config.columns.get("caption", "txt"), config.columns.get("text"))
     return entries.LONGEST_TEXT_BYTES if is_text else 0
 
 
-def _is_image(of: InputConfig, ending: str) -> bool:
-    named, last = of.columns.get("image"), ending.rpartition(".")[2]
+def _is_image(config: InputConfig, ending: str) -> bool:
+    named, last = config.columns.get("image"), ending.rpartition(".")[2]
     return named in (last, ending) if named else last in images.ENDINGS
 
 
-def _order(ending: str) -> tuple[int, str]:
+def _image_order(ending: str) -> tuple[int, str]:
     """Images of one key in the order of their numbers: `jpg`, `1.jpg`, `2.jpg`, `10.jpg`."""
     number = NUMBER.match(ending)
     return (int(number[1]) if number else 0, ending)

@@ -98,16 +98,16 @@ class TarStream:
     def _take(self, count: int) -> bytes:
         """So many bytes; DamagedError when there are fewer."""
         try:
-            found = self._stream.read(count)
+            content = self._stream.read(count)
         except UnreachableError:
             raise
         except (OSError, EOFError, zlib.error) as error:  # of gzip
             raise DamagedError(f"{error}, behind byte {self.offset}", self._member) from error
-        self.offset += len(found)
-        if len(found) < count:
+        self.offset += len(content)
+        if len(content) < count:
             between = "" if self._member else " without the block of zeros that ends one"
             raise DamagedError(f"the tar ends at byte {self.offset}{between}", self._member)
-        return found
+        return content
 
     def _header_content(self, size: int, begin: int) -> bytes:
         if size > LONGEST_HEADER_BYTES:
@@ -138,8 +138,8 @@ class TarStream:
     def _check_end(self) -> None:
         """Read on behind the end: tars that were appended to a tar would be lost."""
         end = self.offset
-        while found := self._rest():
-            if any(found):
+        while content := self._rest():
+            if any(content):
                 raise DamagedError(f"the tar ends at byte {end}, but more than zeros follow")
 
     def _rest(self) -> bytes:

@@ -16,21 +16,21 @@ from janus_dist.errors import DataError
 from janus_dist.storage import fs
 
 
-def with_versions(source: InputConfig, units: Sequence[Unit]) -> list[Unit]:
+def with_versions(config: InputConfig, units: Sequence[Unit]) -> list[Unit]:
     """Return the units with the versions of their files, which were listed right before."""
     known: dict[str, str] = {}
-    for path in dict.fromkeys(path for unit in units for path in _files(source, unit)):
+    for path in dict.fromkeys(path for unit in units for path in _files(config, unit)):
         known[path] = _version(path, fresh=False)
-    return [replace(unit, versions=tuple((path, known[path]) for path in _files(source, unit))) for unit in units]
+    return [replace(unit, versions=tuple((path, known[path]) for path in _files(config, unit))) for unit in units]
 
 
 def check_unchanged(units: Sequence[Unit]) -> None:
     """Raise DataError when a file is not what it was when the work was cut; OSError when it cannot be reached."""
-    for path, before in dict.fromkeys(pair for unit in units for pair in unit.versions):
-        now = _version(path)
-        if now != before:
+    for path, version_at_cut in dict.fromkeys(pair for unit in units for pair in unit.versions):
+        version = _version(path)
+        if version != version_at_cut:
             raise DataError(
-                f"{path} has changed since the work was cut: it had {before}, now it has {now}",
+                f"{path} has changed since the work was cut: it had {version_at_cut}, now it has {version}",
                 "leave a source as it is while it is tokenized; the same command again reads anew what has changed",
             )
 
@@ -49,13 +49,13 @@ def _version(path: str, fresh: bool = True) -> str:
         return "no file"
 
 
-def _files(source: InputConfig, unit: Unit) -> list[str]:
+def _files(config: InputConfig, unit: Unit) -> list[str]:
     """Return the files that decide what a unit's records are."""
-    match source.format:
+    match config.format:
         case "webdataset" | "parquet" | "jsonl":
             return [unit.path]
         case "folders":
             images = [f"{unit.path.rstrip('/')}/{name}" for name in unit.names] if fs.is_local(unit.path) else []
-            return [*images, *([source.class_names] if source.class_names else [])]
+            return [*images, *([config.class_names] if config.class_names else [])]
         case _:
             return []

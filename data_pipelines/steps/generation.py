@@ -36,11 +36,11 @@ class Prepared:
 class Generation:
     """The step of the generation stream."""
 
-    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
+    def __init__(self, recipe: BaseRecipe, config: InputConfig, tokenizer: Tokenizer):
         self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
         self.max_pixels = recipe.pipeline.max_image_pixels
-        self.first_sentence_share, self.crop = of.first_sentence_share, of.crop
-        self.rules, self.picture_rules = keep.split(of.where)
+        self.first_sentence_share, self.crop = config.first_sentence_share, config.crop
+        self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what can be known before its picture is read; its length is not."""
@@ -63,8 +63,8 @@ class Generation:
         image = images.peek(record.pictures[0].content or b"", self.max_pixels)
         measures = keep.measures(image)
         keep.check(self.picture_rules, measures)
-        place = 0.5 if self.crop == "center" else drawn(f"crop {record.key}")
-        pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size, place))
+        position = 0.5 if self.crop == "center" else drawn(f"crop {record.key}")
+        pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size, position))
         facts = (*measures.items(), (keep.CAPTION_CHARS, len(record.caption.strip())))
         return Prepared(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
 

@@ -62,7 +62,7 @@ def _check(name: str, rule: Keep, value: Any) -> None:
         value = value.item()
     if is_missing(value):
         raise Dropped(f"{name} is missing", "")
-    shown = _shown(value)
+    shown = _formatted(value)
     for bound, sign in ((rule.min, ">="), (rule.max, "<=")):
         if bound is None:
             continue
@@ -70,19 +70,21 @@ def _check(name: str, rule: Keep, value: Any) -> None:
         if converted is None:
             raise Dropped(f"{name} is no {'date' if isinstance(bound, datetime) else 'number'}", shown)
         if not (converted >= bound if sign == ">=" else converted <= bound):  # pyright: ignore[reportOperatorIssue]
-            raise Dropped(f"{name} {sign} {_shown(bound)}", shown)
-    if rule.one_of and not any(_same(value, choice) for choice in rule.one_of):
-        raise Dropped(f"{name} is one of {', '.join(map(_shown, rule.one_of))}", shown)
+            raise Dropped(f"{name} {sign} {_formatted(bound)}", shown)
+    if rule.one_of and not any(_equals(value, choice) for choice in rule.one_of):
+        raise Dropped(f"{name} is one of {', '.join(map(_formatted, rule.one_of))}", shown)
 
 
-def _same(value: Any, choice: str | float | bool) -> bool:
+def _equals(value: Any, choice: str | float | bool) -> bool:
     """Tell whether a value is what the recipe says, also where its file holds it as text or as another type."""
     if isinstance(choice, bool):
         return _text(value).lower() in (TRUE_WORDS if choice else FALSE_WORDS)
     if isinstance(value, bool):
         return _text(value).lower() == _text(choice).lower()
     if isinstance(choice, str):
-        return choice in (_text(value), _shown(value)) or (isinstance(value, date) and _date(choice) == _date(value))
+        return choice in (_text(value), _formatted(value)) or (
+            isinstance(value, date) and _date(choice) == _date(value)
+        )
     return _number(value) == choice
 
 
@@ -108,7 +110,7 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     """Format a value as people write it: 256, not 256.0; a day without its midnight."""
     if isinstance(value, datetime):
         return value.isoformat().removesuffix("+00:00").removesuffix("T00:00:00")

@@ -16,8 +16,8 @@ from janus_dist.data.tokenizer import Tokenizer
 class Text:
     """The step of the text stream."""
 
-    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
-        self.rules, self.tokenizer = of.where, tokenizer
+    def __init__(self, recipe: BaseRecipe, config: InputConfig, tokenizer: Tokenizer):
+        self.rules, self.tokenizer = config.where, tokenizer
         self.max_tokens = min(recipe.pipeline.text_document_tokens, recipe.model.text.max_positions)
 
     def check(self, record: Record) -> None:
@@ -28,6 +28,6 @@ class Text:
     def make(self, record: Record) -> Made:
         """`KEY`, or `KEY-000`, `KEY-001`, ... of a document longer than `pipeline.text_document_tokens`."""
         pieces = text_ids(self.tokenizer, words(record.text, "the text"), self.max_tokens)
-        keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{number:03d}" for number in range(len(pieces))]
+        keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{index:03d}" for index in range(len(pieces))]
         samples = [(key, TextSample(piece)) for key, piece in zip(keys, pieces, strict=True)]
         return Made([*samples], (("text_chars", len(record.text)),))

@@ -27,17 +27,19 @@ DESCRIBE = "Describe the image in detail."
 class Understanding:
     """The step of the understanding stream."""
 
-    def __init__(self, recipe: BaseRecipe, of: InputConfig, tokenizer: Tokenizer):
+    def __init__(self, recipe: BaseRecipe, config: InputConfig, tokenizer: Tokenizer):
         self.tokenizer, self.chat, self.model = tokenizer, recipe.data.chat, recipe.model
         self.max_pixels, self.jpeg_quality = recipe.pipeline.max_image_pixels, recipe.pipeline.jpeg_quality
-        self.is_plain = of.layout == "plain"
-        named = of.columns.get("image") or " or ".join(IMAGES)
-        self.image_places = f"{named}, nor in a message" if of.format != "webdataset" else "the members of the tar"
-        self.rules, self.picture_rules = keep.split(of.where)
+        self.is_plain = config.layout == "plain"
+        columns = config.columns.get("image") or " or ".join(IMAGES)
+        self.image_places = (
+            f"{columns}, nor in a message" if config.format != "webdataset" else "the members of the tar"
+        )
+        self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
         """DataError or Dropped for what can be known before its pictures are read; its length is not."""
-        keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: _number_of_chars(record)})
+        keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: _char_count(record)})
         if self.is_plain:
             _plain_text(record)
         else:
@@ -57,11 +59,11 @@ class Understanding:
         """One sample under the record's key, which readers made safe for names of tar members."""
         ids, spans = self._ids(record)
         check_length(len(ids) + len(record.pictures) * (self.model.image_tokens - 1), self.model)
-        encoded = [one.content or b"" for one in record.pictures]
-        measures = [keep.measures(images.peek(one, self.max_pixels)) for one in encoded]
+        encoded = [content.content or b"" for content in record.pictures]
+        measures = [keep.measures(images.peek(content, self.max_pixels)) for content in encoded]
         for values in measures:
             keep.check(self.picture_rules, values)
-        crops = [self._crop(one) for one in encoded]
+        crops = [self._crop(content) for content in encoded]
         context = set() if self.is_plain else set(record.context)
         learned, unlearned = (
             np.array([span for turn, span in enumerate(spans) if (turn in context) == is_context], np.int64)
@@ -69,7 +71,7 @@ class Understanding:
         )
         sample = UnderstandingSample(np.array(ids, dtype=np.uint32), learned, crops, unlearned.reshape(-1, 2))
         facts = [fact for values in measures for fact in values.items()]
-        return Made([(record.key, sample)], (*facts, (keep.CAPTION_CHARS, _number_of_chars(record))))
+        return Made([(record.key, sample)], (*facts, (keep.CAPTION_CHARS, _char_count(record))))
 
     def _crop(self, encoded: bytes) -> bytes:
         square = images.pad_to_square(images.load(encoded, self.max_pixels), self.model.image_size)
@@ -118,7 +120,7 @@ def _plain_text(record: Record) -> str:
     return words(text, "the text")
 
 
-def _number_of_chars(record: Record) -> int:
+def _char_count(record: Record) -> int:
     """Characters of the turns, else of the caption or text."""
     turns = sum(len(question.strip()) + len(answer.strip()) for question, answer in record.turns)
     return turns or len(record.caption.strip() or record.text.strip())

@@ -87,8 +87,8 @@ def _is_end(caption: str, end: re.Match[str]) -> bool:
         return False
     if mark != "." or end["closing"]:
         return not following.islower()
-    found = LAST_WORD.search(caption, max(0, end.start() - LONGEST_ABBREVIATION), end.start())
-    word = found[0] if found else ""
+    match = LAST_WORD.search(caption, max(0, end.start() - LONGEST_ABBREVIATION), end.start())
+    word = match[0] if match else ""
     is_initial = len(word) == 1 and word.isupper()
     is_abbreviation = is_initial or "." in word or ABBREVIATIONS.fullmatch(word.lower())
     return not (is_abbreviation or (following.isdigit() and OF_NUMBERS.fullmatch(word.lower())))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import webdataset
 
-from data_pipelines import progress, stream, work
+from data_pipelines import job_runner, progress, stream, work
 from data_pipelines.inputs import formats
 from data_pipelines.prepare import prepare_data
 from janus_dist.data import images
@@ -280,8 +280,8 @@ def test_a_job_that_cannot_be_done_is_named_and_the_others_are_done(make_work, t
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "units", lambda of, samples: taken_away(None))
-        patch.setattr(stream, "ATTEMPTS", 2)
-        patch.setattr(stream, "PAUSE_S", 0.1)
+        patch.setattr(job_runner, "ATTEMPTS", 2)
+        patch.setattr(job_runner, "PAUSE_S", 0.1)
         with pytest.raises(Exception, match=r"text: \d of \d jobs were not done; job \d \(.*/2/documents.jsonl\)"):
             stream.run(work_)
     done = list(work.done(work_.folder, jobs))

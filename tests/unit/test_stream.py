@@ -210,7 +210,7 @@ def test_jobs_that_were_done_from_an_earlier_version_of_a_file_are_done_again(tm
     os.utime(source, ns=(1, 1))
     caplog.set_level("INFO", logger="janus_dist")
     assert stream.run(of).samples == 32
-    assert f"jobs were done by an earlier run from files that have changed since, as {source}: they are" in caplog.text
+    assert f"jobs were done by an earlier run from files that have changed since, such as {source}: they" in caplog.text
     assert "(24 records in " in caplog.text, "the other file's job stays done"
 
 
