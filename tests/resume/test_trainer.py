@@ -114,7 +114,7 @@ def test_a_run_is_rebased_when_asked(folder, unbroken, tmp_path):
     """Each source goes on with the sample behind the last one that it gave, and later resumes need no flag."""
     shutil.copytree(unbroken / "run", tmp_path / "run")
     lines = train(folder, tmp_path, run={"rebase": True}, mix={"text": 9.0}, train={"steps": 8, "save_every_steps": 1})
-    assert lines[1] == "re-based at step 6: understanding, text, generation went on where it was"
+    assert lines[1] == ("re-based at step 6; sources that continue at their position: understanding, text, generation")
     assert list(losses(tmp_path)) == list(range(1, 9))
     commit = commits.read(commits.latest_committed(saved_in(tmp_path / "run")))
     old = build_plan(folder, tmp_path)
@@ -125,7 +125,7 @@ def test_a_run_is_rebased_when_asked(folder, unbroken, tmp_path):
     assert sorted(sample for epoch, sample in told if epoch == 0) == list(range(40)), "no sample is left out"
     lines = train(folder, tmp_path, mix={"text": 9.0}, train={"steps": 9, "save_every_steps": 1})
     assert "resuming run at step 8" in lines[1]
-    assert lines[2] == "settings that are not the checkpoint's: train.steps was 8, is 9"
+    assert lines[2] == "settings changed since the checkpoint: train.steps was 8, is 9"
 
 
 def test_rebasing_keeps_the_seed(folder, unbroken, tmp_path):

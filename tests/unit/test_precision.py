@@ -63,7 +63,7 @@ def test_a_run_goes_on_in_the_dtype_of_its_checkpoint(tmp_path, dtype):
     path = trained_in(tmp_path, dtype)
     resolved, line = precision.resolve(recipe_with(tmp_path, "auto"), never)
     assert resolved.engine.dtype == dtype
-    assert line == f"computing in {dtype}: as its checkpoint {path} was trained (engine.dtype=auto)"
+    assert line == f"computing in {dtype}: the dtype of its checkpoint {path} (engine.dtype=auto)"
     refuse_other(recipe_with(tmp_path, "auto"))
     refuse_other(resolved)
 
@@ -72,7 +72,7 @@ def test_only_another_explicit_dtype_is_refused(tmp_path):
     trained_in(tmp_path, "bfloat16")
     with pytest.raises(CheckpointError, match=r"trained in bfloat16, the recipe says engine\.dtype=float32") as error:
         refuse_other(recipe_with(tmp_path, "float32"))
-    assert "take engine.dtype=auto, which goes on in bfloat16" in str(error.value.hint)
+    assert "set engine.dtype=auto to resume in bfloat16" in str(error.value.hint)
     refuse_other(recipe_with(tmp_path, "auto"))  # the hint, followed
 
 
@@ -97,7 +97,9 @@ def test_an_older_gpu_is_refused_with_the_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     gpu = torch.device("cuda")
-    with pytest.raises(ClusterError, match=r"needs GPUs of compute capability 8\.0 or more .*, Tesla V100 has 7\.0"):
+    with pytest.raises(
+        ClusterError, match=r"needs GPUs of compute capability 8\.0 or more .*, but Tesla V100 has 7\.0"
+    ):
         precision.check_device(recipe_with(tmp_path, "bfloat16", gpu=True), gpu)
     precision.check_device(recipe_with(tmp_path, "float32", gpu=True), gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
