@@ -228,7 +228,7 @@ def test_nothing_is_left_behind_when_it_fails(recipe, tmp_path):
         export(str(recipe.run.dir), out, "transformers", ["data.tokenizer=/nowhere"])
     with pytest.raises(CheckpointError, match=r"2 parameters differ, the first is lm_head.weight: \(288, 32\) in the"):
         export(str(recipe.run.dir), out, "transformers", ["model.text.vocab=300"])
-    with pytest.raises(CheckpointError, match="is no run and no checkpoint"):
+    with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
         export(str(tmp_path), out, "transformers")
     assert [path for path in tmp_path.rglob("*") if path.name != "deep"] == []
     out.mkdir(parents=True)

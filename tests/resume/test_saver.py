@@ -132,5 +132,7 @@ def test_a_full_disk_is_called_one(tmp_path):
     """Rather than by torch's words for it."""
     folder = str(tmp_path / "run")
     (said,) = run_ranks(save_to_a_full_disk, 1, tmp_path, folder)
-    assert said is not None and said.startswith(f"the disk is full: {folder} has 5 bytes free beside 0 of a checkpoint")
-    assert "make room (janus ckpt prune), or choose another run.checkpoints" in said
+    assert said is not None and said.startswith(
+        f"the disk is full: {folder} has 5 bytes free besides 0 bytes already written"
+    )
+    assert "free space (janus ckpt prune), or choose another run.checkpoints" in said

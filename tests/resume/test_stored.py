@@ -65,7 +65,7 @@ def test_a_store_keeps_what_a_disk_does(tmp_path, monkeypatch):
         said: list[str] = []
         assert state.latest_to_resume(ALONE, saved, said.append) == f"{saved}/step-00000001"
         assert said[0].startswith(f"passed over {path}: {path}/__0_0.distcp is damaged: ")
-        assert said[1:] == [f"set aside {path}: the run goes on from {saved}/step-00000001"]
+        assert said[1:] == [f"set aside {path}: the run resumes from {saved}/step-00000001"]
         assert commits.with_marker(saved) == [f"{saved}/step-00000001"]
         commits.delete(path)
         assert commits.folders(saved) == [f"{saved}/step-00000001"]
@@ -154,7 +154,7 @@ def test_when_none_is_whole_nothing_is_trained(two, tmp_path):
     run = shutil.copytree(two, tmp_path / "run")
     for step in (1, 2):
         flip(folder_of(run, step) / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints under .* is whole") as caught:
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints under .* are damaged") as caught:
         commits.latest_verified(ALONE.world, saved_in(run), print)
     assert caught.value.exit_code == 4
 
@@ -188,7 +188,7 @@ def test_a_marker_is_of_one_piece(two, tmp_path):
     run = shutil.copytree(two, tmp_path / "run")
     marker = folder_of(run, 2) / commits.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"step": 7}))
-    with pytest.raises(DamagedError, match="another sha256 than it says"):
+    with pytest.raises(DamagedError, match="do not match the sha256 that it states"):
         commits.read(str(folder_of(run, 2)))
 
 
