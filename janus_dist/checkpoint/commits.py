@@ -277,10 +277,10 @@ class Keep:
     every_steps: int | None = None
     """Keep also every checkpoint whose step is a multiple of this; None keeps only the newest."""
 
-    def chosen(self, whole: Sequence[str]) -> set[str]:
-        """Return the checkpoints to keep; `whole` are the committed checkpoints, oldest first."""
-        every = self.every_steps
-        return {*whole[-self.last :], *(path for path in whole if every and step_of(path) % every == 0)}
+    def chosen(self, paths: Sequence[str]) -> set[str]:
+        """Return the checkpoints to keep of the committed checkpoints `paths`, oldest first."""
+        period = self.every_steps
+        return {*paths[-self.last :], *(path for path in paths if period and step_of(path) % period == 0)}
 
 
 def prunable(saved_in: str, keep: Keep) -> list[str]:
@@ -288,9 +288,11 @@ def prunable(saved_in: str, keep: Keep) -> list[str]:
 
     They include older folders that are not committed. Raises CheckpointError when a folder cannot be read.
     """
-    whole = committed(saved_in)
-    kept = keep.chosen(whole)
-    return [path for path in folders(saved_in) if whole and path not in kept and step_of(path) < step_of(whole[-1])]
+    complete = committed(saved_in)
+    if not complete:
+        return []
+    kept, newest_step = keep.chosen(complete), step_of(complete[-1])
+    return [path for path in folders(saved_in) if path not in kept and step_of(path) < newest_step]
 
 
 def delete(path: str) -> None:

@@ -78,7 +78,7 @@ class HashedWriter(FileSystemWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Return True: paths and URLs are checked elsewhere."""
+        """Return True, because torch's own check refuses URLs."""
         return True
 
 
@@ -93,7 +93,7 @@ class StoredReader(FileSystemReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Return True: paths and URLs are checked elsewhere."""
+        """Return True, because torch's own check refuses URLs."""
         return True
 
     @cached_property
@@ -173,7 +173,7 @@ class Files(FileSystemBase):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Return True: paths and URLs are checked elsewhere."""
+        """Return True, because torch's own check refuses URLs."""
         return True
 
 

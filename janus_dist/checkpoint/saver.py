@@ -95,7 +95,7 @@ def _kind_of(error: BaseException) -> str:
     kinds: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        number = getattr(cause, "errno", None)
-        kinds.append(type(cause).__name__ if number is None else f"{type(cause).__name__} {number}")
+        errno = getattr(cause, "errno", None)
+        kinds.append(type(cause).__name__ if errno is None else f"{type(cause).__name__} {errno}")
         cause = cause.__cause__
     return ", ".join(kinds)

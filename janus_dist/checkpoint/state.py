@@ -106,7 +106,7 @@ def write(snapshot: Snapshot, ranks: Background, check: Callable[[], None] = lam
     Raises OSError on every rank when a rank cannot write; the files of the checkpoint are deleted then.
     """
 
-    def begin() -> None:
+    def clear_folder() -> None:
         check()
         fs.remove_folder(snapshot.path)  # remains of a run that was killed during a save
 
@@ -114,7 +114,7 @@ def write(snapshot: Snapshot, ranks: Background, check: Callable[[], None] = lam
         check()
         commits.write_marker(snapshot.path, replace(snapshot.commit, files=files))
 
-    ranks.run_on_rank0(begin)
+    ranks.run_on_rank0(clear_folder)
     writer = HashedWriter(snapshot.path)
     try:
         dcp.save(snapshot.state, storage_writer=writer, planner=SharesToSave(), process_group=ranks.group)

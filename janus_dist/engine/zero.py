@@ -63,7 +63,7 @@ class ZeroEngine:
         return self.model
 
     def micro_step(self, *inputs: Any, last: bool) -> Any:
-        """Run forward and backward of one micro-step; the model returns (scalar loss, output), return the output.
+        """Run forward and backward of the model, which returns (scalar loss, output), and return the output.
 
         The gradient accumulated over micro-steps and ranks is that of the sum of their losses.
         """
@@ -139,7 +139,7 @@ def deepspeed_config(engine: EngineConfig, optim: OptimConfig, world: int) -> di
 
 
 def _hpz_group(ranks: int) -> Any:
-    """Return the group of ranks that keeps a secondary copy of the weights (hpZ), or None with one rank.
+    """Return the group of ranks that keeps a secondary copy of the weights (hpZ), or None when `ranks` is 1 (hpZ off).
 
     The group is created once here, because `zero.Init`, which is called for each module, would create it each time.
     """

@@ -1,6 +1,6 @@
 """The record of steps that a run left out after a rollback, with their samples, so that a user can inspect them.
 
-Invariant: a failure to write the record never ends a run; samples that cannot be read are missing from the record.
+Invariant: a failure to write the record never ends a run; the record is incomplete when samples cannot be read.
 """
 
 import json

@@ -29,15 +29,15 @@ def hold_run(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[list[
     Raises ConfigError when another job, also one of another cluster, holds a folder, or a folder cannot be written.
     """
     run = recipe.run
-    folders = {str(run.dir.absolute()): f"run {run.dir}"}
+    labels = {str(run.dir.absolute()): f"run {run.dir}"}
     if run.checkpoints is not None:
         saved_in = str(Path(run.saved_in).absolute()) if fs.is_local(run.saved_in) else run.saved_in
-        folders[saved_in] = f"the folder of checkpoints {run.saved_in}"
+        labels[saved_in] = f"the folder of checkpoints {run.saved_in}"
     purpose = f"training stage {recipe.stage}"
     with ExitStack() as stack:
         yield [
-            stack.enter_context(hold(folder, what, purpose, show, HINT, ConfigError))
-            for folder, what in folders.items()
+            stack.enter_context(hold(folder, label, purpose, show, HINT, ConfigError))
+            for folder, label in labels.items()
         ]
 
 

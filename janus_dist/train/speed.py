@@ -1,7 +1,7 @@
 """Speed of a step in model FLOPs, and memory use.
 
-Invariant: FLOPs are counted from the plan, so that the same step counts the same on any number of ranks, whatever else
-the ranks computed.
+Invariant: FLOPs are counted from the plan, so that the same step counts the same on any number of ranks, regardless of
+additional work of the ranks.
 """
 
 import resource
