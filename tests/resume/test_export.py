@@ -45,7 +45,7 @@ CHAT = {"user": "<|User|>", "assistant": "<|Assistant|>", "system_prompt": "Look
 
 
 def make_recipe(folder: Path) -> StageRecipe:
-    """Where an image is as many tokens to read as ids to draw, as in the published models."""
+    """Return a recipe with as many tokens per image to read as ids to draw, as in the published models."""
     vision = tiny.MODEL.vision.model_dump() | {"patch": 4}
     text = tiny.MODEL.text.model_dump() | {"vocab": prepared.VOCAB}
     return prepared.recipe(folder, folder, model={"vision": vision, "text": text, "init_std": 0.2}, data={"chat": CHAT})
@@ -62,7 +62,7 @@ def save_run(recipe: StageRecipe) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> StageRecipe:
-    """A run of two ranks with two checkpoints, its tokenizer and its VQ weights."""
+    """Return the recipe of a run of two ranks with two checkpoints, its tokenizer and its VQ weights."""
     folder = tmp_path_factory.mktemp("run")
     recipe = make_recipe(folder)
     train_tokenizer(TEXTS, prepared.VOCAB, folder / "tokenizer.json")
@@ -257,7 +257,7 @@ def test_the_command(recipe, tmp_path):
 
 
 def other_tokenizer(path: Path) -> Tokenizer:
-    """One whose special tokens have other ids."""
+    """Save and return a tokenizer whose special tokens have other ids."""
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -360,7 +360,7 @@ def test_files_written_tensor_by_tensor_are_safetensors(tmp_path):
 
 @torch.no_grad()
 def test_a_sampler_is_the_model_of_the_checkpoint_and_is_never_whole_in_float32(recipe, monkeypatch):
-    """The same logits, bit for bit, as of a model that was made whole and rounded; what is read at once is counted."""
+    """Compare logits bit for bit with a model that was loaded in float32 and rounded; count elements of each read."""
     at_once: list[int] = []
     read = StoredWeights.read
 

@@ -47,7 +47,7 @@ def test_the_same_command_goes_back_once(folder, whole, tmp_path):
 
 
 def test_a_copy_under_any_name_serves(folder, whole, tmp_path):
-    """Of step 4: those of the run from there on do not count any more, and the last step is saved in the run."""
+    """Resume from a copy of step 4: the run's later checkpoints are set aside, its last step is saved in it."""
     shutil.copytree(whole / "run", tmp_path / "run")
     shutil.copytree(whole / "good", tmp_path / "good")
     lines = train(folder, tmp_path, 1, run={"resume": str(tmp_path / "good")}, train={"steps": 5})

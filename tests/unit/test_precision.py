@@ -1,4 +1,4 @@
-"""What `engine.dtype=auto` stands for: by the nodes for a new run, by the checkpoint for one that goes on."""
+"""Tests of `engine.dtype=auto`: resolved from the nodes for a new run, from the checkpoint for a resumed run."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ def never() -> bool:
 
 
 def trained_in(tmp_path, dtype: str) -> str:
-    """A checkpoint of a run that was trained in `dtype`."""
+    """Return a checkpoint of a run that was trained in `dtype`."""
     recipe = recipe_with(tmp_path, dtype)
     return checkpoints.mark(recipe.run.saved_in, 3, recipe=recipe.model_dump(mode="json"))
 
@@ -107,7 +107,7 @@ def test_an_older_gpu_is_refused_with_the_rule(tmp_path, monkeypatch):
 
 
 def test_every_node_that_can_hold_a_rank_is_asked(monkeypatch):
-    """Those without the resource are not, and one that is lost does not count."""
+    """Ask neither nodes without the resource nor lost nodes."""
     a, b, gone, none = (digit * 56 for digit in "1234")  # as Ray names nodes
     nodes = {a: {"CPU": 2.0}, b: {"CPU": 2.0, "GPU": 1.0}, gone: {"CPU": 2.0}, none: {"memory": 1.0}}
     natives = {a: True, b: False}

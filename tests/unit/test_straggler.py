@@ -15,7 +15,7 @@ WORLD = 5
 
 
 class Ranks(Stragglers):
-    """The first of five ranks, of which the other four are told."""
+    """Rank 0 of five ranks, with given times of the other four."""
 
     def __init__(self, work: list[float], waits: list[float]):
         alone: Any = SimpleNamespace(rank=0, size=WORLD, device=torch.device("cpu"), sum=self.sum, gather=self.gather)
