@@ -1,4 +1,4 @@
-"""Checkpoints for tests: one that is written at once, by an identity that says nothing."""
+"""Checkpoints for tests, written synchronously and with a placeholder identity."""
 
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,36 @@ IDENTITY = {"plan_digest": "p", "plan": {}, "cursors": {}, "recipe": {}, "tokens
 
 
 def saved_in(run_dir: Path) -> str:
-    """Where the checkpoints of a run on disk are."""
+    """Return the folder of the checkpoints of a run on disk."""
     return f"{run_dir}/checkpoints"
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the folder of the checkpoint of a step."""
     return Path(commits.folder(saved_in(run_dir), step))
 
 
 def mark(saved_in: str, step: int, **identity: Any) -> str:
-    """A checkpoint of nothing but its marker; its folder."""
+    """Write a checkpoint that consists only of its marker, and return its folder."""
     path = commits.folder(saved_in, step)
     Path(path).mkdir(parents=True)
-    said = IDENTITY | identity
+    fields = IDENTITY | identity
     commits.write_marker(
         path,
-        commits.Commit(commits.VERSION, step, world=1, optimizer_steps=step, shapes={}, trainable=[], files={}, **said),
+        commits.Commit(
+            commits.VERSION, step, world=1, optimizer_steps=step, shapes={}, trainable=[], files={}, **fields
+        ),
     )
     return path
 
 
 def load_weights(saved_in: str) -> dict[str, Tensor]:
-    """All weights of the require_checkpoint checkpoint, by name."""
+    """Return all weights of the newest checkpoint by name."""
     stored = StoredWeights(require_checkpoint(saved_in))
     return stored.read(stored.shapes)
 
 
 def save(engine: ZeroEngine, run_dir: Path, step: int, **identity: Any) -> None:
     """Save and commit the state of all ranks."""
-    taken = state.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, state.Hosts())
-    state.write(taken, Background.of(engine.world))
+    snapshot = state.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, state.Hosts())
+    state.write(snapshot, Background.of(engine.world))

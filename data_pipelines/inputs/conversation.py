@@ -172,7 +172,9 @@ def _check_part_media(part: Mapping[str, Any]) -> None:
     """Raise DataError when a part of a message is a video or a sound."""
     part_type = part.get("type")
     for key in (part_type, *part):
-        medium = media.KEYS.get(key) if isinstance(key, str) else None
+        if not isinstance(key, str):
+            continue
+        medium = media.KEYS.get(key)
         if medium and (key == part_type or media.has_value(part.get(key))):
             raise media.refused(medium, f"a part of a message is {key}")
 

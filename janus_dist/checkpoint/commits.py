@@ -1,10 +1,13 @@
-"""Commits: which checkpoints of a run are whole, what their markers say, and which are kept.
+"""Commits: which checkpoints of a run are complete, the content of their markers, and which checkpoints are kept.
 
     SAVED_IN/step-00000100/COMMIT.json   written last, by one rename or PUT: sizes, checksums, identity
 
-Invariant: a checkpoint is either whole or absent. A folder without a marker, or whose files differ from it, is passed
-over. SAVED_IN is a folder or an `s3://` URL (`run.saved_in`). Nothing here needs torch, so that a driver can look for
-checkpoints in a moment; a look takes two requests a checkpoint, however many files it has.
+Invariant: a checkpoint is either complete or absent. A folder without a marker, or with files that differ from its
+marker, is skipped. SAVED_IN is a folder or an `s3://` URL (`run.saved_in`). This module does not need torch, so that a
+driver can list checkpoints quickly; listing takes two requests per checkpoint, for any number of files.
+
+Three levels of checks: a checkpoint is marked when its folder has a marker, committed when its files also have the
+sizes in the marker, and verified when they also have the checksums.
 """
 
 import hashlib
@@ -23,153 +26,193 @@ from janus_dist.storage import fs
 VERSION = 2
 MARKER = "COMMIT.json"
 ASIDE = MARKER + ".aside"
-"""The marker of a checkpoint that does not count any more."""
+"""Name of the marker of a checkpoint that was set aside and no longer counts."""
 NAME = re.compile(r"step-\d{8,}")
-"""Of a checkpoint's folder; a copy beside it that a user made is none."""
+"""Pattern of the names of checkpoint folders; a copy that a user made under another name does not count."""
 READ_BYTES = 16 << 20
+"""Bytes of each read while a file is hashed."""
 T = TypeVar("T")
 
 
 class Ranks(Protocol):
-    """The ranks that share the reading of a checkpoint, as `World` does; all of them call these methods in step."""
+    """Ranks that read a checkpoint together, such as `World`; all of them call these methods in the same order."""
 
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Return the rank of this process."""
+        ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Return the number of ranks."""
+        ...
 
-    def run_on_rank0(self, do: Callable[[], T]) -> T: ...
+    def run_on_rank0(self, do: Callable[[], T]) -> T:
+        """Call `do` on rank 0 and return its result on every rank."""
+        ...
 
-    def run_on_all_ranks(self, do: Callable[[], T]) -> T: ...
+    def run_on_all_ranks(self, do: Callable[[], T]) -> T:
+        """Call `do` on every rank and return this rank's result."""
+        ...
 
 
 class DamagedError(CheckpointError):
-    """A file of a checkpoint is not what was written."""
+    """A file of a checkpoint differs from what was written."""
 
 
 class NoMarkerError(CheckpointError):
-    """A folder is no checkpoint, or not any more."""
+    """A folder is not a checkpoint, because it has no marker."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What the marker of a checkpoint says."""
+    """Content of a checkpoint's marker."""
 
     version: int
+    """Version of the checkpoint format."""
     step: int
-    """Optimizer steps done; the next one to train is this one, counted from 0."""
+    """Number of optimizer steps done, which is also the next step to train, counted from 0."""
     plan_digest: str
+    """Digest of `plan`."""
     plan: dict[str, Any]
-    """What the digest is of, to say what differs."""
+    """Identity of the plan, from which differences between plans are reported."""
     cursors: dict[str, Any]
-    """Where each source stands, to go on from under another plan."""
+    """Position of each source, from which it continues under another plan."""
     recipe: dict[str, Any]
-    """As it was trained, with absolute paths."""
+    """Recipe of the run, with absolute paths."""
     world: int
+    """Number of ranks that wrote the checkpoint."""
     optimizer_steps: int
+    """Number of steps that AdamW has taken; skipped steps do not count."""
     tokens: int
-    """Tokens trained on so far."""
+    """Number of tokens trained on so far."""
     losses: list[float]
-    """Of the last steps that were taken: what a spike is measured by."""
+    """Losses of the last steps that were not skipped, with which loss spikes are detected."""
     left_out: list[list[int]]
-    """Steps of the plan that are not trained: [first, one past the last] of each range."""
+    """Ranges [first, stop) of the plan's steps that are not trained."""
     shapes: dict[str, list[int]]
-    """Shape of every parameter; the tensors are stored flat."""
+    """Shape of every parameter by name; the tensors are stored flat."""
     trainable: list[str]
+    """Names of the trainable parameters."""
     files: dict[str, dict[str, Any]]
-    """Bytes and sha256 of every file."""
+    """Bytes and sha256 of every file by name."""
 
 
 def folder(saved_in: str, step: int) -> str:
-    """Where the checkpoint of a step is."""
+    """Return the folder of the checkpoint of a step."""
     return f"{saved_in}/step-{step:08d}"
 
 
 def step_of(path: str) -> int:
-    """The step of a checkpoint, by the name of its folder; by its marker where a user has given it another."""
+    """Return the step of a checkpoint, from the name of its folder, or from its marker if a user renamed the folder.
+
+    Raises the errors of `read`.
+    """
     name = name_of(path)
     return int(name.removeprefix("step-")) if NAME.fullmatch(name) else read(path).step
 
 
 def name_of(path: str) -> str:
-    """The last part of a checkpoint's folder: step-XXXXXXXX."""
+    """Return the last part of the path of a checkpoint's folder: step-XXXXXXXX."""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def folders(saved_in: str) -> list[str]:
-    """Folders of checkpoints, whole or not, oldest first."""
+    """Return the folders of all checkpoints, complete or not, oldest first.
+
+    Raises CheckpointError when `saved_in` cannot be read.
+    """
     with fs.reached(saved_in, CheckpointError):
-        found = [f"{saved_in}/{name}" for name in fs.names(saved_in) if NAME.fullmatch(name)]
-    return sorted(found, key=step_of)
+        paths = [f"{saved_in}/{name}" for name in fs.names(saved_in) if NAME.fullmatch(name)]
+    return sorted(paths, key=step_of)
 
 
 def with_marker(saved_in: str) -> list[str]:
-    """Return the folders of checkpoints that have a marker, oldest first; neither markers nor files are checked."""
+    """Return the folders of checkpoints that have a marker, oldest first; neither markers nor files are checked.
+
+    Raises CheckpointError when a folder cannot be read.
+    """
     return [path for path in folders(saved_in) if is_marked(path)]
 
 
 def is_marked(path: str) -> bool:
-    """Whether a folder has a marker, whatever it is worth: then it is a checkpoint."""
+    """Return whether a folder has a marker, valid or not, and thus is a checkpoint.
+
+    Raises CheckpointError when the folder cannot be read.
+    """
     with fs.reached(path, CheckpointError):
         return MARKER in fs.names(path)
 
 
 def committed(saved_in: str) -> list[str]:
-    """Folders of whole checkpoints, oldest first; sizes are compared, checksums only when loading."""
+    """Return the folders of committed checkpoints, oldest first; sizes are compared, checksums are not.
+
+    Raises CheckpointError when a folder cannot be read or a checkpoint has another format version.
+    """
     return [path for path in folders(saved_in) if is_committed(path)]
 
 
 def latest_committed(saved_in: str) -> str | None:
-    """Return the newest checkpoint whose files have the sizes that its marker says, or None; no file is read."""
+    """Return the newest committed checkpoint, or None; only its marker is read.
+
+    Raises CheckpointError when a folder cannot be read or the checkpoint has another format version.
+    """
     return next((path for path in reversed(folders(saved_in)) if is_committed(path)), None)
 
 
 def latest_verified(ranks: Ranks, saved_in: str, say: Callable[[str], None]) -> str | None:
-    """Return the newest checkpoint whose files are as its marker says, or None without a checkpoint; all ranks call it.
+    """Return the newest checkpoint whose files match its marker, or None without a checkpoint; all ranks call it.
 
-    Every byte is read and `say` takes a line about each checkpoint that is passed over. Raises CheckpointError when
-    there are checkpoints and all of them are damaged.
+    Every byte is read, and `say` gets a line about each damaged checkpoint. Raises CheckpointError when all checkpoints
+    are damaged, or a folder cannot be read.
     """
-    found = ranks.run_on_rank0(lambda: with_marker(saved_in))
-    for path in reversed(found):
+    paths = ranks.run_on_rank0(lambda: with_marker(saved_in))
+    for path in reversed(paths):
         try:
             verify_on_ranks(ranks, path)
             return path
         except DamagedError as error:
             say(f"passed over {path}: {error.message}")
-    if found:
+    if paths:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints under {saved_in} is whole",
-            "bring one back, or start anew under another name (run.name=...)",
+            f"all {len(paths)} checkpoints under {saved_in} are damaged",
+            "restore one from a copy, or start anew under another name (run.name=...)",
         )
     return None
 
 
 def is_committed(path: str) -> bool:
-    """Whether a folder has a marker, and files of the sizes that it says."""
+    """Return whether a folder has a valid marker and files of the sizes in the marker.
+
+    Raises CheckpointError when the folder cannot be read or the checkpoint has another format version.
+    """
     with fs.reached(path, CheckpointError):
-        there = fs.sizes(path)
+        sizes = fs.sizes(path)
     try:
-        return MARKER in there and all(there.get(name) == said["bytes"] for name, said in read(path).files.items())
-    except (DamagedError, NoMarkerError):  # the marker may go while this looks: `janus ckpt prune`
+        return MARKER in sizes and all(sizes.get(name) == file["bytes"] for name, file in read(path).files.items())
+    except (DamagedError, NoMarkerError):  # `janus ckpt prune` may delete the marker at the same time
         return False
 
 
 def identity(path: str) -> str:
-    """sha256 of the marker of a checkpoint, which has the sums of all its files."""
+    """Return the sha256 of a checkpoint's marker, which contains the checksums of all its files."""
     return hashlib.sha256(fs.read(f"{path}/{MARKER}")).hexdigest()
 
 
 def read(path: str) -> Commit:
-    """The marker of a checkpoint; DamagedError when it is not as it was written, NoMarkerError when there is none,
-    CheckpointError when it is of another version."""
+    """Return the content of a checkpoint's marker.
+
+    Raises NoMarkerError when the folder has no marker, DamagedError when the marker differs from what was written,
+    CheckpointError when it has another version or cannot be read.
+    """
     marker = f"{path}/{MARKER}"
     try:
         with fs.reached(marker, CheckpointError):
             content = fs.read(marker)
     except FileNotFoundError as error:
-        raise NoMarkerError(f"{path} is no checkpoint: it has no {MARKER}", "name one that has") from error
+        raise NoMarkerError(
+            f"{path} is not a checkpoint: it has no {MARKER}", f"name a folder that contains {MARKER}"
+        ) from error
     try:
         values: dict[str, Any] = json.loads(content)
         version, digest = values["version"], values.pop("sha256")
@@ -178,98 +221,125 @@ def read(path: str) -> Commit:
     if version != VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, this program reads {VERSION}",
-            "go on with the version of janus-dist that wrote it",
+            "use the version of janus-dist that wrote it",
         )
     if digest != _digest(values):
-        raise _damaged(marker, "its contents have another sha256 than it says")
+        raise _damaged(marker, "its contents do not match the sha256 that it states")
     return Commit(**values)
 
 
 def verify(path: str, commit: Commit, names: Sequence[str] | None = None) -> None:
-    """Raise DamagedError unless the files (all, or those named) have the size and checksum that the marker says."""
+    """Compare size and checksum of files with the marker: all files of a checkpoint, or those in `names`.
+
+    Raises DamagedError when a file differs or is missing, CheckpointError when it cannot be read.
+    """
     for name in names if names is not None else sorted(commit.files):
-        said = commit.files[name]
+        expected = commit.files[name]
         try:
             with fs.reached(f"{path}/{name}", CheckpointError):
-                found = describe(f"{path}/{name}")
+                actual = describe(f"{path}/{name}")
         except FileNotFoundError as error:
-            raise _damaged(f"{path}/{name}", "it is gone") from error
-        if found != said:
+            raise _damaged(f"{path}/{name}", "it is missing") from error
+        if actual != expected:
             raise _damaged(
                 f"{path}/{name}",
-                f"{found['bytes']} bytes, sha256 {found['sha256'][:12]}; "
-                f"the marker says {said['bytes']} bytes, {said['sha256'][:12]}",
+                f"{actual['bytes']} bytes, sha256 {actual['sha256'][:12]}; "
+                f"the marker says {expected['bytes']} bytes, {expected['sha256'][:12]}",
             )
 
 
 def verify_on_ranks(ranks: Ranks, path: str) -> None:
-    """Read all files of a checkpoint, each rank its share; raises DamagedError on every rank when one is damaged."""
+    """Verify all files of a checkpoint, each rank its share; all ranks call it.
+
+    Raises the errors of `read` and `verify` on every rank.
+    """
     commit = ranks.run_on_rank0(lambda: read(path))
     ranks.run_on_all_ranks(lambda: verify(path, commit, sorted(commit.files)[ranks.rank :: ranks.size]))
 
 
-def _damaged(file: str, how: str) -> DamagedError:
+def _damaged(file: str, reason: str) -> DamagedError:
+    """Return the error for a damaged file of a checkpoint."""
     path = file.rsplit("/", 1)[0]
-    return DamagedError(f"{file} is damaged: {how}", f"delete {path} to fall back on the one before")
+    return DamagedError(f"{file} is damaged: {reason}", f"delete {path} to fall back on the previous checkpoint")
 
 
 def _digest(values: dict[str, Any]) -> str:
+    """Return the sha256 of a marker's values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints of a run stay: the newest `last`, and those of every `every_steps`-th step."""
+    """Rule that selects the checkpoints of a run to keep."""
 
     last: int
+    """Number of the newest checkpoints to keep."""
     every_steps: int | None = None
+    """Keep also every checkpoint whose step is a multiple of this; None keeps only the newest."""
 
-    def chosen(self, whole: Sequence[str]) -> set[str]:
-        """Those of whole checkpoints, oldest first, that stay."""
-        every = self.every_steps
-        return {*whole[-self.last :], *(path for path in whole if every and step_of(path) % every == 0)}
+    def chosen(self, paths: Sequence[str]) -> set[str]:
+        """Return the checkpoints to keep of the committed checkpoints `paths`, oldest first."""
+        period = self.every_steps
+        return {*paths[-self.last :], *(path for path in paths if period and step_of(path) % period == 0)}
 
 
 def prunable(saved_in: str, keep: Keep) -> list[str]:
-    """Return the whole checkpoints that `keep` does not choose, and all older than the newest that are not whole."""
-    whole = committed(saved_in)
-    chosen = keep.chosen(whole)
-    return [path for path in folders(saved_in) if whole and path not in chosen and step_of(path) < step_of(whole[-1])]
+    """Return the checkpoints older than the newest committed one that `keep` does not select, oldest first.
+
+    They include older folders that are not committed. Raises CheckpointError when a folder cannot be read.
+    """
+    complete = committed(saved_in)
+    if not complete:
+        return []
+    kept, newest_step = keep.chosen(complete), step_of(complete[-1])
+    return [path for path in folders(saved_in) if path not in kept and step_of(path) < newest_step]
 
 
 def delete(path: str) -> None:
-    """Delete a checkpoint; one that is half deleted does not count."""
+    """Delete a checkpoint, first its marker, so that a partly deleted checkpoint does not count.
+
+    Raises CheckpointError when it cannot be deleted.
+    """
     with fs.reached(path, CheckpointError):
-        with suppress(FileNotFoundError):  # who prunes at the same time was first
+        with suppress(FileNotFoundError):  # another process may have pruned it at the same time
             fs.remove(f"{path}/{MARKER}")
         fs.remove_folder(path)
 
 
 def prune(saved_in: str, keep: Keep) -> list[str]:
-    """Delete what need not stay, and say what that was."""
-    gone = prunable(saved_in, keep)
-    for path in gone:
+    """Delete the checkpoints that `keep` does not select, and return their folders.
+
+    Raises CheckpointError when one cannot be deleted.
+    """
+    paths = prunable(saved_in, keep)
+    for path in paths:
         delete(path)
-    return gone
+    return paths
 
 
 def write_marker(path: str, commit: Commit) -> None:
-    """Make the checkpoint in `path` count."""
-    values = json.loads(json.dumps(asdict(commit)))  # as it will be read
+    """Commit the checkpoint in `path` by writing its marker."""
+    values = json.loads(json.dumps(asdict(commit)))  # the same values that a reader gets, for the digest
     content = json.dumps({"sha256": _digest(values), **values}, indent=1, sort_keys=True)
     fs.write_whole(f"{path}/{MARKER}", content.encode())
 
 
 def saved_since(saved_in: str, path: str) -> str | None:
-    """The newest whole checkpoint, if it was saved by a run that was told to go on from the one at `path`."""
+    """Return the newest committed checkpoint if it was saved by a run with `run.resume=path`, else None.
+
+    Raises CheckpointError when a folder cannot be read.
+    """
     newest = latest_committed(saved_in)
-    told = None if newest is None else read(newest).recipe.get("run", {}).get("resume")
-    return newest if told is not None and expanded(told).rstrip("/") == path else None
+    resume = None if newest is None else read(newest).recipe.get("run", {}).get("resume")
+    return newest if resume is not None and expanded(resume).rstrip("/") == path else None
 
 
 def set_aside_from(saved_in: str, path: str, step: int) -> list[str]:
-    """Make the checkpoints from `step` on not count any more, but for the one at `path`, wherever it is; their files
-    stay until the run comes to their steps."""
+    """Set aside the checkpoints from `step` on, except the one at `path`; return their folders.
+
+    Their markers are renamed, so that they no longer count; their files remain until the run reaches their steps again.
+    Raises CheckpointError when a marker cannot be renamed.
+    """
     others = [other for other in with_marker(saved_in) if step_of(other) >= step and not _is_same(other, path)]
     for other in others:
         with fs.reached(other, CheckpointError):
@@ -278,14 +348,14 @@ def set_aside_from(saved_in: str, path: str, step: int) -> list[str]:
 
 
 def _is_same(path: str, other: str) -> bool:
-    """Whether two names are of one folder, by whatever way they lead there."""
+    """Return whether two paths lead to the same folder, also through links."""
     if not (fs.is_local(path) and fs.is_local(other)):
         return path == other
     return Path(path).resolve() == Path(other).resolve()
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Bytes and sha256 of a file."""
+    """Return the bytes and sha256 of a file, as stored in a marker."""
     with fs.open_binary(path, READ_BYTES) as file:
         digest = hashlib.file_digest(file, "sha256")
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}

@@ -1,7 +1,7 @@
-"""Saving beside the training: a step waits for the copy to host memory, a thread of its own writes and commits it.
+"""Saving in the background: a step waits for the copy to host memory, then a thread writes and commits it.
 
-Invariants: one save at a time, so that memory is bounded by one copy of a rank's state; what goes wrong in a save is
-told and costs that save, never the run.
+Invariants: one save runs at a time, so that memory is bounded by one copy of a rank's state; a failed save is reported
+and never ends the run.
 """
 
 import time
@@ -19,22 +19,22 @@ from janus_dist.errors import JanusError
 
 @dataclass(frozen=True)
 class Saved:
-    """What became of a save."""
+    """Outcome of a save."""
 
     path: str
     step: int
     seconds: float
-    """From the copy to the commit."""
+    """Seconds from the end of the copy to the commit and the deletion of older checkpoints."""
     failure: str | None = None
-    """Why it is not there; None when it is."""
+    """Reason why the checkpoint could not be written; None when it was committed."""
     not_pruned: str | None = None
-    """Why older ones could not be deleted."""
+    """Reason why older checkpoints could not be deleted; None when they were."""
     subject: str | None = None
-    """What failed and by which kind of error: the same for checkpoints that fail alike."""
+    """Action that failed and the kind of error: equal for saves that fail in the same way."""
 
 
 class Saver:
-    """The saves of one run; every rank has one, and calls it at the same steps."""
+    """Saves the checkpoints of one run; every rank has one and calls it at the same steps."""
 
     def __init__(self, engine: ZeroEngine, saved_in: str):
         self.engine, self.saved_in = engine, saved_in
@@ -43,57 +43,59 @@ class Saver:
         self._hosts = Hosts()
         self._running: Future[Saved] | None = None
         self.check: Callable[[], None] = lambda: None
-        """Raises when the folder is another job's by now; called by the first rank before what it writes or deletes
-        counts."""
+        """Function that raises when another job owns the folder by now; rank 0 calls it before each write, commit and
+        deletion."""
 
     def start(self, step: int, identity: dict[str, Any], keep: commits.Keep) -> bool:
-        """Copy the state after `step` steps and begin to write it; False while another save is being written."""
+        """Copy the state after `step` steps and start to write it; return False while another save is being written."""
         if self.engine.world.any(self._running is not None and not self._running.done()):
             return False
-        taken = state.snapshot(self.engine, self.saved_in, step, identity, self._hosts)
-        self._running = self._thread.submit(self._write, taken, keep)
+        snapshot = state.snapshot(self.engine, self.saved_in, step, identity, self._hosts)
+        self._running = self._thread.submit(self._write, snapshot, keep)
         return True
 
     def done(self) -> Saved | None:
-        """The save that came to its end since this was asked last, if one did."""
+        """Return the outcome of the save that ended since the last call, or None."""
         if self._running is None or not self._running.done():
             return None
         return self.wait()
 
     def wait(self) -> Saved | None:
-        """Wait for the save that is being written, if there is one."""
+        """Wait for the save that is being written and return its outcome; None without a save."""
         if self._running is None:
             return None
         running, self._running = self._running, None
         return running.result()
 
-    def _write(self, taken: Snapshot, keep: commits.Keep) -> Saved:
+    def _write(self, snapshot: Snapshot, keep: commits.Keep) -> Saved:
+        """Write and commit a snapshot, then prune older checkpoints; return the outcome."""
         began, failure, not_pruned, subject = time.perf_counter(), None, None, None
         try:
-            state.write(taken, self._ranks, self.check)
-        except Exception as error:  # also RuntimeError, gloo's when another rank is gone
-            failure, subject = _in_a_line(error), f"write: {_kind_of(error)}"
+            state.write(snapshot, self._ranks, self.check)
+        except Exception as error:  # also RuntimeError, which gloo raises when another rank is gone
+            failure, subject = _one_line(error), f"write: {_kind_of(error)}"
         if failure is None and self.engine.world.is_first:
             try:
                 self.check()
                 commits.prune(self.saved_in, keep)
             except Exception as error:
-                not_pruned, subject = _in_a_line(error), f"delete: {_kind_of(error)}"
-        return Saved(taken.path, taken.commit.step, time.perf_counter() - began, failure, not_pruned, subject)
+                not_pruned, subject = _one_line(error), f"delete: {_kind_of(error)}"
+        return Saved(snapshot.path, snapshot.commit.step, time.perf_counter() - began, failure, not_pruned, subject)
 
 
-def _in_a_line(error: Exception) -> str:
-    """What an error says, with its kind where that says more."""
-    said = error.message if isinstance(error, JanusError) else str(error)
-    return " ".join((said if isinstance(error, OSError | JanusError) else f"{type(error).__name__}: {said}").split())
+def _one_line(error: Exception) -> str:
+    """Return the message of an error in one line, with its type unless it is an OSError or a JanusError."""
+    message = error.message if isinstance(error, JanusError) else str(error)
+    is_clear = isinstance(error, OSError | JanusError)
+    return " ".join((message if is_clear else f"{type(error).__name__}: {message}").split())
 
 
 def _kind_of(error: BaseException) -> str:
-    """Return the types and error numbers of an error and of what caused it, without texts, which name a step."""
+    """Return the types and errno values of an error and its causes, without messages, which name a step."""
     kinds: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
-        number = getattr(cause, "errno", None)
-        kinds.append(type(cause).__name__ if number is None else f"{type(cause).__name__} {number}")
+        errno = getattr(cause, "errno", None)
+        kinds.append(type(cause).__name__ if errno is None else f"{type(cause).__name__} {errno}")
         cause = cause.__cause__
     return ", ".join(kinds)

@@ -1,6 +1,6 @@
-"""Reading the weights of a checkpoint in one process, without DeepSpeed: for evaluation and export.
+"""Reading the weights of a checkpoint in one process, without DeepSpeed, for evaluation and export.
 
-Invariant: only a whole checkpoint whose checksums hold is read, and of it only the tensors that are asked for.
+Invariant: a checkpoint is only read after its checksums are verified, and only the requested tensors are read.
 """
 
 import math
@@ -16,14 +16,14 @@ from janus_dist.checkpoint.commits import Commit
 from janus_dist.checkpoint.files import StoredReader
 
 WEIGHTS = "weights/"
-"""Prefix of the weights among the tensors of a checkpoint."""
+"""Prefix of the keys of weights among the tensors of a checkpoint."""
 
 
 class StoredWeights:
     """The weights of one checkpoint, read by name."""
 
     def __init__(self, path: str):
-        """Open the checkpoint at `path`; CheckpointError unless all its files are as its marker says."""
+        """Open the checkpoint at `path`. Raises CheckpointError unless all its files match its marker."""
         self.path = path
         self.commit: Commit = commits.read(path)
         commits.verify(path, self.commit)
@@ -31,27 +31,27 @@ class StoredWeights:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter, by name."""
+        """Return the shape of every parameter by name."""
         return {name: tuple(shape) for name, shape in self.commit.shapes.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Whole parameters on the CPU, in the type that they were stored in.
+        """Return whole parameters by name, on the CPU, in their stored dtype and shape.
 
-        Each rank's file is opened once for all of them, and of a store exactly their pieces are asked for.
+        Each rank's file is opened once for all parameters; from a store only their bytes are read.
         """
         stored = self._reader.read_metadata().state_dict_metadata
         state = {
             WEIGHTS + name: torch.empty(stored[WEIGHTS + name].size, dtype=stored[WEIGHTS + name].properties.dtype)
             for name in names
         }
-        with warnings.catch_warnings():  # torch remarks that one process loads, which is what `no_dist` asks for
+        with warnings.catch_warnings():  # torch warns that a single process loads, which `no_dist` requests
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.load(state, storage_reader=self._reader, no_dist=True)
         named = {key.removeprefix(WEIGHTS): value for key, value in state.items()}
         return {name: value.reshape(self.commit.shapes[name]) for name, value in named.items()}
 
     def groups(self, max_elements: int) -> Iterator[dict[str, Tensor]]:
-        """All parameters, read at most so many elements at a time; a larger one by itself."""
+        """Yield all parameters in groups of at most `max_elements` elements; a larger parameter is its own group."""
         names: list[str] = []
         elements = 0
         for name, shape in self.shapes.items():

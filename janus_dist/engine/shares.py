@@ -1,8 +1,8 @@
-"""A rank's shares of flattened tensors, as torch.distributed.checkpoint is told of them.
+"""A rank's shares of flattened tensors, in the form that torch.distributed.checkpoint saves and loads.
 
-Invariant: nothing here takes memory of the size of a share: what is written is read from a share's own elements, what
-is loaded goes straight into them. torch's DTensor describes the same shares, and so the same files, but finds where
-one begins by an index of all its elements: twice the bytes of the state, at every save and load (torch 2.13).
+Invariant: no copy of a share is made: a save reads the share's own elements, a load writes straight into them. torch's
+DTensor describes the same shares, and so the same files, but finds where a share begins by an index of all its
+elements: twice the bytes of the state, at every save and load (torch 2.13).
 """
 
 from dataclasses import dataclass
@@ -17,24 +17,26 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 @dataclass(frozen=True)
 class Share:
-    """Consecutive elements of a flattened tensor; it has the methods that torch asks for under these names."""
+    """Consecutive elements of a flattened tensor; torch.distributed.checkpoint requires the names of its methods."""
 
     values: Tensor
-    """[own elements], maybe none."""
+    """[own elements]: elements of this rank, possibly none."""
     first: int
-    """The tensor's element that they begin with."""
+    """Index of the first own element in the whole tensor."""
     elements: int
-    """Of the whole tensor."""
+    """Number of elements of the whole tensor."""
 
     def size(self) -> torch.Size:
-        """Of the whole tensor."""
+        """Return the size of the whole tensor: [elements]."""
         return torch.Size([self.elements])
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+        """Return the position and size of the own elements in the whole tensor; an empty list without elements."""
         size = self.values.size()
         return [ChunkStorageMetadata(torch.Size([self.first]), size)] if size.numel() else []
 
     def __create_write_items__(self, name: str, _: Any) -> list[WriteItem]:
+        """Return the items that write the own elements of the tensor `name`."""
         properties = TensorProperties.create_from_tensor(self.values)
         return [
             WriteItem(
@@ -50,6 +52,7 @@ class SharesToSave(DefaultSavePlanner):
     """Plans the writing of shares."""
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
+        """Return the elements to write."""
         return self.state_dict[index.fqn].values
 
 
@@ -60,14 +63,18 @@ class SharesToLoad(DefaultLoadPlanner):
         super().__init__(flatten_state_dict=False)
 
     def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
-        # torch's own goes through the state for tensors on `meta`, and leaves None where it finds anything unknown
+        """Set the state to load into."""
+        # torch's own method searches the state for tensors on `meta`, and replaces values of unknown types by None
         self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        """Return the elements to load into."""
         return self.state_dict[index.fqn].values
 
 
 def alone(view: Tensor) -> Tensor:
-    """The same memory of a CPU, as a tensor with nothing else in its storage: of a view torch writes a clone, and keeps
-    all clones until the file is whole."""
+    """Return a tensor of the same CPU memory whose storage contains nothing else.
+
+    torch writes a clone of a view, and keeps all clones until the file is complete.
+    """
     return torch.from_numpy(view.view(torch.uint8).numpy()).view(view.dtype)

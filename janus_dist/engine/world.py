@@ -1,6 +1,6 @@
-"""The world: this process's rank, and the few collectives that training needs beside ZeRO-3's own.
+"""The world: this process's rank, and the few collectives that training needs besides those of ZeRO-3.
 
-Invariant: every function here that communicates is called by all ranks, in the same order.
+Invariant: every function of this module that communicates is called by all ranks, in the same order.
 """
 
 import os
@@ -19,42 +19,44 @@ from janus_dist.errors import JanusError
 
 T = TypeVar("T")
 BANDWIDTH_BYTES = {"cuda": 2**30, "cpu": 2**22}
-"""Summed to measure the network."""
+"""Bytes of the tensor whose all-reduce measures the network, by device type."""
 BACKGROUND_TIMEOUT_S = 86400
-"""A group of gloo's that timed out once is of no use any more, and nothing but the next save waits for a slow one; that
-a rank is gone is seen by its connection, at once."""
+"""Timeout of the background group in seconds. It is long because a gloo group cannot be used after a timeout, and only
+the next save waits for a slow one; the end of a rank is detected at once, by its connection."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands."""
+    """Rank and device of this process, and collectives over all ranks."""
 
     rank: int
     size: int
+    """Number of ranks."""
     device: torch.device
     local_rank: int = 0
-    """Among the ranks of this node."""
+    """Rank among the ranks of this node."""
     local_size: int = 1
-    """Number of ranks of this node, which are numbered one after the other."""
+    """Number of ranks of this node, whose rank numbers are consecutive."""
 
     @property
     def node_ranks(self) -> range:
-        """The ranks of this node, which share its cache."""
+        """Return the ranks of this node, which share its cache."""
         first = self.rank - self.local_rank
         return range(first, first + self.local_size)
 
     @property
     def is_first(self) -> bool:
+        """Return whether this process is rank 0."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks of a small tensor, in place."""
+        """Sum a small tensor over ranks in place and return it; shape and dtype are the same on all ranks."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def gather(self, value: object) -> list[object]:
-        """The values of all ranks, by rank, on every rank. For small things at rare moments."""
+        """Return the values of all ranks, by rank, on every rank. For small objects at rare moments."""
         if self.size == 1:
             return [value]
         gathered: list[object] = [None] * self.size
@@ -62,56 +64,57 @@ class World:
         return gathered
 
     def from_first(self, value: T) -> T:
-        """The first rank's value, on every rank."""
+        """Return rank 0's value on every rank."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def run_on_rank0(self, do: Callable[[], T]) -> T:
-        """Call `do` on rank 0 and return its result on every rank; every rank raises the JanusError that it raises."""
-        found: Any = None
+        """Call `do` on rank 0 and return its result on every rank; a JanusError of `do` is raised on every rank."""
+        result: Any = None
         if self.is_first:
             try:
-                found = do()
+                result = do()
             except JanusError as error:
-                found = error
-        found = self.from_first(found)
-        if isinstance(found, JanusError):
-            raise found
-        return found
+                result = error
+        result = self.from_first(result)
+        if isinstance(result, JanusError):
+            raise result
+        return result
 
     def run_on_all_ranks(self, do: Callable[[], T]) -> T:
-        """Call `do` on every rank and return the own result.
+        """Call `do` on every rank and return this rank's result.
 
         All ranks raise the JanusError of the lowest rank that raises one, so that no rank waits for it.
         """
-        found: Any = None
-        fault: JanusError | None = None
+        result: Any = None
+        own_error: JanusError | None = None
         try:
-            found = do()
+            result = do()
         except JanusError as error:
-            fault = error
-        for one in self.gather(fault):
-            if isinstance(one, JanusError):
-                raise one
-        return found
+            own_error = error
+        for error in self.gather(own_error):
+            if isinstance(error, JanusError):
+                raise error
+        return result
 
     def any(self, value: bool) -> bool:
-        """Whether it is true on some rank; the same on every rank."""
+        """Return on every rank whether `value` is true on at least one rank."""
         return bool(self.sum(torch.tensor(float(value), device=self.device)))
 
     def barrier(self) -> None:
+        """Wait until all ranks have called this method."""
         if self.size > 1:
             dist.barrier()
 
     def bandwidth(self) -> float | None:
-        """GB a second in which all ranks sum a tensor, the best of three; None where there is one rank."""
+        """Return the all-reduce bandwidth in GB/s (tensor bytes per second, best of four); None with one rank."""
         if self.size == 1:
             return None
         values = torch.ones(BANDWIDTH_BYTES[self.device.type] // 4, device=self.device)
         best = float("inf")
-        for _ in range(4):  # the first one makes the connections
+        for _ in range(4):  # the first all-reduce also opens the connections
             self.barrier()
             began = time.perf_counter()
             dist.all_reduce(values)
@@ -122,24 +125,24 @@ class World:
 
 @dataclass(frozen=True)
 class Background:
-    """The same ranks once more, on gloo: for what a thread beside the training says to its like on other ranks."""
+    """A second process group of the same ranks, on gloo, for communication between background threads."""
 
     world: World
     group: Any
 
     @classmethod
     def of(cls, world: World) -> "Background":
-        """All ranks call it, from their main threads."""
+        """Return a new group; all ranks call it, from their main threads."""
         return cls(world, dist.new_group(backend="gloo", timeout=timedelta(seconds=BACKGROUND_TIMEOUT_S)))
 
     def gather(self, value: object) -> list[Any]:
-        """The values of all ranks, by rank, on the first rank; nothing on others."""
+        """Return the values of all ranks, by rank, on rank 0; an empty list on other ranks."""
         gathered: list[Any] | None = [None] * self.world.size if self.world.is_first else None
         dist.gather_object(value, gathered, group=self.group, group_dst=0)
         return gathered or []
 
     def run_on_rank0(self, do: Callable[[], object]) -> None:
-        """Call `do` on rank 0 while the others wait; raises OSError on every rank when `do` raises any exception."""
+        """Call `do` on rank 0 while the others wait. Raises OSError on every rank when `do` raises an exception."""
         failure: list[str | None] = [None]
         if self.world.is_first:
             try:
@@ -152,7 +155,10 @@ class Background:
 
 
 def join(cluster: ClusterConfig, timeout_s: int) -> World:
-    """Join the process group, making it from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT if the launcher has not."""
+    """Join the process group and return the world; `timeout_s` is the timeout of collectives in seconds.
+
+    If the launcher has not created the group, create it from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+    """
     if not cluster.gpu:
         torch.set_num_threads(cluster.cpus_per_worker)
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,9 +1,8 @@
 """ZeRO-3: the model partitioned over ranks, its gradients and its AdamW, through DeepSpeed.
 
-DeepSpeed's settings are generated here from ours and nothing passes through, because DeepSpeed ignores keys that it
-does not know. Invariants: gradients are sums over ranks of what `backward` was given, whatever the world; a step
-never sees a gradient of an earlier one (ZeRO-3 keeps the last gradient of a parameter that got none, so its buffer is
-cleared).
+DeepSpeed's settings are generated here from ours and no others are passed through, because DeepSpeed ignores unknown
+keys. Invariants: the gradient is that of the sum of the losses over ranks, for any number of ranks; a step never uses a
+gradient of an earlier step (ZeRO-3 keeps the last gradient of a parameter that got none, so its buffer is cleared).
 """
 
 import os
@@ -22,12 +21,12 @@ from janus_dist.config.train import EngineConfig, OptimConfig
 from janus_dist.engine.world import World
 from janus_dist.model.parts import train_mode
 
-# DeepSpeed would compile a C++ extension for ranks of one machine at first use: a minute, a compiler, and a lock file
-# that a killed process leaves behind for ever. Gloo does the same on CPU.
+# DeepSpeed would compile a C++ extension for ranks of one machine at first use: this takes a minute and a compiler, and
+# a killed process leaves its lock file behind for ever. Gloo offers the same on CPU.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 DTYPES = {"bfloat16": "bf16", "float32": "fp32"}
-"""DeepSpeed's words for ours."""
+"""DeepSpeed's names of our dtypes."""
 
 
 class ZeroEngine:
@@ -36,17 +35,17 @@ class ZeroEngine:
     def __init__(
         self, model: nn.Module, made: Iterable[nn.Module], engine: EngineConfig, optim: OptimConfig, world: World
     ):
-        """Partition `model`; what requires gradients must have been decided before.
+        """Partition `model`; `requires_grad` of its parameters must be set before.
 
-        `made` gives its modules, children before parents, each as soon as its own parameters have values: a rank never
-        holds more than one of them whole. What counts are the first rank's values.
+        `made` yields the modules of `model`, children before parents, each as soon as its own parameters have values: a
+        rank never holds more than one unpartitioned module. The values of rank 0 are used.
         """
-        assert engine.dtype != "auto", "decided before: train/precision.py"
+        assert engine.dtype != "auto", "resolve it before: train/precision.py"
         self.world = world
         self.model = model
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         settings = deepspeed_config(engine, optim, world.size)
-        deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo")  # takes the group that there is
+        deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo")  # uses the existing group
         group = _hpz_group(engine.hpz_ranks)
         for module in made:
             _partition(module, getattr(torch, engine.dtype), settings, group)
@@ -60,60 +59,62 @@ class ZeroEngine:
 
     @property
     def module(self) -> nn.Module:
-        """The model, its parameters partitioned."""
+        """Return the model, whose parameters are partitioned."""
         return self.model
 
     def micro_step(self, *inputs: Any, last: bool) -> Any:
-        """Forward and backward of one micro-step; the model gives (scalar loss, what to return) of `inputs`.
+        """Run forward and backward of the model, which returns (scalar loss, output), and return the output.
 
         The gradient accumulated over micro-steps and ranks is that of the sum of their losses.
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        loss, kept = self.deepspeed(*inputs)
-        # reduction averages over ranks, so multiplying by their number makes it a sum
+        loss, output = self.deepspeed(*inputs)
+        # the reduction averages over ranks; multiplying by the number of ranks turns the mean into a sum
         self.deepspeed.backward(loss * self.world.size, scale_wrt_gas=False)
-        return kept
+        return output
 
     def train(self) -> None:
-        """Training mode, but for parts that are frozen."""
+        """Set training mode, except for frozen parts."""
         self.deepspeed.train()
         train_mode(self.model)
 
     def forward(self, *inputs: Any) -> Any:
-        """What the model returns of `inputs` beside its loss, in evaluation mode and without gradients; all ranks
-        call it in step."""
+        """Return the model's output without its loss, in evaluation mode and without gradients.
+
+        All ranks call it at the same time.
+        """
         self.deepspeed.eval()
         with torch.no_grad():
-            _, kept = self.deepspeed(*inputs)
+            _, output = self.deepspeed(*inputs)
         self.train()
-        return kept
+        return output
 
     def step(self, lr: float, skip: bool = False) -> float:
-        """Clip and apply the accumulated gradient with learning rate `lr`; returns its norm before clipping.
+        """Clip and apply the accumulated gradient with learning rate `lr`; return its norm before clipping.
 
-        A gradient that is not finite changes nothing and returns infinity; so does one to `skip`, which all ranks must
-        want together.
+        When the gradient is not finite, or with `skip`, which must be the same on all ranks, change nothing and return
+        infinity.
         """
-        if skip:  # stage 3 leaves out, with all that it counts, a step whose norm is not finite
+        if skip:  # stage 3 skips a step whose norm is not finite, including all its counters
             self.optimizer.grad_partitions_flat_buffer.fill_(torch.nan)
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = lr
         self.deepspeed.step()
         self.optimizer.grad_partitions_flat_buffer.zero_()
         norm = self.deepspeed.get_global_grad_norm()
-        assert norm is not None, "a step has a norm"
+        assert norm is not None, "grad_norm is None after a step"
         return float(norm)
 
 
 def deepspeed_config(engine: EngineConfig, optim: OptimConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's settings, every default that matters set by hand."""
+    """Return DeepSpeed's settings for `world` ranks, with every default that matters set explicitly."""
     return {
-        "train_micro_batch_size_per_gpu": 1,  # a micro-step takes one Batch, whatever it holds
+        "train_micro_batch_size_per_gpu": 1,  # a micro-step takes one Batch of any size
         "gradient_accumulation_steps": 1,
         "train_batch_size": world,
         "gradient_clipping": optim.grad_clip,
         "bf16": {"enabled": engine.dtype == "bfloat16"},
-        # one rank sums nothing, so its gradients go to the buffer in the precision that the backward gave them
+        # a single rank does not reduce, so its gradients go to the buffer in the precision of the backward
         "communication_data_type": DTYPES[engine.reduce_dtype if world > 1 else engine.dtype],
         "data_types": {"grad_accum_dtype": DTYPES[engine.accumulate_dtype]},
         "zero_allow_untested_optimizer": True,
@@ -132,13 +133,16 @@ def deepspeed_config(engine: EngineConfig, optim: OptimConfig, world: int) -> di
             "zero_hpz_partition_size": engine.hpz_ranks,
             "log_trace_cache_warnings": True,
         },
-        "steps_per_print": 2**62,  # figures are ours to print
+        "steps_per_print": 2**62,  # never: our own console prints the metrics
         "wall_clock_breakdown": False,
     }
 
 
 def _hpz_group(ranks: int) -> Any:
-    """The group that keeps weights once more, made once: `zero.Init`, called for each module, would make it again."""
+    """Return the group of ranks that keeps a secondary copy of the weights (hpZ), or None when `ranks` is 1 (hpZ off).
+
+    The group is created once here, because `zero.Init`, which is called for each module, would create it each time.
+    """
     if ranks == 1:
         return None
     if groups._get_zero_param_intra_parallel_group() is None:
@@ -147,14 +151,14 @@ def _hpz_group(ranks: int) -> Any:
 
 
 def _partition(module: nn.Module, dtype: torch.dtype, settings: dict[str, Any], hpz_group: Any) -> None:
-    """Leave this rank's share of a module's own parameters, in `dtype`."""
+    """Convert a module's own parameters to `dtype` and keep only this rank's share of them."""
     for parameter in module.parameters(recurse=False):
         parameter.data = parameter.data.to(dtype)
     deepspeed.zero.Init(module=module, config_dict_or_path=settings, zero_param_parallel_group=hpz_group)
 
 
 def _adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what is trainable: matrices decay, vectors (norms, biases) do not."""
+    """Return AdamW over the trainable parameters: weight decay for matrices, none for vectors (norms, biases)."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -163,5 +167,5 @@ def _adamw(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         lr=optim.lr,
         betas=optim.betas,
         eps=optim.eps,
-        fused=True,  # twice as fast on one flat tensor of a partition, on a CPU too
+        fused=True,  # twice as fast on the flat tensor of a partition, also on a CPU
     )

@@ -1,6 +1,6 @@
-"""From a recipe to a trainer: ranks that meet, data that is opened, a model under ZeRO-3.
+"""Building a trainer from a recipe: join the process group, open the data, partition the model with ZeRO-3.
 
-Invariant: what differs between ranks is found before any of them waits for another in a collective.
+Invariant: differences between ranks are reported before any rank waits for another in a collective.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,13 @@ from janus_dist.weights.vq import load_vq
 
 
 def build_trainer(recipe: StageRecipe, say: Callable[[str], None]) -> Trainer:
-    """Open the data, build the model and put it under ZeRO-3. `say` takes the console lines of rank 0.
+    """Return a trainer with open data and a model under ZeRO-3. `say` prints the console lines of rank 0.
 
-    Raises ConfigError, DataError or ClusterError for what does not fit the recipe, the other ranks or this node.
+    Raises ConfigError, DataError or ClusterError when the settings, data or devices of this rank do not fit the recipe
+    or the other ranks; CheckpointError when the run's checkpoint cannot be read.
     """
     world = join(recipe.cluster, recipe.engine.timeout_s)
-    check_same(recipe, world)  # before the ranks wait for one that does otherwise
+    check_same(recipe, world)  # before any collective in which a rank with other settings would make the others hang
     recipe = resolve_on_ranks(recipe, world)
     tokenizer = Tokenizer.load(recipe.data.tokenizer)
     shards = open_shards(recipe.data, recipe.mix, world.local_rank)
@@ -51,7 +52,7 @@ def build_trainer(recipe: StageRecipe, say: Callable[[str], None]) -> Trainer:
 
 
 def _build_engine(recipe: StageRecipe, world: World) -> ZeroEngine:
-    """Return the model with random weights under ZeRO-3, the parts that the recipe names trainable."""
+    """Return the model under ZeRO-3 with random weights; the parts in `train.trainable` require gradients."""
     model = janus.on_meta(recipe.model)
     set_trainable(model, recipe.train.trainable)
     if recipe.model.reads_by == "vq":

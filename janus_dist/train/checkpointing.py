@@ -1,7 +1,6 @@
-"""The hook that saves: begins a checkpoint at the recipe's steps, and tells what became of the one before.
+"""The checkpointing hook: starts a save at the recipe's steps and reports the outcome of the save before.
 
-Invariant: a checkpoint that fails costs itself and never the run, but for the last one, without which a run is not
-complete.
+Invariant: a failed save never ends the run, except for the last checkpoint, without which a run is not complete.
 """
 
 from janus_dist.checkpoint import commits
@@ -23,7 +22,7 @@ class Checkpointing:
         self._is_late = False
 
     def after_step(self, trained: TrainedStep) -> None:
-        """Begin to save where the recipe says so; a save that is still being written goes first."""
+        """Start a save at the recipe's steps; postpone it while an earlier save is still being written."""
         run, step = self.run, self.run.progress.step
         if run.spikes.should_roll_back or trained.outcome.is_asked_to_stop:
             return
@@ -35,7 +34,7 @@ class Checkpointing:
             return
         was_late, self._is_late = self._is_late, not self._begin()
         if self._is_late and not was_late:
-            run.say(f"the checkpoint of step {step} waits: an earlier one is still being written")
+            run.say(f"the checkpoint of step {step} is postponed: an earlier one is still being written")
 
     def save_last(self) -> None:
         """Save the newest step and wait for it. Raises CheckpointError when that fails."""
@@ -49,23 +48,23 @@ class Checkpointing:
         if saved is not None and saved.failure is not None:
             raise CheckpointError(
                 f"the last checkpoint, of step {saved.step}, could not be written to {saved.path}: {saved.failure}",
-                "correct that and run the same command again: it resumes from the checkpoint before",
+                "fix the cause and run the same command again: it resumes from the previous checkpoint",
             )
 
     def wait(self) -> Saved | None:
-        """Wait for the save that is being written, which may take long; return what became of it."""
+        """Wait for the save that is being written, which may take long; return its outcome, None without a save."""
         self.run.watchdog.pause(MAX_SAVE_S)
         saved = self.saver.wait()
         self.run.watchdog.pause()
         return saved
 
     def tell(self, saved: Saved | None) -> None:
-        """Note what became of a save."""
+        """Report the outcome of a save."""
         if saved is None:
             return
         if saved.failure is not None:
-            why = f"could not be written: {saved.failure}; training goes on"
-            self.run.note("not saved", f"the checkpoint of step {saved.step} {why}", saved.step, saved.subject)
+            line = f"the checkpoint of step {saved.step} could not be written: {saved.failure}; training continues"
+            self.run.note("not saved", line, saved.step, saved.subject)
             return
         self.newest = saved.path
         self.run.note("saved", f"saved {saved.path} ({saved.seconds:.1f} s)", saved.step)
@@ -74,7 +73,7 @@ class Checkpointing:
             self.run.note("not saved", line, subject=saved.subject)
 
     def _begin(self) -> bool:
-        """Begin to save the newest step; False while another save is being written."""
+        """Start to save the newest step; return False while another save is being written."""
         train = self.run.recipe.train
         keep = commits.Keep(train.keep_checkpoints, train.keep_every_steps)
         return self.saver.start(self.run.progress.step, self.run.identity(), keep)

@@ -1,4 +1,4 @@
-"""One training run on one rank: what the loop, its hooks, start and rollback share.
+"""One training run on one rank: the state that the loop, its hooks, start and rollback share.
 
 Invariant: every rank holds the same recipe, plan, progress and loss window.
 """
@@ -19,7 +19,7 @@ from janus_dist.train.watchdog import Watchdog
 
 
 class TrainingRun:
-    """Recipe, data, engine and state of a run."""
+    """Recipe, data, engine, progress and loss window of a run."""
 
     def __init__(self, recipe: StageRecipe, plan: Plan, loader: Loader, engine: ZeroEngine, say: Callable[[str], None]):
         self.recipe, self.plan, self.loader, self.engine = recipe, plan, loader, engine
@@ -31,9 +31,9 @@ class TrainingRun:
         self.watchdog = Watchdog(stacks, recipe.engine.timeout_s)
 
     def note(self, kind: events.Kind, line: str, step: int | None = None, subject: str | None = None) -> None:
-        """Show a line and add it to events.jsonl, as an event of `step`, by default the newest one.
+        """Print a line and add it to events.jsonl as an event of `step`, by default the newest step.
 
-        Events of one kind and `subject` are shown as one that happened several times.
+        Reports show events of the same kind and `subject` as one event with a count.
         """
         self.say(line)
         if self.world.is_first:
@@ -50,17 +50,17 @@ class TrainingRun:
         self.spikes.restore(commit.losses)
 
     def judge(self, outcome: StepOutcome) -> None:
-        """Record whether the step changed the weights or was skipped, for its loss or a gradient that is not finite."""
+        """Record whether the step changed the weights, or was skipped because of its loss or a non-finite gradient."""
         if outcome.grad_norm < float("inf"):
             self.spikes.record_step(outcome.loss)
             return
         self.progress.skipped_steps += 1
         self.spikes.record_skip()
-        why = outcome.objection or "a gradient that is not finite"
-        self.note("skipped", f"step {self.progress.step} was skipped: {why}", subject=outcome.fault)
+        reason = outcome.objection or "a gradient that is not finite"
+        self.note("skipped", f"step {self.progress.step} was skipped: {reason}", subject=outcome.fault)
 
     def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint's marker says of the newest step, besides what the engine adds."""
+        """Return the fields of a checkpoint's marker that describe the newest step, without those of the engine."""
         return {
             "plan_digest": self.plan.digest,
             "plan": self.plan.identity,

@@ -1,7 +1,8 @@
-"""How a rank that fails says so: which rank, where, by what, and what to do about it.
+"""The error report of a rank that fails: which rank, on which node, the cause, and the fix.
 
-Invariant: an exception that may be the doing of another rank, of the network or of a broken device leaves a rank as it
-is, so that the driver starts the ranks again; every other one leaves as a JanusError, and starting again is not tried.
+Invariant: an exception that another rank, the network or a broken device may have caused leaves a rank unchanged, so
+that the driver restarts the ranks; every other exception leaves as a JanusError, after which the driver does not
+restart.
 """
 
 import platform
@@ -19,8 +20,11 @@ from janus_dist.failures import has_type, is_communication_or_device, named_line
 
 @contextmanager
 def told(rank: int, run_dir: Path) -> Iterator[None]:
-    """Turn what ends a rank into RankError, unless it is told well already, or another rank's or a device's doing; the
-    traceback goes to stderr, which is the rank's own file."""
+    """Convert an exception that ends a rank into a RankError.
+
+    A JanusError, and an exception that another rank or a device may have caused, is raised unchanged. The traceback
+    goes to stderr, which is the rank's own log file.
+    """
     try:
         yield
     except JanusError:
@@ -32,27 +36,28 @@ def told(rank: int, run_dir: Path) -> Iterator[None]:
             raise
         raise RankError(
             f"rank {rank} on {platform.node()} failed: {named_line(error)}",
-            f"{_way_out(error)}its traceback is in {log_file(run_dir, rank)}",
+            f"{_memory_hint(error)}its traceback is in {log_file(run_dir, rank)}",
         ) from error
 
 
 def is_of_others(error: BaseException) -> bool:
-    """Whether an exception may come from another rank's end, the network or a broken device."""
-    if has_type(error, "DistError"):  # torch.distributed's own, which only the engine imports
+    """Return whether the end of another rank, the network or a broken device may have caused an exception."""
+    if has_type(error, "DistError"):  # a type of torch.distributed, which only the engine imports
         return True
-    says_so = isinstance(error, RuntimeError) and is_communication_or_device(str(error))
-    return isinstance(error, ConnectionError) or (says_so and not isinstance(error, torch.OutOfMemoryError))
+    is_communication = isinstance(error, RuntimeError) and is_communication_or_device(str(error))
+    return isinstance(error, ConnectionError) or (is_communication and not isinstance(error, torch.OutOfMemoryError))
 
 
 def log_file(run_dir: Path, rank: int) -> Path:
-    """Where a rank's own lines are."""
+    """Return the path of a rank's own log file."""
     return run_dir / "logs" / f"rank-{rank:04d}.log"
 
 
-def _way_out(error: BaseException) -> str:
+def _memory_hint(error: BaseException) -> str:
+    """Return the hint for an out-of-memory error of a GPU, an empty string for other errors."""
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            "lower batch.micro_rows, take more ranks, or engine.activation_checkpointing=1 (`janus plan` says what "
-            "takes how much); "
+            "lower batch.micro_rows, use more ranks, or set engine.activation_checkpointing=1 (`janus plan` shows the "
+            "memory of each part); "
         )
     return ""

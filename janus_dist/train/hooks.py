@@ -1,4 +1,4 @@
-"""What happens after each step besides saving: stragglers, metrics, validation, records.
+"""Hooks that run after each step, besides checkpointing: stragglers, metrics, validation, records.
 
 Invariant: hooks change neither weights nor progress, and all ranks run the same ones in the same order.
 """
@@ -16,21 +16,21 @@ from janus_dist.train.step import TrainedStep
 from janus_dist.train.straggler import Stragglers
 from janus_dist.train.validation import Validation
 
-ORDER_CHANGED = "the model's modules ran in another order {changes} times, for which ZeRO-3 fetched nothing ahead"
+ORDER_CHANGED = "the model's modules ran in another order {changes} times, and ZeRO-3 prefetched nothing for them"
 
 
 class StragglerMonitor:
-    """Compares the pace of all ranks every `train.log_every_steps` steps, and names what is slow."""
+    """Compares the pace of all ranks every `train.log_every_steps` steps and reports slow ranks."""
 
     def __init__(self, run: TrainingRun):
         self.run = run
         self.slowest_rank = 1.0
-        """Time of the slowest rank over the median of all for the same small work."""
+        """Time that the slowest rank takes for the same small piece of work, divided by the median over all ranks."""
         self._stragglers = Stragglers(run.world)
         self._order = Order(run.engine)
 
     def after_step(self, trained: TrainedStep) -> None:
-        """Time this rank's work alone at steps that are logged."""
+        """Compare the ranks at steps that are logged; all ranks call it."""
         self._stragglers.waited(trained.waited_s)
         if self.run.progress.step % self.run.recipe.train.log_every_steps:
             return
@@ -45,16 +45,16 @@ class StragglerMonitor:
 
 
 class Metrics:
-    """Measures the step."""
+    """Computes the metrics of each step."""
 
     def __init__(self, run: TrainingRun, stragglers: StragglerMonitor):
         self.run, self.stragglers = run, stragglers
 
     def after_step(self, trained: TrainedStep) -> None:
-        """Stop the step's clock and fill in its metrics, by the names of monitor/metrics.py."""
+        """Stop the step's clock and fill in its metrics under the names of monitor/metrics.py."""
         trained.step_s = time.perf_counter() - trained.began_s
         run, plan, outcome = self.run, trained.rank_step.plan, trained.outcome
-        read = run.plan.shards[0].reader.counters()  # all shard sets share one reader
+        reads = run.plan.shards[0].reader.counters()  # all shard sets share one reader
         trained.values |= {"step": run.progress.step, "time": time.time(), "loss/all": outcome.loss}
         trained.values |= {f"loss/{stream}": loss for stream, loss in outcome.losses.items()}
         shares = run.plan.shares_before(run.progress.plan_step)
@@ -74,46 +74,46 @@ class Metrics:
             "batch/fill": plan.num_tokens / (plan.rows.num_rows * run.recipe.batch.row_tokens),
             "batch/cuts": plan.num_cuts,
             "batch/straggler_ratio": trained.rank_step.straggler_ratio,
-            "data/read_mib": read.bytes_asked / 2**20,
-            "data/retries": read.retries,
+            "data/read_mib": reads.bytes_asked / 2**20,
+            "data/retries": reads.retries,
             "data/bad_samples": trained.rank_step.bad_samples,
         }
 
 
 class Validator:
-    """Adds the losses of held-out samples every `train.validate_every_steps` steps and at the last one."""
+    """Adds the losses of held-out samples every `train.validate_every_steps` steps and at the last step."""
 
     def __init__(self, run: TrainingRun, validation: Validation):
         self.run, self.validation = run, validation
 
     def after_step(self, trained: TrainedStep) -> None:
-        """Validate where the recipe asks for it."""
+        """Compute and print the validation losses at the recipe's steps; all ranks call it."""
         train, step = self.run.recipe.train, self.run.progress.step
         if step % train.validate_every_steps and step != train.steps:
             return
         self.run.watchdog.pause()
         losses = self.validation.losses(self.run.engine)
-        said = ", ".join(f"{stream} {loss:.4f}" for stream, loss in losses.items())
-        self.run.say(f"step {step}, held out: {said}")
+        text = ", ".join(f"{stream} {loss:.4f}" for stream, loss in losses.items())
+        self.run.say(f"step {step}, held out: {text}")
         trained.values |= {f"validation/{stream}": loss for stream, loss in losses.items()}
 
 
 class Recorder:
-    """Gives the metrics of each step to the sinks of rank 0, and a line to the console every so often."""
+    """Passes the metrics of each step to the sinks of rank 0, and prints a line every `train.log_every_steps` steps."""
 
     def __init__(self, run: TrainingRun):
         self.run = run
         self.sinks: list[Sink] = []
         """Sinks of the run's own record, which holds every step once."""
         self.watchers: list[Sink] = []
-        """Sinks that take every step as it comes, also one that is trained again."""
-        self._unsaid: list[Mapping[str, float]] = []
+        """Sinks that get every step when it is trained, including steps that are trained again after a rollback."""
+        self._unprinted: list[Mapping[str, float]] = []
         """Metrics of the steps since the console's last line."""
 
     def open(self) -> None:
-        """Open the sinks of rank 0 behind the newest step; what they hold of later steps is dropped."""
+        """Open the sinks of rank 0 after the newest step; their records of later steps are dropped."""
         self.close()
-        self._unsaid.clear()
+        self._unprinted.clear()
         if not self.run.world.is_first:
             return
         run_dir = self.run.recipe.run.dir
@@ -133,7 +133,7 @@ class Recorder:
         train, step = self.run.recipe.train, self.run.progress.step
         for sink in (*self.sinks, *self.watchers):
             sink.record(trained.values)
-        self._unsaid.append(trained.values)
+        self._unprinted.append(trained.values)
         if step % train.log_every_steps == 0 or step == train.steps:
-            self.run.say(step_line(self._unsaid, train.steps, trained.eta_s))
-            self._unsaid.clear()
+            self.run.say(step_line(self._unprinted, train.steps, trained.eta_s))
+            self._unprinted.clear()

@@ -1,6 +1,6 @@
-"""What a run left out: the samples of steps that it went back over, for whoever looks for what was wrong with them.
+"""The record of steps that a run left out after a rollback, with their samples, so that a user can inspect them.
 
-Invariant: writing it never fails a run; what cannot be read is left out of the record.
+Invariant: a failure to write the record never ends a run; the record is incomplete when samples cannot be read.
 """
 
 import json
@@ -13,20 +13,23 @@ from janus_dist.errors import DataError
 from janus_dist.inspection.inspect import read_samples
 
 MOST_STEPS = 16
-"""Steps whose samples are listed, the last ones: those that were skipped are among them."""
+"""Maximum number of steps whose samples are listed: the last steps, which include the skipped ones."""
 
 log = logging.getLogger("janus_dist")
 
 
 def plan_step(step: int, left_out: Iterable[Sequence[int]]) -> int:
-    """The step of the plan that is a run's own `step`: as many more as were left out before it."""
+    """Return the step of the plan that a run trains at its own `step`: `step` plus the steps left out before it."""
     for first, stop in left_out:
         step += stop - first if first <= step else 0
     return step
 
 
 def write_left_out(path: Path, plan: Plan, first: int, stop: int) -> None:
-    """Append a line for each of the last steps of a range of the plan: its sources, sample numbers and keys."""
+    """Append the sources, sample numbers and keys of the plan's steps [first, stop), one line for each step.
+
+    Only the last MOST_STEPS steps are listed. A failure is logged.
+    """
     try:
         with path.open("a") as file:
             for step in range(max(first, stop - MOST_STEPS), stop):
@@ -36,10 +39,12 @@ def write_left_out(path: Path, plan: Plan, first: int, stop: int) -> None:
 
 
 def _samples(plan: Plan, step: int) -> dict[str, list[dict[str, object]]]:
-    planned, found = plan.step(step), dict[str, list[dict[str, object]]]()
-    for number, shards in enumerate(plan.shards):
-        mine = {int(sample) for sample, lane in zip(planned.sample, planned.lane, strict=True) if lane == number}
-        if mine:
-            read = read_samples(shards, mine)
-            found[plan.lanes[number].source] = [{"sample": one.number, "key": one.key} for one in read]
-    return found
+    """Return the sample numbers and keys of a step of the plan, by source."""
+    planned, listed = plan.step(step), dict[str, list[dict[str, object]]]()
+    for lane_index, shards in enumerate(plan.shards):
+        numbers = {int(sample) for sample, lane in zip(planned.sample, planned.lane, strict=True) if lane == lane_index}
+        if numbers:
+            samples = read_samples(shards, numbers)
+            source = plan.lanes[lane_index].source
+            listed[source] = [{"sample": sample.number, "key": sample.key} for sample in samples]
+    return listed

@@ -1,7 +1,7 @@
-"""Which job may write a run's folders: its driver holds their leases, and its first rank ends when they are lost.
+"""The job that owns a run's folders: its driver holds their leases, and its rank 0 exits when they are lost.
 
-Invariant: a job that has lost a run starts no ranks, and commits and deletes no checkpoint; without its first rank no
-other rank gets to the next step or to the end of a save.
+Invariant: a job that has lost a run starts no ranks, and commits and deletes no checkpoint; without rank 0 no other
+rank can finish the next step or a save.
 """
 
 import os
@@ -18,30 +18,34 @@ from janus_dist.storage import fs
 from janus_dist.storage.lease import Claim, Lease, LeaseLostError, Watch, hold
 
 POLL_S = 1.0
+"""Seconds between two attempts to check a lease when the store does not answer."""
 HINT = "follow or stop that job, or give this run another name (run.name=...)"
 
 
 @contextmanager
 def hold_run(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[list[Lease]]:
-    """Hold the run's folder during a `with` block, and that of its checkpoints where they are kept apart from it.
+    """Hold the leases of the run's folder, and of `run.checkpoints` if set, during a `with` block; yield them.
 
-    ConfigError where another job has one of them, in whatever cluster, or where it cannot be written.
+    Raises ConfigError when another job, also one of another cluster, holds a folder, or a folder cannot be written.
     """
     run = recipe.run
-    folders = {str(run.dir.absolute()): f"run {run.dir}"}
+    labels = {str(run.dir.absolute()): f"run {run.dir}"}
     if run.checkpoints is not None:
         saved_in = str(Path(run.saved_in).absolute()) if fs.is_local(run.saved_in) else run.saved_in
-        folders[saved_in] = f"the folder of checkpoints {run.saved_in}"
+        labels[saved_in] = f"the folder of checkpoints {run.saved_in}"
     purpose = f"training stage {recipe.stage}"
     with ExitStack() as stack:
         yield [
-            stack.enter_context(hold(folder, what, purpose, show, HINT, ConfigError))
-            for folder, what in folders.items()
+            stack.enter_context(hold(folder, label, purpose, show, HINT, ConfigError))
+            for folder, label in labels.items()
         ]
 
 
 def check_held(leases: Sequence[Lease]) -> None:
-    """Raise LeaseLostError when another job has taken the run; a store that is away is asked as long as readers do."""
+    """Raise LeaseLostError when another job has taken the run.
+
+    When the store does not answer, try for PATIENCE_S, as readers do, then raise ClusterError.
+    """
     deadline_s = time.monotonic() + PATIENCE_S
     for lease in leases:
         while True:
@@ -55,18 +59,18 @@ def check_held(leases: Sequence[Lease]) -> None:
 
 
 def follow(claims: Sequence[Claim]) -> Watch:
-    """End this process, the first rank, when its job has lost the run or its driver is gone.
+    """Watch the leases from rank 0 and end this process when its job loses the run or its driver is gone.
 
-    Raises LeaseLostError when that is so by now, ClusterError when it cannot be seen.
+    Raises LeaseLostError when the run is lost already, ClusterError when the leases cannot be read.
     """
     watch = Watch(claims)
     watch.join()
-    watch.start(_end)
+    watch.start(_exit)
     return watch
 
 
-def _end(reason: str) -> None:
-    """End this process at once: its main thread may wait for other ranks."""
+def _exit(reason: str) -> None:
+    """Exit this process at once, because its main thread may wait for other ranks."""
     sys.stderr.write(f"this rank ends: {reason}\n")
     sys.stderr.flush()
     os._exit(1)

@@ -1,6 +1,6 @@
-"""The dtype that a run computes in: what `engine.dtype=auto` stands for on the machines and checkpoint of a run.
+"""The dtype that a run computes in: resolves `engine.dtype=auto` from the machines and the checkpoint of a run.
 
-Invariant: it is decided once, before any rank builds a model; a run that goes on keeps the dtype of its checkpoint.
+Invariant: the dtype is decided once, before any rank builds a model; a resumed run keeps the dtype of its checkpoint.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,22 @@ from janus_dist.engine.world import World
 from janus_dist.errors import ClusterError
 from janus_dist.model import native
 
-RULE = "engine.dtype=auto takes bfloat16 where every node computes in it natively, else float32"
+RULE = "engine.dtype=auto uses bfloat16 when every node computes in it natively, otherwise float32"
 
 
 def resolve(recipe: StageRecipe, is_native: Callable[[], bool]) -> tuple[StageRecipe, str | None]:
-    """Return the recipe with `engine.dtype` decided, and the line that says how; None where the recipe itself says it.
+    """Return the recipe with `engine.dtype` resolved, and the line that explains the choice.
 
-    `is_native` tells whether every node of the run computes in bfloat16 natively; it is called only when that decides.
-    Raises CheckpointError when the checkpoint that the run goes on from cannot be read.
+    The line is None when the recipe sets a dtype. `is_native` returns whether every node of the run computes in
+    bfloat16 natively; it is only called when no checkpoint decides. Raises CheckpointError when the checkpoint that the
+    run resumes from cannot be read, ConfigError when `run.resume=never` and the run has a checkpoint.
     """
     if recipe.engine.dtype != "auto":
         return recipe, None
     path = goes_on_from(recipe)
     if path is not None:
         dtype = commits.read(path).recipe["engine"].get("dtype", "bfloat16")
-        reason = f"as its checkpoint {path} was trained"
+        reason = f"the dtype of its checkpoint {path}"
     elif is_native():
         dtype, reason = "bfloat16", "native on every node"
     else:
@@ -39,20 +40,25 @@ def resolve(recipe: StageRecipe, is_native: Callable[[], bool]) -> tuple[StageRe
 
 
 def is_native_here(recipe: StageRecipe) -> bool:
-    """Return whether this machine computes a run in bfloat16 natively; without a GPU here, a run on GPUs is taken to
-    have ones that do."""
+    """Return whether this machine computes in bfloat16 natively.
+
+    For a run on GPUs on a machine without one, assume GPUs that do.
+    """
     return native.is_native(recipe.cluster.gpu) or (recipe.cluster.gpu and not native.gpu_capabilities())
 
 
 def resolve_here(recipe: StageRecipe) -> StageRecipe:
-    """Return the recipe with `engine.dtype` decided for this machine, for tools that forecast a run or measure it."""
+    """Return the recipe with `engine.dtype` resolved for this machine, for tools that forecast or measure a run.
+
+    Raises the errors of `resolve`.
+    """
     return resolve(recipe, lambda: is_native_here(recipe))[0]
 
 
 def resolve_on_ranks(recipe: StageRecipe, world: World) -> StageRecipe:
-    """Return the recipe with `engine.dtype` decided by all ranks together; a job has usually done it before.
+    """Return the recipe with `engine.dtype` resolved by all ranks; usually the job has resolved it already.
 
-    Raises ClusterError when a rank's GPU cannot compute in it, CheckpointError as `resolve`.
+    Raises ClusterError when a rank's GPU cannot compute in the dtype, and the errors of `resolve`.
     """
     if recipe.engine.dtype == "auto":
         natives = all(world.gather(native.is_native(recipe.cluster.gpu)))
@@ -67,16 +73,19 @@ def check_device(recipe: StageRecipe, device: torch.device) -> None:
         return
     capability = torch.cuda.get_device_capability(device)
     if capability < native.MIN_CAPABILITY:
-        wanted, there = (".".join(map(str, each)) for each in (native.MIN_CAPABILITY, capability))
+        required, actual = (".".join(map(str, version)) for version in (native.MIN_CAPABILITY, capability))
         raise ClusterError(
-            f"engine.dtype=bfloat16 needs GPUs of compute capability {wanted} or more (A100, H100, RTX 30), "
-            f"{torch.cuda.get_device_name(device)} has {there}",
-            f"take engine.dtype=float32 or auto: {RULE}",
+            f"engine.dtype=bfloat16 needs GPUs of compute capability {required} or more (A100, H100, RTX 30), "
+            f"but {torch.cuda.get_device_name(device)} has {actual}",
+            f"set engine.dtype=float32 or auto: {RULE}",
         )
 
 
 def slow_lines(recipe: StageRecipe) -> list[str]:
-    """Return the line that says how slow bfloat16 is on this CPU, measured for a second; none where it is native."""
+    """Return a line with the slowdown of bfloat16 on a CPU that emulates it, else an empty list.
+
+    The measurement takes a second.
+    """
     if recipe.cluster.gpu or recipe.engine.dtype != "bfloat16" or native.is_native(gpu=False):
         return []
     remedy = "a new run with engine.dtype=float32 or auto would be faster here"

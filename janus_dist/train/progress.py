@@ -1,4 +1,4 @@
-"""How far a run is. Invariant: together with the recipe this says which samples are trained next."""
+"""The progress of a run. Invariant: the recipe and the progress determine which samples are trained next."""
 
 from dataclasses import dataclass, field
 
@@ -8,25 +8,25 @@ from janus_dist.train.left_out import plan_step
 
 @dataclass
 class Progress:
-    """Position of a run; a checkpoint stores all of it but `skipped_steps`."""
+    """Position of a run; a checkpoint stores all fields except `skipped_steps`."""
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
     tokens: int = 0
-    """Tokens of these steps, over all ranks."""
+    """Tokens of these steps, summed over all ranks."""
     skipped_steps: int = 0
-    """Steps of the whole run that changed nothing; counted on rank 0, which reads the count from metrics.jsonl."""
+    """Steps of the whole run that did not change the weights; on rank 0 the count continues that of metrics.jsonl."""
     left_out: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     """Ranges [first, stop) of the plan's steps that are not trained."""
 
     @property
     def plan_step(self) -> int:
-        """The step of the plan that is trained next."""
+        """Return the step of the plan that is trained next."""
         return plan_step(self.step, self.left_out)
 
     @property
     def previous_plan_step(self) -> int:
-        """The step of the plan that was trained last."""
+        """Return the step of the plan that was trained last."""
         return plan_step(self.step - 1, self.left_out)
 
     def restore(self, commit: Commit) -> None:

@@ -1,7 +1,7 @@
-"""Where a run goes on: the checkpoint that `run.resume` asks for, and the plan from there.
+"""Resuming: the checkpoint that `run.resume` selects, and the plan from its step on.
 
-Invariants: all ranks call these in step and come to the same answer; a checkpoint that was named is gone back to once,
-however often the same command is given and ranks are started again.
+Invariants: all ranks call these functions in the same order and get the same result; a run goes back to the checkpoint
+named by `run.resume` once, however often the same command is run and ranks are restarted.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,11 @@ from janus_dist.train.left_out import plan_step
 
 
 def chosen(engine: ZeroEngine, run: RunConfig, say: Callable[[str], None]) -> str | None:
-    """The checkpoint to go on from by `run.resume`, read and found whole; None to start."""
+    """Return the intact checkpoint to resume from by `run.resume`, or None to start anew; all ranks call it.
+
+    Raises ConfigError when `run.resume=never` and the run has a checkpoint, CheckpointError when the named checkpoint
+    is damaged or absent, or all checkpoints of the run are damaged.
+    """
     world = engine.world
     if run.resume == "never":
         world.run_on_rank0(lambda: refuse_if_never(run))
@@ -27,33 +31,34 @@ def chosen(engine: ZeroEngine, run: RunConfig, say: Callable[[str], None]) -> st
     path = run.resume.rstrip("/")
     if since := world.run_on_rank0(lambda: commits.saved_since(run.saved_in, path)):
         say(
-            f"run.resume={path} was gone back to before, the run goes on from {since}; "
-            f"to go back once more, delete the checkpoints under {run.saved_in} that are newer"
+            f"the run has already gone back to run.resume={path} and now resumes from {since}; "
+            f"to go back again, delete the newer checkpoints under {run.saved_in}"
         )
         return state.latest_to_resume(engine, run.saved_in, say)
     commits.verify_on_ranks(world, path)
     step = world.run_on_rank0(lambda: commits.read(path)).step
     for newer in world.run_on_rank0(lambda: commits.set_aside_from(run.saved_in, path, step)):
-        say(f"set aside {newer}: the run goes on from run.resume={path}")
+        say(f"set aside {newer}: the run resumes from run.resume={path}")
     return path
 
 
 def plan_from(plan: Plan, recipe: StageRecipe, trainable: Sequence[str], path: str, commit: Commit) -> tuple[Plan, str]:
-    """The plan to go on with from a checkpoint, and what there is to say of it.
+    """Return the plan from a checkpoint's step on, and a line for the console, empty when the plan did not change.
 
-    CheckpointError when the checkpoint's is another than the recipe's and no one asked for that.
+    Raises CheckpointError when the checkpoint does not match the recipe; its plan may differ with `run.rebase`.
     """
-    before = commit.plan["base"]
-    plan = plan.rebased(Base(**before) if before else None)
+    base = commit.plan["base"]
+    plan = plan.rebased(Base(**base) if base else None)
     if not recipe.run.rebase or plan.digest == commit.plan_digest:
         check_resume(recipe, plan, trainable, path, commit)
         return plan, ""
     check_rebase(plan, path, commit)
     plan = plan.rebased(Base(plan_step(commit.step, commit.left_out), commit.cursors))
-    kept = [
+    continued = [
         lane.source
         for lane, shards in zip(plan.lanes, plan.shards, strict=True)
         if commit.cursors.get(lane.source, {}).get("manifest") == shards.manifest.digest
     ]
     check_resume(recipe, None, trainable, path, commit)
-    return plan, f"re-based at step {commit.step}: {', '.join(kept) or 'no source'} went on where it was"
+    line = f"re-based at step {commit.step}; sources that continue at their position: {', '.join(continued) or 'none'}"
+    return plan, line

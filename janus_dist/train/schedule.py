@@ -6,7 +6,10 @@ from janus_dist.config.train import OptimConfig
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """Rate of step `step` (counted from 0) of `steps`: linear warm-up, then constant or a cosine down to `final_lr`."""
+    """Return the rate of step `step` (counted from 0) of `steps`.
+
+    The rate rises linearly during warm-up, then is constant or follows a cosine down to `final_lr`.
+    """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.schedule == "constant":

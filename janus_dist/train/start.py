@@ -1,4 +1,4 @@
-"""Where a run starts: its own newest checkpoint, another run's weights, published weights, or random ones.
+"""The start of a run: from its own newest checkpoint, another run's weights, published weights, or random weights.
 
 Invariant: all ranks start from the same weights, or all end with the same error.
 """
@@ -19,9 +19,11 @@ from janus_dist.weights.start import open_weights
 
 
 def start(run: TrainingRun) -> str | None:
-    """Load what the run starts from; return the checkpoint of this run that it resumed from, None at a first start.
+    """Load the initial state; return the checkpoint of this run that it resumed from, or None when it did not resume.
 
-    Raises CheckpointError for weights that are absent, damaged or of another model, ClusterError for ranks that differ.
+    Raises CheckpointError when weights are absent, damaged or belong to another model, ClusterError when ranks have
+    different data, disk space is short or the network is too slow, ConfigError when `run.resume=never` and the run has
+    a checkpoint.
     """
     recipe = run.recipe
     run.watchdog.pause()
@@ -44,23 +46,23 @@ def start(run: TrainingRun) -> str | None:
 
 
 def _resume(run: TrainingRun, checkpoint: str) -> str | None:
-    """Restore a checkpoint; return it when it is one of this run's own."""
+    """Restore a checkpoint; return it when it belongs to this run, else None."""
     name, saved_in = run.recipe.run.name, run.recipe.run.saved_in
-    before = run.world.run_on_rank0(lambda: commits.read(checkpoint))
-    plan, said = resume.plan_from(run.plan, run.recipe, run.engine.trainable, checkpoint, before)
+    stored = run.world.run_on_rank0(lambda: commits.read(checkpoint))
+    plan, line = resume.plan_from(run.plan, run.recipe, run.engine.trainable, checkpoint, stored)
     run.use(plan)
-    if said:
-        run.note("note", said)
+    if line:
+        run.note("note", line)
     commit = state.restore(run.engine, checkpoint)
     run.restore(commit)
     run.note("resumed", f"resuming {name} at step {run.progress.step} from {checkpoint}")
     if changed := changed_settings(run.recipe, commit):
-        run.note("note", f"settings that are not the checkpoint's: {changed}")
+        run.note("note", f"settings changed since the checkpoint: {changed}")
     return checkpoint if checkpoint == commits.folder(saved_in, commit.step) else None
 
 
 def _load_run(run: TrainingRun, config: RunConfig, other: str) -> None:
-    """Load the weights of another run's newest checkpoint. Raises CheckpointError when it has none."""
+    """Load the weights of another run's newest checkpoint. Raises CheckpointError when no intact checkpoint exists."""
     saved_in = config.saved_in_of(other)
     checkpoint = commits.latest_verified(run.world, saved_in, run.say)
     if checkpoint is None:
@@ -74,14 +76,16 @@ def _load_run(run: TrainingRun, config: RunConfig, other: str) -> None:
 
 
 def _load_published(run: TrainingRun, config: RunConfig) -> None:
-    """Load the weights in the folders of `run.start_weights`."""
-    opened = run.world.run_on_all_ranks(partial(open_weights, run.recipe.model, config.start_weights))
-    state.fill(run.engine, opened)
-    given = ", ".join(f"{what} of {_in_short(path)}" for what, path in config.start_weights.items())
-    run.note("started", f"starting {config.name} from {given}")
+    """Load the weights in the folders of `run.start_weights`. Raises CheckpointError when they do not fit the model."""
+    weights = run.world.run_on_all_ranks(partial(open_weights, run.recipe.model, config.start_weights))
+    state.fill(run.engine, weights)
+    sources = ", ".join(f"{part} of {_shortened(path)}" for part, path in config.start_weights.items())
+    run.note("started", f"starting {config.name} from {sources}")
 
 
-def _in_short(path: str) -> str:
-    """Return a path below the repository without the folder above it, which is a copy that Ray deletes in a job that
-    was submitted."""
+def _shortened(path: str) -> str:
+    """Return a path below the repository without the repository's own path.
+
+    In a submitted job the repository is a copy that Ray deletes when the job ends.
+    """
     return path.removeprefix(f"{Path(__file__).parents[2]}/")

@@ -1,7 +1,7 @@
 """One optimizer step: the micro-steps of this rank, the losses of all ranks, the update.
 
-Invariant: losses are divided by label counts that the plan knows for the whole step, so that the update does not
-depend on how rows were dealt to ranks and micro-steps.
+Invariant: losses are divided by the label counts of the whole step, which the plan knows, so that the update does not
+depend on how rows are distributed over ranks and micro-steps.
 """
 
 import math
@@ -19,23 +19,24 @@ from janus_dist.engine.zero import ZeroEngine
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step gave, the same on every rank."""
+    """Outcome of one step, the same on every rank."""
 
     losses: dict[Stream, float]
     """Mean cross-entropy per label of each stream that had labels."""
     loss: float
-    """What was minimised."""
+    """Minimised loss: the mean over labels or streams, by `train.loss_mean`."""
     grad_norm: float
-    """Before clipping; infinite when the step was skipped because a gradient was not finite."""
+    """Norm of the gradient before clipping; infinite when the step was skipped because a gradient was not finite."""
     lr: float
+    """Learning rate of the step."""
     objection: str | None
-    """Why the step was skipped by its loss; None when it was not."""
+    """Reason for which the step was skipped because of its loss; None when its loss was accepted."""
     is_asked_to_stop: bool
-    """Whether some rank was asked to stop."""
+    """True when at least one rank was asked to stop."""
 
     @property
     def fault(self) -> str | None:
-        """Name why the step was skipped, without figures; None when it was taken."""
+        """Return why the step was skipped, without figures, or None when it changed the weights."""
         if self.objection is not None:
             return "loss spike" if math.isfinite(self.loss) else "loss that is not finite"
         return None if self.grad_norm < math.inf else "gradient that is not finite"
@@ -43,30 +44,35 @@ class StepOutcome:
 
 @dataclass
 class TrainedStep:
-    """A step that was trained, as hooks see it."""
+    """A trained step and its metrics, as passed to hooks."""
 
     rank_step: RankStep
     outcome: StepOutcome
     began_s: float
-    """When this rank began to wait for the step's data, by time.perf_counter."""
+    """Time (time.perf_counter) at which this rank began to wait for the step's data."""
     waited_s: float
-    """Seconds that it waited."""
+    """Seconds that this rank waited for the step's data."""
     step_s: float = 0.0
-    """Seconds that the step took, waiting included."""
+    """Seconds that the step took, including the wait for data."""
     eta_s: float = 0.0
-    """Seconds until the last step at the pace so far."""
+    """Estimated seconds until the last step, at the mean pace so far."""
     values: dict[str, float] = field(default_factory=dict[str, float])
-    """The step's metrics, by the names of monitor/metrics.py."""
+    """Metrics of the step, by the names of monitor/metrics.py."""
 
 
 class Hook(Protocol):
-    """Runs after each step; all ranks run the same hooks in the same order."""
+    """An action that runs after each step; all ranks run the same hooks in the same order."""
 
-    def after_step(self, trained: TrainedStep) -> None: ...
+    def after_step(self, trained: TrainedStep) -> None:
+        """Act on a trained step, which may add to its metrics."""
+        ...
 
 
 def loss_weights(labels: dict[Stream, int], loss_mean: str) -> dict[Stream, float]:
-    """Factor on each stream's summed loss, such that the sum over streams is the mean asked for."""
+    """Return the factor on each stream's summed loss; the weighted sum over streams is the mean named by `loss_mean`.
+
+    `labels` are the label counts of the whole step; streams without labels get no factor.
+    """
     present: list[Stream] = [name for name in STREAMS if labels[name]]
     if loss_mean == "labels":
         factors = [1 / sum(labels.values())] * len(present)
@@ -85,21 +91,21 @@ def train_step(
 ) -> StepOutcome:
     """Train one step; all ranks call it with their own batches of the same plan.
 
-    `objection` says by the loss, which is the same on every rank, why the step is to be skipped.
+    `objection` returns the reason to skip a step with the given loss, which is the same on every rank, or None.
     """
     labels = rank_step.plan.labels
     weights = loss_weights(labels, config.loss_mean)
     factors = torch.tensor([weights.get(name, 0.0) for name in STREAMS], device=engine.world.device)
     sums = torch.zeros(len(STREAMS), device=engine.world.device)
     last = len(rank_step.batches) - 1
-    for number, batch in enumerate(rank_step.batches):
-        sums += engine.micro_step(batch.to(engine.world.device), factors, last=number == last)
-    asked = torch.tensor([float(asked_to_stop)], device=engine.world.device)
-    *values, asked_ranks = engine.world.sum(torch.cat([sums, asked])).tolist()
-    loss = sum(value * weights.get(name, 0.0) for name, value in zip(STREAMS, values, strict=True))
-    why = objection(loss)
-    grad_norm = engine.step(lr, skip=why is not None)
+    for index, batch in enumerate(rank_step.batches):
+        sums += engine.micro_step(batch.to(engine.world.device), factors, last=index == last)
+    stop_requests = torch.tensor([float(asked_to_stop)], device=engine.world.device)
+    *loss_sums, num_stop_requests = engine.world.sum(torch.cat([sums, stop_requests])).tolist()
+    loss = sum(value * weights.get(name, 0.0) for name, value in zip(STREAMS, loss_sums, strict=True))
+    reason = objection(loss)
+    grad_norm = engine.step(lr, skip=reason is not None)
     losses: dict[Stream, float] = {
-        name: value / labels[name] for name, value in zip(STREAMS, values, strict=True) if labels[name]
+        name: value / labels[name] for name, value in zip(STREAMS, loss_sums, strict=True) if labels[name]
     }
-    return StepOutcome(losses, loss, grad_norm, lr, why, asked_ranks > 0)
+    return StepOutcome(losses, loss, grad_norm, lr, reason, num_stop_requests > 0)

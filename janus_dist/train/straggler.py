@@ -1,7 +1,8 @@
-"""Which rank makes the others wait: all take a step equally long, since they meet in it, so each is timed alone.
+"""Straggler detection: finds the ranks that make the others wait.
 
-At a few steps every rank times a fixed piece of work of its own, which shows a slow device or a crowded host, and adds
-how long it waited for data. Invariant: looking takes milliseconds and one small sum over ranks, and changes nothing.
+A step takes equally long on all ranks, because they synchronise in it, so each rank is timed alone. At a few steps
+every rank times a fixed piece of work, which reveals a slow device or an overloaded host, and reports how long it
+waited for data. Invariant: a comparison takes milliseconds and one small all-reduce, and changes no state of training.
 """
 
 import platform
@@ -14,52 +15,53 @@ import torch
 from janus_dist.engine.world import World
 
 SLOW = 1.5
-"""Times the median at which a rank is called slow; a noisy host reaches 1.2."""
+"""Multiple of the median above which a rank counts as slow; a noisy host reaches 1.2."""
 LEAST_WAIT_S = 0.05
-"""A step that waits so much longer for data than that of others is worth a word."""
+"""Minimum seconds by which a rank must exceed the usual wait for a step's data to count as slow."""
 PATIENCE = 3
-"""Looks in a row at which a rank must be slow before it is named."""
+"""Number of comparisons in a row in which a rank must be slow before it is reported."""
 SIDES = {"cuda": 4096, "cpu": 256}
-"""Of the matrices that are multiplied: milliseconds on an H100 or on a core."""
+"""Side of the square matrices that are multiplied: milliseconds of work on an H100 or on a CPU core."""
 SMALL = 50
-"""Small operations beside it, which show a slow host."""
+"""Number of small operations after the matrix product, which reveal a slow host."""
 
 
 @dataclass(frozen=True)
 class SlowRank:
-    """A rank that has been slow for a while."""
+    """A rank that has been slow in PATIENCE comparisons in a row."""
 
     rank: int
     node: str
     work: Literal["computing", "waiting for data"]
-    """What it is slow at."""
+    """Kind of work that is slow."""
     line: str
+    """Console line that describes the rank and its slow work."""
 
     @property
     def subject(self) -> str:
-        """Name the rank and its slow work without figures, which vary."""
+        """Return the rank and its slow work without figures, which vary."""
         return f"rank {self.rank} on {self.node}: {self.work}"
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a look found, the same on every rank."""
+    """Result of a comparison of all ranks, the same on every rank."""
 
     slowest: float
-    """How many times the median of all ranks the slowest one takes for the same work."""
+    """Time that the slowest rank takes for the same work, divided by the median over all ranks."""
     slowest_step_s: float
-    """Of all steps of all ranks so far."""
+    """Seconds of the slowest step of all ranks so far."""
     slow: list[SlowRank]
-    """Ranks that are named at this look."""
+    """Ranks that are reported at this comparison."""
 
     @property
     def lines(self) -> list[str]:
-        """Return what there is to say of each slow rank."""
+        """Return the console line of each slow rank."""
         return [rank.line for rank in self.slow]
 
 
 class Stragglers:
-    """The pace of every rank; all ranks make one and `look` at the same steps."""
+    """Compares the pace of all ranks; every rank has one and calls `look` at the same steps."""
 
     def __init__(self, world: World):
         self.world = world
@@ -68,53 +70,54 @@ class Stragglers:
         dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
         self._matrix = torch.ones(side, side, device=world.device, dtype=dtype)
         self._waited_s, self._steps = 0.0, 0
-        self._slow: dict[int, int] = {}
+        self._slow_counts: dict[int, int] = {}
+        """Number of comparisons in a row in which each rank was slow."""
 
     def waited(self, seconds: float) -> None:
-        """This rank waited so long for the data of a step."""
+        """Record the seconds that this rank waited for the data of a step."""
         self._waited_s += seconds
         self._steps += 1
 
     def look(self, slowest_step_s: float) -> Look:
-        """Compare all ranks, each of which says its slowest step so far; all call it."""
-        mine = torch.tensor([self.work_s(), self._waited_s / max(1, self._steps), slowest_step_s])
+        """Compare all ranks; all ranks call it, each with the seconds of its slowest step so far."""
+        own_times = torch.tensor([self.work_s(), self._waited_s / max(1, self._steps), slowest_step_s])
         self._waited_s, self._steps = 0.0, 0
-        every = torch.zeros(self.world.size, 3)
-        every[self.world.rank] = mine
-        every = self.world.sum(every.to(self.world.device)).cpu()
-        work, waits = every[:, 0], every[:, 1]
-        median, usual_wait = float(work.median()), float(waits.median())
+        times = torch.zeros(self.world.size, 3)  # [rank, (work, mean wait, slowest step)] seconds
+        times[self.world.rank] = own_times
+        times = self.world.sum(times.to(self.world.device)).cpu()
+        work, waits = times[:, 0], times[:, 1]
+        median_work, median_wait = float(work.median()), float(waits.median())
         slow: list[SlowRank] = []
         for rank in range(self.world.size):
-            is_slow = float(work[rank]) > SLOW * median
-            waits_long = float(waits[rank]) > SLOW * usual_wait + LEAST_WAIT_S
-            self._slow[rank] = self._slow.get(rank, 0) + 1 if is_slow or waits_long else 0
-            if self._slow[rank] == PATIENCE:
-                how = (
-                    f"the same work takes it {float(work[rank]) / median:.1f} times the median of all ranks"
+            is_slow = float(work[rank]) > SLOW * median_work
+            is_waiting = float(waits[rank]) > SLOW * median_wait + LEAST_WAIT_S
+            self._slow_counts[rank] = self._slow_counts.get(rank, 0) + 1 if is_slow or is_waiting else 0
+            if self._slow_counts[rank] == PATIENCE:
+                reason = (
+                    f"it takes {float(work[rank]) / median_work:.1f} times the median of all ranks for the same work"
                     if is_slow
-                    else f"it waits {float(waits[rank]):.2f} s a step for data, the median of all ranks is "
-                    f"{usual_wait:.2f} s"
+                    else f"it waits {float(waits[rank]):.2f} s per step for data, the median of all ranks is "
+                    f"{median_wait:.2f} s"
                 )
                 node = self.nodes[rank]
-                line = f"rank {rank} on {node} is slow: {how}"
+                line = f"rank {rank} on {node} is slow: {reason}"
                 slow.append(SlowRank(rank, node, "computing" if is_slow else "waiting for data", line))
-        return Look(float(work.max()) / median, float(every[:, 2].max()), slow)
+        return Look(float(work.max()) / median_work, float(times[:, 2].max()), slow)
 
     def work_s(self) -> float:
-        """Seconds of a fixed piece of work, the best of three."""
+        """Return the seconds that a fixed piece of work takes, the best of three."""
         best = float("inf")
         for _ in range(3):
-            self._finish()
+            self._synchronize()
             began = time.perf_counter()
-            found = self._matrix @ self._matrix
-            small = found[:8, :8]
+            product = self._matrix @ self._matrix
+            corner = product[:8, :8]
             for _ in range(SMALL):
-                small = small + 1
-            self._finish()
+                corner = corner + 1
+            self._synchronize()
             best = min(best, time.perf_counter() - began)
         return best
 
-    def _finish(self) -> None:
+    def _synchronize(self) -> None:
         if self._matrix.is_cuda:
             torch.cuda.synchronize()

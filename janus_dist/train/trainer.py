@@ -1,7 +1,7 @@
-"""The training loop: one step, its hooks, and what ends it.
+"""The training loop: one step, its hooks, and the ways in which training ends.
 
-Everything that a step needs is a function of the recipe and the step number, so resuming is loading a checkpoint and
-starting the loop at its step. Invariant: the newest checkpoint and metrics.jsonl agree.
+Everything that a step needs is a function of the recipe and the step number, so a run resumes by loading a checkpoint
+and starting the loop at its step. Invariant: the newest checkpoint and metrics.jsonl agree.
 """
 
 import time
@@ -36,13 +36,13 @@ class Trainer:
             run.watchdog,
             self.checkpointing,
         ]
-        """What runs after each step, in this order."""
+        """Hooks that run after each step, in this order."""
 
     def fit(self) -> None:
         """Train to the last step and leave a committed checkpoint of it.
 
-        Raises PreemptedError when the run was asked to stop, with a checkpoint of its newest step; DivergedError when
-        rolling back did not help; CheckpointError when a checkpoint cannot be read, or the last one not be written.
+        Raises PreemptedError after saving the newest step when the run was asked to stop, DivergedError when rollbacks
+        did not help, CheckpointError when a checkpoint cannot be read or the last one cannot be written.
         """
         run = self.run
         try:
@@ -58,7 +58,7 @@ class Trainer:
             self.recorder.close()
 
     def _train_until_rollback(self) -> None:
-        """Train to the last step, or until the run has rolled back to a checkpoint."""
+        """Train to the last step or to the next rollback."""
         run, progress = self.run, self.run.progress
         total, first = run.recipe.train.steps, progress.step
         loop_began_s = began_s = time.perf_counter()
@@ -78,28 +78,28 @@ class Trainer:
             began_s = time.perf_counter()
 
     def _train_step(self, rank_step: RankStep, began_s: float) -> TrainedStep:
-        """Train one step; `began_s` is when this rank began to wait for its data, by time.perf_counter."""
+        """Train one step; `began_s` is the time.perf_counter at which this rank began to wait for its data."""
         run, progress, train = self.run, self.run.progress, self.run.recipe.train
         waited_s = time.perf_counter() - began_s
         if run.plan.changes(progress.previous_plan_step, rank_step.plan.step):
             run.spikes.forget()
         lr = learning_rate(run.recipe.optim, progress.step, train.steps)
-        asked = self.stop.reason is not None
-        outcome = train_step(run.engine, rank_step, train, lr, run.spikes.check, asked)
+        is_asked_to_stop = self.stop.reason is not None
+        outcome = train_step(run.engine, rank_step, train, lr, run.spikes.check, is_asked_to_stop)
         progress.step += 1
         progress.tokens += rank_step.plan.num_tokens
         run.judge(outcome)
         return TrainedStep(rank_step, outcome, began_s, waited_s)
 
     def _stopped(self) -> PreemptedError:
-        """Return the error that says who asked the run to stop, and which step is saved; all ranks call it."""
+        """Return the error that names the requests to stop and the saved step; all ranks call it."""
         recipe, step = self.run.recipe, self.run.progress.step
         reasons = enumerate(self.run.world.gather(self.stop.reason))
-        asked = ", ".join(f"{why} on rank {rank}" for rank, why in reasons if why is not None)
+        requests = ", ".join(f"{reason} on rank {rank}" for rank, reason in reasons if reason is not None)
         if self.run.world.is_first:
             forget_request(recipe.run.dir)
-            events.record(recipe.run.dir, "stopped", step, f"asked to stop: {asked}")
+            events.record(recipe.run.dir, "stopped", step, f"asked to stop: {requests}")
         return PreemptedError(
-            f"run {recipe.run.dir} was asked to stop ({asked}) and saved step {step} of {recipe.train.steps}",
-            "the same command goes on from there",
+            f"run {recipe.run.dir} was asked to stop ({requests}) and saved step {step} of {recipe.train.steps}",
+            "run the same command again to resume from there",
         )

@@ -1,7 +1,7 @@
 """Validation: the loss of each stream on held-out shards, at intervals of a run.
 
-Invariants: the same samples each time, whatever the number of ranks; nothing that training depends on is touched: no
-gradient, no random number, no place in the plan.
+Invariants: every validation uses the same samples, on any number of ranks; validation changes nothing that training
+depends on: no gradient, no random state, no position in the plan.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,18 @@ from janus_dist.errors import ConfigError
 from janus_dist.train.compatible import check_data
 
 STEPS = 4
-"""So many steps' worth of samples are read each time: with the shipped recipes some thousands."""
+"""Number of steps whose samples each validation reads: a few thousand samples with the shipped recipes."""
 
 
 class Validation:
-    """Held-out samples of a run, and how to find their losses."""
+    """Computes the losses on the held-out samples of a run."""
 
     def __init__(self, recipe: StageRecipe, tokenizer: Tokenizer, trained: Mapping[Lane, ShardSet], world: World):
-        """Open the shard sets under `data.validation_root`; ConfigError when there is none, or one holds what is
-        `trained`, DataError when one does not fit the recipe."""
+        """Open the shard sets under `data.validation_root`; `trained` are the shard sets of the training data.
+
+        Raises ConfigError when no held-out shard set exists or one of them is also trained on, DataError when one does
+        not fit the recipe.
+        """
         shards = held_out(recipe, trained)
         check_data(recipe, tokenizer, shards)
         mix = MixConfig.model_validate({name: float(Lane(name, name) in shards) for name in STREAMS})
@@ -42,7 +45,7 @@ class Validation:
         self.loader = Loader(plan, form, world.rank, world.size, threads=0, max_bad_share=share)
 
     def losses(self, engine: ZeroEngine) -> dict[Stream, float]:
-        """Mean cross-entropy per label of each stream; all ranks call it, and get the same."""
+        """Return the mean cross-entropy per label of each stream; all ranks call it and get the same values."""
         device, labels = engine.world.device, dict.fromkeys(STREAMS, 0)
         sums, factors = torch.zeros(len(STREAMS), device=device), torch.zeros(len(STREAMS), device=device)
         for step in self.loader.steps(0, STEPS):
@@ -50,30 +53,33 @@ class Validation:
                 sums += engine.forward(batch.to(device), factors)
             for name in STREAMS:
                 labels[name] += step.plan.labels[name]
-        found = engine.world.sum(sums).tolist()
-        return {name: value / labels[name] for name, value in zip(STREAMS, found, strict=True) if labels[name]}
+        totals = engine.world.sum(sums).tolist()
+        return {name: total / labels[name] for name, total in zip(STREAMS, totals, strict=True) if labels[name]}
 
 
 def held_out(recipe: StageRecipe, trained: Mapping[Lane, ShardSet]) -> dict[Lane, ShardSet]:
-    """The held-out shard sets that are there, of the streams that are trained."""
+    """Return the existing held-out shard sets of the streams that are trained.
+
+    Raises ConfigError when none exists or one of them is also trained on.
+    """
     root = recipe.data.validation_root
-    assert root is not None, "no validation was asked for"
+    assert root is not None, "data.validation_root is not set"
     streams: list[Stream] = [name for name in STREAMS if any(lane.stream == name for lane in trained)]
     folders = {Lane(name, name): f"{root}/{name}" for name in streams if is_there(f"{root}/{name}")}
     if not folders:
         raise ConfigError(
-            f"data.validation_root={root} has none of {', '.join(f'{name}/{NAME}' for name in streams)}",
-            "make held-out shards with jobs/prepare.py into it (data.root=...), or leave data.validation_root out",
+            f"data.validation_root={root} contains none of {', '.join(f'{name}/{NAME}' for name in streams)}",
+            "make held-out shards there with jobs/prepare.py (data.root=...), or leave data.validation_root out",
         )
-    # without the node's cache, which knows what training will read
+    # without the node's cache, whose eviction follows the plan of training
     reader = Reader(recipe.data.read.model_copy(update={"cache_dir": None}))
-    found = {lane: ShardSet.open(folder, reader) for lane, folder in folders.items()}
-    for shards in found.values():
+    shard_sets = {lane: ShardSet.open(folder, reader) for lane, folder in folders.items()}
+    for shards in shard_sets.values():
         for lane, other in trained.items():
             if shards.manifest.digest == other.manifest.digest:
                 raise ConfigError(
-                    f"{shards.folder} holds the very samples of {other.folder}, source {lane.source}, "
+                    f"{shards.folder} contains the same samples as {other.folder}, source {lane.source}, "
                     "which is trained on",
                     "set data.validation_root to a folder with held-out shards",
                 )
-    return found
+    return shard_sets

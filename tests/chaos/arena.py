@@ -206,7 +206,7 @@ class Arena:
         self.wait(lambda: f"passed over {newest}" in self.said, "the damage to be seen")
 
     def s3_away(self) -> None:
-        """Nobody answers where checkpoints go: saves fail and are told, and training goes on."""
+        """Nobody answers where checkpoints go: saves fail and are reported, and training continues."""
         assert self.server is not None
         read = len(self.said)
         self.server.stop()

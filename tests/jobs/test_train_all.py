@@ -58,6 +58,6 @@ def test_a_run_that_fails_ends_the_others_which_save(tmp_path):
     train = {"train": {"steps": 100_000, "save_every_steps": 50_000}}
     done = train_all(tmp_path, [good, bad], good=train, bad={"data": {"validation_root": str(tmp_path / "none")}})
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "has none of understanding/manifest.json" in done.stderr and "Traceback" not in done.stderr
+    assert "contains none of understanding/manifest.json" in done.stderr and "Traceback" not in done.stderr
     newest = commits.latest_committed(f"{good}/run/checkpoints")
     assert newest is None or 0 < commits.read(newest).step < 100_000

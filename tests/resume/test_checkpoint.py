@@ -88,7 +88,7 @@ def test_published_weights_reach_the_partitions_of_every_rank(tmp_path, world):
 
 
 def test_what_published_weights_lack_keeps_its_random_values(tmp_path):
-    """A language model with a smaller vocabulary: the rows of the special tokens, and all other parts."""
+    """Load a language model with a smaller vocabulary: rows of special tokens and all other parts stay random."""
     llama = published.tensors(published.llama(tiny.MODEL, "model."), dtype=torch.float32)
     rows = tiny.MODEL.text.vocab - 3
     llama["model.embed_tokens.weight"] = llama["model.embed_tokens.weight"][:rows]
@@ -307,7 +307,7 @@ def test_prune_keeps_the_newest_whole_ones(tmp_path):
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -45,7 +45,7 @@ CHAT = {"user": "<|User|>", "assistant": "<|Assistant|>", "system_prompt": "Look
 
 
 def make_recipe(folder: Path) -> StageRecipe:
-    """Where an image is as many tokens to read as ids to draw, as in the published models."""
+    """Return a recipe with as many tokens per image to read as ids to draw, as in the published models."""
     vision = tiny.MODEL.vision.model_dump() | {"patch": 4}
     text = tiny.MODEL.text.model_dump() | {"vocab": prepared.VOCAB}
     return prepared.recipe(folder, folder, model={"vision": vision, "text": text, "init_std": 0.2}, data={"chat": CHAT})
@@ -62,7 +62,7 @@ def save_run(recipe: StageRecipe) -> None:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> StageRecipe:
-    """A run of two ranks with two checkpoints, its tokenizer and its VQ weights."""
+    """Return the recipe of a run of two ranks with two checkpoints, its tokenizer and its VQ weights."""
     folder = tmp_path_factory.mktemp("run")
     recipe = make_recipe(folder)
     train_tokenizer(TEXTS, prepared.VOCAB, folder / "tokenizer.json")
@@ -230,7 +230,7 @@ def test_nothing_is_left_behind_when_it_fails(recipe, tmp_path):
         export(str(recipe.run.dir), out, "transformers", ["data.tokenizer=/nowhere"])
     with pytest.raises(CheckpointError, match=r"2 parameters differ, the first is lm_head.weight: \(288, 32\) in the"):
         export(str(recipe.run.dir), out, "transformers", ["model.text.vocab=300"])
-    with pytest.raises(CheckpointError, match="is no run and no checkpoint"):
+    with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
         export(str(tmp_path), out, "transformers")
     assert [path for path in tmp_path.rglob("*") if path.name != "deep"] == []
     out.mkdir(parents=True)
@@ -259,7 +259,7 @@ def test_the_command(recipe, tmp_path):
 
 
 def other_tokenizer(path: Path) -> Tokenizer:
-    """One whose special tokens have other ids."""
+    """Save and return a tokenizer whose special tokens have other ids."""
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -362,7 +362,7 @@ def test_files_written_tensor_by_tensor_are_safetensors(tmp_path):
 
 @torch.no_grad()
 def test_a_sampler_is_the_model_of_the_checkpoint_and_is_never_whole_in_float32(recipe, monkeypatch):
-    """The same logits, bit for bit, as of a model that was made whole and rounded; what is read at once is counted."""
+    """Compare logits bit for bit with a model that was loaded in float32 and rounded; count elements of each read."""
     at_once: list[int] = []
     read = StoredWeights.read
 

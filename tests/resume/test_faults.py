@@ -108,7 +108,7 @@ def test_a_signal_to_any_rank_stops_all_at_one_step_and_the_run_goes_on(folder, 
     assert last == (
         f"exit 75: run {tmp_path / 'run'} was asked to stop (SIGTERM on rank {rank}) and saved step 4 "
         f"of {STEPS}\n"
-        "  the same command goes on from there"
+        "  run the same command again to resume from there"
     )
     assert saved.startswith(f"saved {folder_of(tmp_path / 'run', 4)} ")
     again = train(folder, tmp_path)
@@ -164,8 +164,10 @@ def test_skipped_steps_are_counted_on_after_a_resume(folder, tmp_path):
 def test_after_many_the_run_goes_back_and_leaves_them_out(folder, unbroken, tmp_path):
     fault = {"bad_plan_steps": (5, 6), "most_skipped": 2}
     lines = train(folder, tmp_path, fault=fault, train={"steps": STEPS, "save_every_steps": 4})  # none puts that off
-    (back,) = [line for line in lines if line.startswith("went back")]
-    assert back == (f"went back from step 7 to {folder_of(tmp_path / 'run', 4)}; steps 4 to 6 of the plan are left out")
+    (back,) = [line for line in lines if line.startswith("rolled back")]
+    assert back == (
+        f"rolled back from step 7 to {folder_of(tmp_path / 'run', 4)}; steps 4 to 6 of the plan are left out"
+    )
     newest = commits.latest_committed(saved_in(tmp_path / "run"))
     assert newest is not None
     commit = commits.read(newest)
@@ -232,7 +234,9 @@ def test_differences_name_the_ranks_and_their_nodes(name, value):
 
 def test_a_network_that_is_too_slow_is_refused(folder, tmp_path):
     *_, last = train(folder, tmp_path, cluster={"workers": 2, "min_bandwidth_gb_s": 1e6})
-    assert last.startswith("exit 6: the ranks sum ") and "less than cluster.min_bandwidth_gb_s=1e+06" in last
+    assert (
+        last.startswith("exit 6: the all-reduce bandwidth is ") and "less than cluster.min_bandwidth_gb_s=1e+06" in last
+    )
 
 
 def small_disk(monkeypatch, free: int) -> None:
@@ -244,7 +248,7 @@ def test_a_disk_has_room_for_the_checkpoints_kept_and_the_one_being_written(tmp_
     train = {"steps": steps, "save_every_steps": 5, "keep_checkpoints": keep}
     recipe = prepared.recipe(tmp_path, tmp_path, train=train)
     small_disk(monkeypatch, number * 2**20 - 1)
-    said = rf"GiB free, {number} checkpoints take .* train\.keep_checkpoints={keep} keeps"
+    said = rf"GiB free, but {number} checkpoints need .* train\.keep_checkpoints={keep} keeps"
     with pytest.raises(ClusterError, match=said):
         startup.check_room(recipe, 2**20)
     small_disk(monkeypatch, number * 2**20)
@@ -261,7 +265,7 @@ def test_checkpoints_that_are_there_have_their_room(tmp_path, monkeypatch):
     small_disk(monkeypatch, 2**20)
     startup.check_room(recipe, 2**20)
     small_disk(monkeypatch, 2**20 - 1)
-    with pytest.raises(ClusterError, match=r"of which 0\.002 GiB are there"):
+    with pytest.raises(ClusterError, match=r"of which 0\.002 GiB are in use already"):
         startup.check_room(recipe, 2**20)
 
 

@@ -31,11 +31,11 @@ def test_the_same_command_goes_back_once(folder, whole, tmp_path):
     path = folder_of(tmp_path / "run", 6)
     run = {"run": {"resume": f"{path}/"}, "train": {"steps": 9, "save_every_steps": 1, "keep_checkpoints": 9}}
     lines = train(folder, tmp_path, 1, fault={"signal_at": 7, "rank": 0}, **run)
-    assert f"set aside {folder_of(tmp_path / 'run', 8)}: the run goes on from run.resume={path}" in lines
+    assert f"set aside {folder_of(tmp_path / 'run', 8)}: the run resumes from run.resume={path}" in lines
     assert lines[-1].startswith("exit 75: ") and "and saved step 8 of 9" in lines[-1]
     lines = train(folder, tmp_path, 1, **run)
     assert lines[0].startswith(
-        f"run.resume={path} was gone back to before, the run goes on from {folder_of(tmp_path / 'run', 8)}; "
+        f"the run has already gone back to run.resume={path} and now resumes from {folder_of(tmp_path / 'run', 8)}; "
     )
     assert any("resuming run at step 8 from" in line for line in lines)
     assert steps(tmp_path)[0] == 6
@@ -47,7 +47,7 @@ def test_the_same_command_goes_back_once(folder, whole, tmp_path):
 
 
 def test_a_copy_under_any_name_serves(folder, whole, tmp_path):
-    """Of step 4: those of the run from there on do not count any more, and the last step is saved in the run."""
+    """Resume from a copy of step 4: the run's later checkpoints are set aside, its last step is saved in it."""
     shutil.copytree(whole / "run", tmp_path / "run")
     shutil.copytree(whole / "good", tmp_path / "good")
     lines = train(folder, tmp_path, 1, run={"resume": str(tmp_path / "good")}, train={"steps": 5})

@@ -60,7 +60,7 @@ def killed_in_a_step(folder: Path, root: Path) -> None:
 
 
 def in_a_step_behind_a_checkpoint(root: Path) -> bool:
-    """Whether both ranks have the gradients of the same step, with a step trained since the newest checkpoint."""
+    """Return whether both ranks have gradients of the same step, which is later than the newest checkpoint."""
     newest = commits.latest_committed(saved_in(root / "run"))
     if newest is None:
         return False

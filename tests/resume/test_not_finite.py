@@ -16,11 +16,11 @@ from tests.ranks import run_ranks
 from tests.resume.test_trainer import losses
 
 BAD, STEPS = 3, 7
-"""The step, counted from 0, in which it happens, and how many there are."""
+"""Step, counted from 0, with the non-finite value, and number of steps."""
 
 
 def state(engine: ZeroEngine) -> list[torch.Tensor]:
-    """All that an update changes."""
+    """Return all tensors that an update changes."""
     flats = engine.optimizer.fp32_partitioned_groups_flat
     moments = [value for flat in flats for value in engine.optimizer.optimizer.state[flat].values()]
     steps = torch.tensor(partitions.optimizer_steps(engine))

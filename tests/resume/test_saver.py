@@ -17,7 +17,7 @@ from tests.resume.test_checkpoint import make_engine, train_steps
 
 
 def overtaken(saved: str) -> list[float]:
-    """A slow save of step 1, steps and another save meanwhile; the losses."""
+    """Start a slow save of step 1, train and save again meanwhile; return the losses."""
     engine = make_engine()
     saver = Saver(engine, saved)
     losses = train_steps(engine, 0, 1)
@@ -51,7 +51,7 @@ def test_what_is_saved_is_the_state_of_its_step_however_late_it_is_written(tmp_p
 
 
 def saves_with_faults(saved: str) -> list[tuple[str | None, str | None]]:
-    """What went wrong in a save whose writing fails, in one whose pruning does, and in one after them."""
+    """Return the failures of a save whose writing fails, of one whose pruning fails, and of the next one."""
     engine = make_engine()
     saver = Saver(engine, saved)
     train_steps(engine, 0, 1)
@@ -113,7 +113,7 @@ def test_a_rank_whose_folder_is_another_jobs_by_now_deletes_and_commits_nothing(
 
 
 def save_to_a_full_disk(run_dir: str) -> str | None:
-    """What a save on a disk without room is said to have failed by."""
+    """Return the failure of a save on a full disk."""
     engine = make_engine()
     train_steps(engine, 0, 1)
 
@@ -132,5 +132,7 @@ def test_a_full_disk_is_called_one(tmp_path):
     """Rather than by torch's words for it."""
     folder = str(tmp_path / "run")
     (said,) = run_ranks(save_to_a_full_disk, 1, tmp_path, folder)
-    assert said is not None and said.startswith(f"the disk is full: {folder} has 5 bytes free beside 0 of a checkpoint")
-    assert "make room (janus ckpt prune), or choose another run.checkpoints" in said
+    assert said is not None and said.startswith(
+        f"the disk is full: {folder} has 5 bytes free besides 0 bytes already written"
+    )
+    assert "free space (janus ckpt prune), or choose another run.checkpoints" in said

@@ -1,4 +1,4 @@
-"""The spike guard in the trainer: what it judges by is of the mixture that is trained on."""
+"""The loss spike detector in the trainer: its window has only losses of the current mixture."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from tests.ranks import run_ranks
 
 
 def windows(folder: Path, root: Path, sections: dict[str, Any]) -> list[int]:
-    """How many losses there are to judge each step by."""
+    """Return the number of losses in the window at each step."""
     found: list[int] = []
     trainer = build_trainer(prepared.recipe(folder, root, 1, **sections), lambda line: None)
     check = trainer.run.spikes.check
@@ -19,7 +19,7 @@ def windows(folder: Path, root: Path, sections: dict[str, Any]) -> list[int]:
 
 
 def test_a_change_of_mixture_empties_the_window(folder, tmp_path):
-    """At its step of the plan, also when the run is resumed there, and where a run is re-based."""
+    """Check at the step of the change, after a resume at this step, and after re-basing."""
 
     def judged(steps: int, mix: dict[str, Any], **run: Any) -> list[int]:
         sections = {"mix": mix, "train": {"steps": steps, "save_every_steps": 100}, "run": run}

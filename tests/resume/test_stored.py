@@ -65,7 +65,7 @@ def test_a_store_keeps_what_a_disk_does(tmp_path, monkeypatch):
         said: list[str] = []
         assert state.latest_to_resume(ALONE, saved, said.append) == f"{saved}/step-00000001"
         assert said[0].startswith(f"passed over {path}: {path}/__0_0.distcp is damaged: ")
-        assert said[1:] == [f"set aside {path}: the run goes on from {saved}/step-00000001"]
+        assert said[1:] == [f"set aside {path}: the run resumes from {saved}/step-00000001"]
         assert commits.with_marker(saved) == [f"{saved}/step-00000001"]
         commits.delete(path)
         assert commits.folders(saved) == [f"{saved}/step-00000001"]
@@ -118,7 +118,7 @@ def test_a_large_file_goes_up_in_parts(monkeypatch):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """A run's folder with checkpoints of steps 1 and 2 by two ranks."""
+    """Return the folder of a run with checkpoints of steps 1 and 2 by two ranks."""
     run = tmp_path_factory.mktemp("two") / "run"
     run_ranks(save_two, 2, run.parent / "meet", saved_in(run))
     return run
@@ -154,13 +154,13 @@ def test_when_none_is_whole_nothing_is_trained(two, tmp_path):
     run = shutil.copytree(two, tmp_path / "run")
     for step in (1, 2):
         flip(folder_of(run, step) / "__0_0.distcp")
-    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints under .* is whole") as caught:
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints under .* are damaged") as caught:
         commits.latest_verified(ALONE.world, saved_in(run), print)
     assert caught.value.exit_code == 4
 
 
 class Runs:
-    """What a pickle may be: something that runs a command where it is read."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -170,7 +170,7 @@ class Runs:
 
 
 def test_a_checkpoint_of_a_stranger_runs_nothing(two, tmp_path):
-    """With sizes and checksums that hold: whoever writes the files writes the marker too."""
+    """Make a malicious checkpoint with valid sizes and checksums, since its author also writes the marker."""
     run = shutil.copytree(two, tmp_path / "run")
     path, target = folder_of(run, 2), tmp_path / "was here"
     (path / ".metadata").write_bytes(pickle.dumps(Runs(target)))
@@ -178,17 +178,17 @@ def test_a_checkpoint_of_a_stranger_runs_nothing(two, tmp_path):
     commit.files[".metadata"].update(commits.describe(str(path / ".metadata")))
     commits.write_marker(str(path), commit)
     commits.verify(str(path), commits.read(str(path)))
-    with pytest.raises(DamagedError, match=r"\.metadata names pathlib\.Path\.touch|names pathlib|no description"):
+    with pytest.raises(DamagedError, match=r"\.metadata names .*, which is not a type that describes tensors"):
         StoredWeights(str(path)).read(["lm_head.weight"])
     assert not target.exists()
 
 
 def test_a_marker_is_of_one_piece(two, tmp_path):
-    """A number in it that was changed by hand, so that it still is JSON."""
+    """Change a number in the marker by hand, so that it still is JSON."""
     run = shutil.copytree(two, tmp_path / "run")
     marker = folder_of(run, 2) / commits.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"step": 7}))
-    with pytest.raises(DamagedError, match="another sha256 than it says"):
+    with pytest.raises(DamagedError, match="do not match the sha256 that it states"):
         commits.read(str(folder_of(run, 2)))
 
 

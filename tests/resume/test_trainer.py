@@ -1,4 +1,5 @@
-"""The trainer on gloo ranks: resuming changes nothing, the world only rounding, errors name their cause."""
+"""Tests of the trainer on gloo ranks: resuming does not change losses, the number of ranks only changes rounding, and
+errors name their cause."""
 
 import re
 import shutil
@@ -71,7 +72,7 @@ def test_every_step_is_recorded_once_and_learns(unbroken):
 
 
 def test_a_run_that_was_killed_after_a_checkpoint_gives_the_same_losses(folder, unbroken, tmp_path):
-    """What kill -9 leaves: a checkpoint of step 3, metrics to a cut line of step 5, a checkpoint half written."""
+    """Imitate kill -9: a checkpoint of step 3, metrics up to a cut line of step 5, an incomplete checkpoint."""
     shutil.copytree(unbroken / "run", tmp_path / "run")
     last = folder_of(tmp_path / "run", 6)
     (last / commits.MARKER).unlink()
@@ -114,7 +115,7 @@ def test_a_run_is_rebased_when_asked(folder, unbroken, tmp_path):
     """Each source goes on with the sample behind the last one that it gave, and later resumes need no flag."""
     shutil.copytree(unbroken / "run", tmp_path / "run")
     lines = train(folder, tmp_path, run={"rebase": True}, mix={"text": 9.0}, train={"steps": 8, "save_every_steps": 1})
-    assert lines[1] == "re-based at step 6: understanding, text, generation went on where it was"
+    assert lines[1] == ("re-based at step 6; sources that continue at their position: understanding, text, generation")
     assert list(losses(tmp_path)) == list(range(1, 9))
     commit = commits.read(commits.latest_committed(saved_in(tmp_path / "run")))
     old = build_plan(folder, tmp_path)
@@ -125,7 +126,7 @@ def test_a_run_is_rebased_when_asked(folder, unbroken, tmp_path):
     assert sorted(sample for epoch, sample in told if epoch == 0) == list(range(40)), "no sample is left out"
     lines = train(folder, tmp_path, mix={"text": 9.0}, train={"steps": 9, "save_every_steps": 1})
     assert "resuming run at step 8" in lines[1]
-    assert lines[2] == "settings that are not the checkpoint's: train.steps was 8, is 9"
+    assert lines[2] == "settings changed since the checkpoint: train.steps was 8, is 9"
 
 
 def test_rebasing_keeps_the_seed(folder, unbroken, tmp_path):
@@ -204,7 +205,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(folder, tmp_path):
 
 
 def started_from(folders: list[str]) -> str:
-    """How a rank starts that finds others' weights, or not, in its own folder."""
+    """Return the result of a start in which only some ranks find published weights in their folder."""
     world = join(ClusterConfig(workers=1), timeout_s=60)
     config = SimpleNamespace(
         start_from=None, start_weights={"janus": folders[world.rank]}, name="run", dir=Path("/nowhere")

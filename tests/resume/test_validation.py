@@ -89,12 +89,12 @@ def test_losses_are_those_of_the_model_in_one_piece(folder, tmp_path, world):
 def test_what_is_trained_on_is_refused(folder, tmp_path):
     shutil.copytree(folder / "data" / "text", tmp_path / "copy" / "text")
     (line,) = train(folder, tmp_path, workers=1, data={"validation_root": str(tmp_path / "copy")})
-    assert line.startswith("exit 2: ") and "holds the very samples of" in line and "source text" in line
+    assert line.startswith("exit 2: ") and "contains the same samples as" in line and "source text" in line
 
 
 def test_a_folder_without_shard_sets_is_refused(folder, tmp_path):
     (line,) = train(folder, tmp_path, workers=1, data={"validation_root": str(tmp_path / "none")})
-    assert line.startswith("exit 2: ") and "has none of understanding/manifest.json, text/manifest.json" in line
+    assert line.startswith("exit 2: ") and "contains none of understanding/manifest.json, text/manifest.json" in line
 
 
 def test_streams_that_are_not_there_are_left_out(folder, tmp_path):

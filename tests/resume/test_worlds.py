@@ -118,7 +118,7 @@ def test_gradients_in_bfloat16_round_and_no_more(tmp_path, setting):
 
 
 def state_of_one(sent_as: str | None) -> tuple[str, State]:
-    """What DeepSpeed sends gradients in, and all that two steps of one rank make when it is made to be `sent_as`."""
+    """Return DeepSpeed's communication dtype and the state after two steps of one rank, with `sent_as` if set."""
     made = zero.deepspeed_config
     if sent_as is not None:
         zero.deepspeed_config = lambda *of: made(*of) | {"communication_data_type": sent_as}

@@ -247,7 +247,7 @@ def test_a_ranks_own_exception_ends_the_run_and_is_said_with_rank_node_and_file(
 def test_too_little_memory_comes_with_what_to_lower():
     found = cause(r0=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     assert found.exit_code == 1 and "torch.OutOfMemoryError: CUDA out of memory. Tried to" in found.message
-    assert found.hint is not None and found.hint.startswith("lower batch.micro_rows, take more ranks, or engine.")
+    assert found.hint is not None and found.hint.startswith("lower batch.micro_rows, use more ranks, or set engine.")
 
 
 @pytest.mark.parametrize("error", [GONE, NCCL, DEVICE, ConnectionResetError("reset by peer")])

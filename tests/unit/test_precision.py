@@ -1,4 +1,4 @@
-"""What `engine.dtype=auto` stands for: by the nodes for a new run, by the checkpoint for one that goes on."""
+"""Tests of `engine.dtype=auto`: resolved from the nodes for a new run, from the checkpoint for a resumed run."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ def never() -> bool:
 
 
 def trained_in(tmp_path, dtype: str) -> str:
-    """A checkpoint of a run that was trained in `dtype`."""
+    """Return a checkpoint of a run that was trained in `dtype`."""
     recipe = recipe_with(tmp_path, dtype)
     return checkpoints.mark(recipe.run.saved_in, 3, recipe=recipe.model_dump(mode="json"))
 
@@ -63,7 +63,7 @@ def test_a_run_goes_on_in_the_dtype_of_its_checkpoint(tmp_path, dtype):
     path = trained_in(tmp_path, dtype)
     resolved, line = precision.resolve(recipe_with(tmp_path, "auto"), never)
     assert resolved.engine.dtype == dtype
-    assert line == f"computing in {dtype}: as its checkpoint {path} was trained (engine.dtype=auto)"
+    assert line == f"computing in {dtype}: the dtype of its checkpoint {path} (engine.dtype=auto)"
     refuse_other(recipe_with(tmp_path, "auto"))
     refuse_other(resolved)
 
@@ -72,7 +72,7 @@ def test_only_another_explicit_dtype_is_refused(tmp_path):
     trained_in(tmp_path, "bfloat16")
     with pytest.raises(CheckpointError, match=r"trained in bfloat16, the recipe says engine\.dtype=float32") as error:
         refuse_other(recipe_with(tmp_path, "float32"))
-    assert "take engine.dtype=auto, which goes on in bfloat16" in str(error.value.hint)
+    assert "set engine.dtype=auto to resume in bfloat16" in str(error.value.hint)
     refuse_other(recipe_with(tmp_path, "auto"))  # the hint, followed
 
 
@@ -97,7 +97,9 @@ def test_an_older_gpu_is_refused_with_the_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
     gpu = torch.device("cuda")
-    with pytest.raises(ClusterError, match=r"needs GPUs of compute capability 8\.0 or more .*, Tesla V100 has 7\.0"):
+    with pytest.raises(
+        ClusterError, match=r"needs GPUs of compute capability 8\.0 or more .*, but Tesla V100 has 7\.0"
+    ):
         precision.check_device(recipe_with(tmp_path, "bfloat16", gpu=True), gpu)
     precision.check_device(recipe_with(tmp_path, "float32", gpu=True), gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -105,7 +107,7 @@ def test_an_older_gpu_is_refused_with_the_rule(tmp_path, monkeypatch):
 
 
 def test_every_node_that_can_hold_a_rank_is_asked(monkeypatch):
-    """Those without the resource are not, and one that is lost does not count."""
+    """Ask neither nodes without the resource nor lost nodes."""
     a, b, gone, none = (digit * 56 for digit in "1234")  # as Ray names nodes
     nodes = {a: {"CPU": 2.0}, b: {"CPU": 2.0, "GPU": 1.0}, gone: {"CPU": 2.0}, none: {"memory": 1.0}}
     natives = {a: True, b: False}

@@ -208,7 +208,9 @@ def test_an_evaluation_counts_for_the_last_checkpoint_of_a_complete_run_only(eva
 
 @pytest.mark.parametrize("other", ["train.steps=500", "optim.lr=0.5", "batch.rows=8"])
 def test_runs_of_another_budget_are_refused_and_keep_their_recipes(evaluated, tmp_path, other):
-    with pytest.raises(ConfigError, match=f"e-0: {other.split('=')[0]}: .* there, {other.split('=')[1]} now"):
+    with pytest.raises(
+        ConfigError, match=f"e-0: {other.split('=')[0]}: .* in the checkpoint, {other.split('=')[1]} now"
+    ):
         ablation([f"run.root={tmp_path}", other], print)
     assert not list(tmp_path.rglob("config.json"))
 

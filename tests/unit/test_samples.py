@@ -176,9 +176,9 @@ def test_wrong_prompts_are_named(tmp_path, text, said):
 
 def test_what_is_refused(recipe, tmp_path):
     checkpoint = commit(recipe, 2)
-    with pytest.raises(CheckpointError, match=r"is no run and no checkpoint: it has neither config\.json"):
+    with pytest.raises(CheckpointError, match=r"is neither a run nor a checkpoint: it has neither config\.json"):
         recipe_of(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="is no run and no checkpoint"):
+    with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
         find(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"the image .*none\.png cannot be read: No such file"):
         samples.make(recipe, checkpoint, [Asked(question="a", images=(str(tmp_path / "none.png"),))], How(), tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_dist.train.start import _in_short
+from janus_dist.train.start import _shortened
 from janus_dist.train.stop import STOP, StopRequest, forget_request, request_stop
 
 
@@ -39,7 +39,7 @@ def test_a_notice_is_a_file_of_the_node(tmp_path):
 
 
 def test_a_path_of_the_repository_is_short():
-    assert _in_short(__file__) == "tests/unit/test_stop.py" and _in_short("/elsewhere/siglip") == "/elsewhere/siglip"
+    assert _shortened(__file__) == "tests/unit/test_stop.py" and _shortened("/elsewhere/siglip") == "/elsewhere/siglip"
 
 
 def test_a_disk_that_is_away_asks_nothing(tmp_path, monkeypatch):

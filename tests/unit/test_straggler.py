@@ -15,7 +15,7 @@ WORLD = 5
 
 
 class Ranks(Stragglers):
-    """The first of five ranks, of which the other four are told."""
+    """Rank 0 of five ranks, with given times of the other four."""
 
     def __init__(self, work: list[float], waits: list[float]):
         alone: Any = SimpleNamespace(rank=0, size=WORLD, device=torch.device("cpu"), sum=self.sum, gather=self.gather)
@@ -41,7 +41,7 @@ def test_a_slow_device_is_named_once_after_a_while():
         look = ranks.look(0.5)
         assert look.slowest == pytest.approx(3.0) and look.slowest_step_s == 2.0
         said.append(look.lines)
-    named = ["rank 3 on node-1 is slow: the same work takes it 3.0 times the median of all ranks"]
+    named = ["rank 3 on node-1 is slow: it takes 3.0 times the median of all ranks for the same work"]
     assert said == [[]] * (PATIENCE - 1) + [named] + [[]] * PATIENCE
 
 
@@ -68,7 +68,7 @@ def test_a_rank_that_waits_for_its_data_is_named():
         ranks.waited(0.4)
         ranks.waited(0.6)
         said = ranks.look(0.5).lines
-    assert said == ["rank 0 on node-0 is slow: it waits 0.50 s a step for data, the median of all ranks is 0.02 s"]
+    assert said == ["rank 0 on node-0 is slow: it waits 0.50 s per step for data, the median of all ranks is 0.02 s"]
 
 
 def test_milliseconds_of_waiting_are_not_worth_a_word():

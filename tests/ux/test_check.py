@@ -220,7 +220,7 @@ def test_what_is_read_during_a_run_is_looked_at_before(folder, check):
         assert said in out
     assert "4 faults" in out
     code, out = check("data.validation_root=none")
-    assert code == 2 and "1. data.validation_root=none has none of understanding/manifest.json" in out
+    assert code == 2 and "1. data.validation_root=none contains none of understanding/manifest.json" in out
 
 
 def test_a_cluster_that_is_too_small_is_found(folder, check, monkeypatch):

@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_deleted_as_the_hint_says(run_dir: Path, capsys:
     Path(path, "__0_0.distcp").write_bytes(b"short")
     hint = hint_of(commits.verify, path, commit)
     assert "delete them to make room" in hint_of(janus, "ckpt", "verify", run_dir)
-    shutil.rmtree(found(r"delete (\S+) to fall back on the one before", hint)[1])
+    shutil.rmtree(found(r"delete (\S+) to fall back on the previous checkpoint", hint)[1])
     janus("ckpt", "verify", run_dir)
     assert require_checkpoint(f"{run_dir}/checkpoints").endswith("3") and "whole" in capsys.readouterr().out
 
