@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from cluster import wait
-from janus_dist.cli.main import check, submit
+from janus_dist.cli import check, submit
 from janus_dist.config.load import Loaded
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import Manifest

@@ -134,7 +134,7 @@ def test_a_source_with_an_unknown_scheme_is_refused_as_in_a_recipe(run_dir: Path
     target = [str(run_dir.parent / "out")] if command == ["export"] else []
     for url in ("gs://bucket/run", "hf://x/y", "memory://x"):
         error = refused(janus, *command, url, *target)
-        assert isinstance(error, ConfigError) and "there are paths, s3:// and file://" in error.message
+        assert isinstance(error, ConfigError) and "use a path, s3:// or file://" in error.message
     with pytest.raises(ConfigError) as caught:
         with_overrides(recipe_with(run_dir.parent), "run.checkpoints=gs://bucket/run")
     assert refused(janus, *command, "gs://bucket/run", *target).message in str(caught.value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from janus_dist.cli.main import plan as plan_cli
+from janus_dist.cli import plan as plan_cli
 from janus_dist.cli.plan import lines
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.estimate import forecast as forecast_module

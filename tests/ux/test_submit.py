@@ -15,8 +15,8 @@ from ray import job_submission
 from ray.job_submission import JobStatus
 
 from janus_dist.checkpoint.find import start_recipe
+from janus_dist.cli import submit as submit_cli
 from janus_dist.cli.main import app
-from janus_dist.cli.main import submit as submit_cli
 from janus_dist.config.load import SUBMITTED_FROM, Loaded, load, place_of_a_copy
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ClusterError, ConfigError
