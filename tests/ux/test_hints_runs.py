@@ -234,7 +234,7 @@ def test_prompts_are_written_as_the_hint_does(tmp_path: Path, wrong: str):
 
 
 def test_options_of_plan_sample_and_export(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert hint_of(janus, "sample", run_dir, "--image", "a.png") == "say what to answer about it"
+    assert hint_of(janus, "sample", run_dir, "--image", "a.png") == "ask something about it: --question TEXT"
     asked = refused(janus, "sample", run_dir, "--image", "a.png", "--question", "what?")
     assert "--question" not in asked.message, "the next fault is another one"
     (tmp_path / "out").mkdir()
