@@ -19,7 +19,8 @@ from typing import Any, NoReturn, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from janus_dist.config.load import Loaded, load, nearest_key
+from janus_dist.config.fields import nearest_key
+from janus_dist.config.load import Loaded, load
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE
 from janus_dist.errors import ConfigError, JanusError, PreemptedError, write_exit_record

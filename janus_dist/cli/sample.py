@@ -1,32 +1,44 @@
-"""`janus sample`: what a checkpoint draws and answers.
+"""`janus sample`: generate images and answer questions with a checkpoint.
 
-Invariant: nothing in the run's folder is changed but `samples/`.
+Invariant: only `samples/` changes in the run's folder.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from janus_dist.config.evaluate import EvaluateConfig
 from janus_dist.config.paths import path_or_url
 from janus_dist.config.train import DtypeChoice
 from janus_dist.errors import ConfigError
+from janus_dist.evaluation.prompts import Asked, read_prompts
 from janus_dist.monitor.console import print_json
 
 Source = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder (its newest checkpoint), or a checkpoint.")]
-Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="Draw this; may be given several times.")]
-Question = Annotated[str | None, typer.Option("--question", help="Answer this, about --image.")]
-ImageFile = Annotated[list[str] | None, typer.Option("--image", help="An image that the question is about.")]
-Prompts = Annotated[Path | None, typer.Option("--prompts", help="A JSONL file of prompts and questions.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Where to write; RUN/samples when absent.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the first drawing of a prompt; the next have the next.")]
-Each = Annotated[int, typer.Option("--images-per-prompt", min=1)]
-Guidance = Annotated[float | None, typer.Option("--guidance", help="The run's evaluate.guidance when absent.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", min=0, help="Likewise; 0: the likeliest ids.")]
-TopK = Annotated[int | None, typer.Option("--top-k", min=0, help="Likewise; 0: of all ids.")]
-MaxTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Of an answer.")]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="Prompt of an image; may be repeated.")]
+Question = Annotated[str | None, typer.Option("--question", help="Question to answer, about --image if given.")]
+ImageFile = Annotated[
+    list[str] | None, typer.Option("--image", help="Image that the question is about; may be repeated.")
+]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="JSONL file of prompts and questions.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; RUN/samples when absent.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of a prompt's first image; the next ones count up.")]
+Each = Annotated[int, typer.Option("--images-per-prompt", min=1, help="Images generated for each prompt.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", help="Guidance scale; the run's evaluate.guidance when absent.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0, help="The run's evaluate.temperature when absent; 0: the likeliest id."),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", min=0, help="The run's evaluate.top_k when absent; 0: sample from all ids.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Largest number of tokens in an answer.")]
 Computed = Annotated[
-    DtypeChoice, typer.Option("--dtype", help="What the model computes in; auto: what fits run and device.")
+    DtypeChoice, typer.Option("--dtype", help="Data type of the model; auto: one that fits the run and the device.")
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Sample every checkpoint while the run trains.")]
@@ -51,40 +63,64 @@ def sample_command(
     is_followed: Follow = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw prompts and answer questions with a checkpoint; without either, draw the built-in ones."""
+    """Generate images of prompts and answer questions with a checkpoint; without either, use the built-in prompts."""
     # here, because it takes seconds to import torch and transformers, and no other command needs them
     from janus_dist.checkpoint.find import find, recipe_of
     from janus_dist.evaluation import samples
-    from janus_dist.evaluation.prompts import Asked, read_prompts
-    from janus_dist.evaluation.samples import How
     from janus_dist.model.sample import Choice
 
-    if image and question is None:
-        raise ConfigError(f"--image {image[0]} without --question", "say what to answer about it")
-    asked = [Asked(caption=one) for one in prompt or ()]
-    asked += [Asked(question=question, images=tuple(image or ()))] if question is not None else []
-    asked += read_prompts(prompts) if prompts is not None else []
+    requests = _requests(prompt or (), question, image or (), prompts) or samples.fixed_prompts()
     source = path_or_url(source)
     recipe, checkpoint = (recipe_of(Path(source)), None) if is_followed else find(source)
-    settings = recipe.evaluate
-    choice = Choice(
-        settings.temperature if temperature is None else temperature, settings.top_k if top_k is None else top_k
-    )
-    guidance = settings.guidance if guidance is None else guidance
-    how = How(seed, images_per_prompt, guidance, choice, max_new_tokens, device, dtype)
-    asked = asked or samples.fixed_prompts()
+    guidance, temperature, top_k = _sampling(recipe.evaluate, guidance, temperature, top_k)
+    choice = Choice(temperature, top_k)
+    how = samples.How(seed, images_per_prompt, guidance, choice, max_new_tokens, device, dtype)
     if checkpoint is None:
-        samples.follow(Path(source), asked, how, out or Path(source) / "samples", print)
+        samples.follow(Path(source), requests, how, out or Path(source) / "samples", print)
         return
     is_run = Path(source, "config.json").is_file()
     out = out or (Path(source) if is_run else recipe.run.dir) / "samples"
-    found = samples.make(recipe, checkpoint, asked, how, out)
+    result = samples.make(recipe, checkpoint, requests, how, out)
     if as_json:
-        print_json(found)
-        return
-    for drawn in found["drawings"]:
-        print(f"{found['folder']}/{drawn['file']}  seed {drawn['seed']}  {drawn['prompt']}")
-    if len(found["drawings"]) > 1:
-        print(f"{found['folder']}/grid.png  all of them")
-    for answered in found["answers"]:
-        print(f"{answered['question']}\n  {answered['answer']}")
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _requests(
+    captions: Sequence[str], question: str | None, images: Sequence[str], prompts: Path | None
+) -> list[Asked]:
+    """Return the prompts and questions of a command line.
+
+    Raises ConfigError for images without a question and for a file of prompts that is not valid.
+    """
+    if images and question is None:
+        raise ConfigError(f"--image {images[0]} without --question", "ask something about it: --question TEXT")
+    requests = [Asked(caption=caption) for caption in captions]
+    if question is not None:
+        requests.append(Asked(question=question, images=tuple(images)))
+    if prompts is not None:
+        requests += read_prompts(prompts)
+    return requests
+
+
+def _sampling(
+    defaults: EvaluateConfig, guidance: float | None, temperature: float | None, top_k: int | None
+) -> tuple[float, float, int]:
+    """Return guidance, temperature and top_k; those that are None are taken from the recipe's section `evaluate`."""
+    return (
+        defaults.guidance if guidance is None else guidance,
+        defaults.temperature if temperature is None else temperature,
+        defaults.top_k if top_k is None else top_k,
+    )
+
+
+def _print(result: dict[str, Any]) -> None:
+    """Print the files of generated images and the answers."""
+    folder, drawings = result["folder"], result["drawings"]
+    for drawing in drawings:
+        print(f"{folder}/{drawing['file']}  seed {drawing['seed']}  {drawing['prompt']}")
+    if len(drawings) > 1:
+        print(f"{folder}/grid.png  all of them")
+    for answer in result["answers"]:
+        print(f"{answer['question']}\n  {answer['answer']}")

@@ -1,6 +1,6 @@
-"""The base of every settings class: frozen, unknown keys refused, docstrings under the fields are their help.
+"""Base of every settings class: frozen, refuses unknown keys, uses the docstrings of its fields as help texts.
 
-Invariant: nothing in `janus_dist.config` imports torch or ray, so that a recipe can be checked anywhere in a moment.
+Invariant: `janus_dist.config` does not import torch or ray, so that a recipe can be checked quickly on any machine.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,23 +17,23 @@ class Config(BaseModel):
 
 
 FaultKind = Literal["missing", "unknown", "type", "value", "rule", "text"]
-"""Kinds of faults: a required setting is absent; a key does not exist; a section or value has another type; a value is
-not allowed; settings do not fit together; the YAML text or an override cannot be read."""
+"""Kinds of faults: a required setting is absent; a key does not exist; a section or value has the wrong type; a value
+is not allowed; settings contradict each other; the YAML text or an override cannot be read."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that a validator found wrong."""
+    """One fault that a validator found."""
 
     paths: tuple[str, ...]
-    """Dotted paths of the settings that the rule is about, relative to the section that the validator belongs to; where
-    to look is decided by them and never by the message."""
+    """Dotted paths of the settings that the rule involves, relative to the section of the validator; they alone, never
+    the message, decide which file and line the user is pointed to."""
     message: str
     kind: FaultKind = "rule"
 
 
 class SettingFaults(ValueError):
-    """All faults that a validator found, as pydantic hands them on in the context of its error."""
+    """All faults that a validator found; pydantic passes them on in the context of its own error."""
 
     def __init__(self, faults: Sequence[Fault]):
         super().__init__("\n".join(fault.message for fault in faults))
@@ -41,7 +41,7 @@ class SettingFaults(ValueError):
 
 
 def refuse(faults: Iterable[Fault]) -> None:
-    """Raise all faults that a validator found as one SettingFaults; the loader shows each on its own."""
-    found = list(faults)
-    if found:
-        raise SettingFaults(found)
+    """Raise one SettingFaults with all faults, if there are any; the loader shows each fault separately."""
+    collected = list(faults)
+    if collected:
+        raise SettingFaults(collected)

@@ -1,4 +1,4 @@
-"""What `jobs/evaluate.py` asks and draws, and how `jobs/train_vq.py` trains."""
+"""Settings of the evaluation (`jobs/evaluate.py`) and of the VQ tokenizer's training (`jobs/train_vq.py`)."""
 
 from typing import Literal
 
@@ -11,23 +11,23 @@ BenchmarkName = Literal["geneval", "pope", "mme", "gqa", "mmbench", "seed", "mmv
 
 
 class EvaluateConfig(Config):
-    """Held-out questions and drawings."""
+    """Evaluation by held-out questions and generated images."""
 
     benchmarks: dict[BenchmarkName, LocalPath] = Field(default={})
-    """Folders of published benchmarks by their names (docs/evaluation.md). None: the
-    held-out split of easy-vqa, or of scenes when the recipe has them as an input; neither needs a folder."""
+    """Folders of published benchmarks by their names (docs/evaluation.md). When empty, the held-out split of easy-vqa
+    is used, or that of scenes if the recipe has scenes as an input; neither needs a folder."""
     max_questions: NonNegativeInt = 0
-    """Ask only the first so many held-out questions of each benchmark; 0 asks all."""
+    """Largest number of held-out questions asked of each benchmark, from the first on; 0 asks all."""
     images_per_prompt: PositiveInt = 4
-    """Drawings of each prompt, with seeds of their own."""
+    """Images generated for each prompt, each with its own seed."""
     guidance: PositiveFloat = 5.0
     """Scale of classifier-free guidance (deepseek-ai/Janus, generation_inference.py); 1 switches it off."""
     temperature: NonNegativeFloat = 1.0
-    """Of VQ ids; 0 takes the likeliest."""
+    """Sampling temperature of VQ ids; 0 always takes the most likely id."""
     top_k: NonNegativeInt = 0
-    """VQ ids are drawn from so many likeliest ones; 0: from all."""
+    """Number of most likely VQ ids to sample from; 0 samples from all."""
     batch: PositiveInt = 64
-    """Questions or images at once."""
+    """Questions or images in one batch."""
 
 
 class VqTrainConfig(Config):

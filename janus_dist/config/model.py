@@ -1,4 +1,4 @@
-"""Sizes of Janus and of its VQ tokenizer. Invariant: sizes are numbers of a recipe, never of the code."""
+"""Sizes of Janus and of its VQ tokenizer. Invariant: all sizes come from a recipe, none from the code."""
 
 from typing import Literal
 
@@ -8,37 +8,37 @@ from janus_dist.config.base import Config, Fault, refuse
 
 
 class TextConfig(Config):
-    """The language model (Llama)."""
+    """Language model (Llama)."""
 
     vocab: PositiveInt
-    """Rows of the embedding and of the text head; at least the tokenizer's size."""
+    """Rows of the embedding and of the text head; at least the size of the tokenizer's vocabulary."""
     hidden: PositiveInt
-    """Width."""
+    """Width of the hidden states."""
     layers: PositiveInt
-    """Layers."""
+    """Number of transformer layers."""
     heads: PositiveInt
-    """Attention heads, each with its own keys and values."""
+    """Number of attention heads, each with its own keys and values."""
     mlp: PositiveInt
     """Width of the gated MLP."""
     rope_theta: PositiveFloat = 10_000.0
-    """Base of the rotary positions."""
+    """Base of the rotary position embedding."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of RMSNorm."""
     max_positions: PositiveInt = 16_384
-    """Longest row; the model is not asked beyond it."""
+    """Largest number of positions, in tokens; no row may be longer."""
 
 
 class VisionConfig(Config):
-    """The understanding encoder (SigLIP)."""
+    """Understanding encoder (SigLIP)."""
 
     patch: PositiveInt
-    """Side of a patch in pixels; each gives one image token."""
+    """Side of a patch in pixels; each patch becomes one image token."""
     hidden: PositiveInt
-    """Width."""
+    """Width of the hidden states."""
     layers: PositiveInt
-    """Layers."""
+    """Number of transformer layers."""
     heads: PositiveInt
-    """Attention heads."""
+    """Number of attention heads."""
     mlp: PositiveInt
     """Width of the MLP."""
 
@@ -48,49 +48,49 @@ VQ_NORM_GROUPS = 32
 
 
 class VqConfig(Config):
-    """The VQ tokenizer (LlamaGen VQ-16 architecture)."""
+    """VQ tokenizer (LlamaGen VQ-16 architecture)."""
 
     codes: PositiveInt = Field(default=16_384, le=65_536)
-    """Codes, each an id that the image head predicts."""
+    """Number of codes in the codebook; the image head predicts their ids."""
     code_dim: PositiveInt = 8
-    """Values of a code."""
+    """Dimension of a code."""
     base_channels: PositiveInt = Field(default=128, multiple_of=VQ_NORM_GROUPS)
     """Channels at full resolution, normalised in 32 groups."""
     channel_multipliers: tuple[PositiveInt, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
-    """One per resolution; the image is halved between each two."""
+    """Factors on `base_channels`, one per resolution; each resolution halves the side of the one before."""
     res_blocks: PositiveInt = 2
     """Residual blocks at each resolution."""
     latent_channels: PositiveInt = 256
-    """Channels before a latent becomes a code."""
+    """Channels of a latent before it is projected to `code_dim`."""
 
     @property
     def downsample(self) -> int:
-        """Pixels per id along one side."""
+        """Return the number of pixels per id along one side."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
 
 class ModelConfig(Config):
-    """Janus: language model, understanding encoder, VQ tokenizer and the adaptors and image head between them."""
+    """Janus: language model, understanding encoder, VQ tokenizer, and the adaptors and image head between them."""
 
     image_size: PositiveInt
     """Side of the square images that both encoders take, in pixels."""
     init_std: PositiveFloat = 0.02
-    """Standard deviation of random weights (transformers' default, made for widths of thousands)."""
+    """Standard deviation of randomly initialised weights (transformers' default, meant for widths of thousands)."""
     reads_by: Literal["siglip", "vq"] = "siglip"
-    """What encodes images to understand: SigLIP, as in Janus, or the VQ tokenizer too, a single encoder for comparison
-    (Janus, table 5, A); a model that does is no Janus and is not exported."""
+    """Encoder of images to understand: SigLIP, as in Janus, or the VQ tokenizer as the single encoder of both
+    directions, for comparison (Janus, table 5, A); a model with `vq` is not a Janus and cannot be exported."""
     text: TextConfig
     vision: VisionConfig
     vq: VqConfig
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that one image takes in the understanding stream."""
+        """Return the number of tokens that one image takes in the understanding stream."""
         return (self.image_size // self.vision.patch) ** 2
 
     @property
     def image_ids(self) -> int:
-        """VQ ids of one image in the generation stream."""
+        """Return the number of VQ ids of one image in the generation stream."""
         return (self.image_size // self.vq.downsample) ** 2
 
     @model_validator(mode="after")
@@ -105,8 +105,8 @@ class ModelConfig(Config):
                 faults.append(Fault(("image_size", path), message))
         if self.reads_by == "vq" and self.image_tokens != self.image_ids:
             message = (
-                f"reads_by=vq needs as many VQ ids of an image as image tokens: {self.image_ids} and "
-                f"{self.image_tokens}; set model.vision.patch={self.vq.downsample}"
+                f"reads_by=vq needs as many image tokens as VQ ids of an image, but an image has {self.image_tokens} "
+                f"tokens and {self.image_ids} ids; set model.vision.patch={self.vq.downsample}"
             )
             faults.append(Fault(("reads_by", "vision.patch", "vq.channel_multipliers"), message))
         for name, part in (("text", self.text), ("vision", self.vision)):
@@ -115,7 +115,7 @@ class ModelConfig(Config):
                 faults.append(Fault((f"{name}.hidden", f"{name}.heads"), message))
         head = self.text.hidden // self.text.heads
         if head % 2:
-            message = f"text.hidden / text.heads = {head} is odd; rotary positions need it even"
+            message = f"text.hidden / text.heads = {head} is odd; rotary position embedding needs an even number"
             faults.append(Fault(("text.hidden", "text.heads"), message))
         refuse(faults)
         return self

@@ -1,7 +1,7 @@
-"""Settings that are paths: variables and `~` are expanded and URL schemes checked here, and nowhere else.
+"""Settings that are paths: only this module expands variables and `~` and checks URL schemes.
 
-Invariant: what a recipe holds is a plain path or an `s3://` URL, so that every part of the program means the same place
-by it. JSON of a recipe has each `$` of a path doubled, so that it can be read again.
+Invariant: a recipe holds plain paths and `s3://` URLs only, so that every part of the program reads them the same way.
+The JSON of a recipe doubles each `$` of a path, so that it can be read again.
 """
 
 import os
@@ -19,25 +19,25 @@ from janus_dist.errors import ConfigError
 
 VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)|(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\}?)")
 SCHEME = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*(?:::[\w+.:-]*)?):(?P<slashes>/+)")
-"""What a URL begins with, and a URL that lacks a slash."""
+"""Beginning of a URL, also of one that lacks a slash."""
 STORE = "s3"
-"""The scheme of the only kind of store that is supported."""
+"""URL scheme of the only kind of object store that is supported."""
 MAX_NAME_BYTES = 200
-"""Bytes of the longest name that every file system takes, with room for what is added to it."""
+"""Bytes of the longest name that every file system accepts, with room for suffixes."""
 
 
 @dataclass(frozen=True)
 class PathRule:
-    """The rule of a setting that is a path; an annotation of `str`, or of a type that holds such texts."""
+    """Rule of a setting that is a path; annotates `str` or a type that holds strings."""
 
     is_store_allowed: bool
-    """Whether an `s3://` URL will do."""
+    """True if an `s3://` URL is allowed."""
     instead: str = ""
-    """What to do instead of giving an `s3://` URL."""
+    """Advice for a user who gave an `s3://` URL where none is allowed."""
 
     @property
     def kind(self) -> str:
-        """The type in words."""
+        """Return the type in words, for docs/settings.md."""
         return "path or `s3://` URL" if self.is_store_allowed else "path"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -47,21 +47,21 @@ class PathRule:
         )
 
     def checked(self, text: str) -> str:
-        """Return the path with everything expanded; ValueError says what is wrong with it."""
+        """Return the path with variables and `~` expanded. Raises ValueError for an invalid path or URL."""
         return self.checked_scheme(expanded(text))
 
     def checked_scheme(self, path: str) -> str:
-        """Return the path, that of a file URL alone; ValueError for a URL that is not supported."""
-        found = SCHEME.match(path)
-        if found is None:
+        """Return the path, without the scheme of a file URL. Raises ValueError for a URL that is not supported."""
+        match = SCHEME.match(path)
+        if match is None:
             return path
-        scheme = found["scheme"]
+        scheme = match["scheme"]
         if scheme.lower() == "file":
             return _local(path)
-        if scheme != STORE or found["slashes"] != "//":
-            raise ValueError(f"{path!r} is a URL of a kind that is not supported; {_known(scheme, self)}")
+        if scheme != STORE or match["slashes"] != "//":
+            raise ValueError(f"{path!r} is a URL of a kind that is not supported; {_supported(scheme, self)}")
         if path == f"{STORE}://":
-            raise ValueError(f"{path!r} names no bucket; write s3://BUCKET/FOLDER")
+            raise ValueError(f"{path!r} has no bucket; write s3://BUCKET/FOLDER")
         if not self.is_store_allowed:
             raise ValueError(f"must be on a disk, got {path!r}; {self.instead or 'give a path'}")
         return path
@@ -72,25 +72,26 @@ PathOrUrl = Annotated[str, PathRule(is_store_allowed=True)]
 
 
 def expanded(text: str) -> str:
-    """Return a path with the environment's values for `$VAR` and `${VAR}`, `$` for `$$`, and a home folder for `~`.
+    """Return a path in which `$VAR` and `${VAR}` are replaced from the environment, `$$` by `$`, and `~` by a home
+    folder.
 
-    Raises ValueError for a variable or a user that does not exist, and for a path that is empty.
+    Raises ValueError for a variable or a user that does not exist, and for an empty path.
     """
     path = VARIABLE.sub(_variable, text)
     if path.startswith("~"):
         user = path.partition("/")[0]
         path = os.path.expanduser(path)  # noqa: PTH111 - Path("s3://...") would lose a slash
         if path.startswith("~"):
-            raise ValueError(f"{text!r}: there is no home folder of {user}; for a folder of that name write ./{user}")
+            raise ValueError(f"{text!r}: {user} has no home folder; for a folder of that name write ./{user}")
     if not path.strip() or "\0" in path:
-        raise ValueError(f"{text!r} is not a path{' once its variables are expanded' if path != text else ''}")
+        raise ValueError(f"{text!r} is not a path{' after its variables are expanded' if path != text else ''}")
     return path
 
 
 def path_or_url(argument: str) -> str:
-    """Return a path or URL of a command line, where the shell has expanded what is to be expanded.
+    """Return a path or URL of a command line, in which the shell has already expanded variables and `~`.
 
-    Raises ConfigError, in the words of a recipe, for a URL of a kind that is not supported.
+    Raises ConfigError, with the same message as for a recipe, for a URL of a kind that is not supported.
     """
     try:
         return PathRule(is_store_allowed=True).checked_scheme(argument)
@@ -99,7 +100,7 @@ def path_or_url(argument: str) -> str:
 
 
 def each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Return the value with `change` of each text in it: the value itself, or those of a tuple or a mapping."""
+    """Return the value with `change` applied to each string: the value itself, or items of tuples and mappings."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -110,30 +111,32 @@ def each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def is_url(path: str) -> bool:
-    """Whether a setting that is a path is of a store."""
+    """Return whether a path is a URL of an object store."""
     return path.startswith(f"{STORE}://")
 
 
 def plain_name(name: str) -> str:
-    """Return a name that a folder gets; ValueError when it would lead elsewhere or no folder can have it."""
+    """Return the name if it can be the name of a folder. Raises ValueError if it leads elsewhere or is not valid."""
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
-        raise ValueError(f"must be a plain name, without '/', since a folder is called so; got {name!r}")
+        raise ValueError(f"must be a plain name without '/', because a folder gets this name; got {name!r}")
     if len(name.encode(errors="replace")) > MAX_NAME_BYTES:
-        raise ValueError(f"must have at most {MAX_NAME_BYTES} bytes, since a folder is called so; got {len(name)}")
+        raise ValueError(
+            f"must have at most {MAX_NAME_BYTES} bytes, because a folder gets this name; got {len(name)} characters"
+        )
     return name
 
 
 PlainName = Annotated[str, AfterValidator(plain_name)]
 
 
-def _variable(found: re.Match[str]) -> str:
-    if found["escaped"]:
+def _variable(match: re.Match[str]) -> str:
+    if match["escaped"]:
         return "$"
-    name = found["name"] or found["braced"]
-    if not re.fullmatch(r"[A-Za-z_]\w*", name) or (found["braced"] is not None and not found[0].endswith("}")):
-        raise ValueError(f"{found[0]!r} is not a variable; write $NAME or ${{NAME}}, or $$ for the sign itself")
+    name = match["name"] or match["braced"]
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or (match["braced"] is not None and not match[0].endswith("}")):
+        raise ValueError(f"{match[0]!r} is not a variable; write $NAME or ${{NAME}}, or $$ for a literal $")
     if name not in os.environ:
-        raise ValueError(f"the environment has no variable {name}; set it, or write $$ for the sign itself")
+        raise ValueError(f"the environment variable {name} is not set; set it, or write $$ for a literal $")
     return os.environ[name]
 
 
@@ -141,12 +144,12 @@ def _escaped(value: Any) -> Any:
     return each_text(value, lambda text: text.replace("$", "$$"))
 
 
-def _known(scheme: str, rule: PathRule) -> str:
+def _supported(scheme: str, rule: PathRule) -> str:
     if not rule.is_store_allowed:
         return f"give a path{'; ' + rule.instead if rule.instead else ''}"
     if scheme.lower() in ("s3", "s3a", "s3n"):
-        return "write s3:// in small letters, with two slashes"
-    return "there are paths, s3:// and file://; a store that also answers S3 requests is reached by AWS_ENDPOINT_URL"
+        return "write s3:// in lower case, with two slashes"
+    return "use a path, s3:// or file://; for another store with an S3 interface use s3:// and set AWS_ENDPOINT_URL"
 
 
 def _local(url: str) -> str:

@@ -1,4 +1,4 @@
-"""The root of a recipe: everything one job needs, and the rules between sections.
+"""Root of a recipe: all settings of a job, and the rules between sections.
 
 A recipe is YAML files merged left to right, then `key.path=value` (see load.py).
 """
@@ -22,46 +22,49 @@ C = TypeVar("C", bound=Config)
 
 
 class RunConfig(Config):
-    """Identity of a run and where it starts."""
+    """Identity of a run and its starting point."""
 
     root: Annotated[
-        str, PathRule(is_store_allowed=False, instead="run.checkpoints may be in a store, a run's folder not")
+        str, PathRule(is_store_allowed=False, instead="only run.checkpoints may be in a store, a run's folder may not")
     ]
-    """Folder that holds runs; this one is `ROOT/NAME`. On a disk that all nodes share."""
+    """Folder that holds runs, on a disk that all nodes share; the folder of this run is `ROOT/NAME`."""
     name: PlainName
-    """Name of the run; its folder is `ROOT/NAME`."""
+    """Name of the run and of its folder, `ROOT/NAME`."""
     seed: int = 0
-    """Seeds weight initialisation, sample order, guidance dropout and what is drawn in evaluation."""
+    """Seeds weight initialisation, sample order, guidance dropout and the images generated in evaluation."""
     rebase: bool = False
-    """Go on from a checkpoint with another mixture, batch or data than it was trained on: each source goes on where it
-    was. Without this such a resume is refused."""
+    """Allows a resume with another mixture, batch or data than the checkpoint was trained with; each source continues
+    at its position. Without it such a resume is refused."""
     resume: PathOrUrl = "auto"
-    """`auto`: from this run's newest checkpoint that is whole. `never`: refuse when there is one. Else the folder of
-    the checkpoint to go on from, once; newer ones of this run are set aside (docs/resume.md)."""
+    """Checkpoint to resume from. `auto`: the newest whole checkpoint of this run. `never`: none; refuses to start if
+    there is one. Otherwise the folder of a checkpoint to resume from once; newer ones of this run are set aside
+    (docs/resume.md)."""
     checkpoints: PathOrUrl | None = None
-    """Folder or `s3://` URL for the checkpoints of all runs of this root: a run's are in `CHECKPOINTS/NAME`. Else each
-    run has them in its own folder."""
+    """Folder or `s3://` URL for the checkpoints of all runs of this root, each run's in `CHECKPOINTS/NAME`; null: each
+    run keeps them in its own folder."""
     start_from: str | None = None
-    """Name of the run in the same root whose last committed weights this one starts from."""
+    """Name of a run in the same root; this run starts from its last committed weights."""
     start_weights: dict[Literal["janus", "language_model", "vision_tower"], LocalPath] = Field(default={})
     """Folders of published weights to start from, in the layout of DeepSeek or transformers: `janus`, or a
-    `language_model` (Llama) and a `vision_tower` (SigLIP). What nothing gives starts at random (docs/weights.md)."""
+    `language_model` (Llama) and a `vision_tower` (SigLIP). Weights in none of them are initialised randomly
+    (docs/weights.md)."""
     start_recipes: tuple[LocalPath, ...] = ()
-    """Recipe files that make `start_from` when it is not there yet, or not to the end that its own recipe names;
-    relative to the file that says so. Of the files and overrides that follow it `run.root`, `run.seed`, `model`,
-    `data`, `pipeline`, `cluster`, `engine` and `monitor` are its as well."""
+    """Recipe files, relative to the file with this setting, that train `start_from` if that run does not exist or has
+    not reached its last step. That run also takes `run.root`, `run.seed`, `model`, `data`, `pipeline`, `cluster`,
+    `engine` and `monitor` from the files and overrides that follow."""
 
     @property
     def dir(self) -> Path:
+        """Return the folder of the run."""
         return Path(self.root) / self.name
 
     @property
     def saved_in(self) -> str:
-        """Folder or URL that holds this run's checkpoints."""
+        """Return the folder or URL that holds this run's checkpoints."""
         return self.saved_in_of(self.name)
 
     def saved_in_of(self, name: str) -> str:
-        """Folder or URL that holds the checkpoints of a run of this root."""
+        """Return the folder or URL that holds the checkpoints of a run of this root."""
         if self.checkpoints is not None:
             return f"{self.checkpoints.rstrip('/')}/{name}"
         return str(Path(self.root) / name / "checkpoints")
@@ -69,30 +72,30 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _one_start(self) -> "RunConfig":
         faults: list[Fault] = []
-        given = sorted(self.start_weights)
+        weights = sorted(self.start_weights)
         if self.start_from == self.name:
             faults.append(
                 Fault(
                     ("start_from", "name"),
                     f"start_from={self.start_from} is the run itself; name another run, or set run.start_from=null to "
-                    "start anew",
+                    "start from scratch",
                 )
             )
-        if self.start_from is not None and given:
+        if self.start_from is not None and weights:
             faults.append(
                 Fault(
                     ("start_from", "start_weights"),
-                    f"start_from={self.start_from} and start_weights ({', '.join(given)}) exclude each other; "
+                    f"start_from={self.start_from} and start_weights ({', '.join(weights)}) exclude each other; "
                     "set run.start_from=null or run.start_weights=null",
                 )
             )
-        if "janus" in given and len(given) > 1:
-            others = " ".join(f"run.start_weights.{name}=null" for name in given if name != "janus")
+        if "janus" in weights and len(weights) > 1:
+            others = " ".join(f"run.start_weights.{name}=null" for name in weights if name != "janus")
             faults.append(
                 Fault(
                     ("start_weights",),
-                    f"start_weights: janus gives every part, so {', '.join(given[1:])} has no place beside it; "
-                    f"set {others}",
+                    f"start_weights: janus has the weights of every part and cannot be combined with "
+                    f"{', '.join(weights[1:])}; set {others}",
                 )
             )
         refuse(faults)
@@ -100,7 +103,7 @@ class RunConfig(Config):
 
 
 class BaseRecipe(Config):
-    """What all jobs share: model, data, and how the pipelines, the VQ training and the evaluation go about it."""
+    """Settings that all jobs share: run, model, data, pipelines, VQ training and evaluation."""
 
     run: RunConfig
     model: ModelConfig
@@ -113,34 +116,35 @@ class BaseRecipe(Config):
     vq_train: VqTrainConfig = VqTrainConfig()
 
     def with_absolute_paths(self) -> Self:
-        """The same recipe for processes that run in another folder; URLs stay as they are."""
+        """Return the recipe with absolute paths, for processes that run in another folder; URLs are unchanged."""
         return self.with_paths(lambda path: str(Path(path).absolute()))
 
-    def with_paths(self, place: Callable[[str], str]) -> Self:
-        """The same recipe with `place(path)` for every path in it; URLs stay as they are."""
-        data = _placed(self.data, place, "root", "tokenizer", "vq_weights", "validation_root", "sources")
-        read = _placed(self.data.read, place, "cache_dir")
+    def with_paths(self, change: Callable[[str], str]) -> Self:
+        """Return the recipe with every path replaced by `change(path)`; URLs are unchanged."""
+        data = _with_paths(self.data, change, "root", "tokenizer", "vq_weights", "validation_root", "sources")
+        read = _with_paths(self.data.read, change, "cache_dir")
         inputs = {
-            name: _placed(source, place, "path", "images", "class_names")
+            name: _with_paths(source, change, "path", "images", "class_names")
             for name, source in self.pipeline.inputs.items()
         }
         resume = ("resume",) if self.run.resume not in ("auto", "never") else ()
         return self.model_copy(
             update={
-                "run": _placed(self.run, place, "root", "checkpoints", "start_weights", *resume),
+                "run": _with_paths(self.run, change, "root", "checkpoints", "start_weights", *resume),
                 "data": data.model_copy(update={"read": read}),
                 "pipeline": self.pipeline.model_copy(update={"inputs": inputs}),
-                "monitor": _placed(self.monitor, place, "prompts"),
-                "evaluate": _placed(self.evaluate, place, "benchmarks"),
+                "monitor": _with_paths(self.monitor, change, "prompts"),
+                "evaluate": _with_paths(self.evaluate, change, "benchmarks"),
             }
         )
 
 
 class StageRecipe(BaseRecipe):
-    """A training stage."""
+    """Recipe of a training stage."""
 
     stage: PositiveInt
-    """1: adaptors and image head; 2: unified pre-training; 3: supervised fine-tuning (Janus, section 3.2)."""
+    """Number of the stage. 1: adaptors and image head; 2: unified pre-training; 3: supervised fine-tuning (Janus,
+    section 3.2)."""
     mix: MixConfig
     batch: BatchConfig
     optim: OptimConfig
@@ -153,7 +157,7 @@ class StageRecipe(BaseRecipe):
             faults.append(
                 Fault(
                     ("batch.samples", "mix.unit"),
-                    "batch.samples is required with mix.unit=samples: how many samples a step takes",
+                    "batch.samples is required with mix.unit=samples; it is the number of samples in a step",
                 )
             )
         if self.mix.unit == "tokens" and self.batch.samples is not None:
@@ -170,7 +174,7 @@ class StageRecipe(BaseRecipe):
                 Fault(
                     ("batch.row_tokens", "model.image_size", "model.vision.patch", "model.vq.channel_multipliers"),
                     f"batch.row_tokens={self.batch.row_tokens} cannot hold an image of {longest} tokens and its text; "
-                    f"take at least {longest + 64}",
+                    f"set it to {longest + 64} or more",
                 )
             )
         positions = self.model.text.max_positions
@@ -185,7 +189,7 @@ class StageRecipe(BaseRecipe):
             faults.append(
                 Fault(
                     ("cluster.workers", "engine.hpz_ranks"),
-                    f"cluster.workers={self.cluster.workers} is no multiple of "
+                    f"cluster.workers={self.cluster.workers} is not a multiple of "
                     f"engine.hpz_ranks={self.engine.hpz_ranks}",
                 )
             )
@@ -193,17 +197,17 @@ class StageRecipe(BaseRecipe):
             faults.append(
                 Fault(
                     ("optim.warmup_steps", "train.steps"),
-                    f"optim.warmup_steps={self.optim.warmup_steps} leaves nothing of train.steps={self.train.steps}",
+                    f"optim.warmup_steps={self.optim.warmup_steps} must be less than train.steps={self.train.steps}",
                 )
             )
         refuse(faults)
         return self
 
 
-def _placed(section: C, place: Callable[[str], str], *names: str) -> C:
-    """The section with `place` of each path that these settings hold."""
+def _with_paths(section: C, change: Callable[[str], str], *names: str) -> C:
+    """Return the section with `change` applied to each path in the named settings; URLs are unchanged."""
 
-    def of_each(path: str) -> str:
-        return path if is_url(path) else place(path)
+    def change_path(path: str) -> str:
+        return path if is_url(path) else change(path)
 
-    return section.model_copy(update={name: each_text(getattr(section, name), of_each) for name in names})
+    return section.model_copy(update={name: each_text(getattr(section, name), change_path) for name in names})

@@ -1,7 +1,7 @@
-"""Where the recipes are that the repository ships, and which of them a job takes when its command line names none.
+"""Paths of the recipes that the repository ships, and the default recipe of each job.
 
-Invariant: the layout of `jobs/recipes` is written here alone. Nothing is imported but pathlib, so that a job has its
-recipe before it imports what the work takes.
+Invariant: only this module knows the layout of `jobs/recipes`. It imports only pathlib, so that a job can read its
+recipe before it imports anything slow.
 """
 
 from pathlib import Path
@@ -12,15 +12,15 @@ RECIPES = JOBS / "recipes"
 TINY = RECIPES / "tiny"
 PROOF = RECIPES / "proof"
 Part = Literal["easy-vqa", "ablation", "scenes"]
-"""A part of the proof."""
+"""Parts of the proof, the experiments that show that training works."""
 
 
 def tiny(stage: str, jobs: Path = JOBS) -> list[Path]:
-    """Return the files of a stage of the embedded default; `jobs` is the folder of the job's script."""
+    """Return the files of a stage of the tiny recipe, the default of jobs; `jobs` is the folder of the job's script."""
     folder = jobs / TINY.relative_to(JOBS)
     return [folder / "base.yaml", folder / f"{stage}.yaml"]
 
 
 def proof(stage: str) -> list[Path]:
-    """Return the files of a stage of the proof."""
+    """Return the recipe files of a stage of the proof."""
     return [*tiny(stage), PROOF / f"{stage}.yaml"]

@@ -1,4 +1,4 @@
-"""Optimizer, length, what learns, checkpoints, engine and monitoring of one training run."""
+"""Settings of one training run: optimizer, length, trained parts, checkpoints, engine, cluster and monitoring."""
 
 from typing import Annotated, Literal
 
@@ -29,98 +29,100 @@ class OptimConfig(Config):
     lr: PositiveFloat
     """Learning rate after warm-up."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After warm-up: the same rate, or a cosine down to `final_lr` at the last step."""
+    """Learning rate schedule after warm-up: constant, or a cosine that ends at `final_lr` at the last step."""
     warmup_steps: NonNegativeInt = 0
-    """Steps over which the rate rises linearly from zero."""
+    """Steps over which the learning rate rises linearly from zero."""
     final_lr: NonNegativeFloat = 0.0
-    """Where the cosine ends; the papers do not state it."""
+    """Learning rate at the end of the cosine schedule; the papers do not specify it."""
     weight_decay: NonNegativeFloat = 0.0
-    """On matrices only; vectors (norms, biases) are not decayed."""
+    """Weight decay of matrices; vectors (norms, biases) are not decayed."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """Decay of AdamW's moments."""
+    """Decay rates of AdamW's moments."""
     eps: PositiveFloat = 1e-8
-    """AdamW's epsilon."""
+    """Epsilon of AdamW."""
     grad_clip: PositiveFloat = 1.0
-    """Largest norm of the gradient over all parameters; a larger one is scaled down to it."""
+    """Largest norm of the gradient over all parameters; a gradient with a larger norm is scaled down to it."""
 
 
 class TrainConfig(Config):
-    """Length of the run and what learns in it."""
+    """Length of the run, trained parts, validation and checkpoints."""
 
     steps: PositiveInt
-    """Optimizer steps of the run, those before a resume included."""
+    """Optimizer steps of the run, including those before a resume."""
     trainable: tuple[Part, ...] = Field(min_length=1)
-    """The parts that learn; all others stay as they are. The VQ tokenizer never learns here."""
+    """Parts that are trained; all others are frozen. A training stage never trains the VQ tokenizer."""
     answers_only: bool = False
-    """Supervise only answers in the understanding stream (stage 3), rather than all of its text."""
+    """True: in the understanding stream the loss counts only answers (stage 3), not all text."""
     loss_mean: Literal["labels", "streams"] = "labels"
-    """Mean over all labels of a step, or mean over streams of each stream's own mean; the papers do not state it."""
+    """Mean that is the loss of a step. `labels`: over all labels. `streams`: over the means of the streams. The papers
+    do not specify it."""
     spike_sigmas: PositiveFloat | None = 6.0
-    """A step whose loss lies so many standard deviations above the mean of the last 128 is skipped; null: none is.
-    After ten in a row the run goes back to its last checkpoint and leaves out what came after it."""
+    """Loss spike threshold, in standard deviations above the mean loss of the last 128 steps; a step with a higher loss
+    is skipped; null skips none. After ten skipped steps in a row the run rolls back to its last checkpoint and leaves
+    out the data that came after it."""
     log_every_steps: PositiveInt = 10
-    """How often a step is shown on the console."""
+    """Interval, in steps, of lines on the console."""
     validate_every_steps: PositiveInt = 1_000
-    """With `data.validation_root` the losses of held-out samples are found so often, and after the last step."""
+    """Interval, in steps, of validation on `data.validation_root`, which also runs after the last step."""
     save_every_steps: PositiveInt = 1_000
-    """How often a checkpoint is saved, beside that of the last step."""
+    """Interval, in steps, of checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=2)
-    """The newest checkpoints, so many, are kept."""
+    """Number of newest checkpoints that are kept."""
     keep_every_steps: PositiveInt | None = None
-    """Beside them those of every so many steps are."""
+    """Interval, in steps, of further checkpoints that are kept; null: only the newest are kept."""
 
 
 class EngineConfig(Config):
-    """ZeRO-3 and numbers; DeepSpeed's own settings are made from these."""
+    """ZeRO-3 and numerics; DeepSpeed's own settings are derived from these."""
 
     dtype: DtypeChoice = "auto"
-    """Of weights at work and activations; master weights and moments are float32. `auto`: that of the checkpoint which
-    the run goes on from; for a new run bfloat16 if every node computes in it natively (a GPU of compute capability 8.0
-    or more; a CPU with AVX512-BF16, AMX or arm64 BF16), else float32."""
+    """Data type of activations and of the weights that compute; master weights and moments are float32. `auto`: that
+    of the checkpoint which the run resumes from; for a new run bfloat16 if every node computes in it natively (a GPU of
+    compute capability 8.0 or more; a CPU with AVX512-BF16, AMX or arm64 BF16), otherwise float32."""
     reduce_dtype: Literal["bfloat16", "float32"] = "float32"
-    """Of gradients on their way between ranks; bfloat16 halves the traffic and rounds what is summed."""
+    """Data type in which gradients are reduced between ranks; bfloat16 halves the traffic and rounds the sums."""
     accumulate_dtype: Literal["bfloat16", "float32"] = "float32"
-    """Of gradients that are summed over micro-steps."""
+    """Data type in which gradients are summed over micro-steps."""
     hpz_ranks: PositiveInt = 1
-    """Ranks that hold `dtype` weights once more among themselves, so that the backward gathers within them: as many as
-    a node has (ZeRO++, arXiv 2306.10209); 1: none do."""
+    """Ranks in a group that holds a second copy of the `dtype` weights, so that the backward pass gathers within the
+    group; the number of ranks of a node (ZeRO++, arXiv 2306.10209); 1: no second copy."""
     activation_checkpointing: NonNegativeInt = 0
-    """0 keeps all activations; 1 computes each layer of the language model again in the backward, n every n-th, and
-    both each layer of a vision tower that learns."""
+    """Activation checkpointing: 0 keeps all activations; 1 recomputes each layer of the language model in the backward
+    pass, n every n-th; both also recompute each layer of a vision tower that is trained."""
     bucket_elements: PositiveInt = 200_000_000
-    """Elements of parameters that are gathered ahead, and of gradients that are reduced at once; a layer of
+    """Elements of parameters that are prefetched, and of gradients that are reduced in one bucket; a layer of
     Janus-Pro-7B has 202 million."""
     persist_elements: NonNegativeInt = 100_000
-    """Parameters up to this many elements stay whole on every rank."""
+    """Elements of the largest parameter that stays whole on every rank instead of being partitioned."""
     timeout_s: PositiveInt = 600
-    """Longest wait in a collective before a rank gives up."""
+    """Longest wait in a collective before a rank fails, in seconds."""
 
 
 class ClusterConfig(Config):
-    """How many ranks there are and what each gets."""
+    """Number of ranks and the resources of each."""
 
     workers: PositiveInt
-    """Ranks; one GPU each, or one CPU process each."""
+    """Number of ranks; each is a process with one GPU, or on CPUs only."""
     gpu: bool = False
-    """Whether each rank has a GPU."""
+    """True: each rank has a GPU."""
     cpus_per_worker: PositiveInt = 1
-    """CPUs that Ray reserves for a rank; also its torch threads when there is no GPU."""
+    """CPUs that Ray reserves for a rank; without a GPU also the number of its torch threads."""
     min_workers: PositiveInt | None = None
-    """After a node was lost a run goes on with as many ranks as there is room for, this many at least; all of
-    `workers` when null."""
+    """Smallest number of ranks with which a run continues after it lost a node; it uses as many as fit on the remaining
+    nodes; null: all `workers` are needed."""
     restarts: NonNegativeInt = 3
-    """Times that a run is started again after it lost a rank without having committed a checkpoint in between."""
+    """Number of times that a run which lost a rank is restarted without having committed a checkpoint in between."""
     min_bandwidth_gb_s: NonNegativeFloat = 0.0
-    """GB a second in which all ranks must be able to sum a tensor before training starts."""
+    """Smallest all-reduce bandwidth over all ranks, in GB per second; training does not start below it."""
     notice_file: LocalPath | None = None
-    """A file that appears on a node which is about to be taken away; the run saves and stops."""
+    """File that appears on a node which is about to be taken away; the run then saves and stops."""
 
 
 class MonitorConfig(Config):
-    """Where figures go besides the console and metrics.jsonl."""
+    """Destinations of metrics and samples besides the console and metrics.jsonl."""
 
     wandb: Literal["disabled", "offline", "online"] = "offline"
-    """The project is WANDB_PROJECT, `janus-dist` where that is not set."""
+    """Mode of wandb; its project is WANDB_PROJECT, or `janus-dist` if that is not set."""
     prompts: LocalPath | None = None
-    """A JSONL file of prompts to draw and of questions (docs/sampling.md) that every checkpoint is given while the run
-    trains, always with the same seeds; none: no samples."""
+    """JSONL file of prompts and questions (docs/sampling.md) from which every checkpoint generates samples during the
+    run, always with the same seeds; null: no samples."""

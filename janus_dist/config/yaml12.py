@@ -1,7 +1,7 @@
-"""YAML 1.2 (core schema) by PyYAML, which alone would read YAML 1.1: `2:3:5` as 7385, `010` as 8, `no` as false.
+"""YAML 1.2 (core schema) on PyYAML, which by itself reads YAML 1.1: `2:3:5` as 7385, `010` as 8, `no` as false.
 
-Beyond the core schema, underscores may separate the digits of a number (`5_000_000`). Invariant: a text nested however
-deep ends with a MarkedYAMLError, never with a RecursionError, and no tag runs code.
+Beyond the core schema, underscores may separate the digits of a number (`5_000_000`). Invariant: a text nested too
+deeply raises MarkedYAMLError, never RecursionError, and no tag runs code.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any, cast
 import yaml
 
 MAX_DEPTH = 64
-"""Sections or lists within each other; a recipe has six."""
+"""Deepest nesting of sections and lists; recipes have six levels."""
 
 DECIMAL = r"[-+]?[0-9](?:_?[0-9])*"
 INT = re.compile(rf"{DECIMAL}|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -23,17 +23,17 @@ NULL = re.compile("~|null|Null|NULL|")
 
 
 class Loader(yaml.SafeLoader):
-    """PyYAML's loader with the scalars of YAML 1.2 and a bound on depth."""
+    """PyYAML's loader with the scalars of YAML 1.2 and a limit on depth."""
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML has it
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose one node; MarkedYAMLError when it lies too deep."""
+        """Compose one node. Raises MarkedYAMLError when it is nested too deeply."""
         if self.depth >= MAX_DEPTH:
             mark = cast(Any, self.get_mark())  # pyright: ignore[reportUnknownMemberType]
             raise yaml.MarkedYAMLError(
-                problem=f"more than {MAX_DEPTH} sections or lists within each other", problem_mark=mark
+                problem=f"more than {MAX_DEPTH} levels of nested sections and lists", problem_mark=mark
             )
         self.depth += 1
         try:
@@ -65,7 +65,7 @@ def _bool(loader: Loader, node: yaml.ScalarNode) -> bool:
 
 
 def _register() -> None:
-    """Give `Loader` the core schema: the first pattern that matches a plain scalar decides its type."""
+    """Register the core schema with `Loader`: the first pattern that matches a plain scalar decides its type."""
     for kind, pattern, first in (
         ("null", NULL, ["~", "n", "N", ""]),
         ("bool", BOOL, list("tTfF")),

@@ -110,6 +110,7 @@ def test_flops_are_those_without_a_tower(model):
 
 def test_ids_and_tokens_of_an_image_must_be_as_many():
     with pytest.raises(
-        ValidationError, match=r"reads_by=vq needs as many VQ ids .*: 16 and 4; set model.vision.patch=4"
+        ValidationError,
+        match=r"reads_by=vq needs as many image tokens .* has 4 tokens and 16 ids; set model.vision.patch=4",
     ):
         ModelConfig.model_validate(tiny.MODEL.model_dump() | {"reads_by": "vq"})

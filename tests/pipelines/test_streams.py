@@ -226,7 +226,7 @@ def test_weights_of_another_size_are_named_before_anything_starts(make_recipe, p
 
 
 def test_an_input_of_no_stream_is_a_fault_of_the_recipe(make_recipe):
-    with pytest.raises(ConfigError, match=r"inputs\.imagenet\.stream is required, since 'imagenet' is none of"):
+    with pytest.raises(ConfigError, match=r"inputs\.imagenet\.stream is required, because 'imagenet' is not one of"):
         make_recipe("pipeline.inputs.imagenet={format: folders, path: /x}")
     with pytest.raises(ConfigError, match=r"inputs\.text\.path is required with format=jsonl"):
         make_recipe("pipeline.inputs.text={format: jsonl}")

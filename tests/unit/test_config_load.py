@@ -9,7 +9,8 @@ from pydantic import model_validator
 
 from janus_dist.config import reference
 from janus_dist.config.base import Fault, refuse
-from janus_dist.config.load import Loaded, RecipeError, keys, load, save
+from janus_dist.config.fields import keys
+from janus_dist.config.load import Loaded, RecipeError, load, save
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.data import order
 from janus_dist.errors import ConfigError
@@ -177,7 +178,7 @@ def test_a_password_is_refused_and_not_shown(files: list[Path], where: str):
         given = [f"data.sources={{text: {{web: '{url}'}}}}"]
     with pytest.raises(ConfigError) as raised:
         load(StageRecipe, files, given)
-    assert "data.sources.text.web: a URL with a password in it" in raised.value.message
+    assert "data.sources.text.web: the URL contains a password" in raised.value.message
     assert "hunter2" not in str(raised.value) and ("more.yaml:2" in str(raised.value)) == (where == "file")
 
 
@@ -204,8 +205,8 @@ def test_a_step_of_more_rows_than_can_be_planned_is_refused(files: list[Path]):
         ("model.text.heads=5", "text.hidden=32 is not a multiple of text.heads = 5"),
         ("model.vq.base_channels=3", "model.vq.base_channels: should be a multiple of 32; got 3"),
         ("model.vq.channel_multipliers=[]", "model.vq.channel_multipliers: should have at least 1 item"),
-        ("run.seed=9223372036854775808", "run.seed: an integer may have 64 bits, -9223372036854775808 to"),
-        ("train.steps=100000000000000000000000", "train.steps: an integer may have 64 bits"),
+        ("run.seed=9223372036854775808", "run.seed: an integer must fit into 64 bits, -9223372036854775808 to"),
+        ("train.steps=100000000000000000000000", "train.steps: an integer must fit into 64 bits"),
     ],
 )
 def test_the_override_that_breaks_a_rule_is_blamed(files: list[Path], override: str, said: str):

@@ -70,16 +70,16 @@ def test_a_saved_recipe_is_not_expanded_twice(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("$NOWHERE/data", "the environment has no variable NOWHERE; set it, or write $$ for the sign itself"),
-        ("${NOWHERE}", "the environment has no variable NOWHERE"),
+        ("$NOWHERE/data", "the environment variable NOWHERE is not set; set it, or write $$ for a literal $"),
+        ("${NOWHERE}", "the environment variable NOWHERE is not set"),
         ("'${DISK:-x}'", "'${DISK:-x}' is not a variable; write $NAME or ${NAME}"),
         ("'${DISK'", "'${DISK' is not a variable"),
         (
             "~nobody-here/x",
-            "'~nobody-here/x': there is no home folder of ~nobody-here; for a folder of that name write ./~nobody-here",
+            "'~nobody-here/x': ~nobody-here has no home folder; for a folder of that name write ./~nobody-here",
         ),
         ("''", "'' is not a path"),
-        ("'$EMPTY'", "'$EMPTY' is not a path once its variables are expanded"),
+        ("'$EMPTY'", "'$EMPTY' is not a path after its variables are expanded"),
     ],
 )
 def test_what_cannot_be_expanded_is_named_with_its_line(value: str, said: str, monkeypatch: pytest.MonkeyPatch):
@@ -88,7 +88,7 @@ def test_what_cannot_be_expanded_is_named_with_its_line(value: str, said: str, m
     assert f"stage.yaml:11\n    data.root: {said}" in refused()
 
 
-KNOWN = "is a URL of a kind that is not supported; there are paths, s3:// and file://"
+KNOWN = "is a URL of a kind that is not supported; use a path, s3:// or file://"
 
 
 @pytest.mark.parametrize("url", ["gs://b/x", "hf://datasets/x", "https://x/y", "simplecache::s3://b/x", "memory://x"])
@@ -121,7 +121,7 @@ def test_a_file_url_is_a_path():
 
 def test_a_run_is_on_a_disk_and_the_hint_says_what_may_be_in_a_store():
     text = refused("run.root=s3://bucket/runs")
-    assert "run.root: must be on a disk, got 's3://bucket/runs'; run.checkpoints may be in a store" in text
+    assert "run.root: must be on a disk, got 's3://bucket/runs'; only run.checkpoints may be in a store" in text
     assert loaded("run.checkpoints=s3://bucket/runs").run.saved_in == "s3://bucket/runs/two"
 
 

@@ -74,7 +74,7 @@ def test_an_empty_section_is_refused_rather_than_taken_for_null(files: list[Path
 
 def test_null_for_an_input_that_is_not_there_is_refused(files: list[Path]):
     text = refused(files, "pipeline.inputs.txt=null")
-    assert "override 'pipeline.inputs.txt=null'\n    pipeline.inputs.txt: there is none to remove" in text
+    assert "override 'pipeline.inputs.txt=null'\n    pipeline.inputs.txt: cannot be removed, it does not exist" in text
     assert "did you mean 'text'?" in text
     load(StageRecipe, files, ["pipeline.inputs.text=null", "pipeline.inputs.text=null"])
 

@@ -317,9 +317,9 @@ def test_paths_that_no_file_can_have():
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"format": "webdataset", "columns": {"key": "id"}}, "columns.key has no use with format=webdataset"),
-        ({"format": "folders", "columns": {"caption": "c"}}, "columns.caption has no use with format=folders"),
-        ({"format": "jsonl", "class_names": "x.json"}, "class_names has no use with format=jsonl"),
+        ({"format": "webdataset", "columns": {"key": "id"}}, "columns.key has no effect with format=webdataset"),
+        ({"format": "folders", "columns": {"caption": "c"}}, "columns.caption has no effect with format=folders"),
+        ({"format": "jsonl", "class_names": "x.json"}, "class_names has no effect with format=jsonl"),
     ],
 )
 def test_settings_that_no_reader_heeds_are_refused(values, fault):

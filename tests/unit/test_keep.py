@@ -109,8 +109,8 @@ def test_what_is_dropped(values, found, expected):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"one_of": [False, "en"]}, r"mixes truth values with texts; YAML reads true.*write \['false', 'en'\]"),
-        ({"min": "many"}, "'many' is neither a number nor a date as 2024-05-31"),
+        ({"one_of": [False, "en"]}, r"mixes booleans with texts; YAML reads true.*write \['false', 'en'\]"),
+        ({"min": "many"}, "'many' is neither a number nor a date such as 2024-05-31"),
         ({"min": True}, "True is neither a number nor a date"),
         ({"max": math.nan}, "nan is not a finite number"),
         ({"min": 3, "max": "2024-01-01"}, "are a number and a date"),

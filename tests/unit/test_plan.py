@@ -140,9 +140,9 @@ def test_a_schedule_changes_streams_and_sources():
 @pytest.mark.parametrize(
     ("changes", "samples", "message"),
     [
-        ({"sources": {"c": 1}}, None, "no source 'c' in data.sources; there are a, b, text, understanding"),
-        ({"sources": {"a": 0, "b": 0}}, None, "mix.generation: from step 0 on all its sources have weight 0"),
-        ({"sources": {"a": 0.001}}, 10, "gives a 0.005 samples a step from step 0 on.* take batch.samples=2002 "),
+        ({"sources": {"c": 1}}, None, "'c' is not in data.sources, which has a, b, text, understanding"),
+        ({"sources": {"a": 0, "b": 0}}, None, "mix.generation: all its sources have weight 0 from step 0 on"),
+        ({"sources": {"a": 0.001}}, 10, "gives a 0.005 samples a step from step 0 on.* set batch.samples=2002 "),
     ],
 )
 def test_mixtures_that_cannot_be(changes, samples, message):

@@ -111,7 +111,7 @@ def test_runs_that_start_from_each_other_are_named(circle: list[Path]):
 
 
 def test_a_run_that_starts_from_itself_is_refused_as_a_recipe(circle: list[Path]):
-    with pytest.raises(ConfigError, match=r"run: start_from=two is the run itself; .*null to start anew"):
+    with pytest.raises(ConfigError, match=r"run: start_from=two is the run itself; .*null to start from scratch"):
         load(StageRecipe, circle, ["run.start_from=two"])
     load(StageRecipe, circle, ["run.start_from=null"])
 

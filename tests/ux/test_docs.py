@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from janus_dist.cli.main import app
-from janus_dist.config.load import keys
+from janus_dist.config.fields import keys
 from janus_dist.config.recipe import StageRecipe
 
 ROOT = Path(__file__).parents[2]

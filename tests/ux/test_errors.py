@@ -81,7 +81,7 @@ def test_absent_settings():
 def test_what_a_stage_goes_over_is_named():
     with pytest.raises(ConfigError) as caught:
         load(StageRecipe, ["stage.yaml"])
-    assert caught.value.hint == "stage.yaml goes over base.yaml: give base.yaml stage.yaml"
+    assert caught.value.hint == "stage.yaml builds on base.yaml: give base.yaml stage.yaml"
     with pytest.raises(ConfigError) as caught:
         load(StageRecipe, ["base.yaml", "stage.yaml"], ["batch.fill=2"])
     assert caught.value.hint is None
@@ -100,11 +100,11 @@ def test_rules_between_settings():
         == """\
 3 faults in the config; nothing was started.
   stage.yaml:4
-    batch.samples is required with mix.unit=samples: how many samples a step takes
+    batch.samples is required with mix.unit=samples; it is the number of samples in a step
   override 'batch.row_tokens=10'
-    batch.row_tokens=10 cannot hold an image of 16 tokens and its text; take at least 80
+    batch.row_tokens=10 cannot hold an image of 16 tokens and its text; set it to 80 or more
   override 'optim.warmup_steps=10'
-    optim.warmup_steps=10 leaves nothing of train.steps=10"""
+    optim.warmup_steps=10 must be less than train.steps=10"""
     )
 
 
@@ -114,7 +114,7 @@ def test_rules_inside_a_section():
         == """\
 3 faults in the config; nothing was started.
   stage.yaml:3
-    mix: from step 0 on all three ratios are 0; give at least one stream a share
+    mix: all three ratios are 0 from step 0 on; give at least one stream a share
   override 'model.image_size=18'
     model: image_size=18 is not a multiple of vision.patch = 8
     model: image_size=18 is not a multiple of vq downsampling = 4"""
@@ -134,11 +134,11 @@ def test_files_that_cannot_be_read_are_named_with_the_other_faults():
   syntax.yaml:3
     is not YAML: expected ',' or ']', but got ':'
   list.yaml:1
-    a recipe is made of `key: value` lines
+    a recipe consists of `key: value` lines
   binary.yaml
     cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte
   no/folder.yaml
-    no such file; there is no folder 'no'
+    no such file; the folder 'no' does not exist
   override 'cluster.workers=0'
     cluster.workers: should be greater than 0; got 0"""
     )

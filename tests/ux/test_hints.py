@@ -9,7 +9,8 @@ import pytest
 
 from janus_dist.cli import submit
 from janus_dist.cli.job import recipe_from_args, take_choice, take_number
-from janus_dist.config.load import keys, load
+from janus_dist.config.fields import keys
+from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError
 from tests.unit.test_config_load import BASE, STAGE
@@ -59,7 +60,7 @@ def misspelt(key: str) -> str:
 def test_the_key_that_is_suggested_for_a_misspelt_one_exists(key: str):
     wrong = misspelt(key)
     message = after(refused(f"{wrong}=null"), f"    {wrong}: no such key; ")
-    names = re.findall(r"'([^']*)'", message) or message.removeprefix("there are ").split(", ")
+    names = re.findall(r"'([^']*)'", message) or message.removeprefix("the keys are ").split(", ")
     section = key.rpartition(".")[0]
     assert key in [f"{section}.{name}".lstrip(".") if "." not in name else name for name in names]
 
@@ -112,8 +113,8 @@ def test_the_files_that_a_base_recipe_is_given_with():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["batch.row_tokens=10"], "take at least "),
-        (["mix.unit=samples", "batch.samples=6", "mix.text=0.01"], "take batch.samples="),
+        (["batch.row_tokens=10"], "set it to "),
+        (["mix.unit=samples", "batch.samples=6", "mix.text=0.01"], "set batch.samples="),
         (["model.reads_by=vq"], "set model.vision.patch="),
     ],
 )
@@ -131,7 +132,7 @@ def test_what_is_required_or_has_no_effect_is_named_by_its_setting():
     without = re.search(r"(batch.samples)=16 has no effect .*; leave it out", str(refused("batch.samples=16")))
     assert without is not None and accepted("batch.samples=16", f"{without[1]}=null").batch.samples is None
     own = "pipeline.inputs.photos={format: jsonl, path: a}"
-    key = re.search(r"(inputs.photos.stream) is required, since 'photos' is none of (\w+)", str(refused(own)))
+    key = re.search(r"(inputs.photos.stream) is required, because 'photos' is not one of (\w+)", str(refused(own)))
     assert key is not None and accepted(own, f"pipeline.{key[1]}={key[2]}").pipeline.inputs
     key = re.search(r"(inputs.text.path) is required", str(refused("pipeline.inputs.text.format=jsonl")))
     assert key is not None and accepted("pipeline.inputs.text.format=jsonl", f"pipeline.{key[1]}=a").pipeline.inputs
@@ -141,11 +142,11 @@ def test_shares_and_sources_that_a_mixture_lacks():
     none = "mix={understanding: 0, text: 0, generation: 0}"
     assert "give at least one stream a share" in str(refused(none)) and accepted(none, "mix.text=1").mix.text == 1
     sources = "data.sources.text={web: w}"
-    assert "mix.text: from step 0 on all its sources have weight 0; give one a weight" in str(
+    assert "mix.text: all its sources have weight 0 from step 0 on; give one a weight" in str(
         refused(sources, "mix.sources.web=0")
     )
     accepted(sources, "mix.sources.web=1")
-    there = after(refused(sources, "mix.sources.wbe=2"), "in data.sources; there are ").split(", ")
+    there = after(refused(sources, "mix.sources.wbe=2"), "data.sources, which has ").split(", ")
     assert "web" in there and accepted(sources, f"mix.sources.{there[-1]}=2")
     assert "leave it out" in str(refused("data.sources.text={}"))
 
@@ -155,7 +156,7 @@ def test_changes_of_a_mixture_and_bounds_of_a_rule():
     assert "put changes in the order of steps" in str(refused(f"mix.then=[{', '.join(phases)}]"))
     accepted(f"mix.then=[{', '.join(reversed(phases))}]")
     rule = "pipeline.inputs.text={{format: jsonl, path: a, where: {{made: {{min: {}, max: 2024-05-31}}}}}}".format
-    assert "a number and a date; give two of one kind" in str(refused(rule("3")))
+    assert "a number and a date; give two numbers or two dates" in str(refused(rule("3")))
     accepted(rule("2023-05-31"))
 
 
@@ -183,7 +184,7 @@ def test_texts_that_yaml_reads_as_truth_values():
 
 def test_signs_of_a_variable_that_are_meant_as_such():
     for wrong in ("$NOWHERE/x", "a${NOWHERE}"):
-        sign = re.search(r"write (\S+) for the sign itself", str(refused(f"data.root={wrong}")))
+        sign = re.search(r"write (\S+) for a literal", str(refused(f"data.root={wrong}")))
         assert sign is not None
         assert accepted(f"data.root={wrong.replace('$', sign[1])}").data.root == wrong
     form = re.search(r"write (\S+) or (\S+), or", str(refused("data.root='${DISK:-x}/a'")))
@@ -193,7 +194,7 @@ def test_signs_of_a_variable_that_are_meant_as_such():
 
 
 def test_a_variable_that_is_set_is_expanded(monkeypatch: pytest.MonkeyPatch):
-    name = re.search(r"has no variable (\w+); set it", str(refused("data.root=$NOWHERE/x")))
+    name = re.search(r"variable (\w+) is not set; set it", str(refused("data.root=$NOWHERE/x")))
     assert name is not None
     monkeypatch.setenv(name[1], "/there")
     assert accepted("data.root=$NOWHERE/x").data.root == "/there/x"
@@ -207,11 +208,11 @@ def test_a_folder_that_is_called_like_a_home():
 @pytest.mark.parametrize(
     ("setting", "wrong", "pattern", "right"),
     [
-        ("data.root", "s3a://b/x", r"write (s3://) in small letters", r"\1b/x"),
-        ("data.root", "S3:/b/x", r"write (s3://) in small letters", r"\1b/x"),
+        ("data.root", "s3a://b/x", r"write (s3://) in lower case", r"\1b/x"),
+        ("data.root", "S3:/b/x", r"write (s3://) in lower case", r"\1b/x"),
         ("data.root", "s3://", r"write (s3://BUCKET/FOLDER)", r"\1"),
         ("data.root", "file://host/x", r"write (file:///FOLDER), or the path alone", r"\1"),
-        ("data.root", "gs://b/x", r"there are paths, (s3://)", r"\1b/x"),
+        ("data.root", "gs://b/x", r"use a path, (s3://)", r"\1b/x"),
         ("run.root", "s3://b/x", r"(run.checkpoints) may be in a store", ""),
         ("run.root", "s3a://b/x", r"(run.checkpoints) may be in a store", ""),
     ],
@@ -234,7 +235,7 @@ def test_what_is_read_from_a_disk_only_asks_for_a_path(wrong: str):
 
 def test_a_password_in_a_url_is_given_by_the_environment():
     text = str(refused("data.root=https://me:secret@host/x"))
-    assert "give credentials by the environment (AWS_ACCESS_KEY_ID, ...)" in text
+    assert "set credentials in the environment (AWS_ACCESS_KEY_ID, ...)" in text
     accepted("data.root=s3://bucket/x")
 
 

@@ -134,7 +134,7 @@ def test_a_source_with_an_unknown_scheme_is_refused_as_in_a_recipe(run_dir: Path
     target = [str(run_dir.parent / "out")] if command == ["export"] else []
     for url in ("gs://bucket/run", "hf://x/y", "memory://x"):
         error = refused(janus, *command, url, *target)
-        assert isinstance(error, ConfigError) and "there are paths, s3:// and file://" in error.message
+        assert isinstance(error, ConfigError) and "use a path, s3:// or file://" in error.message
     with pytest.raises(ConfigError) as caught:
         with_overrides(recipe_with(run_dir.parent), "run.checkpoints=gs://bucket/run")
     assert refused(janus, *command, "gs://bucket/run", *target).message in str(caught.value)
@@ -234,7 +234,7 @@ def test_prompts_are_written_as_the_hint_does(tmp_path: Path, wrong: str):
 
 
 def test_options_of_plan_sample_and_export(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert hint_of(janus, "sample", run_dir, "--image", "a.png") == "say what to answer about it"
+    assert hint_of(janus, "sample", run_dir, "--image", "a.png") == "ask something about it: --question TEXT"
     asked = refused(janus, "sample", run_dir, "--image", "a.png", "--question", "what?")
     assert "--question" not in asked.message, "the next fault is another one"
     (tmp_path / "out").mkdir()
