@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FAILS = """
 import sys
 from pathlib import Path
-from janus_dist import launch
+from janus_dist.launch import launcher as launch
 from janus_dist.cli.job import run_job
 from janus_dist.config.recipe import StageRecipe
 
