@@ -162,7 +162,7 @@ def test_keys_of_a_column(tmp_path):
     records, rejects = read(source("parquet", tmp_path, columns={"key": "id"}))
     assert [record.key for record in records] == ["a%2Eb", "2"]
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("2", "duplicate key: '2' was there before"),
+        ("2", "duplicate key: '2' occurs twice"),
         ("train-00000-3", "no key: id is empty"),
         ("train-00000-4", "no key: id is absent"),
     ]
@@ -285,7 +285,7 @@ def test_values_that_python_cannot_hold_are_one_reject(tmp_path):
         ({"text": [b"\xff"]}, "not UTF-8: the caption at byte 0"),
         ({"conversations": ["{"]}, "not JSON: the conversation: "),
         ({"conversations": ["7"]}, "roles: a conversation is a list, not int"),
-        ({"conversations": [[{"role": None, "content": "x"}]]}, "roles: 'None' is none of human, user, gpt"),
+        ({"conversations": [[{"role": None, "content": "x"}]]}, "roles: 'None' is not one of human, user, gpt"),
     ],
 )
 def test_rows_that_are_rejected(tmp_path, columns, reason):

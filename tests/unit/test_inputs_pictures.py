@@ -52,8 +52,8 @@ def make(path: Path, kind: str) -> None:
 
 REASONS = {
     "link out": "unsafe link: {} leads out of ",
-    "broken": "missing: {} is a link to nowhere, which is not there",
-    "circle": "missing: {} is a link to bad.png, which is not there",
+    "broken": "missing: {} is a link to nowhere, which does not exist",
+    "circle": "missing: {} is a link to bad.png, which does not exist",
     "pipe": "not a file: {} is a pipe",
     "device": "not a file: {} is a device",
     "socket": "not a file: {} is a socket",
@@ -64,7 +64,7 @@ REASONS = {
 @pytest.mark.parametrize("kind", list(REASONS))
 def test_what_is_not_a_picture_of_the_folder_is_refused_by_name_and_not_opened(folder, monkeypatch, kind):
     make(folder / "a/bad.png", kind)
-    monkeypatch.setattr(pictures.storage, "read", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(pictures.fs, "read", lambda path: pytest.fail(f"{path} was opened"))
     with pytest.raises(DataError) as caught:
         read_picture(Picture(f"{folder}/a/bad.png", root=str(folder)))
     assert caught.value.message.startswith(REASONS[kind].format(folder / "a/bad.png"))

@@ -79,7 +79,7 @@ def test_a_store_that_refuses_is_no_bad_record_but_a_file_without_permission_is(
             raise PermissionError(13, "ExpiredToken")
         return read(path, **how)
 
-    monkeypatch.setattr(picture_files.storage, "read", refuse)
+    monkeypatch.setattr(picture_files.fs, "read", refuse)
     if "://" not in images:
         with pytest.raises(DataError, match=r"none of 8 records became a sample: refused: does not open \(8\)"):
             stream.run(of)
