@@ -1,9 +1,9 @@
-"""One shard job from its units to its marker, in one process and without Ray.
+"""A shard job from its units to its marker, in one process and without Ray.
 
     read -> make (decode, crop, token ids) -> [VQ ids] -> write -> commit
 
 Invariants: every entry of the units is a sample, a line of the quarantine table, or counted under the rule that dropped
-it; what is in memory is one shard, the pictures read ahead and the batches on their way through the VQ tokenizer.
+it; only one shard, the pictures read ahead and the batches in the VQ tokenizers are in memory.
 """
 
 import time
@@ -45,50 +45,54 @@ from janus_dist.inspection.inspect import Example, Reject, kinds
 from janus_dist.storage.lease import Claim
 
 READERS = 16
-"""Pictures that a job reads at once; a store answers after a tenth of a second, a core crops a hundred in one."""
+"""Pictures that a job reads at once; a store answers in a tenth of a second, a core crops a hundred a second."""
 BATCHES_AHEAD = 2
-"""Batches that wait for their VQ ids while the next is made."""
+"""Batches that wait for their VQ ids while the next one is made."""
 IGNORED_KEYS = 200
-"""Keys that a job counts one by one: objects whose keys are data have a new one in each record."""
+"""Keys that a job counts separately: objects whose keys are data have new keys in each record."""
 OTHER_KEYS = "(other keys)"
 EXAMPLES = 2
-"""Kept for people to look at, of those that were kept and of those that each rule dropped."""
+"""Examples for people: of records that were kept, and of those that each rule dropped."""
 EXAMPLE_SIDE = 160
+"""Longest side of an example's image in pixels."""
 EXAMPLE_QUALITY = 85
+"""JPEG quality of an example's image."""
 EXAMPLE_PIXELS = 50_000_000
+"""Most pixels of a picture from which an example is made."""
 WORDS = 300
+"""Characters of an example's text."""
 MOST_COLUMNS = 500
-"""Names of columns that are counted; those of JSON may be as many as there are records."""
+"""Columns that are counted; JSON may have as many different keys as records."""
 
 Result = TypeVar("Result")
 Encoded = Callable[[], NDArray[np.uint16]]
-"""Waits for the VQ ids of a batch: [image, id]."""
+"""Waits for the VQ ids of a batch: [images, ids] uint16."""
 
 
 class Encode(Protocol):
-    """Sends a batch of crops, [image, side, side, 3] uint8, through the VQ tokenizer."""
+    """A function that sends a batch of crops, [images, side, side, 3] uint8, to a VQ tokenizer."""
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Encoded: ...
 
 
 @dataclass(frozen=True)
 class InputWork:
-    """What the jobs of one input have in common."""
+    """The work on one input, shared by all of its jobs."""
 
     name: str
     stream: Stream
     folder: str
-    """Where the shards go."""
+    """Folder of the shards."""
     source: InputConfig
     recipe: BaseRecipe
     tokenizer: Tokenizer
     claim: Claim | None = None
-    """The lease of the folder, which every commit looks at."""
+    """The lease of the folder, which every commit checks."""
 
 
 @dataclass
 class Tally:
-    """What became of a job's records, while it runs."""
+    """Counts of a job's records while it runs."""
 
     with_examples: bool
     records: int = 0
@@ -107,13 +111,14 @@ class Tally:
     bytes_before: int = field(default_factory=files.bytes_read)
 
     def ignore(self, record: Record) -> None:
-        """Count the values of a record that are not used; of very many keys, those beyond a number as one."""
+        """Count the unused values of a record; keys beyond IGNORED_KEYS are counted as one."""
         for key, reason in record.ignored:
             name = key if key in self.ignored or len(self.ignored) < IGNORED_KEYS else OTHER_KEYS
             self.ignored.setdefault(_escaped(name), Counter())[reason] += 1
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        """Add the time of a block to that of a step."""
         began = time.perf_counter()
         try:
             yield
@@ -121,7 +126,7 @@ class Tally:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
     def attempt(self, record: Record, do: Callable[[Record], Result]) -> Result | None:
-        """What `do` makes of a record; None when it is bad or dropped, which is noted."""
+        """Return what `do` makes of a record; None when the record is bad or dropped, which is noted."""
         try:
             return do(record)
         except DataError as error:
@@ -133,7 +138,7 @@ class Tally:
         return None
 
     def report(self) -> None:
-        """Send how far the job is, when it is time to."""
+        """Send the progress of the job when it is due."""
         if self.job is None or not self.reporter.is_due:
             return
         done = self.kept + sum(self.dropped.values()) + sum(reject.records for reject in self.rejects)
@@ -145,13 +150,13 @@ class Tally:
         self.reporter.put(Report(share, done, kinds(self.rejects), first_reasons(self.rejects), dict(self.seconds)))
 
     def note_columns(self, record: Record) -> None:
-        """Count which columns have a value in a record."""
+        """Count the columns that have a value in a record."""
         for name, value in record.columns.items():
             if (name in self.columns or len(self.columns) < MOST_COLUMNS) and not keep.is_missing(value):
                 self.columns[name] += 1
 
     def made(self, record: Record, made: Made, crop: NDArray[np.uint8] | None = None) -> Made:
-        """Note a record that was kept; `crop` is what a batch of VQ ids was made of."""
+        """Note a record that was kept. `crop`: the pixels of its VQ ids, [side, side, 3] uint8."""
         self.kept += 1
         self.report()
         for name, value in made.facts:
@@ -159,7 +164,7 @@ class Tally:
         if self.with_examples and crop is not None and sum(not example.rule for example in self.examples) < EXAMPLES:
             image = images.encode(Image.fromarray(crop), EXAMPLE_QUALITY)
             key, sample = made.samples[0]
-            assert isinstance(sample, GenerationSample), "only they have crops"
+            assert isinstance(sample, GenerationSample), "only these have crops"
             self.examples.append(_example(replace(record, key=key), "", "", image, tuple(sample.vq_ids.tolist())))
         return made
 
@@ -167,11 +172,11 @@ class Tally:
 def run_job(
     job: ShardJob, input_work: InputWork, encode: Encode | None, with_examples: bool, send: Send | None = None
 ) -> Marker | None:
-    """Do a job and commit it; None when another attempt had committed it before.
+    """Do a job, commit it and return its marker; None when another attempt has already committed it.
 
-    `encode` is needed for the generation stream; `send` gets reports of how far the job is. Raises OSError when the
-    input's files or the output cannot be reached, DataError when a file has changed since the work was cut,
-    LeaseLostError when the folder is another run's by now.
+    `encode` is needed for the generation stream; `send` receives reports of progress. Raises OSError when the input's
+    files or the output cannot be reached, DataError when a file has changed since the work was cut, and LeaseLostError
+    when another run has taken over the folder.
     """
     check_unchanged(job.units)
     tally = Tally(with_examples, job=job, reporter=Reporter(send))
@@ -197,12 +202,12 @@ def run_job(
         seconds={step: round(seconds, 3) for step, seconds in tally.seconds.items()},
         versions=digest(job.units),
     )
-    check_unchanged(job.units)  # again: a file that was cut short while it was read ends like one that is whole
+    check_unchanged(job.units)  # again: a file that was cut short during the job ends like a complete one
     return marker if work.commit(input_work.folder, marker, input_work.claim) else None
 
 
 def prepared(input_work: InputWork) -> list[Prepared]:
-    """The prompts and squares of a generation input's records that are neither bad nor dropped, in order."""
+    """Return the prompts and crops of a generation input's records that are neither bad nor dropped, in order."""
     step, tally = Generation(input_work.recipe, input_work.source, input_work.tokenizer), Tally(with_examples=False)
     units = formats.units(input_work.source, input_work.recipe.pipeline.shard_samples)
     with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
@@ -211,7 +216,7 @@ def prepared(input_work: InputWork) -> list[Prepared]:
 
 
 def first_reasons(rejects: Sequence[Reject]) -> dict[str, str]:
-    """Return by kind the first reason of each, with the key of its record."""
+    """Return the first reason of each kind, with the key of its record."""
     reasons: dict[str, str] = {}
     for reject in rejects:
         reasons.setdefault(reject.kind, f"{reject.key}: {reject.reason}")
@@ -219,12 +224,12 @@ def first_reasons(rejects: Sequence[Reject]) -> dict[str, str]:
 
 
 def bin_of(value: float) -> str:
-    """The lower edge of a value's bin in a histogram: four bins from one power of two to the next."""
+    """Return the lower edge of a value's bin in a histogram, which has four bins per power of two."""
     return "0" if value <= 0 else f"{2 ** (np.floor(4 * np.log2(value)) / 4):.4g}"
 
 
 def _samples(job: ShardJob, input_work: InputWork, encode: Encode | None, tally: Tally) -> Iterator[tuple[str, Sample]]:
-    """(key, sample) pairs of a job, in the order of its records."""
+    """Yield the (key, sample) pairs of a job, in the order of its records."""
     match input_work.stream:
         case "text":
             step = Text(input_work.recipe, input_work.source, input_work.tokenizer)
@@ -246,8 +251,8 @@ def _samples(job: ShardJob, input_work: InputWork, encode: Encode | None, tally:
 def _records(
     units: Sequence[Unit], limit: int | None, input_work: InputWork, check: Callable[[Record], None], tally: Tally
 ) -> Iterator[Record]:
-    """The records of all units that are not refused before their pictures are read."""
-    source = input_work.source.model_copy(update={"stream": input_work.stream})  # which an input's name may say alone
+    """Yield the records of all units that pass the checks before their pictures are read."""
+    source = input_work.source.model_copy(update={"stream": input_work.stream})  # the source itself may leave it out
     readers = (formats.records(source, unit) for unit in units)
     entries = chain.from_iterable(readers) if limit is None else read_evenly(readers, limit)
     while True:
@@ -268,7 +273,7 @@ def _records(
 
 
 def _fetched(records: Iterator[Record], pool: ThreadPoolExecutor, tally: Tally) -> Iterator[Record]:
-    """The same records with the bytes of their pictures, which are read ahead."""
+    """Yield the records with the bytes of their pictures, which are read ahead."""
     waiting: deque[tuple[Record, list[Future[Picture]]]] = deque()
     for record in chain(records, repeat(None)):
         if record is not None:
@@ -303,7 +308,7 @@ def _made(records: Iterator[Record], make: Callable[[Record], Made], tally: Tall
 
 
 def _encoded(records: Iterator[Record], step: Generation, encode: Encode, batch: int, tally: Tally) -> Iterator[Made]:
-    """Full batches of crops go through the VQ tokenizer while the next are made; order is kept."""
+    """Yield the results in order, while full batches of crops wait for their VQ ids and the next ones are made."""
     waiting: deque[tuple[list[tuple[Record, Prepared]], Encoded]] = deque()
     prepared = _prepared(records, step, tally)
     while ready := list(islice(prepared, batch)):
@@ -331,7 +336,7 @@ def _finished(ready: list[tuple[Record, Prepared]], encoded: Encoded, step: Gene
 
 
 def _with_valid_text(reject: Reject) -> Reject:
-    """The same with text that any file can hold: names of files may be no UTF-8."""
+    """Return a reject whose texts are valid Unicode: names of files may not be UTF-8."""
     return replace(reject, **{name: _escaped(getattr(reject, name)) for name in ("source", "key", "reason")})
 
 
@@ -347,7 +352,7 @@ def _example(record: Record, rule: str, value: str, image: bytes, vq_ids: tuple[
 
 
 def _thumbnail(record: Record) -> bytes:
-    """A small JPEG of a record's first picture; empty when there is none to be had."""
+    """Return a small JPEG of a record's first picture; empty when it has none or it cannot be decoded."""
     content = record.pictures[0].content if record.pictures else None
     if content is None:
         return b""
@@ -360,5 +365,6 @@ def _thumbnail(record: Record) -> bytes:
 
 
 def _first_bytes(record: Record) -> bytes:
+    """Return the first bytes of a record's first picture, else of its text."""
     content = next((picture.content for picture in record.pictures if picture.content), None)
     return (content or (record.caption or record.text).encode(errors="backslashreplace"))[:HEAD_BYTES]

@@ -1,7 +1,7 @@
 """Keys of records: unique in their input, and safe as names of members of a tar.
 
-Invariant: a key consists of letters, digits, `_`, `-`, `%` and `/` between them, in at most 80 bytes; two texts that
-both did not have to be shortened never have the same key.
+Invariant: a key consists of letters, digits, `_`, `-`, `%` and `/` between them, in at most 80 bytes; two
+different texts that were not shortened never have the same key.
 """
 
 import hashlib

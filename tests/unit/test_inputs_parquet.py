@@ -241,7 +241,7 @@ def test_a_file_without_a_footer_is_a_reject(tmp_path):
 
 def test_files_of_which_none_is_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"a,b\n1,2\n" * 10)
-    with pytest.raises(DataError, match=r"a\.parquet is no Parquet file: Parquet magic bytes not found"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file: Parquet magic bytes not found"):
         formats.units(source("parquet", tmp_path), 10)
 
 

@@ -376,7 +376,7 @@ def test_another_codec_is_named(tmp_path, compress, name):
 
 def test_members_of_one_key_must_lie_together():
     torn = [reason for reason in reasons(source("webdataset", CASES / "tar_unsorted")) if "torn apart" in reason]
-    assert torn and all("members of one key must lie together, as `tar --sort=name` writes" in one for one in torn)
+    assert torn and all("members of one key must be adjacent, as `tar --sort=name` writes" in one for one in torn)
 
 
 @settings(max_examples=300)
