@@ -122,7 +122,7 @@ def _report_all_committed(recipe: BaseRecipe, replaced: set[str]) -> None:
 
 
 def _report_committed(folder: str, recipe: BaseRecipe) -> None:
-    """Log an existing shard set; raises DataError when its VQ ids are those of another VQ tokenizer than the recipe's."""
+    """Log an existing shard set; raises DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
     manifest = Manifest.load(folder)
     weights = recipe.data.vq_weights
     if manifest.vq_sha256 is not None and fs.size(weights) is not None:

@@ -59,8 +59,8 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
 
 
 def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
-    """Return the crops of the generation inputs' good images, [images, 3, side, side] uint8, and the ids of each prompt,
-    [ids] uint32.
+    """Return the crops of the generation inputs' good images, [images, 3, side, side] uint8, and the ids of each
+    prompt, [ids] uint32.
 
     Raises DataError when there are fewer than two.
     """
