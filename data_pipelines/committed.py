@@ -1,4 +1,4 @@
-"""Shard sets that are there already: whether a recipe would make the same.
+"""Comparison of committed shard sets with the settings of a recipe.
 
 Invariant: a shard set that was made with other settings is neither replaced nor trained on unless the user says so.
 """
@@ -15,17 +15,17 @@ from janus_dist.errors import ConfigError
 from janus_dist.inspection.compare import leaves
 
 WHERE = ("input.path", "input.images", "input.class_names")
-"""Settings that say where files are, which may have been moved since."""
+"""Settings that name locations of files, which may have been moved since."""
 WITHOUT_EFFECT = ("pipeline_version", "input.stream")
-"""The version of the program, which can be no user's mistake, and a stream that is compared by itself."""
+"""The version of the program, which a user does not set, and the input's stream, which is compared separately."""
 PIPELINE = ("shard_samples", "text_document_tokens", "jpeg_quality", "max_image_pixels")
 
 
 def refuse_other_settings(work: InputWork, manifest: Manifest, settings: dict[str, Any]) -> list[str]:
-    """Raise ConfigError when an input's shards were made with other settings than the recipe's, `settings`.
+    """Return the differences between the settings of an input's shards and the recipe's `settings` that do not change
+    the samples: the locations of files and the version of the program.
 
-    Returns the differences that do not decide what the samples are: where the files were, and the version of the
-    program.
+    Raises ConfigError when another setting differs.
     """
     new_settings = json.loads(json.dumps(settings))
     changes = list(differences(manifest.settings, new_settings))
@@ -34,8 +34,8 @@ def refuse_other_settings(work: InputWork, manifest: Manifest, settings: dict[st
         raise ConfigError(
             f"{work.name}: the shards in {work.folder} were made with other settings than the recipe's: "
             f"{', '.join(conflicts)}",
-            "undo that, or give another data.root; to make these shards again: python jobs/prepare.py RECIPE.yaml ... "
-            "--replace",
+            "undo the change, or set another data.root; to make these shards again: "
+            "python jobs/prepare.py RECIPE.yaml ... --replace",
         )
     return [_described(work, name, old, new) for name, old, new in changes]
 
@@ -43,8 +43,8 @@ def refuse_other_settings(work: InputWork, manifest: Manifest, settings: dict[st
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield (name with dots, old value, new value) of settings that differ.
 
-    Settings that only one side knows of, since it is of another version of the program, count as their defaults, and
-    where they have none they are not compared.
+    A setting that only one side has, because it was written by another version of the program, counts as its default;
+    without a default it is not compared.
     """
     defaults = {
         "input": {
@@ -69,7 +69,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str,
 
 
 def _is_mild(name: str, old: Any, new: Any) -> bool:
-    """Return whether a difference leaves the samples as they are."""
+    """Return whether a difference does not change the samples."""
     if name in WITHOUT_EFFECT:
         return True
     return name in WHERE and None not in (old, new) and _path_count(old) == _path_count(new)

@@ -1,6 +1,6 @@
-"""The VQ tokenizer behind the generation pipeline: one copy per GPU (or core), and how jobs reach them.
+"""The VQ tokenizers of the generation pipeline: one Ray actor per GPU (or core), and the client of the jobs.
 
-Invariant: a batch gives its ids whichever copy encodes it and however often it is sent.
+Invariant: the ids of a batch do not depend on the actor that encodes it, nor on how often it is sent.
 """
 
 import random
@@ -15,48 +15,53 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from data_pipelines.job import Encoded
+from data_pipelines.stages import Encoded
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ClusterError
 
 GIVE_UP_S = 1_800.0
-"""No copy of the VQ tokenizer answered for so long: nodes that come back do so in less."""
+"""Seconds without an answer of any VQ tokenizer, after which a job fails; lost nodes return sooner than that."""
 PAUSE_S = 2.0
+"""Longest pause, in seconds, before a batch is sent again."""
 START_S = 600.0
+"""Seconds in which all VQ tokenizers have to start."""
 
 
 class VqEncoder:
     """The VQ tokenizer as a Ray actor."""
 
     def __init__(self, model: ModelConfig, weights: str, device: str):
-        # here: jobs import this class with their handles of it, and PyTorch costs a process 5 s and half a gigabyte
+        # imported here: jobs import this class for their handles, and PyTorch costs a process 5 s and half a gigabyte
         from data_pipelines.vq_ids import VqIds
 
         self.ids = VqIds(model, weights, device)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """[image, id] VQ ids of [image, side, side, 3] crops."""
+        """Return the VQ ids, [images, ids] uint16, of crops: `pixels`, [images, side, side, 3] uint8."""
         return self.ids(pixels)
 
     def node(self) -> str:
-        """The Ray node that it runs on."""
+        """Return the id of the Ray node that this actor runs on."""
         return ray.get_runtime_context().get_node_id()
 
 
 @dataclass(frozen=True)
 class EncoderPool:
-    """A fixed number of encoders: a pool that grows by demand stays at one on a cluster that grows by demand too."""
+    """A fixed number of encoders: a pool that grows on demand would stay at one on a cluster that does so, too."""
 
     actors: tuple[Any, ...]
     nodes: tuple[str, ...]
 
     @classmethod
     def start(cls, recipe: BaseRecipe) -> "EncoderPool":
-        """One encoder for each GPU of the cluster, or for each core when the recipe uses none."""
+        """Start an encoder for each GPU of the cluster, or for each core when the recipe uses no GPU.
+
+        Raises ClusterError when they do not start within START_S.
+        """
         gpu, resources = recipe.cluster.gpu, ray.cluster_resources()
         count = max(1, int(resources.get("GPU" if gpu else "CPU", 0)))
-        # no core of its own: jobs hold the cores, and wait for it most of the time; torch has one thread in it
+        # no core reserved: jobs hold the cores and mostly wait for the actor, in which torch uses one thread
         actor: Any = ray.remote(VqEncoder)
         actor = actor.options(num_cpus=0, num_gpus=int(gpu), max_restarts=-1, scheduling_strategy="SPREAD")
         actors = tuple(
@@ -76,7 +81,7 @@ class EncoderPool:
 
 
 class NearEncoders:
-    """How a job sends batches: in turn to the encoders of its node, or to all where its node has none."""
+    """The client of a job: sends batches in turn to the encoders of its node, or to all when its node has none."""
 
     def __init__(self, pool: EncoderPool):
         this_node = ray.get_runtime_context().get_node_id()
@@ -88,7 +93,10 @@ class NearEncoders:
         return partial(self._ids, next(self.turn).encode.remote(pixels), pixels)
 
     def _ids(self, ids_ref: ray.ObjectRef, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """Wait for the ids; the batch goes to another encoder when one dies, ClusterError when none lives for long."""
+        """Wait for the ids and return them, [images, ids] uint16; send the batch to another encoder when one dies.
+
+        Raises ClusterError when no encoder has answered for GIVE_UP_S.
+        """
         began = time.monotonic()
         while True:
             try:

@@ -1,6 +1,7 @@
-"""Why nearly all records of an input fail: what its reader looks for, what the records hold, and what would read them.
+"""Explanation of inputs whose records nearly all fail: what the reader looks for, what the records hold, and
+the setting that would read them.
 
-Invariant: a message is all that comes of it; when nothing can be said, nothing is.
+Invariant: the explanation is only a message; it is empty when the cause is unknown.
 """
 
 import difflib
@@ -15,23 +16,25 @@ from janus_dist.config.pipeline import COLUMNS, Column, InputConfig
 from janus_dist.config.streams import SPECS, Stream
 
 NEARLY_ALL = 0.9
-"""Share of the records that fail for one reason, from which on it is explained."""
+"""Least share of records failing for one reason that is explained."""
 SHOWN_NAMES = 12
+"""Names of values that a message lists."""
 KINDS: Mapping[Column, tuple[str, ...]] = {
     "image": (IMAGE, BYTES),
     "caption": (TEXT, "list of text"),
     "text": (TEXT,),
     "turns": (CONVERSATION,),
 }
-"""Kinds of values that a column may have."""
+"""Kinds of values that fit a column."""
 FOLDER_OF_IMAGES = ("missing", "unsafe link", "unsafe name")
-"""Kinds of reasons that another folder of images may settle."""
+"""Kinds of reasons that setting another folder of images may resolve."""
 
 
 def explain(input_work: InputWork, units: Sequence[Unit], bad: Mapping[str, int], records: int) -> str:
     """Return in words what the reader looks for, what the records hold, and the setting that would read them.
 
-    Empty unless nearly all of the records, `bad` of them by kind of reason, fail for one.
+    The result is empty unless nearly all of the `records` fail for one kind of reason. `bad`: failed records by kind of
+    reason.
     """
     kind = max(bad, key=lambda name: bad[name], default="")
     if not kind or bad[kind] < NEARLY_ALL * records:
@@ -54,9 +57,9 @@ def explain(input_work: InputWork, units: Sequence[Unit], bad: Mapping[str, int]
 
 
 def suggested_columns(config: InputConfig, stream: Stream, names: Mapping[str, str]) -> dict[Column, str]:
-    """Return which of the names, by kind of value, may stand for what a stream needs and does not find.
+    """Return the names that may hold the columns that a stream needs and does not find, by the kind of their values.
 
-    Of several names of a kind the one nearest to a usual name is taken, else the first.
+    Of several names of a kind the one most similar to a usual name is suggested, else the first.
     """
     if config.format not in COLUMNS:
         return {}
@@ -73,7 +76,7 @@ def suggested_columns(config: InputConfig, stream: Stream, names: Mapping[str, s
 
 
 def _absent_columns(config: InputConfig, stream: Stream, names: Mapping[str, str]) -> list[Column]:
-    """Return the columns that a stream needs and that none of the names stands for."""
+    """Return the columns that a stream needs and that none of the names provides."""
     needed: list[Column] = [column for column in SPECS[stream].columns if column in COLUMNS[config.format]]
     absent: list[Column] = [column for column in needed if not names.keys() & set(_usual_names(config, column))]
     has_words = bool({"turns", "caption"} & (set(needed) - set(absent)))
@@ -84,7 +87,7 @@ def _absent_columns(config: InputConfig, stream: Stream, names: Mapping[str, str
 
 
 def _usual_names(config: InputConfig, column: Column) -> tuple[str, ...]:
-    """Return the names that a column is looked for under."""
+    """Return the names under which a column is looked for."""
     configured = config.columns.get(column)
     if configured is not None:
         return (configured,)
@@ -96,7 +99,7 @@ def _usual_names(config: InputConfig, column: Column) -> tuple[str, ...]:
 
 
 def _described_search(config: InputConfig, stream: Stream) -> str:
-    """Return in words where a reader looks for what a stream needs."""
+    """Return in words where a reader looks for the columns that a stream needs."""
     parts = []
     for column in SPECS[stream].columns:
         if column in COLUMNS.get(config.format, ()):

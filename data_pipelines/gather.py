@@ -1,7 +1,7 @@
-"""What the markers of all jobs say together: tables for people, and the manifest.
+"""Sums over the markers of all jobs: tables for people, and the manifest.
 
-Invariant: figures are sums over committed markers alone. Rows of tables go to the file as they come; what stays in
-memory is an entry a shard.
+Invariant: figures are sums over committed markers only. Rows of tables are written as they come; only one entry per
+shard stays in memory.
 """
 
 import io
@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.job import InputWork, first_reasons
+from data_pipelines.job import InputWork
+from data_pipelines.tally import first_reasons
 from data_pipelines.work import Marker
 from janus_dist.data import manifest as manifest_file
 from janus_dist.data.manifest import Manifest, ShardTable
@@ -24,8 +25,9 @@ from janus_dist.inspection.inspect import EXAMPLES, QUARANTINE, STATS, kinds
 from janus_dist.storage import fs
 
 ROWS = 10_000
+"""Rows of a table that are written at once."""
 LISTED_KEYS = 40
-"""Keys whose values were not used that get a line of the log each."""
+"""Keys with unused values that are logged, a line each."""
 QUARANTINE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("source", "key", "kind", "reason")]
     + [("head", pa.binary()), ("records", pa.int64())]
@@ -43,22 +45,24 @@ class Gathered:
     jobs: int = 0
     records: int = 0
     bad: Counter[str] = field(default_factory=Counter)
-    """By kind of reason."""
+    """Refused records by kind of reason."""
     reasons: dict[str, str] = field(default_factory=dict)
     """The first reason of each kind, with the key of its record."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """By rule."""
+    """Dropped records by rule."""
     columns: set[str] | None = field(default_factory=set)
-    """Names of columns with a value in some record; None when a marker does not say them."""
+    """Names of columns with a value in some record; None when a marker does not list them."""
     cut_short: int = 0
-    """Files that lost records without a sign of how many."""
+    """Files that lost an unknown number of records."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     ignored: dict[str, Counter[str]] = field(default_factory=dict)
     """Records by key and reason of values that were not used."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """Time of all jobs by step."""
     entries: list[ShardEntry] = field(default_factory=list)
 
     def add(self, marker: Marker) -> None:
+        """Add the counts and shards of a job."""
         self.jobs += 1
         self.records += marker.records
         self.bad.update(kinds(marker.rejects))
@@ -76,6 +80,7 @@ class Gathered:
         self.entries += marker.shards
 
     def manifest(self, input_work: InputWork, settings: dict[str, Any]) -> Manifest:
+        """Return the manifest of all shards. `settings`: what they were made with."""
         model = input_work.recipe.model
         return Manifest(
             version=manifest_file.VERSION,
@@ -94,7 +99,7 @@ class Gathered:
         )
 
     def ignored_lines(self) -> list[str]:
-        """Return a line for each key whose values were not used, the most frequent first."""
+        """Return a line for each key with unused values, the most frequent first."""
         keys = sorted(self.ignored, key=lambda key: (-self.ignored[key].total(), key))
         lines = [
             f"ignored {key} in {self.ignored[key].total():,} of {self.records:,} records: "
@@ -108,7 +113,7 @@ class Gathered:
 
 
 def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
-    """Sum up markers; write the quarantine table, the examples and `stats.json` into the folder."""
+    """Return the sums over markers; write the quarantine table, the examples and `stats.json` into the folder."""
     sums = Gathered()
     with (
         _table(f"{folder}/{QUARANTINE}", QUARANTINE_SCHEMA) as quarantine,
@@ -126,7 +131,7 @@ def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
 
 
 class _Table:
-    """Rows on their way into a Parquet file."""
+    """A buffer of rows that are written to a Parquet file."""
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema):
         self.writer, self.schema, self.rows = writer, schema, list[dict[str, Any]]()
@@ -143,7 +148,7 @@ class _Table:
 
 @contextmanager
 def _table(path: str, schema: pa.Schema) -> Iterator[_Table]:
-    """A Parquet table that is written whole at the end."""
+    """Open a Parquet table that is written as a whole when the context ends."""
     content = io.BytesIO()
     with pq.ParquetWriter(content, schema, compression="zstd") as writer:
         table = _Table(writer, schema)

@@ -26,27 +26,28 @@ from janus_dist.launch.task_pool import cancel
 from janus_dist.storage.lease import LeaseLostError
 
 ATTEMPTS = 6
-"""Of a job, whatever its failures; after them the others go on and the run fails at its end."""
+"""Attempts at a job; after the last one the other jobs continue and the run fails at its end."""
 PAUSE_S = 4.0
-"""Before the second attempt; 4, 9, 16 and 25 times as long before the next: a store may be down for minutes."""
+"""Seconds before the second attempt; 4, 9, 16 and 25 times that before the next: a store may be down for minutes."""
 FAILED_JOBS = 10
-"""After so many the run stops at once."""
+"""Failed jobs after which the run stops at once."""
 EXAMPLE_JOBS = 32
-"""Jobs that keep examples, spread over all."""
+"""Jobs that keep examples, spread evenly over all."""
 JOBS_AHEAD = 2
-"""Jobs in Ray's hands per core: those that wait for one ask an autoscaling cluster for more."""
+"""Jobs submitted to Ray per core: those that wait for a core make an autoscaling cluster grow."""
 ENCODED_CPUS = 0.5
-"""Cores of a job that mostly waits for VQ ids: with two a core, one feeds the encoders while another begins or ends."""
+"""Cores of a job that mostly waits for VQ ids: of two per core, one feeds the encoders while one starts or ends."""
 POLL_S = 1.0
+"""Longest wait, in seconds, for a job to finish before reports are read."""
 LOOK_EVERY_S = 5.0
-"""Between two looks at what running jobs report."""
+"""Seconds between two reads of the reports of running jobs."""
 
 log = logging.getLogger("janus_dist")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job could not be done."""
+    """The reason why a job could not be done."""
 
     text: str
     error: BaseException
@@ -54,7 +55,7 @@ class Failure:
 
 @dataclass
 class Watcher:
-    """Takes the reports of running jobs for the console and for the judge."""
+    """A reader of running jobs' reports, for the console and for the judge."""
 
     board: ReportBoard
     progress: Progress
@@ -62,7 +63,7 @@ class Watcher:
     looked_at: float = field(default_factory=time.monotonic)
 
     def look(self, running: Iterable[ShardJob]) -> None:
-        """Take the latest reports, LOOK_EVERY_S apart; a board that does not answer is asked again later."""
+        """Read the latest reports, LOOK_EVERY_S apart; a board that does not answer is read again later."""
         now = time.monotonic()
         if now - self.looked_at < LOOK_EVERY_S and not self.progress.is_due:
             return
@@ -161,12 +162,13 @@ class _Tasks:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether another attempt may succeed: our own faults do not pass, a store, a disk or a node may come back."""
+    """Return whether another attempt may succeed: a store, a disk or a node may recover, our own errors do not."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return isinstance(cause, OSError | RayError | ClusterError) and not isinstance(cause, LeaseLostError)
 
 
 def _failure(job: ShardJob, error: Exception) -> Failure:
+    """Return why a job failed; log the traceback of an unexpected error."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, JanusError | OSError | RayError):
         log.error("%s", "".join(traceback.format_exception(error)))

@@ -1,6 +1,6 @@
-"""When an input has too many bad records: by those that are done, those that running jobs report, and what is expected.
+"""The decision whether an input has too many bad records: by finished jobs, reports of running jobs, and an estimate.
 
-Invariant: a run is stopped early only where no hope is left that the share of bad records will be as allowed.
+Invariant: a run is stopped early only when the share of bad records can hardly become acceptable any more.
 """
 
 from collections import Counter
@@ -16,40 +16,42 @@ from janus_dist.errors import DataError
 from janus_dist.inspection.inspect import QUARANTINE
 
 JUDGED_RECORDS = 10_000
-"""From so many records on, `max_bad_share` is held against those read so far, not against all that there will be."""
+"""Records from which on `max_bad_share` applies to those read so far, not to the expected total."""
 DOUBT = 1.25
-"""How far the number of records expected by bytes of input may be off."""
+"""Factor by which the number of records that is estimated from bytes of input may be too low."""
 
 
 class Judge:
-    """Whether too many records are bad."""
+    """Counts of good and bad records of an input, and the decision whether too many are bad."""
 
     def __init__(self, input_work: InputWork):
         self.input_work, self.expected = input_work, 0.0
         self.records_done = 0
         self.bad_done, self.bad_running = Counter[str](), Counter[str]()
-        """By kind of reason, of jobs that are done and of those that run."""
+        """Bad records by kind of reason, of finished and of running jobs."""
         self.records_running = 0
         self.reasons: dict[str, str] = {}
         """The first reason of each kind."""
 
     @property
     def records(self) -> int:
+        """Return the number of records read, also by running jobs."""
         return self.records_done + self.records_running
 
     @property
     def bad(self) -> int:
+        """Return the number of bad records, also those of running jobs."""
         return self.bad_done.total() + self.bad_running.total()
 
     def add(self, summary: Summary, share_done: float) -> None:
-        """`share_done`: of the input, by bytes."""
+        """Add a finished job. `share_done`: share of the input that is done, by bytes."""
         self.records_done += summary.records
         self.bad_done.update(summary.bad_kinds)
         self.reasons = {**summary.reasons, **self.reasons}
         self.expected = self.records / share_done
 
     def watch(self, running: Iterable[Report], share_done: float) -> None:
-        """Take what running jobs report; `share_done` of the input, by bytes, those jobs included."""
+        """Replace the reports of running jobs. `share_done`: share of the input that is done, by bytes, with theirs."""
         self.records_running, self.bad_running = 0, Counter()
         for report in running:
             self.records_running += report.records
@@ -59,16 +61,19 @@ class Judge:
 
     @property
     def too_many(self) -> bool:
-        """Whether no hope is left, by what is expected still to come, generously."""
+        """Return whether too many records are bad even if all that are generously expected to follow are good."""
         return self._exceeds(max(self.records, min(DOUBT * self.expected, JUDGED_RECORDS)))
 
     @property
     def failed(self) -> bool:
-        """Whether too many of the records read are bad."""
+        """Return whether too many of the records read are bad."""
         return self._exceeds(self.records)
 
     def check(self, units: Sequence[Unit] = ()) -> None:
-        """DataError when too many of the records read are bad; `units` are looked at when nearly all fail alike."""
+        """Raise DataError when too many of the records read are bad.
+
+        `units`: units of the input, of which some are read to explain why nearly all records fail for one reason.
+        """
         if self.failed:
             work, bad = self.input_work, self.bad_done + self.bad_running
             reason = explain(work, units, bad, self.records)
@@ -77,7 +82,7 @@ class Judge:
                 f"{work.recipe.pipeline.max_bad_share:g} allows: {'; '.join(shown_reasons(self.reasons, bad))}",
                 f"{f'{reason}. Else ' if reason else ''}see {work.folder}/{QUARANTINE}; "
                 "repair the source, or raise pipeline.max_bad_share, "
-                "and run the same command again: it reads anew what had bad records, and keeps the rest",
+                "and run the same command again: it repeats the jobs with bad records and keeps the others",
             )
 
     def _exceeds(self, records: float) -> bool:

@@ -1,6 +1,6 @@
-"""What `--limit` reads: so many records, spread evenly over an input's units.
+"""Selection of the records that `--limit` reads, spread evenly over an input's units.
 
-Invariant: which records are read is a function of the units and the limit alone.
+Invariant: the selection depends only on the units and the limit.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,15 +10,15 @@ from typing import TypeVar
 from data_pipelines.record import Unit
 
 SPREAD = 32
-"""Units that a limited job reads from first, which lie evenly over the input."""
+"""Units that a limited job reads from first, spread evenly over the input."""
 
 T = TypeVar("T")
 
 
 def spread(units: Sequence[Unit]) -> list[Unit]:
-    """Order units so that those at the beginning lie evenly over all: every SPREAD-th part's first one, then the rest.
+    """Return the units in an order whose first SPREAD are spread evenly over all; the others follow in their order.
 
-    The order depends on the number of units alone.
+    The order depends only on the number of units.
     """
     count = len(units)
     first = sorted({index * count // SPREAD for index in range(SPREAD)}) if count > SPREAD else range(count)
@@ -27,7 +27,7 @@ def spread(units: Sequence[Unit]) -> list[Unit]:
 
 
 def share_out(total: int, capacities: Sequence[int]) -> list[int]:
-    """Share a number among parts as evenly as their room allows; all of it where there is room for it."""
+    """Return the shares of a total as even as the capacities allow; they add up to the total unless it exceeds them."""
     shares, remaining, open_parts = [0] * len(capacities), total, list(range(len(capacities)))
     while remaining and open_parts:
         base, extra = divmod(remaining, len(open_parts))
@@ -40,9 +40,9 @@ def share_out(total: int, capacities: Sequence[int]) -> list[int]:
 
 
 def read_evenly(readers: Iterable[Iterator[T]], limit: int) -> Iterator[T]:
-    """Yield up to `limit` items, of the first SPREAD readers equally many each as far as they have them.
+    """Yield up to `limit` items, the same number from each of the first SPREAD readers as far as they have them.
 
-    What some lack, the others of them make up for, and then the readers that follow.
+    If some have too few, the others of them contribute more, and then the readers that follow.
     """
     waiting = iter(readers)
     current, remaining = list(islice(waiting, SPREAD)), limit
@@ -61,7 +61,7 @@ def read_evenly(readers: Iterable[Iterator[T]], limit: int) -> Iterator[T]:
 
 
 def limit_line(units: Sequence[Sequence[Unit]], limits: Sequence[int]) -> str:
-    """Return in words what the jobs of a limited run read; `units` and `limits` by job."""
+    """Return a line about what the jobs of a limited run read. `units`, `limits`: those of each job."""
     paths = {unit.path for job in units for unit in job}
     first = {unit.path for job, limit in zip(units, limits, strict=True) for unit in job[: min(SPREAD, limit)]}
     kind = "folder" if any(unit.names for job in units for unit in job) else "file"

@@ -1,4 +1,4 @@
-"""What a run says at its end: counts of what was kept, refused and dropped, and the error of a run that kept nothing.
+"""Report at the end of a run: counts of refused and dropped records, and the error of a run without a sample.
 
 Invariant: a shard set without a sample is never committed.
 """
@@ -17,15 +17,17 @@ from data_pipelines.task import Summary
 from janus_dist.errors import DataError
 
 SHOWN_COUNTS = 8
+"""Kinds of reasons whose counts a line lists."""
 SHOWN_REASONS = 3
+"""Reasons that a message lists."""
 WATCHED_RECORDS = 10_000
-"""Records without a value for a rule, after which the rest of the input is looked at."""
+"""Records without a value for a rule, after which entries of the remaining input are sampled."""
 
 log = logging.getLogger("janus_dist")
 
 
 class RuleWatch:
-    """Ends a run early when a rule asks for a column that the input does not have."""
+    """A check that ends a run early when a rule needs a column that the input does not have."""
 
     def __init__(self, input_work: InputWork, units: Sequence[Unit]):
         self.input_work, self.units, self.columns = input_work, units, set[str]()
@@ -33,8 +35,11 @@ class RuleWatch:
         self.is_settled = not rule_columns(input_work.source.where)
 
     def add(self, summary: Summary) -> None:
-        """Take a finished job; DataError when after WATCHED_RECORDS neither the records read nor the first entries of
-        units that lie evenly over the input have a value for a rule."""
+        """Add a finished job.
+
+        Raises DataError when after WATCHED_RECORDS neither the records read nor the first entries of units that are
+        spread evenly over the input have a value for a rule.
+        """
         if self.is_settled:
             return
         self.records += summary.records - summary.bad
@@ -46,16 +51,16 @@ class RuleWatch:
             )
 
     def _columns_elsewhere(self) -> set[str]:
-        """Return the names in units that were not read yet; none where all rules have their columns."""
+        """Return the names in sampled units of the input; empty when all rules have their columns."""
         if all(name in self.columns for name in rule_columns(self.input_work.source.where)):
             return set()
         return set(contents(self.input_work.source, self.units))
 
 
 def check_outcome(input_work: InputWork, gathered: Gathered, units: Sequence[Unit] = ()) -> None:
-    """Raise DataError when a rule asks for a column that no record has, or when no sample was made.
+    """Raise DataError when a rule needs a column that no record has, or when no sample was made.
 
-    `units` are looked at when nearly all records failed alike.
+    `units`: units of the input, of which some are read to explain why nearly all records failed for one reason.
     """
     if gathered.columns is not None and gathered.records > gathered.bad.total():
         check_rule_columns(input_work.name, input_work.source.where, gathered.columns)
@@ -63,7 +68,7 @@ def check_outcome(input_work: InputWork, gathered: Gathered, units: Sequence[Uni
         return
     if not gathered.records:
         raise DataError(
-            f"{input_work.name}: the input holds no record, so there is nothing to train on",
+            f"{input_work.name}: the input has no records, so nothing can be trained",
             f"see pipeline.inputs.{input_work.name}.path={_paths(input_work)} (format={input_work.source.format})",
         )
     reasons = [text for text in (_refused_line(gathered.bad), _dropped_line(gathered.dropped)) if text]
@@ -91,18 +96,18 @@ def report_counts(input_work: InputWork, gathered: Gathered) -> None:
         log.info("%s: %s", input_work.name, line)
     if gathered.cut_short:
         log.warning(
-            "%s: %d files end too soon and nothing says how many records they lack: see `janus data quarantine %s`",
+            "%s: %d files end too early and lack an unknown number of records: see `janus data quarantine %s`",
             *(input_work.name, gathered.cut_short, input_work.folder),
         )
 
 
 def _refused_line(bad: Mapping[str, int]) -> str:
-    """Return the counts of refused records by kind of reason, the most frequent first; empty when there are none."""
+    """Return the counts of refused records by kind of reason, the most frequent first; empty without any."""
     return f"refused: {_counts(bad)}" if bad else ""
 
 
 def _dropped_line(dropped: Mapping[str, int]) -> str:
-    """Return the counts of dropped records by rule, the most frequent first; empty when there are none."""
+    """Return the counts of dropped records by rule, the most frequent first; empty without any."""
     return f"dropped by rules: {_counts(dropped)}" if dropped else ""
 
 

@@ -1,6 +1,6 @@
-"""Everything that training needs on disk: the shards of all inputs of a recipe, made where they are missing.
+"""Preparation of the data that training needs: the shards of all inputs of a recipe, made where they are missing.
 
-Invariant: a folder with a manifest is never touched.
+Invariant: a folder with a manifest is never changed, except to replace its shards on request.
 """
 
 import logging
@@ -36,7 +36,7 @@ def prepare_data(recipe: BaseRecipe, limit: int | None = None, anew: bool = Fals
 
     Raises ConfigError when an input's files and its shards would lie in one folder, when shards were made with other
     settings, or when another job writes into their folder; CheckpointError when the VQ tokenizer's weights are absent
-    or do not fit; DataError when shards are of other weights, or as `stream.run`.
+    or do not fit; DataError when shards are of other weights, or for the reasons of `stream.run`.
     """
     if limit is not None:
         recipe = _with_root(recipe, f"{recipe.data.root.rstrip('/')}-first-{limit}")
@@ -71,7 +71,7 @@ def _make_shards(works: Sequence[InputWork], recipe: BaseRecipe, limit: int | No
 
 
 def input_work(name: str, recipe: BaseRecipe, tokenizer: Tokenizer) -> InputWork:
-    """The work on one of the recipe's inputs, with paths that mean the same in any process."""
+    """Return the work on one of the recipe's inputs, with paths that mean the same in any process."""
     recipe = _with_absolute_paths(recipe)
     pipeline = recipe.pipeline
     folder = f"{recipe.data.root}/{name}"
@@ -79,10 +79,12 @@ def input_work(name: str, recipe: BaseRecipe, tokenizer: Tokenizer) -> InputWork
 
 
 def check_apart(works: Sequence[InputWork]) -> None:
-    """ConfigError when a path of an input is its output folder, lies in it or contains it: a run reads no output, and
-    what it tidies up is never a source."""
+    """Raise ConfigError when a path of an input is its output folder, is in it or contains it.
+
+    A run must not read its output, nor remove a source when it removes unused shards.
+    """
     faults = [
-        f"pipeline.inputs.{work.name}.path={path} and the folder of its shards, {work.folder}, are not apart"
+        f"pipeline.inputs.{work.name}.path={path} and the folder of its shards, {work.folder}, overlap"
         for work in works
         for path in _paths(work)
         for path in expand(path)
@@ -91,13 +93,13 @@ def check_apart(works: Sequence[InputWork]) -> None:
     if faults:
         raise ConfigError(
             "; ".join(faults),
-            "an input's path must neither be the folder data.root/NAME, nor lie in it, nor contain it: "
-            "give another data.root, or move the source",
+            "an input's path must not be the folder data.root/NAME, nor be in it, nor contain it: "
+            "set another data.root, or move the source",
         )
 
 
 def _overlap(pattern: Sequence[str], folder: Sequence[str]) -> bool:
-    """Whether what a path or pattern names may be a folder, lie in it or contain it."""
+    """Return whether a file that a path or pattern names may be a folder, be in it or contain it."""
     for pattern_part, name in zip(pattern, folder, strict=False):
         if pattern_part == "**":
             return True
@@ -107,21 +109,21 @@ def _overlap(pattern: Sequence[str], folder: Sequence[str]) -> bool:
 
 
 def _path_parts(path: str) -> list[str]:
-    """The names in a path, links followed; the first tells disks and stores apart."""
+    """Return the names in a path, links followed; the first one is `disk` or `store`."""
     name = fsspec.core.strip_protocol(path)
     where, name = ("disk", os.path.realpath(name)) if fs.is_local(path) else ("store", name)
     return [where, *filter(None, name.split("/"))]
 
 
 def _report_all_committed(recipe: BaseRecipe, replaced: set[str]) -> None:
-    """Report the existing shard sets that a recipe trains on, but those in folders whose shards are replaced."""
+    """Report the existing shard sets that a recipe trains on, except those in the folders that are `replaced`."""
     for folder in recipe.data.lanes.values():
         if folder not in replaced and is_there(folder):
             _report_committed(folder, recipe)
 
 
 def _report_committed(folder: str, recipe: BaseRecipe) -> None:
-    """Say what is there; DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
+    """Log an existing shard set; raises DataError when its VQ ids are of another VQ tokenizer than the recipe's."""
     manifest = Manifest.load(folder)
     weights = recipe.data.vq_weights
     if manifest.vq_sha256 is not None and fs.size(weights) is not None:
@@ -140,10 +142,10 @@ def _check_settings(work: InputWork) -> None:
     manifest = Manifest.load(work.folder)
     try:
         new_settings = stream.settings(work, manifest.vq_sha256)
-    except OSError:  # a source that made shards long ago may be gone
+    except OSError:  # the source of committed shards may have been removed
         return
     if accepted := refuse_other_settings(work, manifest, new_settings):
-        log.warning("%s: its shards are taken as they are, though %s", work.name, ", ".join(accepted))
+        log.warning("%s: its shards are used as they are, although %s", work.name, ", ".join(accepted))
 
 
 def _described(work: InputWork) -> str:
@@ -156,7 +158,7 @@ def _paths(work: InputWork) -> list[str]:
 
 
 def _with_absolute_paths(recipe: BaseRecipe) -> BaseRecipe:
-    """The same recipe with paths that mean the same in any process of this machine, whatever its folder."""
+    """Return a recipe with paths that mean the same in any process of this machine, in any working folder."""
     data, pipeline = recipe.data, recipe.pipeline
     changed = {name: _absolute(getattr(data, name)) for name in ("root", "vq_weights")}
     inputs = {name: _with_absolute_files(source) for name, source in pipeline.inputs.items()}

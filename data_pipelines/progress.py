@@ -1,7 +1,7 @@
-"""What a person sees of a pipeline while it runs: how far, how fast, how long still, and what the jobs wait for.
+"""Progress of a pipeline on the console: share done, speed, remaining time, and the time in each step.
 
-Invariant: the time still needed is reckoned from bytes of input, since how many records there are is not known before
-they are read.
+Invariant: the remaining time is estimated from bytes of input, since the number of records is unknown before they are
+read.
 """
 
 import logging
@@ -14,30 +14,31 @@ from janus_dist.data.manifest import Manifest
 from janus_dist.monitor.console import count, duration
 
 SAY_EVERY_S = 30.0
+"""Seconds between two lines on the console."""
 
 log = logging.getLogger("janus_dist")
 
 
 class Progress:
-    """Jobs done, bytes of input behind them, and how far running jobs are."""
+    """Jobs done, their bytes of input, and the progress of running jobs."""
 
     def __init__(self, name: str, jobs: int, size: int):
-        """`size`: bytes of all input."""
+        """Start at no job done. `size`: bytes of all input."""
         self.name, self.jobs, self.size = name, jobs, max(1, size)
         self.jobs_done = self.bytes_found = self.bytes_done = self.records = 0
         self.seconds: dict[str, float] = {}
         self.running: list[tuple[int, int, Report]] = []
-        """Number, bytes of input and the latest report of each running job."""
+        """(number, bytes of input, latest report) of each running job."""
         self.started_at = self.printed_at = time.monotonic()
 
     @property
     def share(self) -> float:
-        """Of the input that is done, above 0."""
+        """Return the share of the input that is done, above 0."""
         return max(1, self.bytes_found + self.bytes_worked) / self.size
 
     @property
     def bytes_worked(self) -> float:
-        """Bytes of input behind what this run did, running jobs included."""
+        """Return the bytes of input that this run has processed, running jobs included."""
         return self.bytes_done + sum(size * report.share for _, size, report in self.running)
 
     @property
@@ -47,16 +48,16 @@ class Progress:
 
     @property
     def is_due(self) -> bool:
-        """Tell whether the last line is SAY_EVERY_S ago."""
+        """Return whether the last line was printed SAY_EVERY_S ago or longer."""
         return time.monotonic() - self.printed_at >= SAY_EVERY_S
 
     def found(self, size: int) -> None:
-        """A job that an earlier run did."""
+        """Count a job that an earlier run did, of `size` bytes."""
         self.jobs_done += 1
         self.bytes_found += size
 
     def add(self, size: int, records: int, seconds: Mapping[str, float]) -> None:
-        """A job that was done now; `seconds` by step."""
+        """Count a job that this run did, of `size` bytes; `seconds` by step."""
         self.jobs_done += 1
         self.bytes_done += size
         self.records += records
@@ -64,13 +65,13 @@ class Progress:
             self.seconds[step] = self.seconds.get(step, 0.0) + step_seconds
 
     def say(self) -> None:
-        """Print a line if the last one is long ago."""
+        """Print a line when it is due."""
         if self.is_due:
             self.printed_at = time.monotonic()
             log.info("%s", self.line(self.printed_at - self.started_at))
 
     def line(self, passed_s: float) -> str:
-        """How far it is after `passed_s` seconds."""
+        """Return the line about the progress after `passed_s` seconds."""
         parts = [f"{self.name}: {self.jobs_done} of {self.jobs} jobs, {min(self.share, 1):.1%}"]
         worked = self.bytes_worked
         if worked:
@@ -84,7 +85,7 @@ class Progress:
         return "  ".join(part for part in parts if part)
 
     def steps(self) -> str:
-        """Share of the jobs' time in each step."""
+        """Return the share of the jobs' time in each step, in words."""
         by_step = Counter(self.seconds)
         for _, _, report in self.running:
             by_step.update(report.seconds)
@@ -92,7 +93,7 @@ class Progress:
         return " ".join(f"{step} {seconds / total:.0%}" for step, seconds in by_step.items()) if total else ""
 
     def close(self, manifest: Manifest) -> None:
-        """Print what came out."""
+        """Print the result."""
         passed_s = time.monotonic() - self.started_at
         rate = f"{self.records} records in {duration(passed_s)}, {count(self.records / max(passed_s, 1e-9))}/s"
         log.info(

@@ -1,7 +1,7 @@
-"""What passes between readers and steps: units of input, the records in them, and what becomes of those not used.
+"""Types that readers and steps exchange: units of input, their records, and the results of steps.
 
-Invariant: a unit names the same records on every run while its files stay as they are, so work that is cut again after
-a crash is the same work.
+Invariant: a unit has the same records on every run while its files are unchanged, so work that is cut again after a
+crash is the same work.
 """
 
 from collections.abc import Mapping
@@ -18,74 +18,75 @@ class Unit:
     """The smallest piece of an input that a reader can begin at."""
 
     path: str
-    """File or folder, local or s3://."""
+    """Path or URL of a file or folder."""
     size: int
-    """Bytes of it, for progress; with the path, what tells it from another version of itself."""
+    """Bytes, for progress; with the path they identify the version of the unit."""
     start: int = 0
-    """First byte, row group or file, by the format."""
+    """Index of the first byte, row group or file, by the format."""
     stop: int | None = None
-    """One past the last; None: to the end."""
+    """Index after the last one; None: to the end."""
     records: int | None = None
-    """How many records are in it, where the format says so."""
+    """Number of records, if the format knows it."""
     names: tuple[str, ...] = ()
-    """Files of a folder."""
+    """Names of the files of a folder."""
     stem: str = ""
-    """What keys of its records begin with: the path below what all files of the input share, without its ending."""
+    """Prefix of its records' keys: the path below the folder that all files of the input share, without the ending."""
     versions: tuple[tuple[str, str], ...] = ()
-    """(path, version) of the files that it is read from, when the work was cut; does not count for what it is."""
+    """(path, version) of its files when the work was cut; not a part of its identity."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded image: its bytes, or where they are."""
+    """An encoded image: its bytes, or the path of its file."""
 
     source: str
-    """Path or URL, or the place in a larger file, for people."""
+    """Path or URL; for people, the position in a larger file."""
     content: bytes | None = None
     """None: to be read from `source`."""
     root: str = field(default="", compare=False)
-    """Folder that a link at `source` must not lead out of; it may lead anywhere when empty."""
+    """Folder out of which a link at `source` must not lead; empty: no restriction."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One entry of an input, as it was found: nothing of it is checked yet."""
+    """An entry of an input as it was read, before any check."""
 
     key: str
-    """Unique in its input: that of the source where it has one."""
+    """Key, unique in the input: that of the source if it has one."""
     source: str
-    """File and place in it, for people."""
+    """File and position in the file, for people."""
     pictures: tuple[Picture, ...] = ()
     turns: tuple[Turn, ...] = ()
-    """Questions and answers (understanding); `<image>` stands for each picture in turn; without any, all come first."""
+    """(question, answer) pairs (understanding), with `<image>` for each picture in turn; without any, all pictures are
+    first."""
     context: tuple[int, ...] = ()
-    """Numbers of the turns whose answers are read but not learned, as the source says."""
+    """Indices of the turns whose answers are not learned, as the source says."""
     system: str = ""
-    """What a conversation's system message says."""
+    """System message of a conversation."""
     caption: str = ""
-    """(generation)"""
+    """Caption of the image (generation)."""
     text: str = ""
     """A document (text), or text around `<image>` marks (understanding, plain layout)."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Other values of the entry, for `where`."""
+    """Other values of the entry by name, for `where`."""
     ignored: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-    """(key, reason) of each value of the entry that is not used; what was not read makes no other record."""
+    """(key, reason) of each unused value of the entry; not a part of the record's identity."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a stream's step made of a record."""
+    """The result of a stream's step for a record."""
 
     samples: list[tuple[str, Sample]]
-    """(key, sample) pairs: one, or several of a document that was cut."""
+    """(key, sample) pairs: one, or several for a document that was cut."""
     facts: tuple[tuple[str, float], ...]
     """(name, value) pairs for histograms: `width`, `height`, `aspect` of each picture, `caption_chars`."""
 
 
 class Dropped(Exception):
-    """A record that a rule of the recipe (`where`) leaves out."""
+    """A record that a rule of the recipe (`where`) excludes."""
 
     def __init__(self, rule: str, value: str):
-        """`rule`: as `width >= 256`; `value`: what the record has."""
+        """Name the rule, such as `width >= 256`, and the record's value."""
         super().__init__(rule, value)
         self.rule, self.value = rule, value

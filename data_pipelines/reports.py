@@ -1,6 +1,6 @@
-"""What running jobs say of themselves, for the console and for the judgement of a run that goes wrong.
+"""Reports of running jobs, for the console and to stop a run with too many bad records early.
 
-Invariant: a report that is late or lost costs nothing: counts that decide are those of the markers.
+Invariant: a late or lost report does no harm: the final counts are those of the markers.
 """
 
 import time
@@ -13,24 +13,25 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 REPORT_EVERY_S = 2.0
-"""Time between two reports of a job."""
+"""Seconds between two reports of a job."""
 READ_TIMEOUT_S = 5.0
+"""Seconds to wait for the board of reports."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """How far a running job is."""
+    """The progress of a running job."""
 
     share: float
-    """Of its input, from 0 to 1."""
+    """Share of its input that is done, from 0 to 1."""
     records: int
-    """That are kept, refused or dropped by now."""
+    """Records that were kept, refused or dropped so far."""
     bad: Mapping[str, int]
     """Refused records by kind of reason."""
     reasons: Mapping[str, str]
     """The first reason of each kind."""
     seconds: Mapping[str, float]
-    """By step."""
+    """Time by step."""
 
 
 Send = Callable[[Report], object]
@@ -38,14 +39,14 @@ Send = Callable[[Report], object]
 
 @dataclass
 class Reporter:
-    """Sends reports of one job, REPORT_EVERY_S apart."""
+    """A sender of one job's reports, REPORT_EVERY_S apart."""
 
     send: Send | None
     sent_at: float = field(default_factory=time.monotonic)
 
     @property
     def is_due(self) -> bool:
-        """Tell whether it is time for a report."""
+        """Return whether a report is due."""
         return self.send is not None and time.monotonic() - self.sent_at >= REPORT_EVERY_S
 
     def put(self, report: Report) -> None:
@@ -76,12 +77,12 @@ class ReportBoard:
 
     @classmethod
     def start(cls) -> "ReportBoard":
-        """Start a board without a core of its own; it is empty again after its node died."""
+        """Start a board that reserves no core; it is empty again when its node has died."""
         actor: Any = ray.remote(_Board)
         return cls(actor.options(num_cpus=0, max_restarts=-1).remote())
 
     def send_for(self, job: int) -> Send:
-        """Return what sends reports of a job; they are not waited for."""
+        """Return a function that sends reports of a job without waiting for their delivery."""
         return lambda report: self.actor.put.remote(job, report)
 
     def read(self) -> dict[int, Report] | None:

@@ -1,7 +1,6 @@
-"""Training a vision tower on the images and captions of a source.
+"""Training of a vision tower on the images and captions of a source.
 
-Invariant: weights and the record beside them depend on images, captions, sizes and seed alone, and the record says
-which.
+Invariant: the weights and their record depend only on images, captions, sizes and seed, which the record lists.
 """
 
 import hashlib
@@ -21,8 +20,11 @@ from janus_dist.storage.fs import write_whole
 
 
 def train(recipe: BaseRecipe, out: Path, command: str, say: Callable[[str], None], steps: int = STEPS) -> float:
-    """Train on all generation inputs; write `OUT/config.json` and `OUT/model.safetensors`, in the layout in which
-    SigLIP is published, and `OUT/origin.json`. The accuracy on held-out images."""
+    """Train on all generation inputs and return the accuracy on held-out images.
+
+    Writes `OUT/config.json` and `OUT/model.safetensors`, in the layout in which SigLIP is published, and
+    `OUT/origin.json`. Raises DataError when the inputs have fewer than two images.
+    """
     images, prompts = pictures(recipe)
     captions = padded([prompt.tolist() for prompt in prompts], Tokenizer.load(recipe.data.tokenizer).eos)
     say(f"{len(images)} images of {', '.join(generation_inputs(recipe))}, {steps} steps -> {out}")

@@ -1,8 +1,8 @@
-"""One input from its files to a manifest: cut, do the jobs that have no marker yet, gather, commit.
+"""Preparation of one input, from its files to a manifest: cut, do the jobs without a marker, gather, commit.
 
-Invariants: the manifest is made of markers only and written last, so an interrupted run leaves no manifest and the next
-one does the jobs that are missing. One run at a time writes into a folder, and none removes a shard that a committed
-manifest lists before another manifest has taken its place.
+Invariants: the manifest is made only of markers and written last, so an interrupted run leaves no manifest and the next
+one does the missing jobs. Only one run at a time writes into a folder, and a shard that a committed manifest lists is
+only removed after another manifest has replaced that one.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ from janus_dist.errors import ClusterError, DataError
 from janus_dist.storage import fs
 from janus_dist.storage.lease import Lease, hold
 
-PIPELINE_VERSION = 4  # goes into the digests of jobs; raise it with every change of what a step makes of a record
-IN_USE = "follow or stop that job, or give this one another data.root; what has a manifest by then is left as it is"
+PIPELINE_VERSION = 4  # part of the digests of jobs; increase it with every change of the samples that a step makes
+IN_USE = "follow or stop that job, or set another data.root for this one; finished inputs are left unchanged"
 
 log = logging.getLogger("janus_dist")
 
 
 def run(input_work: InputWork, limit: int | None = None, anew: bool = False) -> Manifest:
-    """Make what is missing of an input's shards and commit their manifest; needs an initialised Ray.
+    """Make the missing shards of an input, commit their manifest and return it; needs an initialised Ray.
 
-    Shards with a manifest are left as they are, unless `anew`: then what differs from settings and files of now is made
-    beside them, and replaces them at the end. `limit`: records to read, spread over the input.
+    Shards with a manifest are left unchanged, unless `anew`: then shards that differ from the current settings and
+    files are made next to them, and replace them at the end. `limit`: records to read, spread over the input.
 
-    DataError when more than `pipeline.max_bad_share` of the records are bad, when a rule asks for a column that no
-    record has, when no sample was made or a file has changed since the work was cut; ClusterError when jobs could not
-    be done: what was done stays, and the same call again does the rest. ConfigError when another run writes into the
-    folder, or the shards there were made with other settings.
+    Raises DataError when more than `pipeline.max_bad_share` of the records are bad, when a rule needs a column that no
+    record has, when no sample was made or when a file has changed since the work was cut; ClusterError when jobs could
+    not be done: finished jobs are kept, and the same call again does the others; ConfigError when another run writes
+    into the folder, or when its shards were made with other settings.
     """
     with hold(
         input_work.folder, f"the shard set {input_work.folder}", f"tokenizing {input_work.name}", log.info, IN_USE
@@ -90,8 +90,7 @@ def _do_missing(
     judge: Judge,
     lease: Lease,
 ) -> list[Failure]:
-    """Do the jobs that no earlier run did, and return why some could not be done; stops when too many records are
-    bad."""
+    """Do the jobs that no earlier run did, and return the failures of others; stop when too many records are bad."""
     earlier = _earlier_summaries(input_work, jobs)
     for job in jobs:
         if job.digest in earlier:
@@ -119,23 +118,26 @@ def _incomplete(name: str, missing: int, jobs: int, failures: Sequence[Failure])
     reasons = "; ".join(failure.text for failure in failures[:SHOWN_REASONS]) or "their markers are gone"
     return (DataError if data_errors else ClusterError)(
         f"{name}: {missing} of {jobs} jobs were not done; {reasons}",
-        hint or "what was done stays: run the same command again",
+        hint or "finished jobs are kept: run the same command again to do the others",
     )
 
 
 def _commit(input_work: InputWork, manifest: Manifest, jobs: Sequence[ShardJob], anew: bool, lease: Lease) -> None:
-    """Write the manifest. Shards that no manifest lists are removed before, those of one that is replaced after it."""
+    """Write the manifest.
+
+    Shards that no manifest lists are removed before, those of a replaced manifest after it. Raises DataError when
+    another program has written a manifest meanwhile.
+    """
     lease.check()
     try:
         before = _manifest(input_work.folder)
     except DataError:
         if not anew:
             raise
-        before = None  # a damaged one keeps no shards
+        before = None  # the shards of a damaged manifest are not kept
     if before is not None and not anew:
         raise DataError(
-            f"{input_work.folder} got a manifest while its shards were made: by a job that does not know of the lease "
-            "there",
+            f"{input_work.folder} got a manifest while its shards were made, by a job that does not use leases",
             "see which job that is (of an older version, perhaps); both lists of shards are whole, and this job's are "
             "removed by: python jobs/prepare.py RECIPE.yaml ... --replace",
         )
@@ -153,18 +155,18 @@ def _manifest(folder: str) -> Manifest | None:
 
 
 def _committed(input_work: InputWork, made_by: dict[str, Any]) -> Manifest | None:
-    """The manifest of shards that are there; ConfigError when they were made with other settings."""
+    """Return the committed manifest, if any; raises ConfigError when its shards were made with other settings."""
     manifest = _manifest(input_work.folder)
     if manifest is not None:
         refuse_other_settings(input_work, manifest, made_by)
-        log.info("%s: %d samples are there, made by another job", input_work.name, manifest.samples)
+        log.info("%s: %d samples exist already, made by another job", input_work.name, manifest.samples)
     return manifest
 
 
 def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
-    """Everything beside the input's files that decides what the shards hold.
+    """Return all settings that determine the content of shards, in addition to the input's files.
 
-    `vq`: sha256 of the VQ weights, where it is known.
+    `vq`: sha256 of the VQ weights, if it is known.
     """
     recipe, pipeline = input_work.recipe, input_work.recipe.pipeline
     values: dict[str, Any] = {
@@ -215,8 +217,8 @@ def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[
         work.forget(input_work.folder, job)
     if foreign := work.of_other_cuts(input_work.folder, jobs):
         log.info(
-            "%s: %d jobs in %s were done with other settings or from other files: they do not count, and what they "
-            "made is removed when all is done",
+            "%s: %d jobs in %s were done with other settings or from other files: they do not count, and their "
+            "shards are removed at the end",
             *(input_work.name, len(foreign), input_work.folder),
         )
     for job in _jobs_to_repeat(input_work, jobs, summaries):
@@ -244,15 +246,15 @@ def _jobs_to_repeat(
 
 
 def vq_sha256(recipe: BaseRecipe) -> str:
-    """sha256 of the VQ weights: of a file its own, of a folder that of a file with its VQ tokenizer alone."""
+    """Return the sha256 of the VQ weights: for a folder, that of a file with only its VQ tokenizer."""
     path = recipe.data.vq_weights
     if not Path(path).is_dir():
         return sha256_of(path)
-    from janus_dist.weights.vq import digest, load_vq  # here: the model's libraries take 4 s, before any message
+    from janus_dist.weights.vq import digest, load_vq  # imported here: the model's libraries take 4 s
 
     return digest(load_vq(recipe.model, path))
 
 
 def sha256_of(path: str) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     return hashlib.sha256(fs.read(path)).hexdigest()

@@ -1,7 +1,7 @@
 """A shard job as a Ray task.
 
-Invariant: nothing here imports PyTorch, not even indirectly: it would cost each worker process 5 s of a core and half a
-gigabyte, and jobs leave what needs it to the encoders.
+Invariant: this module does not import PyTorch, not even indirectly: it would cost each worker process 5 s of a core and
+half a gigabyte, and only the encoders need it.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ import ray
 
 from data_pipelines import work
 from data_pipelines.encoder import EncoderPool, NearEncoders
-from data_pipelines.job import InputWork, first_reasons, run_job
+from data_pipelines.job import InputWork, run_job
 from data_pipelines.reports import ReportBoard
+from data_pipelines.tally import first_reasons
 from data_pipelines.work import Marker, ShardJob
 from janus_dist.inspection.inspect import kinds
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the driver keeps of a finished job."""
+    """The counts of a finished job that the driver keeps."""
 
     records: int
     samples: int
@@ -26,13 +27,15 @@ class Summary:
     reasons: dict[str, str]
     """The first reason of each kind."""
     seconds: dict[str, float]
+    """Time by step."""
     bad_kinds: dict[str, int]
     """Bad records by kind of reason."""
     columns: frozenset[str] | None = None
-    """Columns with a value in some record, where the recipe has rules; None of an earlier version."""
+    """Columns with a value in some record, where the recipe has rules; None for markers of earlier versions."""
 
     @classmethod
     def of(cls, marker: Marker) -> "Summary":
+        """Return the summary of a marker."""
         columns = None if marker.columns is None else frozenset(marker.columns)
         by_kind = kinds(marker.rejects)
         reasons, bad = first_reasons(marker.rejects), sum(by_kind.values())
@@ -43,7 +46,7 @@ class Summary:
 def do_job(
     job: ShardJob, input_work: InputWork, encoders: EncoderPool | None, with_examples: bool, board: ReportBoard
 ) -> Summary:
-    """Do a job, unless an earlier attempt lived long enough to commit it, but not to say so."""
+    """Do a job and return its summary, unless an attempt that was lost has already committed it."""
     marker = work.load_marker(input_work.folder, job)
     if marker is None:
         marker = run_job(
@@ -51,5 +54,5 @@ def do_job(
         )
     if marker is None:
         marker = work.load_marker(input_work.folder, job)
-    assert marker is not None, "an attempt lost against a marker that is not there"
+    assert marker is not None, "another attempt has committed the job, but its marker is absent"
     return Summary.of(marker)

@@ -1,9 +1,9 @@
-"""The tokenizer of the embedded default: a byte-level BPE of 2,048 ids from the texts that the streams are made of.
+"""The tokenizer of the embedded default: a byte-level BPE of 2,048 ids, trained on the texts of the streams.
 
     python -m data_pipelines.tokenizer [PATH]        # jobs/recipes/tiny/tokenizer.json when absent
 
 Invariant: the same texts give the same bytes; `pydoc_data.topics` differs between patch versions of Python, so the
-version is recorded beside the file.
+version is recorded next to the file.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ VOCAB = 2_048
 
 
 def texts() -> Iterator[str]:
-    """The training texts: Python's documentation by topic, and easy-vqa as its conversations and captions read."""
+    """Yield the training texts: Python's documentation by topic, and the conversations and captions of easy-vqa."""
     yield from (text for _, text in sorted(pydoc_data.topics.topics.items()))
     for image in easy_vqa.load("train"):
         yield from conversation_texts(image.questions, image.caption)
 
 
 def conversation_texts(questions: Iterable[tuple[str, str]], caption: str) -> Iterator[str]:
-    """One image's questions and caption in the chat format, so that words in it get the space that they will have."""
+    """Yield an image's questions and caption in the chat format, so that words are preceded by the usual space."""
     chat = ChatConfig()
     for question, answer in questions:
         yield f"{chat.user}: {question}\n\n{chat.assistant}: {answer}"
@@ -40,13 +40,13 @@ def conversation_texts(questions: Iterable[tuple[str, str]], caption: str) -> It
 
 
 def main(path: Path = PATH) -> None:
-    """Train, write `PATH` and, beside it, `PATH.origin.json` with what made it."""
+    """Train the tokenizer; write `PATH`, and its origin to `PATH.origin.json`."""
     train_tokenizer(texts(), VOCAB, path)
     write_whole(path.with_suffix(".origin.json"), json.dumps(origin(path), indent=1, sort_keys=True).encode() + b"\n")
 
 
 def origin(path: Path) -> dict[str, str | int]:
-    """Command, Python version and digests of the texts and of the file at `path`."""
+    """Return command, Python version and digests of the texts and of the file at `path`."""
     read = hashlib.sha256()
     for text in texts():
         read.update(text.encode() + b"\0")

@@ -1,7 +1,7 @@
 """VQ ids of crops on one device.
 
-Invariant: weights and arithmetic are float32 on any device, since ids are an arg-max and would flip with a coarser
-rounding.
+Invariant: weights and arithmetic are float32 on any device, since ids are an arg-max, which coarser rounding would
+change.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from janus_dist.weights.vq import load_vq
 
 
 class VqIds:
-    """A VQ tokenizer with its weights on a device; CheckpointError when they are absent or of another one."""
+    """A VQ tokenizer with its weights on a device; raises CheckpointError when they are absent or do not fit."""
 
     def __init__(self, model: ModelConfig, weights: str, device: str):
         self.vq = load_vq(model, weights)
@@ -23,6 +23,6 @@ class VqIds:
         self.device = device
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """[image, id] VQ ids of [image, side, side, 3] crops."""
+        """Return the VQ ids, [images, ids] uint16, of crops: `pixels`, [images, side, side, 3] uint8."""
         images = torch.tensor(pixels).to(self.device).permute(0, 3, 1, 2)  # a copy: Ray's arrays are read-only
         return vq_model.encode(self.vq, vq_model.to_float(images)).cpu().numpy().astype(np.uint16)

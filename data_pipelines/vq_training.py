@@ -1,6 +1,6 @@
-"""Training the VQ tokenizer on the images of a source.
+"""Training of the VQ tokenizer on the images of a source.
 
-Invariant: weights and the record beside them depend on images, settings and seed alone, and the record says which.
+Invariant: the weights and their record depend only on images, settings and seed, which the record lists.
 """
 
 import hashlib
@@ -29,7 +29,10 @@ from janus_dist.weights.vq import save_vq
 
 
 def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQuality:
-    """Train on the images of all generation inputs; write `data.vq_weights` and, beside it, `.origin.json`."""
+    """Train on the images of all generation inputs and return the quality; write `data.vq_weights` and `.origin.json`.
+
+    Raises DataError when the inputs have fewer than two images.
+    """
     path = Path(recipe.data.vq_weights)
     pixels, _ = pictures(recipe)
     names = ", ".join(generation_inputs(recipe))
@@ -57,8 +60,11 @@ def train(recipe: BaseRecipe, command: str, say: Callable[[str], None]) -> VqQua
 
 
 def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
-    """The images [image, 3, side, side] uint8 of generation inputs as they are cropped, and the ids of their prompts;
-    bad ones are left out. DataError when there are fewer than two."""
+    """Return the crops of the generation inputs' good images, [images, 3, side, side] uint8, and the ids of each
+    prompt, [ids] uint32.
+
+    Raises DataError when there are fewer than two.
+    """
     samples: list[Prepared] = []
     for name in generation_inputs(recipe):
         samples += prepared(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
@@ -69,8 +75,8 @@ def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
 
 
 def generation_inputs(recipe: BaseRecipe) -> list[str]:
-    """Names of the inputs of the generation stream; DataError when there is none."""
+    """Return the names of the inputs of the generation stream; raises DataError without any."""
     names = [name for name, stream in recipe.pipeline.streams.items() if SPECS[stream].draws_images]
     if not names:
-        raise DataError("pipeline.inputs has no input of the generation stream, there are no images to train on")
+        raise DataError("pipeline.inputs has no input of the generation stream, so it has no images to train on")
     return names

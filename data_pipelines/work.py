@@ -1,8 +1,8 @@
-"""Shard jobs: an input cut into pieces of work before the run, and the commit markers of those that are done.
+"""Shard jobs: an input cut into pieces of work before the run, and the commit markers of finished jobs.
 
-Invariants: the cut depends on the input and the settings alone. A job's shards are written under names of that attempt
-alone and count only by its marker, which is created once and for all: of several attempts, at the same time or after
-each other, one is counted, and no reader ever sees bytes of two.
+Invariants: the cut depends only on the input and the settings. A job's shards have names of that attempt and count only
+if its marker lists them, which is created once: of several attempts, at the same time or after each other, only one
+counts, and no reader ever sees bytes of two.
 """
 
 import re
@@ -30,58 +30,59 @@ SHARD_FILE = re.compile(r"\d{6,}-\d{2,}-[0-9a-f]{12}\.(tar|index\.npy)")
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The work for one shard, or a few where a unit cannot be cut."""
+    """The work for one shard, or for a few when a unit cannot be cut."""
 
     number: int
-    """In the order of the input, which is the order of the manifest."""
+    """Index in the order of the input, which is the order of the manifest."""
     units: tuple[Unit, ...]
     limit: int | None
-    """Records to read at most."""
+    """Most records to read; None: all."""
     digest: str
     """sha256 of settings, units and limit: two jobs with the same digest make the same samples."""
 
     @property
     def size(self) -> int:
-        """Bytes of input."""
+        """Return the bytes of input."""
         return sum(unit.size for unit in self.units)
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a finished job left."""
+    """The result of a finished job."""
 
     job: str
     """Digest of the job."""
     number: int
     attempt: str
     records: int
-    """That were read, good and bad; those that a reject stands for count."""
+    """Records that were read, good and bad; a reject counts as the number of records that it represents."""
     shards: tuple[ShardEntry, ...]
     rejects: tuple[Reject, ...]
     dropped: Mapping[str, int]
-    """Records that each rule left out."""
+    """Dropped records by rule."""
     histograms: Mapping[str, Mapping[str, int]]
-    """Of width, height, aspect and caption_chars: lower edge of a bin -> records."""
+    """Histograms of width, height, aspect and caption_chars: lower edge of a bin -> records."""
     examples: tuple[Example, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """By step; what the job's process waited for or did."""
+    """Time by step, spent waiting or working in the job's process."""
     columns: Mapping[str, int] | None = None
-    """Records with a value, by column, where the recipe has rules; None of an earlier version."""
+    """Records with a value, by column, where the recipe has rules; None for markers of earlier versions."""
     versions: str = ""
-    """Digest of the versions of the files that it read; empty where none are known, as in older markers."""
+    """Digest of the versions of the files read; empty if unknown, as in older markers."""
     ignored: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Key of a value that was not used -> reason -> records; those of an older program have none."""
+    """Key of an unused value -> reason -> records; empty for markers of earlier versions."""
 
     @property
     def samples(self) -> int:
+        """Return the number of samples in all shards."""
         return sum(entry.samples for entry in self.shards)
 
 
 def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int | None) -> list[ShardJob]:
-    """Cut units into jobs of at least `shard_samples` records where units say how many they hold, else of one unit.
+    """Return jobs of at least `shard_samples` records if the units know their number of records, else of one unit each.
 
-    With a `limit`, jobs that read so many records in all, spread over the units (`spread`): of units that say how many
-    they hold, jobs of about `shard_samples` records; else one job.
+    With a `limit`, the jobs read that many records in total, spread over the units (`spread`): jobs of about
+    `shard_samples` records if all units know their number, else one job.
     """
     if limit is not None:
         return _cut_limited(units, shard_samples, settings, limit)
@@ -98,7 +99,7 @@ def cut(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], 
 
 
 def _cut_limited(units: Sequence[Unit], shard_samples: int, settings: Mapping[str, Any], limit: int) -> list[ShardJob]:
-    """Deal the units out to as few jobs as make shards of the usual size, and share the limit among the jobs."""
+    """Distribute the units among as few jobs as make shards of the usual size, and share the limit among the jobs."""
     ordered = spread(units)
     counts = _record_counts(ordered)
     jobs = min(len(units), -(-limit // shard_samples) if counts is not None else 1)
@@ -113,32 +114,32 @@ def _cut_limited(units: Sequence[Unit], shard_samples: int, settings: Mapping[st
 
 
 def _record_counts(units: Sequence[Unit]) -> list[int] | None:
-    """Return how many records each unit holds; None when a unit does not say it."""
+    """Return the number of records of each unit; None when a unit does not know it."""
     counts = [unit.records for unit in units if unit.records is not None]
     return counts if len(counts) == len(units) else None
 
 
 def _units_for(counts: Sequence[int], limit: int, least: int) -> int:
-    """Return how many of the first units are dealt out: those that hold `limit` records, at least `least`; all when
-    they hold fewer."""
+    """Return how many of the first units are used: those that hold `limit` records, at least `least`; all when all hold
+    fewer."""
     enough = next((index for index, total in enumerate(accumulate(counts), 1) if total >= limit), 0)
     return max(enough, least) if enough else len(counts)
 
 
 def attempt_name() -> str:
-    """A name that no other attempt has."""
+    """Return a unique name for an attempt."""
     return uuid.uuid4().hex[:12]
 
 
 def shard_name(job: ShardJob, part: int, attempt: str) -> str:
-    """`000012-00-ATTEMPT`: job, part of it, and the attempt that wrote it."""
+    """Return the name of a shard, such as `000012-00-ATTEMPT`: job, part, and the attempt that wrote it."""
     return f"{job.number:06d}-{part:02d}-{attempt}"
 
 
 def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
-    """Make a job's shards count; False, and its shards removed, when another attempt did so before.
+    """Create a job's marker and return True; when another attempt has done so before, remove the shards, return False.
 
-    LeaseLostError when the folder, whose lease is `claim`, is another run's by now.
+    Raises LeaseLostError when another run has taken over the folder, whose lease is `claim`.
     """
     values = asdict(marker)
     for reject in values["rejects"]:
@@ -156,7 +157,7 @@ def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
 
 
 def load_marker(folder: str, job: ShardJob) -> Marker | None:
-    """Return the marker of a job; None when it is absent or another program's."""
+    """Return the marker of a job; None when it is absent or not in our format."""
     return _markers(folder).load(job.digest, _decoded)
 
 
@@ -171,13 +172,13 @@ def _decoded(values: dict[str, Any]) -> Marker:
 
 
 def _reject(values: Mapping[str, Any]) -> Reject:
-    """Make a reject of its values in a marker; markers of older programs say no kind."""
+    """Return a reject of its values in a marker; markers of earlier versions have no kind."""
     kind = values.get("kind") or kind_in_old_reason(values["reason"])
     return Reject(**values | {"kind": kind, "head": b64decode(values["head"])})  # pyright: ignore
 
 
 def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
-    """The markers of jobs that have one, in the order of the jobs; some are read ahead, not all."""
+    """Yield the markers of jobs that have one, in the order of the jobs; only some are read ahead."""
     with ThreadPoolExecutor(LISTERS) as pool:
         for start in range(0, len(jobs), 8 * LISTERS):
             loaded = pool.map(partial(load_marker, folder), jobs[start : start + 8 * LISTERS])
@@ -185,9 +186,9 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
 
 
 def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
-    """Markers whose shards are all there; one whose shards are not is removed, so that its job is done again."""
+    """Yield the markers whose shards are complete; remove the others, so that their jobs are done again."""
     committed = _markers(folder).names()
-    sizes = fs.sizes(folder)  # after the markers: the shards of each were there before it
+    sizes = fs.sizes(folder)  # after the markers: the shards of each were written before it
     marked_jobs = [job for job in jobs if name_of(job.digest) in committed]
     complete: set[str] = set()
     for marker in markers(folder, marked_jobs):
@@ -205,14 +206,14 @@ def forget(folder: str, job: ShardJob) -> None:
 
 
 def of_other_cuts(folder: str, jobs: Sequence[ShardJob]) -> list[str]:
-    """Return the names of markers that are of no job of this cut: of other settings or files, or of other versions."""
+    """Return the names of markers of other cuts: of other settings or files, or of other versions."""
     return _markers(folder).others(job.digest for job in jobs)
 
 
 def remove_strays(folder: str, jobs: Sequence[ShardJob], entries: Iterable[ShardEntry]) -> None:
-    """Remove shards that are not among `entries` and markers of another cut; no file of a name that is not ours.
+    """Remove shards that are not in `entries` and markers of other cuts; files with other names are left.
 
-    A plain tar reader would take the former for data.
+    A plain tar reader would read such shards as data.
     """
     kept = {name for entry in entries for name in _files(entry)}
     for name in fs.names(folder):
@@ -238,5 +239,5 @@ def _markers(folder: str) -> JobMarkers:
 def _job(number: int, units: Sequence[Unit], limit: int | None, settings: Mapping[str, Any]) -> ShardJob:
     described = [asdict(replace(unit, versions=())) for unit in units]
     for values in described:
-        del values["versions"]  # compared by themselves: a file that was only touched makes no other job
+        del values["versions"]  # compared separately: touching a file does not change its jobs
     return ShardJob(number, tuple(units), limit, digest_of([settings, described, limit]))

@@ -1,6 +1,6 @@
-"""The account of an entry: each of its values is used, ignored for a reason that people are told, or refused.
+"""The account of an entry: each of its values is used, ignored for a reported reason, or refused.
 
-Invariant: an image that nothing reads is ignored only where the recipe, or the entry itself, says which image counts.
+Invariant: an unread image is ignored only when the recipe, or the entry itself, says which image counts.
 """
 
 import re
@@ -23,38 +23,39 @@ BEFORE = re.compile(
 )
 """Keys of the image that an editing record starts from (InstructPix2Pix, MagicBrush, ShareGPT-4o-Image)."""
 AFTER = re.compile(rf"(?:output|target|edited|result|after){SUBJECT}", re.IGNORECASE)
-"""Keys of the image that it ends with."""
+"""Keys of the changed image of an editing record."""
 NOT_USED = "not used"
 TEXT_ONLY = "the text stream reads texts alone"
 
 
 @dataclass
 class Account:
-    """What became of the values of an entry."""
+    """The fate of each value of an entry."""
 
     stream: Stream | None
-    """None: not known, so that nothing is refused for its sake."""
+    """None when it is unknown; then no value is refused because of the stream."""
     is_tar: bool = False
     is_image_named: bool = False
     """Whether the recipe says which image counts (`columns.image`)."""
     ignored: dict[str, str] = field(default_factory=dict)
-    """Reason by key."""
+    """Reasons why values are ignored, by key."""
     unread: list[tuple[str, str, Any]] = field(default_factory=list)
-    """(path of the key in the entry, the key itself, its value) that nothing read."""
+    """(path of the key in the entry, key, value) of each unread value."""
 
     def ignore(self, path: str, reason: str) -> None:
-        """Note a value that is not used; of several under one path the first reason stays."""
+        """Note why the value at a path is not used; the first reason for a path is kept."""
         self.ignored.setdefault(path[:LONGEST_KEY], reason)
 
     def leave(self, path: str, key: str, value: Any) -> None:
-        """Note a value that nothing reads, for `settle` to judge."""
+        """Note an unread value, which `settle` ignores or refuses."""
         if media.has_value(value):
             self.unread.append((path, key, value))
 
     def settle(self, pictures: Sequence[Picture], image_key: str) -> None:
-        """Judge the values that nothing read, once the entry's `pictures` are known; DataError refuses the record.
+        """Ignore the unread values, once the entry's `pictures` are known.
 
-        `image_key`: the key that the pictures are from; empty when they are from elsewhere.
+        `image_key`: the key that holds the pictures; empty when no key holds them. Raises DataError when a value
+        must not be ignored.
         """
         for path, key, value in self.unread:
             self.ignore(path, self._reason(path, key, value, pictures, image_key))
@@ -98,13 +99,13 @@ class Account:
         if self.is_tar:
             return "put the image into the tar as a member of the entry"
         if path != key:
-            return "name the images of a message `images`, or list them beside the conversation"
+            return "name the images of a message `images`, or list them next to the conversation"
         other = f", or columns: {{image: {image_key}}} to leave it out" if image_key else ""
         return f"set columns: {{image: {short(key)[1:-1]}}} to read it{other}"
 
 
 def check_editing(values: Mapping[str, Any], stream: Stream | None) -> None:
-    """DataError when an entry has both an image to change and the changed one, so that its words caption neither."""
+    """Raise DataError when an entry has both an image to change and the changed image: its text captions neither."""
     if stream == "text":
         return
     before, after = (
@@ -116,12 +117,12 @@ def check_editing(values: Mapping[str, Any], stream: Stream | None) -> None:
 
 
 def shows_editing(key: str) -> bool:
-    """Return whether a key is by its name an image to be changed, or a changed one."""
+    """Return whether the name of a key is that of an image to be changed or of a changed image."""
     return bool(BEFORE.fullmatch(key) or AFTER.fullmatch(key))
 
 
 def is_input(name: str) -> bool:
-    """Return whether a member of a tar is by its name an image to be changed: `input.png`, `source_image.jpg`."""
+    """Return whether the name of a tar's member is that of an image to be changed: `input.png`, `source_image.jpg`."""
     return bool(name) and bool(BEFORE.fullmatch(name) or BEFORE.fullmatch(f"{name}_image"))
 
 
@@ -130,7 +131,7 @@ def edited(path: str) -> DataError:
     return RecordError(
         "editing",
         f"{path} is an image to be changed; editing is not supported, an image is learned from its caption "
-        "alone: leave such records out",
+        "only: leave such records out",
     )
 
 

@@ -1,6 +1,6 @@
-"""Sources without a path: easy-vqa's training split, Python's own help texts, and scenes made by a rule.
+"""Sources without a path: easy-vqa's training split, Python's own help texts, and generated scenes.
 
-Invariant: the list of records and the order of an image's questions are functions of the package, or the rule, alone.
+Invariant: the list of records and the order of an image's questions depend only on the package, or the generator.
 A test split never becomes a record.
 """
 
@@ -18,7 +18,7 @@ from janus_dist.inspection.inspect import Reject
 
 
 def units(config: InputConfig, shard_samples: int) -> list[Unit]:
-    """Slices of `shard_samples` records."""
+    """Return slices of `shard_samples` records."""
     if config.format == "scenes":
         total = scenes.NUMBERS["train"]
     else:
@@ -31,7 +31,7 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
 
 
 def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
-    """The records of a slice."""
+    """Yield the records of a slice."""
     if config.format == "pydoc":
         topics = pydoc_data.topics.topics
         for index, name in list(enumerate(sorted(topics)))[unit.start : unit.stop]:
@@ -47,7 +47,7 @@ def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
 
 
 def _scene(index: int) -> Record:
-    """A scene of the training split; a caption says what is drawn, the questions are those of the scene."""
+    """Return a scene of the training split, with a caption of what is drawn and the questions of the scene."""
     scene = scenes.scene(0, "train", index)
     source = f"scenes:{scene.key}"
     picture = Picture(source, images.encode(Image.fromarray(scenes.draw(scene)), None))
@@ -56,7 +56,7 @@ def _scene(index: int) -> Record:
 
 
 def in_fixed_order(key: str, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Turns in a pseudo-random order that depends on the key alone; data sets list like questions side by side."""
+    """Return turns in a pseudo-random order that depends only on the key; data sets list similar questions together."""
 
     def hash_of(index: int) -> bytes:
         return hashlib.sha256(f"{key}/{index}".encode()).digest()

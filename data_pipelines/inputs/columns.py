@@ -1,6 +1,6 @@
 """Columns that rules of a recipe (`where`) may name: those of the records, and those in the names of folders.
 
-Invariant: a rule on a column that an input does not have is an error that names the columns that it has.
+Invariant: a rule on a column that an input does not have is an error that lists the columns it has.
 """
 
 import difflib
@@ -25,7 +25,7 @@ def partition_columns(path: str) -> dict[str, str]:
 
 
 def rule_columns(where: Mapping[str, Keep]) -> list[str]:
-    """Return the names in `where` that are columns of the input, not values that a step computes."""
+    """Return the names in `where` that are columns of the input rather than values that a step computes."""
     computed = {name for names in COMPUTED.values() for name in names}
     return [name for name in where if name not in computed]
 

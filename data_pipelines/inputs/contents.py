@@ -1,6 +1,6 @@
-"""What the entries of an input hold, for messages: names and kinds of values, as they are in its files.
+"""A description of an input's entries for messages: names and kinds of values, as they are in its files.
 
-Invariant: a few entries are read, and nothing here decides what becomes of a record.
+Invariant: only a few entries are read, and nothing here decides whether a record is used.
 """
 
 import gzip
@@ -21,19 +21,24 @@ from janus_dist.data import images
 from janus_dist.errors import DataError
 
 SAMPLED = 20
-"""Entries of a unit that are looked at."""
+"""Entries that are read of a unit."""
 SAMPLED_UNITS = 8
+"""Units that are read of an input."""
 SAMPLED_MEMBERS = 200
+"""Members that are read of a tar."""
 SHOWN_KEYS = 4
+"""Keys of an object that a message lists."""
 ROLE_KEYS = ("from", "role")
+"""Keys by which an object is recognised as a message of a conversation."""
 IMAGE, BYTES, TEXT, CONVERSATION, NUMBER = "path of an image", "bytes", "text", "conversation", "number"
 """Kinds of values."""
 
 
 def contents(config: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
-    """Return the names in the first entries of units that lie evenly over all, each with the kind of its first value.
+    """Return the names in the first entries of some units, each with the kind of its first value.
 
-    For tars, endings of members and keys of their JSON; for folders, endings of files. What cannot be read is left out.
+    The units are spread evenly over the input. The names are endings of members and keys of their JSON for tars, and
+    endings of files for folders. Units that cannot be read are left out.
     """
     kinds: dict[str, str] = {}
     last = len(units) - 1
@@ -45,7 +50,7 @@ def contents(config: InputConfig, units: Sequence[Unit]) -> dict[str, str]:
                     kind = kind_of_value(value)
                     if kind:
                         kinds.setdefault(str(name), kind)
-        except (DataError, OSError, ValueError, KeyError, TypeError):  # damaged, or gone meanwhile
+        except (DataError, OSError, ValueError, KeyError, TypeError):  # damaged, or removed meanwhile
             continue
         for name in partition_columns(unit.path):
             kinds.setdefault(name, "name of a folder")
@@ -89,6 +94,7 @@ def _kind_of_list(first: Any) -> str:
 
 
 def _entries(config: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
+    """Return the first entries of a unit, each as values by name."""
     match config.format:
         case "jsonl":
             return (row for _, row, _ in islice(jsonl.rows(config, unit), SAMPLED) if not isinstance(row, DataError))
@@ -104,7 +110,7 @@ def _entries(config: InputConfig, unit: Unit) -> Iterable[Mapping[str, Any]]:
 
 
 def _rows(unit: Unit) -> Iterator[Mapping[str, Any]]:
-    """Yield rows of a Parquet file with all of their columns."""
+    """Yield the first rows of a Parquet file with all of their columns."""
     with files.open_stream(unit.path, ahead=0) as file:
         for batch in pq.ParquetFile(file).iter_batches(SAMPLED, [unit.start], use_threads=False):
             yield from batch.to_pylist()
@@ -112,7 +118,7 @@ def _rows(unit: Unit) -> Iterator[Mapping[str, Any]]:
 
 
 def _members(unit: Unit) -> Iterator[Mapping[str, Any]]:
-    """Yield the endings of a tar's members, and what the JSON among them holds."""
+    """Yield the endings of a tar's members, and the values of its JSON members."""
     with files.open_stream(unit.path) as file:
         is_gzip = file.peek(2)[:2] == tar.GZIP
         stream = TarStream(cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip else file)

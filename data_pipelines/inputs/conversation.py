@@ -1,6 +1,6 @@
-"""Conversations as LLaVA, OpenAI, Anthropic and DeepSeek write them: turns, the images in them, what is learned.
+"""Conversations as LLaVA, OpenAI, Anthropic and DeepSeek write them: turns, images and which answers are learned.
 
-Invariant: whatever a message holds is used, goes into the account of the entry, or is a DataError.
+Invariant: every value of a message is used, noted in the account of the entry, or refused by a DataError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(("bot", "model", "chatgpt", "ai", "bard", "claude", "chatbot"), "assistant"),
     **{"prompter": "user", "developer": "system"},
 }
-"""Roles in small letters, without the `<|` and `|>` of DeepSeek's."""
+"""Our role for each role in lower case, without the `<|` and `|>` that DeepSeek's have."""
 TOOLS = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 NO_TOOLS = "calls of tools are not read: leave such records out, or write the results into the questions"
@@ -37,15 +37,15 @@ PART_KEYS = {"type", "index", "media_type", "mime_type", *IMAGE_PART_KEYS}
 
 @dataclass(frozen=True)
 class Conversation:
-    """What the messages of an entry say."""
+    """The content of an entry's messages."""
 
     system: str = ""
     turns: tuple[Turn, ...] = ()
-    """(question, answer) pairs with `<image>` for each mark."""
+    """(question, answer) pairs, with `<image>` for each mark."""
     context: tuple[int, ...] = ()
-    """Turns whose answers are not learned."""
+    """Indices of the turns whose answers are not learned."""
     marks: tuple[Mark, ...] = ()
-    """Of the questions, in their order."""
+    """Marks of images in the questions, in their order."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ class _Message:
 
 
 def as_list(value: Any) -> Sequence[Any]:
-    """Return the messages of a value, which may be JSON in a column of texts; DataError when it is not a list."""
+    """Return the messages of a value, which may be JSON in a column of texts.
+
+    Raises DataError when it is not a list.
+    """
     if isinstance(value, str):
         value = parsed(value.encode(errors="surrogatepass"), "the conversation")
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
@@ -75,7 +78,7 @@ class Reader:
     account: Account
 
     def read(self, value: Any) -> Conversation:
-        """Return the conversation of LLaVA's or OpenAI's messages; DataError when it is not made as they say."""
+        """Return the conversation of LLaVA's or OpenAI's messages; raises DataError when they have another form."""
         messages = [self._message(message) for message in as_list(value)]
         system = messages.pop(0) if messages and messages[0].role == "system" else None
         roles = [message.role for message in messages]
@@ -115,7 +118,10 @@ class Reader:
         return [marks.read(words(content, "a message"), self.origin)]
 
     def _with_images(self, message: Mapping[str, Any], text: str, shown: list[Mark]) -> tuple[str, list[Mark]]:
-        """Return text and marks of a message with the images that it lists beside its text, as DeepSeek's does."""
+        """Return text and marks of a message, with the images that it lists next to its text, as DeepSeek's does.
+
+        Raises DataError when its lists differ, or do not match the marks.
+        """
         lists = {key: media.pictures(message[key], self.origin) for key in IMAGES if key in message}
         first, *others = [key for key, pictures in lists.items() if pictures] or [""]
         if not first:
@@ -153,13 +159,14 @@ class Reader:
         return Mark(f"of type {part.get('type') or 'image'}", number, picture)
 
     def _leave(self, values: Mapping[str, Any], known: set[str], path: str) -> None:
+        """Note the values that have no meaning in a message or part as unread."""
         for key, value in values.items():
             if key not in known:
                 self.account.leave(f"{path}.{key}", key, value)
 
 
 def agreed(values: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
-    """Return the value that some names of one thing have; DataError when they have different ones."""
+    """Return the value that synonymous names have; raises DataError when they have different values."""
     present = [name for name in names if name in values and media.has_value(values[name])]
     if any(values[name] != values[present[0]] for name in present[1:]):
         raise RecordError("two values", f"{what} has {' and '.join(present)}, and they differ; leave one out")
@@ -190,15 +197,16 @@ def _check_images_of_role(role: str, message_marks: Sequence[Mark]) -> None:
 
 
 def _role(value: Any) -> str:
+    """Return `user`, `assistant` or `system`; raises DataError for other roles."""
     name = value.strip().strip("<|>\uff5c: ").lower() if isinstance(value, str) else ""
     if name not in ROLES:
         hint = f"; {NO_TOOLS}" if name in TOOLS else ""
-        raise RecordError("roles", f"{str(value)[:LONGEST_SHOWN]!r} is none of {', '.join(ROLES)}{hint}")
+        raise RecordError("roles", f"{str(value)[:LONGEST_SHOWN]!r} is not one of {', '.join(ROLES)}{hint}")
     return ROLES[name]
 
 
 def _is_learned(message: Mapping[str, Any], role: str) -> bool:
-    """Return whether an answer is learned: all are but those that say otherwise."""
+    """Return whether an answer is learned, which is so unless the message says otherwise."""
     flags = {key: message[key] for key in LOSS if message.get(key) is not None}
     if not flags:
         return True

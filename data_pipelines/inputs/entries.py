@@ -1,7 +1,7 @@
-"""From the values of an entry (columns of a table, keys of a JSON object) to a record.
+"""Conversion of the values of an entry (columns of a table, keys of a JSON object) to a record.
 
 The names are those of the tools that write such files: img2dataset, LLaVA, the Hugging Face hub, OpenAI's messages.
-Invariant: whatever the values are, there is a record or a DataError.
+Invariant: any values give a record or a DataError.
 """
 
 import json
@@ -34,11 +34,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "turns": ("conversations", "messages"),
     "system": ("system", "system_prompt"),
 }
-"""Where a value is looked for, in this order, when `columns` does not say it."""
+"""Names under which a value is looked for, in this order, unless `columns` names another."""
 LONGEST_TEXT_BYTES = 16 * 2**20
-"""Of a line or a member that is parsed: JSON takes up to twenty times as much memory."""
+"""Most bytes of a line or a member that is parsed: JSON takes up to twenty times as much memory."""
 HEAD_BYTES = 64
-"""Of a reject, for people."""
+"""First bytes of a refused entry that are kept for people to look at."""
 UNUSED = {
     "turns": "captions and texts are used, not conversations",
     "caption": "the conversation or the text is used",
@@ -51,7 +51,7 @@ SCALARS = (str, int, float, bool, Decimal, date, time, timedelta)
 
 
 class LostError(RecordError):
-    """Several records cannot be read; one reject stands for them."""
+    """Several records that cannot be read, for which there is one reject."""
 
     def __init__(self, kind: str, detail: str, loss: "Loss"):
         super().__init__(kind, f"{detail}{loss.words}")
@@ -60,18 +60,20 @@ class LostError(RecordError):
 
 @dataclass(frozen=True)
 class Loss:
-    """How many records a damage costs."""
+    """The number of records that a damage costs."""
 
     records: int
     at_least: bool = False
-    """Nothing says how many more."""
+    """Whether more records may be lost, an unknown number."""
     words: str = ""
-    """What a reason says of it."""
+    """What the reason adds about the number."""
 
 
 def lost(unread_bytes: int, read_bytes: int, records: int, usual_bytes: int) -> int:
-    """About how many records are in bytes that cannot be read, one at least: as in the bytes that could be read, which
-    hold `records`, or of usual size where those hold none."""
+    """Estimate how many records are in bytes that cannot be read, at least one.
+
+    The mean size is that of the `records` in the bytes that could be read, or the usual size where those hold none.
+    """
     mean_bytes = read_bytes / records if records else usual_bytes
     return max(1, round(unread_bytes / max(1, mean_bytes)))
 
@@ -81,8 +83,8 @@ def lost_at_end(
 ) -> Loss:
     """Estimate what is lost of a file that was cut short, after `records` that could be read.
 
-    The statistics that img2dataset writes beside a tar say it; else the mean size of the input's other files does, but
-    for a file that ends between two records: it may be whole, and its writer have left out the end.
+    The estimate uses the statistics that img2dataset writes next to a tar, else the mean size of the input's other
+    files; but not for a file that ends between two records, which may be complete but for the end mark.
     """
     path = unit.path.removesuffix(
         max((ending for ending in endings if unit.path.endswith(ending)), key=len, default="")
@@ -105,9 +107,10 @@ def records(
     rows: Iterable[tuple[int, Mapping[str, Any] | DataError, bytes]],
     unread: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Record | Reject]:
-    """Records of the rows of a table: (place in the file, values or what is wrong with them, first bytes).
+    """Yield the records of the rows of a table, and a Reject for each row that is not a record.
 
-    `unread`: reasons for columns that the rows do not have, as it is when a row is read.
+    `rows`: (position in the file, values or the error of the row, first bytes). `unread`: reasons for columns that were
+    not read, by name; it is looked at after each row, since the reader may change it.
     """
     seen: set[str] = set()
     for position, values, first_bytes in rows:
@@ -119,7 +122,7 @@ def records(
             if own_name is not None:
                 key = safe_key(own_name)
                 if key in seen:
-                    raise RecordError("duplicate key", f"{own_name[:LONGEST_SHOWN]!r} was there before")
+                    raise RecordError("duplicate key", f"{own_name[:LONGEST_SHOWN]!r} occurs twice")
                 seen.add(key)
             yield record(config, values, key, source, image_folder(config, unit), unread)
         except DataError as error:
@@ -135,10 +138,11 @@ def record(
     folder: str,
     ignored: Mapping[str, str] = MappingProxyType({}),
 ) -> Record:
-    """The record of an entry, with its account; DataError when it is not made as the format says.
+    """Return the record of an entry, with its account; raises DataError when the values do not form a record.
 
-    `folder`: what paths of images are relative to. `ignored`: reasons for values of the entry that are not in `values`,
-    by their keys. Caption and text are not looked at where there is a conversation, unless the recipe names them.
+    `folder`: the folder that paths of images are relative to. `ignored`: reasons for values of the entry that are not
+    in `values`, by their keys. Caption and text are not used when there is a conversation, unless the recipe names
+    them.
     """
     try:
         return _record(config, values, key, Origin(source, folder), ignored)
@@ -152,7 +156,7 @@ def _record(
     account = Account(config.stream, config.format == "webdataset", "image" in config.columns, dict(ignored))
     check_editing(values, config.stream)
     names = {what: named(config, values, what) for what in NAMES}
-    is_text = config.stream == "text"  # which reads no conversation and fetches no image
+    is_text = config.stream == "text"  # which reads no conversation and no image
     conversation = Conversation() if is_text else _conversation(values, names["turns"], origin, account)
     caption, text, marks_of_text = _texts(config, values, names, key, bool(conversation.turns), origin)
     listed = () if is_text else media.pictures(_first(values, names["image"]), origin)
@@ -181,7 +185,7 @@ def _record(
 
 
 def used_kinds(config: InputConfig, has_turns: bool, has_text: bool, has_caption: bool) -> set[str]:
-    """Return which kinds of values (keys of `NAMES`) the samples of an entry are made of."""
+    """Return the kinds of values (keys of `NAMES`) that the samples of an entry are made of."""
     match config.stream:
         case "text":
             return {"text"}
@@ -203,7 +207,7 @@ def _account_for(
     listed: Sequence[Picture],
     account: Account,
 ) -> None:
-    """Note what becomes of each key; raises DataError when two keys hold different images."""
+    """Note each value that is not used; raises DataError when two keys hold different images."""
     used = {names[column][0] for column in kinds if names[column]}
     reasons = _reasons(values, names, kinds, listed)
     for name, value in values.items():
@@ -257,7 +261,7 @@ def _texts(
         for column in ("caption", "text")
     )
     caption, text = words(_caption(caption, key), "the caption"), words(text, "the text")
-    if config.stream != "understanding":  # the others spell marks in letters, or refuse them
+    if config.stream != "understanding":  # the other streams keep marks as text, or refuse them
         return caption, text, []
     for content in (caption, text):
         marks.check_media(content)
@@ -267,7 +271,7 @@ def _texts(
 
 
 def named(config: InputConfig, values: Mapping[str, Any], what: str) -> list[str]:
-    """Return the keys of an entry that have a value for `what`, the one that counts first."""
+    """Return the keys of an entry that have a value of a kind, the one that is used first."""
     column = config.columns.get(what)  # pyright: ignore[reportArgumentType] - a key or absent
     return [name for name in ((column,) if column else NAMES[what]) if name in values and media.has_value(values[name])]
 
@@ -277,7 +281,7 @@ def _first(values: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def _conversation(values: Mapping[str, Any], names: Sequence[str], origin: Origin, account: Account) -> Conversation:
-    """Return the conversation of an entry; DataError when two of its keys hold different ones."""
+    """Return the conversation of an entry; raises DataError when two of its keys hold different ones."""
     lists = {name: as_list(values[name]) for name in names}
     filled = [name for name, messages in lists.items() if messages]
     if not filled:
@@ -293,7 +297,7 @@ def _conversation(values: Mapping[str, Any], names: Sequence[str], origin: Origi
 
 
 def _system(values: Mapping[str, Any], names: Sequence[str], conversation: Conversation) -> str:
-    """Return the system message of a conversation or beside it; DataError when there are different ones."""
+    """Return the system message of a conversation or of its entry; raises DataError when they differ."""
     texts = {words(values[name], f"{name}").strip() for name in names} | {conversation.system.strip()}
     texts.discard("")
     if len(texts) > 1:
@@ -305,7 +309,10 @@ def _system(values: Mapping[str, Any], names: Sequence[str], conversation: Conve
 
 
 def own_key(config: InputConfig, values: Mapping[str, Any]) -> str | None:
-    """The key that an entry says it has; None when the recipe names no column for it."""
+    """Return the key in an entry; None when the recipe names no column for it.
+
+    Raises DataError when the column holds neither a text nor a whole number.
+    """
     if "key" not in config.columns:
         return None
     value = values.get(config.columns["key"])
@@ -315,7 +322,7 @@ def own_key(config: InputConfig, values: Mapping[str, Any]) -> str | None:
 
 
 def _caption(value: Any, key: str) -> Any:
-    """The caption of a value; of a list of them, as COCO and Flickr30k have it, one that is drawn by the key."""
+    """Return the caption of a value; of a list, as in COCO and Flickr30k, one that is drawn by the key."""
     if not isinstance(value, list):
         return value
     captions = [

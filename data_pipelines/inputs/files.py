@@ -1,7 +1,7 @@
 """The files of an input, on disks and in stores.
 
-Invariants: files come in the order of their paths, wherever they are, and none that was asked for is left out silently;
-a store that fails is never taken for damaged data; what an entry names is below the folder that it may name.
+Invariants: files are in the order of their paths, wherever they are, and no requested file is left out silently; a
+failing store is never mistaken for damaged data; a file that an entry names is below the folder of such files.
 """
 
 import difflib
@@ -26,14 +26,16 @@ from janus_dist.errors import DataError, RecordError
 
 MAGIC = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{.*[,.].*\}")
-"""What may be a brace pattern; a name of a file with braces that is there is taken as it is."""
+"""Form of a brace pattern; the name of an existing file is no pattern even when it has braces."""
 LONGEST_NAME = 255
-"""Bytes of one name in a path, on every disk."""
+"""Most bytes of one name in a path, on every disk."""
 LONGEST_PATH = 1024
-"""Bytes, in S3."""
+"""Most bytes of a path, in S3."""
 READ_AHEAD_BYTES = 8 * 2**20
+"""Bytes that are fetched from a store at a time."""
 BUFFER_BYTES = 2**20
 SHOWN_NAMES = 3
+"""Names of files that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,18 @@ class Found:
     """A file of an input."""
 
     path: str
-    """Absolute, or a URL."""
+    """Absolute path or URL."""
     size: int
+    """Bytes."""
     stem: str
-    """Its path below what all paths of the input share, without its ending."""
+    """Path below the folder that all paths of the input share, without the ending."""
     root: str
-    """The folder of `path` that it was found below."""
+    """The folder in which it was searched, a prefix of `path`."""
 
 
 @dataclass
 class _Meter:
-    """Counts the bytes that this process read from files of inputs, for the progress of its job."""
+    """A counter of the bytes that this process read from files of inputs, for the progress of its job."""
 
     read_bytes: int = 0
 
@@ -60,19 +63,19 @@ _METER = _Meter()
 
 
 def bytes_read() -> int:
-    """Return how many bytes this process read from files of inputs so far; a job takes the difference."""
+    """Return how many bytes this process has read from files of inputs; a job uses the difference of two calls."""
     return _METER.read_bytes
 
 
 class UnreachableError(OSError):
-    """A store or a disk failed to give bytes that it has, or no longer has them."""
+    """A failure of a store or a disk to return bytes that it has or had."""
 
 
 def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
-    """The input's files in the order of their paths; folders are searched for `endings`, without hidden files.
+    """Return the input's files in the order of their paths; folders are searched for `endings`, without hidden files.
 
-    One request to a store lists a thousand objects. DataError when a path or pattern names nothing, or two files
-    cannot have keys of their own.
+    One request to a store lists a thousand objects. Raises DataError when a path or pattern names no file, or when the
+    keys of two files' records would be the same.
     """
     listings = [_listing(path, endings) for path in ((config.path,) if isinstance(config.path, str) else config.path)]
     shared = _shared_folder([root for root, _ in listings])
@@ -90,9 +93,9 @@ def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
 
 
 def mean_size_of_others(config: InputConfig, endings: Sequence[str], path: str) -> float | None:
-    """Return the mean bytes of the input's files other than `path`; None when there are none or they cannot be listed.
+    """Return the mean bytes of the input's files other than `path`; None without others or when they cannot be listed.
 
-    A process lists an input once.
+    A process lists an input only once.
     """
     try:
         sizes = _known_sizes((config.path,) if isinstance(config.path, str) else config.path, tuple(endings))
@@ -108,9 +111,9 @@ def _known_sizes(paths: tuple[str, ...], endings: tuple[str, ...]) -> dict[str, 
 
 
 def inside(folder: str, name: str) -> str:
-    """The path of a file that an entry of the input names; DataError when it is not below the folder.
+    """Return the path of a file that an entry of the input names; raises DataError when it is not below the folder.
 
-    A path that begins with the folder is one below it, too.
+    `name` is relative to the folder, or a path that begins with the folder.
     """
     folder = folder.rstrip("/")
     parts = [part for part in name.removeprefix(f"{folder}/").split("/") if part != "."]
@@ -122,20 +125,20 @@ def inside(folder: str, name: str) -> str:
     if not below or not parts[0] or not parts[-1] or ".." in parts or re.search("://|::|\0", below):
         raise RecordError("unsafe name", f"{short(name)} is not a path inside {folder or '/'}")
     if len(content) > LONGEST_PATH or max(len(part.encode()) for part in parts) > LONGEST_NAME:
-        raise RecordError("unsafe name", f"{short(name)} has {len(content)} bytes, no file's name is that long")
+        raise RecordError("unsafe name", f"{short(name)} has {len(content)} bytes, longer than the name of any file")
     return f"{folder}/{below}"
 
 
 def image_folder(config: InputConfig, unit: Unit) -> str:
-    """What paths of images in a unit's file are relative to."""
+    """Return the folder that paths of images in a unit's file are relative to."""
     return config.images or unit.path.rpartition("/")[0]
 
 
 def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> io.BufferedReader:
-    """A file to read from its beginning to its end; from a store it is fetched `ahead` bytes at a time.
+    """Open a file to be read from its beginning to its end; from a store it is fetched `ahead` bytes at a time.
 
-    Without `ahead`, what is asked for is fetched as it is asked for. FileNotFoundError when there is none; reading
-    raises UnreachableError and no other OSError.
+    With `ahead=0`, each read is one request. Raises FileNotFoundError when the file does not exist, and
+    UnreachableError when it cannot be opened; reading raises UnreachableError and no other OSError.
     """
     files, name = fsspec.core.url_to_fs(path)
     cache: Any = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
@@ -149,12 +152,12 @@ def open_stream(path: str, ahead: int = READ_AHEAD_BYTES) -> io.BufferedReader:
 
 
 def _unreachable_error(path: str, error: Exception) -> UnreachableError:
-    """What stands for an error of a disk, of fsspec, aiohttp, botocore or asyncio."""
+    """Return our error for an error of a disk, of fsspec, aiohttp, botocore or asyncio."""
     return UnreachableError(f"{path} cannot be read: {type(error).__name__}: {error}")
 
 
 class _InputStream(io.RawIOBase):
-    """The bytes of a file. Its failures have a type of their own, since decompressors raise OSError for bad data."""
+    """The bytes of a file; its failures are UnreachableErrors, since decompressors raise OSError for bad data."""
 
     def __init__(self, path: str, opened: Any):
         self.path, self.opened = path, opened
@@ -186,7 +189,10 @@ class _InputStream(io.RawIOBase):
 
 
 def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
-    """(folder that they are below, bytes of files) of one path or pattern, all as absolute paths or URLs."""
+    """Return (searched folder, bytes by file) of one path or pattern, all as absolute paths or URLs.
+
+    Raises DataError when there is no such file, or when it cannot be listed.
+    """
     try:
         files, name = fsspec.core.url_to_fs(path)
         files.invalidate_cache()
@@ -199,6 +205,7 @@ def _listing(path: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
 
 
 def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """Return (searched folder, bytes by file) of one path or pattern."""
     if BRACES.search(name) and not files.exists(name):
         return _fixed_folder(name), _search_names(files, name, endings)
     if not MAGIC.search(name) or files.exists(name):
@@ -215,15 +222,15 @@ def _search(files: Any, name: str, endings: Sequence[str]) -> tuple[str, dict[st
 
 
 def _search_names(files: Any, pattern: str, endings: Sequence[str]) -> dict[str, int]:
-    """Return the bytes of the files that a brace pattern names; each of their folders is listed once.
+    """Return the bytes of the files that a brace pattern names, by file; each of their folders is listed once.
 
-    DataError when one of the names is not there.
+    Raises DataError when one of the files does not exist.
     """
     sizes: dict[str, int] = {}
     listed: dict[str, dict[str, Any]] = {}
     names = expand(pattern)
     if names == [pattern]:
-        raise DataError(f"pipeline.inputs: nothing at {_url(files, pattern)}, and its braces are no pattern", FORMS)
+        raise DataError(f"pipeline.inputs: nothing at {_url(files, pattern)}, and its braces are not a pattern", FORMS)
     for name in names:
         folder = _parent(name)
         if folder not in listed and not MAGIC.search(name):
@@ -242,7 +249,7 @@ def _search_names(files: Any, pattern: str, endings: Sequence[str]) -> dict[str,
 
 
 def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
-    """Bytes of the files below a folder, or of the file itself whatever its ending."""
+    """Return the bytes of the files below a folder, or of the file itself with any ending, by file."""
     entries = _walked(files, name) if _is_local(files) else files.find(name, detail=True)
     sizes: dict[str, int] = {}
     for path, entry in entries.items():
@@ -253,7 +260,10 @@ def _below(files: Any, name: str, endings: Sequence[str]) -> dict[str, int]:
 
 
 def _walked(files: LocalFileSystem, name: str) -> dict[str, Any]:
-    """Entries of the files below a folder of a disk, or of the file; fsspec leaves out folders that it cannot list."""
+    """Return the entries of the files below a folder of a disk, or of the file.
+
+    fsspec would leave out folders that it cannot list. Raises DataError for a link to a folder.
+    """
     if not files.isdir(name):
         return {name: local_entry(name)} if os.path.lexists(name) else {}
     entries: dict[str, Any] = {}
@@ -271,12 +281,15 @@ def _raise(error: OSError) -> None:
 
 
 def _size(name: str, entry: dict[str, Any], endings: Sequence[str]) -> dict[str, int]:
-    """Return the bytes of a file by its name, nothing for a folder.
+    """Return the bytes of a file by its name; empty for a folder.
 
-    What is neither is refused, but for a format of which each file is a record: that one record is refused later.
+    Raises DataError for anything else, but not for a format of which each file is a record: then that record alone is
+    refused later.
     """
     if "::" in name:
-        raise DataError(f"pipeline.inputs: {name} cannot be read, '::' stands for a chain of files", "rename the file")
+        raise DataError(
+            f"pipeline.inputs: {name} cannot be read: '::' separates the parts of a chain of files", "rename the file"
+        )
     if entry["type"] != "file" and entry["type"] != "directory" and "" not in endings:
         raise DataError(
             f"pipeline.inputs: {name} is {entry['type']}, not a file", "remove it, or name others in `path`"
@@ -285,7 +298,7 @@ def _size(name: str, entry: dict[str, Any], endings: Sequence[str]) -> dict[str,
 
 
 def _folder_contents(files: Any, name: str, endings: Sequence[str]) -> str:
-    """What stands where nothing of the format was found, for the user to see the mistake."""
+    """Return in words what a folder holds where no file was found, so that the user sees the mistake."""
     folder = _fixed_folder(name) if MAGIC.search(name) else name
     missing = ""
     while not files.isdir(folder) and _parent(folder) != folder:
@@ -293,7 +306,7 @@ def _folder_contents(files: Any, name: str, endings: Sequence[str]) -> str:
     names = sorted(path.rstrip("/").rpartition("/")[2] for path in files.ls(folder, detail=False))
     close = difflib.get_close_matches(missing, names, 1)
     if close:
-        return f"{_url(files, folder)} has {close[0]}, no {missing}"
+        return f"{_url(files, folder)} has {close[0]}, but no {missing}"
     shown = f"it has {', '.join(names[:SHOWN_NAMES])}" if names else "it is empty"
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     missing_name = missing or (
@@ -303,20 +316,20 @@ def _folder_contents(files: Any, name: str, endings: Sequence[str]) -> str:
 
 
 def _stem(path: str, shared: str, endings: Sequence[str]) -> str:
-    """A path below a folder, without its ending."""
+    """Return a path below a folder, without its ending."""
     ending = max((ending for ending in endings if path.endswith(ending)), key=len, default="")
     below = path.removeprefix(shared).lstrip("/")
     return below[: len(below) - len(ending)] or below
 
 
 def _shared_folder(folders: Sequence[str]) -> str:
-    """The longest folder that all are in."""
+    """Return the longest path that contains all folders."""
     split = zip(*(folder.rstrip("/").split("/") for folder in folders), strict=False)
     return "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, split))
 
 
 def _fixed_folder(pattern: str) -> str:
-    """The last folder before what may vary."""
+    """Return the last folder before the variable part of a pattern."""
     return re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
 
 
@@ -333,7 +346,7 @@ def _url(files: Any, name: str) -> str:
 
 
 def short(name: str) -> str:
-    """A name as it stands in a reason."""
+    """Return a name quoted and shortened for a message."""
     return repr(name if len(name) <= 100 else f"{name[:100]}...")
 
 

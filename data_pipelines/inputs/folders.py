@@ -1,4 +1,4 @@
-"""A folder of images for each class, as ImageNet comes; the name of the class is the caption.
+"""Folders of images, one for each class, as in ImageNet; the name of the class is the caption.
 
 Invariant: a class without a name stops the run before it begins.
 """
@@ -20,10 +20,10 @@ HINT = "give JSON {folder: name}, or lines `folder name, other name`"
 
 
 def units(config: InputConfig, shard_samples: int) -> list[Unit]:
-    """Up to `shard_samples` files of one class each, and what lies beside the classes.
+    """Return units of up to `shard_samples` files of one class each, and those of the files outside of all classes.
 
-    DataError when there are no folders, `class_names` has no name for one, or most images have a caption in a file of
-    their own, which would not be used.
+    Raises DataError when there are no folders, when `class_names` has no name for one, or when most images have a
+    caption in a file of their own, which would not be used.
     """
     files_by_folder: dict[tuple[str, str], list[tuple[str, files.Found]]] = {}
     for file in files.find(config, ("",)):
@@ -53,23 +53,23 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
 
 
 def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
-    """An image each, with the name of its class; a Reject for what its name tells to be no image."""
-    root, _, name = unit.path.rpartition("/")  # no name: what lies beside the classes
+    """Yield a record for each image, with the name of its class, and a Reject for each other file by its ending."""
+    root, _, name = unit.path.rpartition("/")  # the name is empty for files outside of all classes
     names = _class_names(config)
     caption = name.replace("_", " ") if names is None else names.get(name, "")
     for below in unit.names:
         path, key = f"{unit.path.rstrip('/')}/{below}", safe_key(f"{unit.stem}/{below}" if unit.stem else below)
         ending = below.rpartition("/")[2].rpartition(".")[2] if "." in below else ""
         if not name:
-            yield Reject(path, key, "no class", "no class: it lies beside the folders of classes", b"")
+            yield Reject(path, key, "no class", "no class: it is not in the folder of a class", b"")
         elif ending and ending.lower() not in images.ENDINGS:
-            yield Reject(path, key, "no image", f"no image: its name ends with .{ending}", b"")
+            yield Reject(path, key, "no image", f"not an image: its name ends with .{ending}", b"")
         else:
             yield Record(key, path, (Picture(path, root=root),), caption=caption)
 
 
 def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, files.Found]]]) -> None:
-    """Raise DataError when most images have a text beside them: then folders are not classes."""
+    """Raise DataError when most images have a text file of the same name: then folders are not classes."""
     paths = {file.path for members in classes.values() for _, file in members}
     image_paths = [path for path in paths if path.rpartition(".")[2].lower() in images.ENDINGS]
     captioned = sorted(path for path in image_paths if f"{path.rpartition('.')[0]}.txt" in paths)
@@ -77,7 +77,7 @@ def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, fil
         return
     folder, _, name = captioned[0].rpartition("/")
     raise DataError(
-        f"pipeline.inputs: {len(captioned):,} of {len(image_paths):,} images have a caption in a file beside them "
+        f"pipeline.inputs: {len(captioned):,} of {len(image_paths):,} images have a caption in a file of the same name "
         f"({name}, {name.rpartition('.')[0]}.txt), but format=folders takes the name of a folder as the caption",
         f"make a tar of each folder, `tar --sort=name -cf {folder}.tar -C {folder} .`, "
         f"and read the tars with format=webdataset, path={folder.rpartition('/')[0]}/*.tar",
@@ -85,8 +85,11 @@ def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, fil
 
 
 def _class_names(config: InputConfig) -> dict[str, str] | None:
-    """Names by folder, of JSON `{folder: name or [number, name]}` or `{number: [folder, name]}`, or of lines `folder
-    name, other name`; of several names the first counts. None when folders are names themselves."""
+    """Return the names of classes by folder; None when folders are named like their classes.
+
+    The file is JSON, `{folder: name or [number, name]}` or `{number: [folder, name]}`, or has lines `folder name, other
+    name`; the first of several names is used. Raises DataError when it cannot be read.
+    """
     if config.class_names is None:
         return None
     try:

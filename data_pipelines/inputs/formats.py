@@ -1,4 +1,4 @@
-"""Every format of inputs, by its name: what can be cut into units, and the records of a unit."""
+"""Table of the formats of inputs: how each is cut into units, and how the records of a unit are read."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class InputFormat(Protocol):
 
 @dataclass(frozen=True)
 class Reader:
-    """An `InputFormat` of two functions."""
+    """An `InputFormat` that consists of two functions."""
 
     units: Callable[[InputConfig, int], list[Unit]]
     records: Callable[[InputConfig, Unit], Iterator[Record | Reject]]
@@ -47,26 +47,29 @@ FORMATS: Mapping[Format, InputFormat] = {
 
 
 def units(config: InputConfig, shard_samples: int) -> list[Unit]:
-    """The units of an input, in their fixed order, each about `shard_samples` records where the format lets it be cut,
-    with the versions of the files that they are cut from.
+    """Return the units of an input in their fixed order, with the versions of their files.
 
-    DataError when there is nothing, or what is there is not of the format.
+    Units have about `shard_samples` records where the format can be cut. Raises DataError when the input has no files,
+    or when they are not of the format.
     """
     return with_versions(config, FORMATS[config.format].units(config, shard_samples))
 
 
 def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
-    """The records of a unit, in their order, and a Reject for what is none. OSError when its file cannot be reached."""
+    """Yield the records of a unit in their order, and a Reject for each entry that is not a record.
+
+    Raises OSError when a file cannot be reached.
+    """
     entries = FORMATS[config.format].records(config, unit)
     partition = partition_columns(unit.path) if config.where else {}
     if partition:
         entries = (_with_columns(entry, partition) for entry in entries)
     if config.format not in BUILT_IN and fs.is_local(unit.path) and leads_out(unit.path, unit.path.rpartition("/")[0]):
-        # a link to a file of another kind: none of its bytes are kept for people to look at
+        # a link to a file elsewhere: none of its bytes are kept for people to look at
         entries = (replace(entry, head=b"") if isinstance(entry, Reject) else entry for entry in entries)
     return entries
 
 
 def _with_columns(entry: Record | Reject, columns: Mapping[str, str]) -> Record | Reject:
-    """Return an entry with further columns, unless it has them itself."""
+    """Return a record with further columns, but not those that it already has; rejects stay as they are."""
     return replace(entry, columns={**columns, **entry.columns}) if isinstance(entry, Record) else entry

@@ -1,7 +1,7 @@
 """Lines of JSON, plain or compressed: LLaVA's conversations, captions, interleaved texts, documents.
 
-A plain file is cut into ranges of bytes; a line belongs to the range that its first byte is in. Invariants: every line
-that is not blank becomes a record or a reject; no line longer than a limit is held in memory.
+A plain file is cut into ranges of bytes; a line belongs to the range of its first byte. Invariants: every line that is
+not blank becomes a record or a reject; no line longer than a limit is held in memory.
 """
 
 import codecs
@@ -25,19 +25,20 @@ from janus_dist.storage import json_lines
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 COMPRESSED = (".gz", ".zst")
 SAMPLED_BYTES = 2**20
+"""Bytes of the first file from which the mean length of lines is taken."""
 USUAL_BYTES = 1_000
-"""Of a compressed line where none could be read: a paragraph, or a short conversation."""
+"""Compressed bytes of a line, assumed where none could be read: a paragraph, or a short conversation."""
 FILL = 0.9
-"""Of a shard, by a range of lines of mean length: where they are shorter, a second shard for a few is not needed."""
+"""Share of a shard that a range of lines of mean length fills, so that shorter lines do not start a second shard."""
 
 Line = tuple[int, bytes | DataError]
-"""(place, line): the byte of a plain file where it begins, else its number, counted from 0."""
+"""(position, line): the position is the first byte in a plain file, else the index of the line."""
 
 
 def units(config: InputConfig, shard_samples: int) -> list[Unit]:
-    """Ranges of about a shard's lines, by the mean line at the beginning of the first file; compressed files whole.
+    """Return ranges of about a shard's lines, by the mean line at the start of the first file; compressed files whole.
 
-    DataError when a file named .json, or the first one, is one JSON array.
+    Raises DataError when a file named .json, or the first file, is one JSON array.
     """
     input_files = files.find(config, ENDINGS)
     plain = [file for file in input_files if not file.path.endswith(COMPRESSED)]
@@ -57,12 +58,12 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
 
 
 def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
-    """The records of a unit, in their order."""
+    """Yield the records of a unit in their order, and a Reject for each line that is not a record."""
     return entries.records(config, unit, rows(config, unit))
 
 
 def rows(config: InputConfig, unit: Unit) -> Iterator[tuple[int, Mapping[str, Any] | DataError, bytes]]:
-    """Yield the place of each line, its values or what is wrong with it, and its first bytes."""
+    """Yield (position, values or the error of the line, first bytes) of each line."""
     return ((position, _parsed_object(line), _first_bytes(line)) for position, line in _lines(config, unit))
 
 
@@ -85,7 +86,7 @@ def _lines(config: InputConfig, unit: Unit) -> Iterator[Line]:
     with files.open_stream(unit.path, min(files.READ_AHEAD_BYTES, max(1, unit.size))) as opened:
         begin = unit.start
         if begin:
-            opened.seek(begin - 1)  # a line that begins here is read on from the range before, to its end
+            opened.seek(begin - 1)  # a line that began in the range before is skipped
             begin += _skip_line(opened, unit.stop) - 1
         yield from _lines_until(opened, unit.stop, begin)
 
@@ -108,7 +109,7 @@ def _compressed_lines(config: InputConfig, unit: Unit) -> Iterator[Line]:
 
 
 def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Line]:
-    """Lines that begin before `stop`, each with the byte where it begins."""
+    """Yield the lines that begin before `stop`, each with the byte where it begins."""
     limit = entries.LONGEST_TEXT_BYTES
     while stop is None or begin < stop:
         line = opened.readline(limit)
@@ -124,7 +125,7 @@ def _lines_until(opened: BinaryIO, stop: int | None, begin: int) -> Iterator[Lin
 
 
 def _skip_line(opened: BinaryIO, stop: int | None) -> int:
-    """Read on behind the end of a line, or to `stop` when it comes first; how many bytes that took."""
+    """Read to the end of a line, or to `stop` when that is earlier, and return the number of bytes read."""
     size = 0
     while part := opened.readline(files.BUFFER_BYTES):
         size += len(part)

@@ -1,7 +1,7 @@
 """Keys of records: unique in their input, and safe as names of members of a tar.
 
-Invariant: a key is made of letters, digits, `_`, `-`, `%` and `/` between them, in at most 80 bytes; two texts of which
-neither had to be shortened never have the same key.
+Invariant: a key consists of letters, digits, `_`, `-`, `%` and `/` between them, in at most 80 bytes; two
+different texts that were not shortened never have the same key.
 """
 
 import hashlib
@@ -9,26 +9,26 @@ import re
 from urllib.parse import quote
 
 LONGEST_KEY = 80
-"""Bytes: with the longest ending of ours it fits into the 100 of a tar's header."""
+"""Most bytes of a key: with our longest ending it fits into the 100 bytes of a tar's header."""
 OUTER_SLASH = re.compile("(?<![^/])/|/(?![^/])")
-"""A slash that does not stand between two names."""
+"""A slash that is not between two names."""
 
 
 def safe_key(text: str) -> str:
-    """A text as a key: letters, digits, `_`, `-` and `/` between names stay, all else is written as %XX.
+    """Return a text as a key: letters, digits, `_`, `-` and `/` between names are kept, others are written as %XX.
 
-    So is the dot, at which plain webdataset ends a key. What is too long ends in a hash of all of it.
+    The dot is written so, too, since plain webdataset ends a key at it. A text that is too long ends in its hash.
     """
     return _shortened(_percent(text))
 
 
 def record_key(stem: str, own: str) -> str:
-    """The key of a record by the file that it is in and the name that it has there."""
+    """Return the key of a record by its file and its name in the file."""
     return _shortened(f"{_percent(stem)}/{_percent(own).replace('/', '%2F')}")
 
 
 def drawn(key: str) -> float:
-    """A number from 0 to 1, below 1, as if drawn at random, that depends on the key alone."""
+    """Return a pseudo-random number, at least 0 and below 1, that depends only on the key."""
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48
 
 

@@ -1,6 +1,6 @@
-"""What the files of a disk are: regular ones, or what must not be opened.
+"""Kinds of files on a disk: regular files, and others that must not be opened.
 
-Invariant: nothing is opened here, so that a pipe does not block and a device is not read.
+Invariant: no file is opened here, so that a pipe does not block and a device is not read.
 """
 
 import stat
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def local_entry(path: str) -> dict[str, Any]:
-    """Return size and type of a file, its link followed; the type is in words when it is not a regular file."""
+    """Return size and type of a file, links followed; the type is in words unless the file is regular."""
     try:
         status = Path(path).stat()
     except OSError:
@@ -18,10 +18,10 @@ def local_entry(path: str) -> dict[str, Any]:
 
 
 def kind_of_file(path: str) -> str:
-    """Return in words what a path is, its link followed."""
+    """Return in words what a path is, links followed."""
     try:
         mode = Path(path).stat().st_mode
     except OSError:
-        return f"a link to {Path(path).readlink()}, which is not there" if Path(path).is_symlink() else "not there"
+        return f"a link to {Path(path).readlink()}, which does not exist" if Path(path).is_symlink() else "absent"
     words = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
     return words.get(stat.S_IFMT(mode), "a device")

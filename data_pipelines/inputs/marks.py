@@ -1,6 +1,6 @@
-"""Marks in texts that stand for an image, as the tools write them that make such data.
+"""Marks of images in texts, as the tools that make such data write them.
 
-Invariant: what is known as a mark never stays in a text as letters: it becomes `<image>`, or the record is refused.
+Invariant: a known mark never remains in a text as characters: it becomes `<image>`, or the record is refused.
 """
 
 import re
@@ -33,18 +33,21 @@ VIDEO_HERE = "<VideoHere>"
 
 @dataclass(frozen=True)
 class Mark:
-    """Where an image stands in a text."""
+    """The mark of an image in a text."""
 
     text: str
-    """As it was written, or the kind of part that it comes from."""
+    """The mark as written, or the kind of part that it comes from."""
     number: int | None = None
-    """Which of the record's images it stands for, where it says so."""
+    """Number of the image in the record, if the mark has one."""
     picture: Picture | None = None
-    """The image that it names itself."""
+    """The image that the mark itself names."""
 
 
 def read(text: str, origin: Origin) -> tuple[str, list[Mark]]:
-    """Return (the text with `<image>` for each mark, the marks in their order); DataError when one names no file."""
+    """Return (the text with `<image>` for each mark, the marks in their order).
+
+    Raises DataError when a mark names a path that is not below the folder of images.
+    """
     if "<" not in text:
         return text, []
     marks: list[Mark] = []
@@ -62,7 +65,7 @@ def read(text: str, origin: Origin) -> tuple[str, list[Mark]]:
 
 
 def check_media(text: str) -> None:
-    """DataError when a text has a mark of a video or a sound; `<video>...</video>` of HTML is none."""
+    """Raise DataError when a text has a mark of a video or a sound; an HTML element `<video>...</video>` is none."""
     for match in MEDIA.finditer(text):
         end = text.find(f"</{match['medium']}>", match.end())
         content = text[match.end() : end].strip() if end >= 0 else ""
@@ -76,9 +79,9 @@ def check_media(text: str) -> None:
 def arrange(marks: Sequence[Mark], own: Sequence[Picture]) -> list[Picture]:
     """Return the pictures of a record in the order of its marks.
 
-    `own`: pictures that the record lists beside its text. Without any mark they keep their order; marks without a
-    number take them in turn. Where marks that name nothing are more or fewer than the pictures, the pictures keep their
-    order too: the step refuses the record. DataError when numbers, or two ways of naming images, do not agree.
+    `own`: pictures that the record lists next to its text. Without marks they keep their order; marks without a number
+    take them in turn. When the number of marks that name no image differs from that of the pictures, the pictures keep
+    their order, too: the step refuses the record. Raises DataError when numbers, or two ways to name images, disagree.
     """
     named = [mark.picture for mark in marks if mark.picture is not None]
     open_marks = [mark for mark in marks if mark.picture is None]
@@ -101,6 +104,7 @@ def arrange(marks: Sequence[Mark], own: Sequence[Picture]) -> list[Picture]:
 
 
 def _by_number(marks: Sequence[Mark], own: Sequence[Picture]) -> list[Picture]:
+    """Return the pictures in the order of the marks' numbers; raises DataError when the numbers do not fit them."""
     numbers = [mark.number for mark in marks if mark.number is not None]
     if not numbers or not own:
         return list(own)
@@ -115,5 +119,6 @@ def _by_number(marks: Sequence[Mark], own: Sequence[Picture]) -> list[Picture]:
 
 
 def _names(pictures: Sequence[Picture]) -> str:
+    """Return the names of pictures, for a message."""
     names = ["/".join(picture.source.split("/")[-2:]) if picture.content is None else "bytes" for picture in pictures]
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

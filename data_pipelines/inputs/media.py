@@ -1,6 +1,6 @@
-"""Images, video and sound in the values of an entry: recognise them, and read what stands for an image.
+"""Images, video and sound in the values of an entry: how they are recognised, and how images are read.
 
-Invariant: a value that names or holds an image becomes a Picture or a DataError, never nothing.
+Invariant: a value that names or holds an image becomes a Picture or a DataError; it is never skipped.
 """
 
 import base64
@@ -40,7 +40,7 @@ SUFFIXES: Mapping[str, Medium] = {
     **dict.fromkeys(VIDEO_SUFFIXES, "video"),
     **dict.fromkeys(AUDIO_SUFFIXES, "audio"),
 }
-"""What a file holds, by the end of its name."""
+"""The medium of a file, by the end of its name."""
 BEGINNINGS: tuple[tuple[bytes, int, bytes, Medium], ...] = (
     (b"\xff\xd8\xff", 0, b"", "image"),
     (b"\x89PNG\r\n\x1a\n", 0, b"", "image"),
@@ -61,30 +61,30 @@ BEGINNINGS: tuple[tuple[bytes, int, bytes, Medium], ...] = (
     (b"fLaC", 0, b"", "audio"),
     (b"OggS", 0, b"", "audio"),
 )
-"""(first bytes, offset, bytes there, medium) of encoded files."""
+"""(first bytes, offset, bytes at the offset, medium) of encoded files."""
 SHOWN_MEDIA: Mapping[Medium, str] = {"image": "an image", "video": "video", "audio": "sound"}
 KEYS: Mapping[str, Medium] = {
     **dict.fromkeys(("video", "videos", "video_path", "video_url", "video_file", "input_video"), "video"),
     **dict.fromkeys(("audio", "audios", "audio_path", "audio_url", "audio_file", "input_audio"), "audio"),
 }
-"""Keys of entries, messages and parts, and types of parts, that stand for a medium whatever their value looks like."""
+"""Keys of entries, messages and parts, and types of parts, that mean a medium for any value."""
 ABOUT_IMAGES = re.compile(r"image|img|photo|picture|frame", re.IGNORECASE)
-"""Names of keys whose file names may have spaces; elsewhere a text that ends in `.jpg` and has spaces is a sentence."""
+"""Keys under which names of files may have spaces; elsewhere, a text with spaces that ends in `.jpg` is a sentence."""
 FILE_KEYS = ("path", "url", "image_url", "image", "file", "file_path", "image_path", "source", "data")
 """Keys under which an object names or holds its file."""
 WEB = ("http://", "https://")
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
 SHORTEST_BASE64 = 64
-"""Characters; a shorter text is a name."""
+"""Least characters of base64; a shorter text is a name."""
 LONGEST_LOOK = 10_000
-"""Values inside a nested value that are looked at."""
+"""Most values inside a nested value that are searched."""
 
 
 def has_value(value: Any) -> bool:
-    """Return whether a value says anything: not null, an empty text or list, or an object of null and empty texts."""
+    """Return whether a value is not null, an empty text or list, or an object of null and empty texts."""
     if value is None:
         return False
-    if isinstance(value, str | list | tuple):  # before the test of Mapping, which takes ten times as long
+    if isinstance(value, str | list | tuple):  # before the test for Mapping, which takes ten times as long
         return len(value) > 0
     if isinstance(value, Mapping) and value:
         return any(item is not None and item != "" for item in value.values())
@@ -97,17 +97,17 @@ class Sight:
 
     medium: Medium
     shown: str
-    """The value as people read it."""
+    """The value, shortened for a message."""
     path: str = ""
-    """The whole text where it is a path or an address; empty for bytes and base64."""
+    """The path or address; empty for bytes and base64."""
     is_web: bool = False
-    """Whether it is an address in the web: where the file was, not where it is."""
+    """Whether it is a web address, at which the file was once."""
 
 
 def look(value: Any, key: str = "") -> list[Sight]:
-    """Return all that a value names or holds of images, video and sound; lists and objects are searched.
+    """Return all images, videos and sounds that a value names or holds; lists and objects are searched.
 
-    `key`: name that the value stands under.
+    `key`: the key of the value.
     """
     sights: list[Sight] = []
     pending, count = [value], 0
@@ -126,7 +126,7 @@ def look(value: Any, key: str = "") -> list[Sight]:
 
 
 def medium_of_text(text: str, key: str = "") -> Medium | None:
-    """Return what a text names (by the end of a path) or holds (as base64), None for all other texts."""
+    """Return the medium that a text names (by the end of a path) or holds (as base64); None for all other texts."""
     if text[:5].lower() == "data:":
         return next((medium for medium in SHOWN_MEDIA if text[5:].lower().startswith(f"{medium}/")), None)
     if len(text) > LONGEST_PATH:
@@ -139,7 +139,7 @@ def medium_of_text(text: str, key: str = "") -> Medium | None:
 
 
 def is_name_of(text: str, source: str) -> bool:
-    """Return whether a text is the path of a file or the end of it: `1.jpg` or `coco/1.jpg` of `/data/coco/1.jpg`."""
+    """Return whether a text is the path of a file or its end: `1.jpg` or `coco/1.jpg` for `/data/coco/1.jpg`."""
     parts, source_parts = (
         [part for part in path.strip().replace("\\", "/").split("/") if part not in ("", ".")]
         for path in (text, source)
@@ -149,16 +149,16 @@ def is_name_of(text: str, source: str) -> bool:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an entry lies."""
+    """The location of an entry."""
 
     source: str
-    """Its file and its position in it, for people."""
+    """File and position in the file, for people."""
     folder: str
-    """What paths of images are relative to."""
+    """Folder that paths of images are relative to."""
 
 
 def pictures(value: Any, origin: Origin) -> tuple[Picture, ...]:
-    """Return the pictures of a value, a picture or a list of them; a list with a hole in it is a DataError."""
+    """Return the pictures of a value, which is a picture or a list; raises DataError for a list with an empty item."""
     if not has_value(value):
         return ()
     if not isinstance(value, list | tuple):
@@ -170,9 +170,10 @@ def pictures(value: Any, origin: Origin) -> tuple[Picture, ...]:
 
 
 def picture(value: Any, origin: Origin) -> Picture:
-    """Return the picture of a value: bytes, a path below `folder`, base64, or an object that holds one of these.
+    """Return the picture of a value: bytes, a path below the folder, base64, or an object that holds one of these.
 
-    Objects are the hub's `{bytes, path}`, OpenAI's `{url}` and Anthropic's `{type: base64, media_type, data}`.
+    Objects are the hub's `{bytes, path}`, OpenAI's `{url}` and Anthropic's `{type: base64, media_type, data}`. Raises
+    DataError for any other value.
     """
     match value:
         case Picture():
@@ -194,11 +195,12 @@ def picture(value: Any, origin: Origin) -> Picture:
 
 
 def refused(medium: Medium, what: str) -> DataError:
-    """Return the error of a record that shows a medium which Janus does not read."""
+    """Return the error of a record with a medium that Janus does not read."""
     return RecordError(medium, f"{what}; Janus reads text and images: leave such records out, or give images of them")
 
 
 def _picture_of_object(value: Mapping[str, Any], origin: Origin) -> Picture:
+    """Return the picture of an object that names its file under one or more of FILE_KEYS."""
     files = [value[key] for key in FILE_KEYS if has_value(value.get(key))]
     if files:
         first, *others = (picture(file, origin) for file in files)
@@ -213,6 +215,7 @@ def _picture_of_object(value: Mapping[str, Any], origin: Origin) -> Picture:
 
 
 def _picture_of_text(text: str, origin: Origin) -> Picture:
+    """Return the picture of a data URI, a path or base64; raises DataError for a web address."""
     if text[:5].lower() == "data:":
         header, comma, content = text.partition(",")
         kind, *options = header[5:].lower().split(";")
@@ -234,7 +237,7 @@ def _picture_of_text(text: str, origin: Origin) -> Picture:
 
 
 def _check_type(kind: str) -> None:
-    """DataError when a media type is that of something else than an image; many writers leave it out."""
+    """Raise DataError when a media type is not that of an image; it may be empty, as many writers leave it out."""
     general = kind.partition("/")[0]
     if general in ("video", "audio"):
         raise refused("video" if general == "video" else "audio", f"a value is of type {kind[:100]}")
@@ -243,7 +246,7 @@ def _check_type(kind: str) -> None:
 
 
 def _decode_base64(text: str, what: str) -> bytes:
-    """Return the bytes of base64, also of its form for URLs and without padding; DataError when it is not base64."""
+    """Return the bytes of base64, also in its URL form and without padding; raises DataError when it is not base64."""
     joined = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
         content = base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
@@ -255,6 +258,7 @@ def _decode_base64(text: str, what: str) -> bytes:
 
 
 def _medium_of_bytes(content: bytes) -> Medium | None:
+    """Return the medium of an encoded file by its first bytes; None when they are unknown."""
     for first, offset, later, medium in BEGINNINGS:
         if content.startswith(first) and content[offset : offset + len(later)] == later:
             return medium
@@ -262,7 +266,7 @@ def _medium_of_bytes(content: bytes) -> Medium | None:
 
 
 def _base64_medium(text: str) -> Medium | None:
-    """Return what a long text holds as base64, by its first bytes; None for all other texts."""
+    """Return the medium that a long text holds as base64, by its first bytes; None for all other texts."""
     if len(text) < SHORTEST_BASE64 or not BASE64.match(text):
         return None
     try:
@@ -272,9 +276,9 @@ def _base64_medium(text: str) -> Medium | None:
 
 
 def same(first: Sequence[Picture], second: Sequence[Picture]) -> bool:
-    """Return whether two lists stand for the same pictures, by bytes or paths of files.
+    """Return whether two lists are the same pictures, by their bytes or by the paths of their files.
 
-    Bytes beside a name count as the same picture: which file they come from is not known.
+    Bytes and a path count as the same picture, since the file of the bytes is unknown.
     """
     if len(first) != len(second):
         return False
@@ -286,9 +290,9 @@ def same(first: Sequence[Picture], second: Sequence[Picture]) -> bool:
 
 
 def stand_for(value: Any, own: Sequence[Picture]) -> bool:
-    """Return whether a value stands for pictures that are read from elsewhere, without reading files.
+    """Return whether a value describes the same pictures as those read from another key, without reading files.
 
-    Names beside bytes do where they are as many.
+    Names describe pictures of bytes when there are as many of both.
     """
     items = value if isinstance(value, list | tuple) else [value]
     if len(items) != len(own):

@@ -1,8 +1,8 @@
 """Parquet as the Hugging Face hub serves it: images as bytes or paths, captions, conversations, documents.
 
-Invariants: of a file, the footer and the columns that are used are read, and of others a few values where the footer
-does not tell what they hold; what is in memory is a few rows and a part of
-each of their columns, however long the row groups are.
+Invariants: only the footer and the used columns of a file are read, and a few values of other columns when the footer
+does not tell what they hold; only a few rows and a part of each of their columns are in memory, for row groups of any
+length.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,26 +26,28 @@ ENDINGS = (".parquet",)
 FOOTERS = 32
 """Footers that are read at once."""
 BATCH_BYTES = 16 * 2**20
+"""Bytes of a file that one batch of rows stands for on average."""
 LONGEST_BATCH = 1_000
-"""Rows."""
+"""Most rows of a batch."""
 PEEKED_ROWS = 8
-"""Of a column that no record is made of and of which the footer says nothing."""
+"""Rows that are read at once of an unused column whose footer has no statistics."""
 CUT_BYTES = 64
-"""Some writers cut the least and greatest value to so many bytes."""
+"""Bytes to which some writers cut the least and greatest value of a column."""
 READ_BYTES = 4 * 2**20
-"""Of a column at once."""
+"""Bytes of a column that are read at once."""
 FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError, KeyError, TypeError)
-"""What pyarrow raises on damaged files."""
+"""Exceptions that pyarrow raises on damaged files."""
 
 Group = tuple[int, int]
 """(rows, bytes)"""
 
 
 def units(config: InputConfig, shard_samples: int) -> list[Unit]:
-    """Runs of row groups of up to `shard_samples` rows; a file without a footer is one unit, of nothing but a reject
-    for as many rows as other files have in so many bytes.
+    """Return runs of row groups of up to `shard_samples` rows.
 
-    DataError when no file has a footer or the first one has none of the columns.
+    A file without a footer is one unit, for which there is one reject: its number of rows is estimated from the mean
+    size of rows in other files. Raises DataError when no file has a footer, or when the first one has none of the
+    columns.
     """
     input_files = files.find(config, ENDINGS)
     with ThreadPoolExecutor(FOOTERS, thread_name_prefix="footers") as pool:
@@ -54,7 +56,7 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
         (file, footer) for file, footer in zip(input_files, footers, strict=True) if not isinstance(footer, DataError)
     ]
     if not readable:
-        raise DataError(f"{input_files[0].path} is no Parquet file: {footers[0]}", "give the path of Parquet files")
+        raise DataError(f"{input_files[0].path} is not a Parquet file: {footers[0]}", "give the path of Parquet files")
     _check_columns(config, readable[0][0].path, readable[0][1][0])
     names = {name for file, (columns, _) in readable for name in [*columns, *partition_columns(file.path)]}
     check_rule_columns("pipeline.inputs", config.where, names)
@@ -63,7 +65,7 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     for file, footer in zip(input_files, footers, strict=True):
         if isinstance(footer, DataError):
             whole_bytes = sum(file.size for file, _ in readable)
-            size = max(file.size, whole_bytes // len(readable))  # a file without a footer was cut short, mostly
+            size = max(file.size, whole_bytes // len(readable))  # most files without a footer were cut short
             lost_records = entries.lost(size, whole_bytes, rows, size)
             cut.append(Unit(file.path, file.size, records=lost_records, stem=file.stem))
         else:
@@ -72,13 +74,13 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
 
 
 def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
-    """The records of a unit, in their order."""
+    """Yield the records of a unit in their order, and a Reject for each row that is not a record."""
     unread: dict[str, str] = {}
     return entries.records(config, unit, _rows(config, unit, unread), unread)
 
 
 def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
-    """(names of columns, row groups) of a file."""
+    """Return (names of columns, row groups) of a file, or the error of a file without a footer."""
     with files.open_stream(path, ahead=0) as opened:
         try:
             file = pq.ParquetFile(opened)
@@ -91,6 +93,7 @@ def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
 
 
 def _cut_file(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
+    """Yield runs of row groups of up to `shard_samples` rows, at least one group each."""
     start = 0
     while start < len(groups):
         stop, (rows, size) = start + 1, groups[start]
@@ -144,7 +147,7 @@ def _group_rows(
 
 
 def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | DataError]:
-    """The rows of a batch; DataError in the place of one that has values that Python cannot hold."""
+    """Return the rows of a batch; a DataError replaces a row with values that Python cannot represent."""
     try:
         return batch.to_pylist()
     except FAULTS:
@@ -161,11 +164,13 @@ def _row(batch: pa.RecordBatch) -> Mapping[str, Any] | DataError:
 
 
 def _may_hold_media(config: InputConfig, file: pq.ParquetFile, group: int, name: str) -> bool:
-    """Return whether a column that no record is made of may hold images, video or sound: by its name, by the least and
-    greatest value that the footer says, or else by its first values."""
+    """Return whether an unused column may hold images, video or sound.
+
+    It is recognised by its name, by the least and greatest value in the footer, or else by its first values.
+    """
     if name.lower() in media.KEYS or shows_editing(name):
         return True
-    if "image" in config.columns or config.stream == "text":  # others are ignored then, whatever they hold
+    if "image" in config.columns or config.stream == "text":  # all unused columns are ignored then
         return False
     metadata = file.metadata.row_group(group)
     leaves = (metadata.column(index) for index in range(metadata.num_columns))
@@ -182,6 +187,7 @@ def _may_hold_media(config: InputConfig, file: pq.ParquetFile, group: int, name:
 
 
 def _leaf_may_hold_media(file: pq.ParquetFile, group: int, name: str, leaf: pq.ColumnChunkMetaData) -> bool:
+    """Return whether a leaf of a column may hold media, by its statistics or its first values."""
     statistics = leaf.statistics
     if statistics is not None and statistics.has_min_max:
         extremes = [statistics.min, statistics.max]
@@ -197,12 +203,13 @@ def _leaf_may_hold_media(file: pq.ParquetFile, group: int, name: str, leaf: pq.C
 
 
 def _used_columns(config: InputConfig) -> set[str]:
-    """Names of columns that a record may be made of."""
+    """Return the names of columns that a record may be made of."""
     looked_for = (() if what in config.columns else names for what, names in entries.NAMES.items())
     return {name for names in looked_for for name in names} | set(config.columns.values()) | set(config.where)
 
 
 def _check_columns(config: InputConfig, path: str, names: list[str]) -> None:
+    """Raise DataError when a file has not all columns that the recipe names, or none that a record is made of."""
     missing = sorted(set(config.columns.values()) - set(names))
     if missing or not set(names) & (_used_columns(config) - set(entries.NAMES["system"])):
         raise DataError(

@@ -1,7 +1,7 @@
-"""Bytes of the pictures that records name by their paths.
+"""Reading of the pictures that records name by their paths.
 
-Invariant: on a disk, only regular files are opened, and none that a link leads to out of the folder that pictures of
-the input are in; so no byte of another file of this machine reaches a shard or the quarantine table.
+Invariant: on a disk, only regular files are opened, and none to which a link leads from the folder of the input's
+pictures; so no byte of another file of this machine reaches a shard or the quarantine table.
 """
 
 import os
@@ -18,7 +18,7 @@ from janus_dist.errors import RecordError
 from janus_dist.storage import fs
 
 LONGEST_FILE_BYTES = 2**30
-"""Of a picture."""
+"""Most bytes of a picture's file."""
 SNAPSHOTS, BLOBS = "snapshots", "blobs"
 """Folders of the Hugging Face cache: files of the former are links to those of the latter."""
 
@@ -26,9 +26,9 @@ SNAPSHOTS, BLOBS = "snapshots", "blobs"
 def read_picture(picture: Picture) -> Picture:
     """Return a picture with its bytes.
 
-    DataError when the file is not there, is not a regular one, is longer than LONGEST_FILE_BYTES, or lies outside
-    `picture.root`. Other failures are the store's: they end the job. So does a permission that a store refuses: it does
-    so for keys that ran out, too, and then for every picture.
+    Raises DataError when the file does not exist, is not regular, is longer than LONGEST_FILE_BYTES, or is outside of
+    `picture.root`. Other failures are the store's and end the job. A permission that a store refuses does so, too,
+    since a store refuses every picture when its keys have expired.
     """
     try:
         if fs.is_local(picture.source):
@@ -44,7 +44,7 @@ def read_picture(picture: Picture) -> Picture:
 
 
 def _check_file(picture: Picture) -> None:
-    """Raise DataError when a file of a disk must not be opened; FileNotFoundError when it is not there."""
+    """Raise DataError when a file of a disk must not be opened, FileNotFoundError when it does not exist."""
     path = Path(fsspec.core.strip_protocol(picture.source))
     if path.is_symlink() and not path.exists():
         raise RecordError("missing", f"{path} is {kind_of_file(str(path))}")
@@ -59,7 +59,7 @@ def _check_file(picture: Picture) -> None:
 
 
 def leads_out(name: str, root: str) -> bool:
-    """Tell whether a path of a disk, its links followed, is not below a folder, its links followed."""
+    """Return whether a path of a disk is not below a folder, links of both followed."""
     path = Path(fsspec.core.strip_protocol(name))
     real = Path(os.path.realpath(path)) if path.is_symlink() else Path(_real_folder(str(path.parent)), path.name)
     return not any(real.is_relative_to(folder) for folder in _allowed_folders(fsspec.core.strip_protocol(root)))
@@ -72,7 +72,7 @@ def _real_folder(folder: str) -> str:
 
 @lru_cache(maxsize=100)
 def _allowed_folders(root: str) -> tuple[str, ...]:
-    """Return the folders that files named below `root` may lie in."""
+    """Return the folders in which files that are named below `root` may be, links followed."""
     real = os.path.realpath(root)
     for parent in Path(real).parents:
         if parent.name == SNAPSHOTS and (parent.parent / BLOBS).is_dir():

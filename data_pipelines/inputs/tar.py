@@ -1,7 +1,7 @@
-"""WebDataset tars as img2dataset writes them: members of one key (what stands before the first dot) are one entry.
+"""WebDataset tars as img2dataset writes them: members of one key (the name before the first dot) are one entry.
 
-Invariants: every member belongs to a record or a reject, but for the notes of macOS about others (`._a.jpg`); the
-members of one entry are in memory, and of those only what a record is made of.
+Invariants: every member belongs to a record or a reject, except for the notes of macOS about others (`._a.jpg`); only
+the members of one entry that a record is made of are in memory.
 """
 
 import gzip
@@ -25,35 +25,36 @@ from janus_dist.inspection.inspect import Reject
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 LONGEST_ENTRY_BYTES = 2**30
+"""Most bytes of the members of an entry that are read."""
 USUAL_BYTES = 50_000
-"""Of an entry where none could be read: a photograph as img2dataset stores it."""
+"""Bytes of an entry, assumed where none could be read: a photograph as img2dataset stores it."""
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 """Key and ending of a member, as webdataset splits them."""
 NUMBER = re.compile(r"(\d{1,9})\.")
 SHOWN_ENDINGS = 8
 GZIP = b"\x1f\x8b"
 USTAR = slice(257, 262)
-"""Bytes of a tar's header that say that it is one."""
+"""Bytes of a tar's header that identify it as a tar."""
 CODECS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of compressed files that are not read."""
 
 
 @dataclass
 class _Entry:
-    """Members of one key."""
+    """The members of one key."""
 
     key: str
     fault: RecordError | None = None
-    """The first of them."""
+    """The first error of a member."""
     is_last: bool = False
-    """Because the tar is damaged in it or behind it: what follows cannot be read."""
+    """Whether nothing that follows can be read, since the tar is damaged in this entry or behind it."""
     endings: list[str] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)
-    """By ending, of those that a record is made of."""
+    """Contents of the members that a record is made of, by ending."""
 
 
 def units(config: InputConfig, shard_samples: int) -> list[Unit]:
-    """Each tar whole: it has no index."""
+    """Return each tar as one unit: it has no index."""
     return [Unit(file.path, file.size, stem=file.stem) for file in files.find(config, ENDINGS)]
 
 
@@ -127,18 +128,19 @@ class _TarReader:
 
 
 def _repeated(entry: _Entry, before: list[str]) -> RecordError:
-    """Return why a key that comes again is refused: two entries have it, or the members of one entry lie apart."""
+    """Return why a key that occurs again is refused: two entries have it, or the members of one entry are apart."""
     if set(before) & set(entry.endings):
-        return RecordError("duplicate key", f"{short(entry.key)} was there before")
+        return RecordError("duplicate key", f"{short(entry.key)} occurs twice")
     return RecordError(
         "torn apart",
         f"{short(entry.key)} has {', '.join(before)} in one place of the tar and "
         f"{', '.join(entry.endings)} in another; "
-        "members of one key must lie together, as `tar --sort=name` writes them",
+        "members of one key must be adjacent, as `tar --sort=name` writes them",
     )
 
 
 def _record(config: InputConfig, entry: _Entry, key: str, source: str, folder: str) -> Record:
+    """Return the record of an entry; raises DataError when its members do not form one."""
     values: dict[str, Any] = {}
     if "json" in entry.contents:
         content = parsed(entry.contents["json"], short(f"{entry.key}.json"))
@@ -155,7 +157,7 @@ def _record(config: InputConfig, entry: _Entry, key: str, source: str, folder: s
     if not images and not has_turns:
         raise RecordError("no image", f"{short(entry.key)} has {', '.join(entry.endings[:SHOWN_ENDINGS])}")
     ignored |= _ignored_members(config, entry, has_images=bool(images))
-    columns: Any = {what: name for what, name in config.columns.items() if what != "image"}  # which is an ending here
+    columns: Any = {what: name for what, name in config.columns.items() if what != "image"}  # here it is an ending
     if images:
         ignored |= _take_image_names(config, values, len(images))
         values["image"] = [Picture(f"{source}.{ending}", entry.contents[ending]) for ending in images]
@@ -163,8 +165,10 @@ def _record(config: InputConfig, entry: _Entry, key: str, source: str, folder: s
 
 
 def _ignored_members(config: InputConfig, entry: _Entry, has_images: bool) -> dict[str, str]:
-    """Return the reasons for members that the record is not made of; DataError for an image to be changed, or for video
-    and sound without an image."""
+    """Return the reasons for members that are not used, by ending.
+
+    Raises DataError for an image to be changed, and for video or sound without an image.
+    """
     ignored: dict[str, str] = {}
     for ending in entry.endings:
         if ending in entry.contents:
@@ -180,9 +184,9 @@ def _ignored_members(config: InputConfig, entry: _Entry, has_images: bool) -> di
 
 
 def _take_image_names(config: InputConfig, values: dict[str, Any], image_count: int) -> dict[str, str]:
-    """Remove names of images from the JSON of an entry whose images are members, and return why they are ignored.
+    """Remove the names of images from the JSON of an entry whose images are members; return why they are ignored.
 
-    DataError when they are not as many as the members.
+    Raises DataError when their number is not that of the members.
     """
     ignored: dict[str, str] = {}
     for name in entries.NAMES["image"]:
@@ -199,7 +203,7 @@ def _take_image_names(config: InputConfig, values: dict[str, Any], image_count: 
 
 
 def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]:
-    """Members grouped by key, in their order; a damage ends the entry that it is in, or is one of its own."""
+    """Yield the members grouped by key, in their order; a damage between entries is an entry of its own."""
     current: _Entry | None = None
     fault: DamagedError | None = None
     try:
@@ -228,13 +232,13 @@ def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]
 
 
 def _is_metadata(name: str) -> bool:
-    """Tell whether a member holds what macOS notes about another one: `._a.jpg`, `.DS_Store`, `__MACOSX/a.jpg`."""
+    """Return whether a member holds the notes of macOS about another: `._a.jpg`, `.DS_Store`, `__MACOSX/a.jpg`."""
     *folders, last = name.split("/")
     return last.startswith("._") or last == ".DS_Store" or "__MACOSX" in folders
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return key and ending of a member by its name; the ending is empty when it has none."""
+    """Return (key, ending) of the name of a member; the ending may be empty."""
     match = NAME.fullmatch(name.removeprefix("./"))
     return (match[1], match[2].lower()) if match else (name, "")
 
@@ -251,7 +255,7 @@ def _fault(entry: _Entry, member: Member, ending: str, limit: int) -> RecordErro
     if not ending:
         return RecordError("no key", f"{name} has no ending behind a dot")
     if ending in entry.endings:
-        return RecordError("duplicate key", f"{name} is there twice")
+        return RecordError("duplicate key", f"{name} occurs twice")
     before = sum(map(len, entry.contents.values()))
     if limit and (member.size > limit or before + member.size > LONGEST_ENTRY_BYTES):
         return RecordError("too large", f"{name} has {member.size} bytes after {before}, at most {limit} are read")
@@ -259,7 +263,7 @@ def _fault(entry: _Entry, member: Member, ending: str, limit: int) -> RecordErro
 
 
 def _limit(config: InputConfig, ending: str) -> int:
-    """How many bytes of a member may be read; 0 when a record is not made of it."""
+    """Return how many bytes of a member may be read; 0 when records are not made of it."""
     if _is_image(config, ending):
         return LONGEST_ENTRY_BYTES
     is_text = ending in ("json", config.columns.get("caption", "txt"), config.columns.get("text"))
@@ -267,11 +271,12 @@ def _limit(config: InputConfig, ending: str) -> int:
 
 
 def _is_image(config: InputConfig, ending: str) -> bool:
+    """Return whether a member with this ending is an image of the record."""
     named, last = config.columns.get("image"), ending.rpartition(".")[2]
     return named in (last, ending) if named else last in images.ENDINGS
 
 
 def _image_order(ending: str) -> tuple[int, str]:
-    """Images of one key in the order of their numbers: `jpg`, `1.jpg`, `2.jpg`, `10.jpg`."""
+    """Return the key that sorts images by their numbers: `jpg`, `1.jpg`, `2.jpg`, `10.jpg`."""
     number = NUMBER.match(ending)
     return (int(number[1]) if number else 0, ending)

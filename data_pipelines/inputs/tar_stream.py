@@ -1,8 +1,8 @@
 """A tar as a stream: its members one after another, read once from the beginning to the end.
 
-Python's tarfile takes a damaged header for the end of a tar and holds headers of any length in memory; so headers are
-parsed by it, but found here. Invariants: all of a tar is in members that were given, or behind a DamagedError; what is
-in memory is one header, and a content only where it is asked for.
+Python's tarfile mistakes a damaged header for the end of a tar and holds headers of any length in memory; so tarfile
+parses headers, but this module locates them. Invariants: every byte of a tar is in a returned member, or behind a
+DamagedError; only one header is in memory, and a content only when it is read.
 """
 
 import tarfile
@@ -15,8 +15,9 @@ from janus_dist.data.sample import TAR_BLOCK
 from janus_dist.errors import RecordError
 
 LONGEST_HEADER_BYTES = 2**16
-"""Of the long name and other attributes of a member."""
+"""Most bytes of a header with a long name or other attributes of a member."""
 SKIP_BYTES = 2**20
+"""Bytes that are read at once where they are skipped."""
 LONG_NAME = tarfile.GNUTYPE_LONGNAME
 ATTRIBUTES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 IGNORED = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
@@ -30,7 +31,7 @@ KINDS = {
 
 
 class DamagedError(RecordError):
-    """A tar cannot be read on; `inside` is the member that it breaks in, empty between members."""
+    """A tar that cannot be read any further; `inside` is the damaged member, empty between members."""
 
     def __init__(self, what: str, inside: str = ""):
         super().__init__("damaged", f"{what}{f' inside {inside}' if inside else ''}")
@@ -42,22 +43,22 @@ class Member:
     """A member as its header describes it."""
 
     name: str
-    """As it stands; bytes that are no UTF-8 are surrogates in it."""
+    """Name as stored; bytes that are not UTF-8 are surrogates in it."""
     size: int
     """Bytes of its content."""
     kind: str
-    """`file`, `folder`, or in words what else it is."""
+    """`file`, `folder`, or another kind in words."""
 
 
 class TarStream:
-    """The members of a tar; the content of each is read before the next is asked for, or not at all."""
+    """The members of a tar; the content of each can be read before `next` is called again."""
 
     def __init__(self, stream: BinaryIO):
-        self._stream, self.offset = stream, 0  # bytes before what is read next
+        self._stream, self.offset = stream, 0  # bytes read
         self._member, self._unread = "", 0
 
     def next(self) -> Member | None:
-        """The next member, None at the end; DamagedError when it is neither."""
+        """Return the next member, None at the end; raises DamagedError where the tar is damaged."""
         self._skip()
         name: str | None = None
         size: int | None = None
@@ -87,7 +88,7 @@ class TarStream:
             return Member(self._member, size, kind)
 
     def read(self, member: Member) -> bytes:
-        """The content of the member that came last."""
+        """Return the content of the latest member; raises DamagedError when it is incomplete."""
         self._unread -= member.size
         return self._take(member.size)
 
@@ -96,7 +97,7 @@ class TarStream:
             self._unread -= len(self._take(min(self._unread, SKIP_BYTES)))
 
     def _take(self, count: int) -> bytes:
-        """So many bytes; DamagedError when there are fewer."""
+        """Read `count` bytes; raises DamagedError when there are fewer."""
         try:
             content = self._stream.read(count)
         except UnreachableError:
@@ -117,7 +118,7 @@ class TarStream:
     def _attributes(
         self, content: bytes, begin: int, name: str | None, size: int | None
     ) -> tuple[str | None, int | None]:
-        """(name, size) by the records `LENGTH KEY=VALUE` of POSIX's extended headers."""
+        """Return (name, size) after the records `LENGTH KEY=VALUE` of POSIX's extended headers."""
         try:
             while content:
                 length = int(content.partition(b" ")[0])
@@ -136,7 +137,7 @@ class TarStream:
         return name, size
 
     def _check_end(self) -> None:
-        """Read on behind the end: tars that were appended to a tar would be lost."""
+        """Raise DamagedError when data follow the end: tars that were appended to a tar would be lost."""
         end = self.offset
         while content := self._rest():
             if any(content):

@@ -1,6 +1,6 @@
-"""Single values of an entry: text, JSON, and what they are called in a reason.
+"""Conversion of single values of an entry: text, JSON, and their names in messages.
 
-Invariant: whatever the value is, it is returned as its type or is a DataError.
+Invariant: any value is returned as the requested type or raises a DataError.
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ from janus_dist.errors import RecordError
 from janus_dist.storage import json_lines
 
 LONGEST_SHOWN = 100
-"""Characters of a value in a reason."""
+"""Characters of a value that a message shows."""
 
 
 def words(value: Any, what: str) -> str:
-    """Text of a value, empty for none; DataError when it is something else."""
+    """Return the text of a value, empty for None; raises DataError when it is not a text."""
     if value is None:
         return ""
     if isinstance(value, bytes):
@@ -24,7 +24,7 @@ def words(value: Any, what: str) -> str:
 
 
 def utf8(content: bytes, what: str) -> str:
-    """Bytes as text; DataError when they are no UTF-8."""
+    """Decode bytes; raises DataError when they are not UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -32,7 +32,7 @@ def utf8(content: bytes, what: str) -> str:
 
 
 def parsed(content: bytes, what: str) -> Any:
-    """The value that JSON stands for; DataError when it stands for none."""
+    """Parse JSON; raises DataError when it is not JSON."""
     try:
         return json_lines.parse(content)
     except UnicodeDecodeError as error:
@@ -42,7 +42,7 @@ def parsed(content: bytes, what: str) -> Any:
 
 
 def kind(value: Any) -> str:
-    """Return what a value is, for a reason."""
+    """Return the type of a value, for a message."""
     if value is None or value == "":
         return "absent" if value is None else "empty"
     return type(value).__name__

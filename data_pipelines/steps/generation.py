@@ -1,6 +1,6 @@
-"""Generation: captions as prompts, and the crops that the VQ tokenizer turns into ids.
+"""Step of the generation stream: captions as prompts, and the crops that the VQ tokenizer turns into ids.
 
-Invariant: which captions are shortened, and where an image is cropped, depends on the records' keys alone.
+Invariant: the choice of shortened captions and of the position of crops depends only on the records' keys.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,11 @@ class Prepared:
 
     key: str
     prompt_ids: NDArray[np.uint32]
+    """[ids]."""
     pixels: NDArray[np.uint8]
-    """[side, side, 3]: what the VQ ids are made of."""
+    """[side, side, 3]: the crop that is encoded as VQ ids."""
     facts: tuple[tuple[str, float], ...]
+    """(name, value) pairs for histograms."""
 
 
 class Generation:
@@ -43,16 +45,18 @@ class Generation:
         self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
-        """DataError or Dropped for what can be known before its picture is read; its length is not."""
+        """Check all but the picture and the length in tokens; raises DataError or Dropped."""
         keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: len(record.caption.strip())})
         mark = marks.IMAGE.search(words(record.caption, "the caption"))
         if mark and not (mark["path"] and media.medium_of_text(mark["path"], "image") is None):
-            raise RecordError("images", f"the caption has the mark {mark[0]}; a caption draws an image and shows none")
+            raise RecordError(
+                "images", f"the caption has the mark {mark[0]}; a caption describes one image and shows none"
+            )
         if len(record.pictures) != 1:
-            raise RecordError("images", f"{len(record.pictures)} of them, a caption draws one")
+            raise RecordError("images", f"{len(record.pictures)} images, but a caption describes one")
 
     def prepare(self, record: Record) -> Prepared:
-        """Prompt and crop of a record."""
+        """Return prompt and crop of a record; raises DataError or Dropped."""
         caption = words(record.caption, "the caption")
         if is_shortened(record.key, self.first_sentence_share):
             caption = first_sentence(caption)
@@ -69,10 +73,10 @@ class Generation:
         return Prepared(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
 
     def finish(self, prepared: Prepared, vq_ids: NDArray[np.uint16]) -> Made:
-        """The sample with the VQ ids [id] of its pixels."""
+        """Return the sample. `vq_ids`: ids of its pixels, [ids] uint16."""
         return Made([(prepared.key, GenerationSample(prepared.prompt_ids, vq_ids))], prepared.facts)
 
 
 def is_shortened(key: str, share: float) -> bool:
-    """Whether a key is among the `share` of all keys whose captions are cut to their first sentence."""
+    """Return whether a key is in the `share` of all keys whose captions are cut to their first sentence."""
     return drawn(key) < share

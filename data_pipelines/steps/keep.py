@@ -1,6 +1,6 @@
 """Rules of a recipe on values of records (`pipeline.inputs.NAME.where`).
 
-Invariant: a record without the value that a rule asks for is dropped, never kept.
+Invariant: a record without the value that a rule needs is dropped, never kept.
 """
 
 import math
@@ -22,18 +22,18 @@ TEXT_CHARS = "text_chars"
 COMPUTED: Mapping[Stream, tuple[str, ...]] = {
     name: (*OF_PICTURES, CAPTION_CHARS) if spec.has_images else (TEXT_CHARS,) for name, spec in SPECS.items()
 }
-"""Values that a stream's step computes; all other rules are on columns of the input."""
+"""Values that a stream's step computes; rules on other names are on columns of the input."""
 TRUE_WORDS = ("true", "yes", "on")
 FALSE_WORDS = ("false", "no", "off")
-"""Texts that count as truth values, as in YAML 1.1."""
+"""Texts that are truth values, as in YAML 1.1."""
 SHOWN = 100
-"""Characters of a value."""
+"""Characters of a value that a message shows."""
 
 Rules = Mapping[str, Keep]
 
 
 def split(where: Rules) -> tuple[Rules, Rules]:
-    """Rules on a record's values, and on the measures of each of its pictures."""
+    """Return the rules on a record's values, and those on the measures of each of its pictures."""
     return (
         {name: rule for name, rule in where.items() if name not in OF_PICTURES},
         {name: rule for name, rule in where.items() if name in OF_PICTURES},
@@ -41,23 +41,24 @@ def split(where: Rules) -> tuple[Rules, Rules]:
 
 
 def check(rules: Rules, values: Mapping[str, Any]) -> None:
-    """Dropped with the first rule that the values break, or for which there is no value or no number."""
+    """Raise Dropped for the first rule that the values break, also by an absent or a non-numeric value."""
     for name, rule in rules.items():
         _check(name, rule, values.get(name))
 
 
 def measures(picture: Image.Image) -> dict[str, float]:
-    """`width`, `height` and `aspect` of an image of which only the header is read."""
+    """Return `width` and `height` in pixels and `aspect` of an image of which only the header has been read."""
     width, height = images.size(picture)
     return {"width": width, "height": height, "aspect": max(width, height) / min(width, height)}
 
 
 def is_missing(value: Any) -> bool:
-    """Tell whether a value counts as absent: null, an empty text or NaN, as CSV and Parquet of pandas hold it."""
+    """Return whether a value counts as absent: null, an empty text or NaN, as in CSV and Parquet by pandas."""
     return value is None or _text(value).lower() in ("", "nan", "nat")
 
 
 def _check(name: str, rule: Keep, value: Any) -> None:
+    """Raise Dropped when a value breaks a rule."""
     if isinstance(value, np.generic):
         value = value.item()
     if is_missing(value):
@@ -76,7 +77,7 @@ def _check(name: str, rule: Keep, value: Any) -> None:
 
 
 def _equals(value: Any, choice: str | float | bool) -> bool:
-    """Tell whether a value is what the recipe says, also where its file holds it as text or as another type."""
+    """Return whether a value equals one of the recipe, also if its file stores it as text or as another type."""
     if isinstance(choice, bool):
         return _text(value).lower() in (TRUE_WORDS if choice else FALSE_WORDS)
     if isinstance(value, bool):
@@ -89,7 +90,7 @@ def _equals(value: Any, choice: str | float | bool) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """Convert a number, or a text that holds one, to a float; None for anything else, NaN included."""
+    """Return a number, or a text that holds one, as a float; None for anything else, NaN included."""
     try:
         number = float(value)
     except (ValueError, TypeError, OverflowError):
@@ -98,7 +99,7 @@ def _number(value: Any) -> float | None:
 
 
 def _date(value: Any) -> datetime | None:
-    """Convert a date, a time stamp or an ISO 8601 text to a time stamp in UTC; None for anything else."""
+    """Return a date, a time stamp or an ISO 8601 text as a time stamp, in UTC by default; None for anything else."""
     try:
         moment = datetime.fromisoformat(value.isoformat() if isinstance(value, date) else _text(value))
     except ValueError:
@@ -111,7 +112,7 @@ def _text(value: Any) -> str:
 
 
 def _formatted(value: Any) -> str:
-    """Format a value as people write it: 256, not 256.0; a day without its midnight."""
+    """Return a value as people write it: 256 instead of 256.0, and a day without its midnight."""
     if isinstance(value, datetime):
         return value.isoformat().removesuffix("+00:00").removesuffix("T00:00:00")
     if isinstance(value, float):

@@ -1,6 +1,6 @@
-"""Text: documents as token ids, cut where they are too long for a sample.
+"""Step of the text stream: documents as token ids, cut where they are too long for a sample.
 
-Invariant: every id of a document but begin-of-sentence is a label of exactly one sample.
+Invariant: every id of a document, except begin-of-sentence, is a label of exactly one sample.
 """
 
 from data_pipelines.record import Made, Record
@@ -21,12 +21,15 @@ class Text:
         self.max_tokens = min(recipe.pipeline.text_document_tokens, recipe.model.text.max_positions)
 
     def check(self, record: Record) -> None:
-        """DataError or Dropped for what has no words or breaks a rule."""
+        """Raise DataError for a record without words, Dropped for one that breaks a rule."""
         keep.check(self.rules, {**record.columns, keep.TEXT_CHARS: len(record.text)})
         words(record.text, "the text")
 
     def make(self, record: Record) -> Made:
-        """`KEY`, or `KEY-000`, `KEY-001`, ... of a document longer than `pipeline.text_document_tokens`."""
+        """Return the sample `KEY`, or `KEY-000`, `KEY-001`, ... when `pipeline.text_document_tokens` are exceeded.
+
+        Raises DataError for a document without words.
+        """
         pieces = text_ids(self.tokenizer, words(record.text, "the text"), self.max_tokens)
         keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{index:03d}" for index in range(len(pieces))]
         samples = [(key, TextSample(piece)) for key, piece in zip(keys, pieces, strict=True)]

@@ -1,7 +1,7 @@
-"""Understanding: conversations and captions of images as token ids, with the images as padded squares.
+"""Step of the understanding stream: conversations and captions as token ids, with the images as padded squares.
 
-Invariants: a sample has as many images as placeholders; none takes more tokens than the model has positions: what would
-is refused, not cut.
+Invariants: a sample has as many images as placeholders; a sample of more tokens than the model has positions is
+refused, not cut.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import RecordError
 
 DESCRIBE = "Describe the image in detail."
-"""What a caption answers (Janus, section 3.2)."""
+"""Question that a caption answers (Janus, section 3.2)."""
 
 
 class Understanding:
@@ -38,7 +38,7 @@ class Understanding:
         self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
-        """DataError or Dropped for what can be known before its pictures are read; its length is not."""
+        """Check all but the pictures and the length in tokens; raises DataError or Dropped."""
         keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: _char_count(record)})
         if self.is_plain:
             _plain_text(record)
@@ -48,15 +48,18 @@ class Understanding:
             chat.with_marks(turns, len(record.pictures))
 
     def _check_has_image(self, record: Record, turns: Sequence[Turn]) -> None:
-        """DataError when a question has the mark of an image and the record has no image at all."""
+        """Raise DataError when a question has the mark of an image and the record has no image."""
         if not record.pictures and any(chat.IMAGE_MARK in question for question, _ in turns):
             places = self.image_places
             raise RecordError(
-                "images", f"the text has the mark {chat.IMAGE_MARK}, and there is no image for it in {places}"
+                "images", f"the text has the mark {chat.IMAGE_MARK}, but the record has no image for it in {places}"
             )
 
     def make(self, record: Record) -> Made:
-        """One sample under the record's key, which readers made safe for names of tar members."""
+        """Return the sample of a record, under the same key, which is safe as the name of a tar's member.
+
+        Raises DataError for bad pictures and for more tokens than positions, Dropped when a picture breaks a rule.
+        """
         ids, spans = self._ids(record)
         check_length(len(ids) + len(record.pictures) * (self.model.image_tokens - 1), self.model)
         encoded = [content.content or b"" for content in record.pictures]
@@ -74,10 +77,12 @@ class Understanding:
         return Made([(record.key, sample)], (*facts, (keep.CAPTION_CHARS, _char_count(record))))
 
     def _crop(self, encoded: bytes) -> bytes:
+        """Return an image padded to a square of the model's size, encoded."""
         square = images.pad_to_square(images.load(encoded, self.max_pixels), self.model.image_size)
         return images.encode(square, self.jpeg_quality)
 
     def _ids(self, record: Record) -> tuple[list[int], list[chat.Span]]:
+        """Return (token ids with one placeholder for each image, spans of labels by turn)."""
         if self.is_plain:
             text = _plain_text(record)
             check_texts(self.tokenizer, [text], self.model)
@@ -89,7 +94,7 @@ class Understanding:
 
 
 def _turns(record: Record) -> list[Turn]:
-    """Questions and answers; a caption is the answer to a question for it."""
+    """Return questions and answers; a caption is the answer to DESCRIBE. Raises DataError without any to learn."""
     if not record.turns and record.caption.strip():
         if not record.pictures:
             raise RecordError("images", "a caption without an image")
@@ -97,7 +102,7 @@ def _turns(record: Record) -> list[Turn]:
     if not record.turns:
         raise RecordError("empty", "no question")
     if len(set(record.context)) == len(record.turns):
-        raise RecordError("loss", "the source marks every answer as one that is not learned")
+        raise RecordError("loss", "the source marks every answer as not learned")
     return [
         (words(question, f"question {number}"), words(answer, f"answer {number}"))
         for number, (question, answer) in enumerate(record.turns)
@@ -105,13 +110,16 @@ def _turns(record: Record) -> list[Turn]:
 
 
 def _plain_text(record: Record) -> str:
-    """The text around the images: a document, a caption, or the answer of a conversation's only turn."""
+    """Return the text around the images: a document, a caption, or the answer of a conversation's only turn.
+
+    Raises DataError without images or words, for several turns, or when the marks do not match the images.
+    """
     if not record.pictures:
         raise RecordError("images", "a plain text without an image belongs to the text stream")
     text = record.text if record.text.strip() else record.caption
     if record.turns and not text.strip():
         if len(record.turns) > 1:
-            raise RecordError("turns", f"{len(record.turns)}, the plain layout takes the answer of one")
+            raise RecordError("turns", f"{len(record.turns)} turns, but the plain layout uses the answer of one")
         turns = _turns(record)
         chat.with_marks(turns, len(record.pictures))
         return turns[0][1]
@@ -121,6 +129,6 @@ def _plain_text(record: Record) -> str:
 
 
 def _char_count(record: Record) -> int:
-    """Characters of the turns, else of the caption or text."""
+    """Return the number of characters of the turns, else of the caption or text."""
     turns = sum(len(question.strip()) + len(answer.strip()) for question, answer in record.turns)
     return turns or len(record.caption.strip() or record.text.strip())

@@ -1,6 +1,6 @@
-"""Texts of records: whether they are any, and the first sentence of a caption.
+"""Checks of records' texts, and the first sentence of a caption.
 
-Invariant: what `words` returns has words, and any tokenizer takes it.
+Invariant: a text that `words` returns has words and can be tokenized.
 """
 
 import re
@@ -27,16 +27,16 @@ ABBREVIATIONS = re.compile(
     r"m(rs?|s|x|t)|dr|prof|rev|hon|st|ft|gen|col|maj|sgt|capt|lt|cmdr|gov|sen|rep|pres|[js]r|eds?|approx|ca|cf|vs|etc|al"
     r"|inc|ltd|corp?|co|dept|est|ave|blvd|rd|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
 )
-"""Words that a full stop follows within a sentence more often than at its end."""
+"""Words before a full stop that is more often within a sentence than at its end."""
 OF_NUMBERS = re.compile(r"nos?|figs?|vols?|ch|pp?")
-"""The same before a number."""
+"""Abbreviations only if a number follows."""
 
 
 def words(text: str, what: str) -> str:
-    """The text as any tokenizer takes it; DataError when it has no words or is no text.
+    """Return a text that any tokenizer accepts; raises DataError when it has no words or is not a text.
 
-    Half of a surrogate pair, as JSON holds it where a text was cut at a number of characters, becomes U+FFFD. A NUL is
-    in what was no text to begin with: binary data, or UTF-16 that was read as something else.
+    Half of a surrogate pair, as JSON has it where a text was cut at a number of characters, becomes U+FFFD. A NUL
+    character indicates binary data, or UTF-16 that was read as another encoding.
     """
     if not text.strip():
         raise RecordError("empty", f"{what} has no words")
@@ -48,25 +48,27 @@ def words(text: str, what: str) -> str:
 
 
 def check_length(tokens: int, model: ModelConfig) -> None:
-    """DataError when a sample takes more tokens than the model has positions: such a sample is not cut but refused."""
+    """Raise DataError when a sample has more tokens than the model has positions; it is refused rather than cut."""
     if tokens > model.text.max_positions:
         raise RecordError("too long", f"{tokens} tokens, the model has {model.text.max_positions} positions")
 
 
 def check_texts(tokenizer: Tokenizer, texts: Iterable[str], model: ModelConfig) -> None:
-    """Raise DataError for texts that alone take more tokens than the model has positions, before they are encoded as a
-    whole, which takes 600 bytes of memory for each character."""
+    """Raise DataError for texts that alone have more tokens than the model has positions.
+
+    This precedes encoding them as a whole, which takes 600 bytes of memory per character.
+    """
     if exceeds(tokenizer, texts, model.text.max_positions):
         positions = model.text.max_positions
         raise RecordError("too long", f"more than {positions} tokens, the model has {positions} positions")
 
 
 def first_sentence(caption: str) -> str:
-    """The first sentence of a caption, all of it where no sentence ends before.
+    """Return the first sentence of a caption; all of it when no sentence ends earlier.
 
     A sentence ends at an empty line, at a Chinese or Japanese full stop, and at `.`, `!`, `?` or an ellipsis before
-    white space, but not within a number or an abbreviation, before its first letter, or where what follows goes on in
-    small letters after an ellipsis, an exclamation, a question or a quotation.
+    white space, but not within a number or an abbreviation, before its first letter, or before a lower-case letter
+    after an ellipsis, an exclamation, a question or a quotation.
     """
     caption = caption.strip()
     empty_line = EMPTY_LINE.search(caption)
@@ -80,6 +82,7 @@ def first_sentence(caption: str) -> str:
 
 
 def _is_end(caption: str, end: re.Match[str]) -> bool:
+    """Return whether a match of END ends a sentence."""
     mark, following = end["mark"], end["following"]
     if not following or mark[0] in WIDE:
         return True

@@ -157,7 +157,7 @@ def test_plain_webdataset_reads_the_shards(make_work, photos, tmp_path):
         ("text", {"text": " \n "}, "empty: the text has no words"),
         ("text", {"text": "binary \0"}, "no text: the text has a NUL character"),
         ("generation", {"image": "none.png", "caption": ""}, "empty: the caption has no words"),
-        ("generation", {"caption": "a circle"}, "images: 0 of them, a caption draws one"),
+        ("generation", {"caption": "a circle"}, "images: 0 images, but a caption describes one"),
         ("understanding", {"image": "none.png", "conversations": []}, "empty: no question"),
         (
             "understanding",
@@ -167,8 +167,8 @@ def test_plain_webdataset_reads_the_shards(make_work, photos, tmp_path):
         (
             "understanding",
             {"messages": [{"role": "user", "content": "<image> why?"}, {"role": "assistant", "content": "so"}]},
-            "images: the text has the mark <image>, and there is no image for it in image or images or jpg or png or "
-            "image_path, nor in a message",
+            "images: the text has the mark <image>, but the record has no image for it in image or images or jpg or "
+            "png or image_path, nor in a message",
         ),
     ],
 )  # fmt: skip

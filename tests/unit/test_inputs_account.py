@@ -196,7 +196,7 @@ def test_marks_take_time_that_grows_with_the_text():
     ("message", "expected"),
     [
         ({**ANSWER, "images": ["a.jpg"]}, "images: a message of the assistant shows an image; only questions do"),
-        ({**ANSWER, "role": "tool"}, "roles: 'tool' is none of human, user, gpt, assistant, system"),
+        ({**ANSWER, "role": "tool"}, "roles: 'tool' is not one of human, user, gpt, assistant, system"),
         ({**ANSWER, "from": "user"}, "two values: a message has from and role, and they differ"),
         ({**ANSWER, "shot": "a.jpg"}, "images: messages[].shot has 'a.jpg', which nothing reads; name the images of"),
         ({**ANSWER, "content": [{"type": "thinking"}]}, "roles: a part of a message is neither text nor image: 'think"),

@@ -65,11 +65,11 @@ def test_a_name_of_a_brace_pattern_that_is_not_there_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "reason"),
     [
-        ("{0..9999999}.tar", "stands for more than 200,000 names"),
+        ("{0..9999999}.tar", "expands to more than 200,000 names"),
         ("{a,b.tar}}", "Unbalanced"),
-        ("{0012..0000..}.tar", "its braces are no pattern"),
-        ("{a.tar}", "its braces are no pattern"),
-        ("{a,b}{0..}.tar", "its braces are no pattern"),
+        ("{0012..0000..}.tar", "its braces are not a pattern"),
+        ("{a.tar}", "its braces are not a pattern"),
+        ("{a,b}{0..}.tar", "its braces are not a pattern"),
     ],
 )
 def test_brace_patterns_that_are_refused(tmp_path, pattern, reason):
@@ -146,14 +146,14 @@ def test_links_to_files_are_followed_and_others_refused(tmp_path):
         find(of, (".tar",))
     (tmp_path / "in/more").unlink()
     (tmp_path / "in/gone.tar").symlink_to("nothing")
-    with pytest.raises(DataError, match=r"in/gone\.tar is a link to nothing, which is not there, not a file"):
+    with pytest.raises(DataError, match=r"in/gone\.tar is a link to nothing, which does not exist, not a file"):
         find(of, (".tar",))
 
 
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("laoin", "{}/ has laion, no laoin"),
+        ("laoin", "{}/ has laion, but no laoin"),
         ("laion", "{}/laion has no file that ends with .tar or .tar.gz: it has a.txt, b.txt, c.txt and 1 more"),
         ("laion/*.tgz", "{}/laion has no *.tgz: it has a.txt, b.txt, c.txt and 1 more"),
         ("what/is/this", "{}/ has no what: it has empty, laion"),
@@ -197,7 +197,7 @@ def test_a_store_that_cannot_be_asked(path):
 
 def test_a_name_that_stands_for_a_chain_of_files_is_refused(tmp_path):
     put(tmp_path, "zip::0.tar")
-    with pytest.raises(DataError, match="'::' stands for a chain of files"):
+    with pytest.raises(DataError, match="'::' separates the parts of a chain of files"):
         find(source("webdataset", tmp_path), (".tar",))
 
 

@@ -71,9 +71,9 @@ def test_what_is_no_image_is_rejected(tmp_path):
     records, rejects = read(source("folders", tmp_path))
     assert len(records) == 1
     assert [(reject.source.removeprefix(f"{tmp_path}/"), reject.key, reject.reason) for reject in rejects] == [
-        ("README.md", "README%2Emd", "no class: it lies beside the folders of classes"),
-        ("a/Thumbs.db", "a/Thumbs%2Edb", "no image: its name ends with .db"),
-        ("a/x/boxes.txt", "a/x/boxes%2Etxt", "no image: its name ends with .txt"),
+        ("README.md", "README%2Emd", "no class: it is not in the folder of a class"),
+        ("a/Thumbs.db", "a/Thumbs%2Edb", "not an image: its name ends with .db"),
+        ("a/x/boxes.txt", "a/x/boxes%2Etxt", "not an image: its name ends with .txt"),
     ]
 
 
@@ -147,7 +147,7 @@ def test_a_folder_without_folders(tmp_path):
 def test_images_with_captions_beside_them_are_no_classes(tmp_path):
     """The hint is followed: what it says reads them."""
     shutil.copytree(CASES / "img2dataset_files_layout", tmp_path / "in")
-    with pytest.raises(DataError, match="3 of 3 images have a caption in a file beside them") as caught:
+    with pytest.raises(DataError, match="3 of 3 images have a caption in a file of the same name") as caught:
         formats.units(source("folders", tmp_path / "in"), 10)
     command, _, rest = (caught.value.hint or "").partition("`")[2].partition("`")
     subprocess.run(shlex.split(command), check=True)
@@ -163,7 +163,7 @@ def test_every_ending_that_is_taken_decodes_and_no_other_is():
     for record in records:
         images.load(Path(record.pictures[0].source).read_bytes())
     assert {Path(record.source).suffix for record in records} == {".jfif", ".mpo", ".JPG"}
-    assert [reject.reason for reject in rejects] == ["no image: its name ends with .jp2"]
+    assert [reject.reason for reject in rejects] == ["not an image: its name ends with .jp2"]
 
 
 # --- sources of packages ---

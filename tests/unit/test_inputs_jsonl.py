@@ -187,9 +187,9 @@ def test_a_line_that_spans_many_ranges_is_read_once(tmp_path, monkeypatch):
     content = lines({"text": "x" * 200_000}, {"text": "end"})
     of = write(tmp_path, content)
     asked = []
-    original = files._Source.readinto
+    original = files._InputStream.readinto
     monkeypatch.setattr(
-        files._Source, "readinto", lambda self, buffer: asked.append(len(buffer)) or original(self, buffer)
+        files._InputStream, "readinto", lambda self, buffer: asked.append(len(buffer)) or original(self, buffer)
     )
     units = [Unit(of.path, 2000, start, start + 2000, stem="x") for start in range(0, len(content), 2000)]
     found = [record for unit in units for record in formats.records(of, unit)]
@@ -219,8 +219,8 @@ def test_a_line_that_spans_many_ranges_is_read_once(tmp_path, monkeypatch):
         (lines({"conversations": [ASKED]}), "roles: user; user and assistant must take turns, the user first"),
         (lines({"conversations": [ANSWERED, ASKED]}), "roles: assistant, user; user and assistant must take turns"),
         (lines({"conversations": [ASKED, ASKED, ANSWERED, ANSWERED]}), "roles: user, user, assistant, assistant;"),
-        (lines({"messages": [{"role": "tool", "content": ""}]}), "roles: 'tool' is none of human, user, gpt"),
-        (lines({"messages": [{"role": ["user"], "content": ""}]}), "roles: \"['user']\" is none of"),
+        (lines({"messages": [{"role": "tool", "content": ""}]}), "roles: 'tool' is not one of human, user, gpt"),
+        (lines({"messages": [{"role": ["user"], "content": ""}]}), "roles: \"['user']\" is not one of"),
         (lines({"messages": [{"role": "user", "content": 5}]}), "not text: a message is int"),
         (
             lines({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}),
@@ -265,7 +265,7 @@ def test_keys_of_a_column(tmp_path):
     records, rejects = read(of.model_copy(update={"columns": {"key": "id"}}))
     assert [record.key for record in records] == ["a/b%2Ec", "1"]
     assert [reject.reason for reject in rejects] == [
-        "duplicate key: '1' was there before",
+        "duplicate key: '1' occurs twice",
         "no key: id is absent",
         "no key: id is list",
     ]

@@ -114,7 +114,7 @@ def test_a_tar_that_was_cut_alone_says_that_nothing_tells_how_much_is_lost(tmp_p
     (reject,) = quarantine(of.folder)
     assert manifest.quarantined == reject.records == 1
     assert reject.reason.endswith("how many records are lost behind that is unknown, 1 is counted")
-    assert "understanding: 1 files end too soon and nothing says how many records they lack" in caplog.text
+    assert "understanding: 1 files end too early and lack an unknown number of records" in caplog.text
 
 
 def test_a_gzipped_file_of_lines_that_was_cut_is_reckoned_by_the_size_of_the_others(tmp_path):

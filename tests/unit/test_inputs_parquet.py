@@ -162,7 +162,7 @@ def test_keys_of_a_column(tmp_path):
     records, rejects = read(source("parquet", tmp_path, columns={"key": "id"}))
     assert [record.key for record in records] == ["a%2Eb", "2"]
     assert [(reject.key, reject.reason) for reject in rejects] == [
-        ("2", "duplicate key: '2' was there before"),
+        ("2", "duplicate key: '2' occurs twice"),
         ("train-00000-3", "no key: id is empty"),
         ("train-00000-4", "no key: id is absent"),
     ]
@@ -241,7 +241,7 @@ def test_a_file_without_a_footer_is_a_reject(tmp_path):
 
 def test_files_of_which_none_is_parquet(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"a,b\n1,2\n" * 10)
-    with pytest.raises(DataError, match=r"a\.parquet is no Parquet file: Parquet magic bytes not found"):
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file: Parquet magic bytes not found"):
         formats.units(source("parquet", tmp_path), 10)
 
 
@@ -285,7 +285,7 @@ def test_values_that_python_cannot_hold_are_one_reject(tmp_path):
         ({"text": [b"\xff"]}, "not UTF-8: the caption at byte 0"),
         ({"conversations": ["{"]}, "not JSON: the conversation: "),
         ({"conversations": ["7"]}, "roles: a conversation is a list, not int"),
-        ({"conversations": [[{"role": None, "content": "x"}]]}, "roles: 'None' is none of human, user, gpt"),
+        ({"conversations": [[{"role": None, "content": "x"}]]}, "roles: 'None' is not one of human, user, gpt"),
     ],
 )
 def test_rows_that_are_rejected(tmp_path, columns, reason):

@@ -52,8 +52,8 @@ def make(path: Path, kind: str) -> None:
 
 REASONS = {
     "link out": "unsafe link: {} leads out of ",
-    "broken": "missing: {} is a link to nowhere, which is not there",
-    "circle": "missing: {} is a link to bad.png, which is not there",
+    "broken": "missing: {} is a link to nowhere, which does not exist",
+    "circle": "missing: {} is a link to bad.png, which does not exist",
     "pipe": "not a file: {} is a pipe",
     "device": "not a file: {} is a device",
     "socket": "not a file: {} is a socket",

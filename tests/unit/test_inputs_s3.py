@@ -93,7 +93,7 @@ def test_what_is_not_there(folder):
     with pytest.raises(DataError) as caught:
         formats.units(source("webdataset", f"{folder}/laoin/*.tar"), 10)
     assert caught.value.message == f"pipeline.inputs: nothing at {folder}/laoin/*.tar"
-    assert caught.value.hint == f"{folder} has laion, no laoin"
+    assert caught.value.hint == f"{folder} has laion, but no laoin"
     with pytest.raises(
         DataError, match="s3://nonesuch/laion cannot be listed: FileNotFoundError: The specified bucket does not exist"
     ):

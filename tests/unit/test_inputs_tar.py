@@ -177,7 +177,7 @@ def test_reading_twice_gives_the_same(tmp_path):
         ([member("0.jpg", b"x", kind=b"Z")], "not a file: '0.jpg' is of no known type"),
         ([member("README", b"x")], "no key: 'README' has no ending behind a dot"),
         ([member(".0.jpg", b"x")], "no key: '.0.jpg' has no ending behind a dot"),
-        ([member("0.jpg", b"x"), member("0.JPG", b"y")], "duplicate key: '0.JPG' is there twice"),
+        ([member("0.jpg", b"x"), member("0.JPG", b"y")], "duplicate key: '0.JPG' occurs twice"),
         ([member("0.txt", b"x"), member("0.mp4", b"y")], "no image: '0' has txt, mp4"),
         ([member("0.jpg", b"x"), member("0.txt", b"ab\xff")], "not UTF-8: '0.txt' at byte 2"),
         ([member("0.jpg", b"x"), member("0.json", b'"\xff"')], "not UTF-8: '0.json' at byte 1"),
@@ -211,7 +211,7 @@ def test_an_unusable_member_takes_its_entry_with_it(tmp_path):
 def test_a_key_that_comes_back_is_a_duplicate(tmp_path):
     records, (reject,) = read(write(tmp_path, tar([*THREE, ("000.jpg", b"again")])))
     assert len(records) == 3 and records[0].caption == "000txt"
-    assert (reject.key, reject.reason) == ("00012/000", "duplicate key: '000' was there before")
+    assert (reject.key, reject.reason) == ("00012/000", "duplicate key: '000' occurs twice")
 
 
 def test_large_members_are_rejected_without_being_held(tmp_path, monkeypatch):
@@ -376,7 +376,7 @@ def test_another_codec_is_named(tmp_path, compress, name):
 
 def test_members_of_one_key_must_lie_together():
     torn = [reason for reason in reasons(source("webdataset", CASES / "tar_unsorted")) if "torn apart" in reason]
-    assert torn and all("members of one key must lie together, as `tar --sort=name` writes" in one for one in torn)
+    assert torn and all("members of one key must be adjacent, as `tar --sort=name` writes" in one for one in torn)
 
 
 @settings(max_examples=300)

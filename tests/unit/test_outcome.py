@@ -105,7 +105,7 @@ def test_an_input_without_a_record_is_an_error(tmp_path, content):
         path = tmp_path / "in.jsonl"
         path.write_text(content)
     message, hint = refusal(tmp_path, path)
-    assert message == "text: the input holds no record, so there is nothing to train on" and str(path) in hint
+    assert message == "text: the input has no records, so nothing can be trained" and str(path) in hint
 
 
 def test_a_run_that_keeps_nothing_says_why_and_reads_a_repaired_source_again(tmp_path):
@@ -137,5 +137,5 @@ def test_counts_are_on_the_console(tmp_path, caplog):
 def test_each_frequent_kind_of_reason_is_shown_once(tmp_path):
     """Of a tar whose members are not sorted the first reasons are all alike, and say nothing of the order."""
     of = work_on("understanding", CASES / "tar_unsorted", tmp_path / "data", form="webdataset")
-    with pytest.raises(DataError, match="members of one key must lie together, as `tar --sort=name` writes them"):
+    with pytest.raises(DataError, match="members of one key must be adjacent, as `tar --sort=name` writes them"):
         stream.run(of)

@@ -27,7 +27,7 @@ def test_a_source_in_the_folder_of_its_shards_is_refused_before_anything_starts(
     with pytest.raises(ConfigError) as caught:
         prepare.prepare_data(of.recipe)
     assert "pipeline.inputs.understanding.path=" in caught.value.message and path.strip("./") in caught.value.message
-    assert f"the folder of its shards, {tmp_path}/data/understanding, are not apart" in caught.value.message
+    assert f"the folder of its shards, {tmp_path}/data/understanding, overlap" in caught.value.message
     assert "data.root/NAME" in (caught.value.hint or "") and caught.value.exit_code == 2
 
 
@@ -43,7 +43,7 @@ def test_a_source_beside_its_shards_is_not(tmp_path, monkeypatch, path, root):
 
 @pytest.mark.parametrize("path", ["s3://bucket/data", "s3://bucket/data/understanding/*.tar", "s3://bucket/*"])
 def test_a_source_in_a_store_is_compared_too(path):
-    with pytest.raises(ConfigError, match="are not apart"):
+    with pytest.raises(ConfigError, match="overlap"):
         prepare.check_apart([work_on("understanding", path, "s3://bucket/data", form="webdataset")])
 
 
@@ -110,7 +110,7 @@ def test_files_that_were_moved_and_another_version_of_the_program_are_named_only
     with caplog.at_level(logging.WARNING, logger="janus_dist"):
         prepare.prepare_data(alone(moved))
     (line,) = caplog.messages
-    assert line.startswith("text: its shards are taken as they are, though pipeline.inputs.text.path=[")
+    assert line.startswith("text: its shards are used as they are, although pipeline.inputs.text.path=[")
     with pytest.raises(ConfigError, match="path="):
         prepare.prepare_data(alone(made(f"pipeline.inputs.text.path=[{tmp_path}/in.jsonl, {tmp_path}/more.jsonl]")))
 
@@ -133,7 +133,7 @@ def test_a_job_that_waited_for_another_takes_what_that_one_made(made, caplog):
     """The manifest is looked for again once the folder is this job's."""
     caplog.set_level(logging.INFO, logger="janus_dist")
     assert stream.run(made()).samples == 3
-    assert caplog.messages == ["text: 3 samples are there, made by another job"]
+    assert caplog.messages == ["text: 3 samples exist already, made by another job"]
 
 
 def test_the_content_of_class_names_is_a_setting(tmp_path):

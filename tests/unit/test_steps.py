@@ -145,13 +145,13 @@ def test_the_plain_layout(values, text):
         ({"turns": (("what?", "i\0t"),)}, "no text: answer 0 has a NUL character"),
         ({"turns": (("<image> <image>", "it"),)}, "images: 2 marks in the text for 1 images"),
         ({"turns": (("what?", "it: <image>"),)}, "images: the mark <image> is in answer 0"),
-        ({"pictures": 0, "turns": (("<image>?", "it"),)}, "images: the text has the mark <image>, and there"),
+        ({"pictures": 0, "turns": (("<image>?", "it"),)}, "images: the text has the mark <image>, but the record"),
         ({"pictures": 0, "caption": "a cat"}, "images: a caption without an image"),
         ({"layout": "plain", "pictures": 0, "text": "a"}, "images: a plain text without an image belongs"),
         ({"layout": "plain", "text": "<image> "}, "empty: the text has no words"),
         ({"layout": "plain", "text": "a<image><image>"}, "images: 2 marks in the text for 1 images"),
         ({"layout": "plain", "turns": (("what?", "a <image>"),)}, "images: the mark <image> is in answer 0"),
-        ({"layout": "plain", "turns": TURNS}, "turns: 2, the plain layout takes the answer of one"),
+        ({"layout": "plain", "turns": TURNS}, "turns: 2 turns, but the plain layout uses the answer of one"),
         ({"layout": "plain"}, "empty: the text has no words"),
     ],
 )  # fmt: skip
@@ -312,7 +312,7 @@ def test_a_prompt_and_its_crop():
 @pytest.mark.parametrize("pictures", [0, 2])
 def test_a_prompt_has_one_image(pictures):
     said = reason(step("generation").check, record(pictures, caption="a"))
-    assert said == f"images: {pictures} of them, a caption draws one"
+    assert said == f"images: {pictures} images, but a caption describes one"
 
 
 @pytest.mark.parametrize("mark", ["<image>", "<image_placeholder>", "<image1>", "<img>a.jpg</img>"])

@@ -194,7 +194,7 @@ def test_columns_say_which_image_counts(root: Path, record: dict[str, Any]):
 def test_an_image_is_where_the_reason_looks_for_it(root: Path):
     lines(root / "in.jsonl", [{"conversations": [{"from": "human", "value": "<image> what?"}, TURNS[1]]}])
     error = refused(run, "jsonl", root / "in.jsonl", name="understanding")
-    assert "the text has the mark <image>, and there is no image for it in " in error.message
+    assert "the text has the mark <image>, but the record has no image for it in " in error.message
     for place in found(r"no image for it in (.*), nor in a message", error.message)[1].split(" or "):
         record = {"conversations": [{"from": "human", "value": "<image> what?"}, TURNS[1]], place: "a.png"}
         lines(root / f"{place}.jsonl", [record])
