@@ -136,8 +136,8 @@ def preview(
         tokenizers = [need_tokenizer(shards.manifest, tokenizer) for shards in shard_sets]
         console.print(legend)
         for shards, shards_tokenizer, shown in zip(shard_sets, tokenizers, indices, strict=True):
-            for found in read_samples(shards, shown):
-                _show(console, colored, shards.manifest, found, shards_tokenizer, answers_only)
+            for shown_sample in read_samples(shards, shown):
+                _show(console, colored, shards.manifest, shown_sample, shards_tokenizer, answers_only)
 
 
 @data_app.command("diff")
@@ -312,12 +312,14 @@ def _sample_indices(
 
 
 def _show(
-    console: Console, colored: bool, manifest: Manifest, found: Found, tokenizer: Tokenizer, answers_only: bool
+    console: Console, colored: bool, manifest: Manifest, sample: Found, tokenizer: Tokenizer, answers_only: bool
 ) -> None:
-    document = pieces(found.sample, tokenizer, manifest.image_tokens)
-    labels = found.record["answer_labels" if answers_only else "text_labels"] + found.record["image_ids"]
-    title = f"{manifest.stream} sample {found.number} of {manifest.samples:,}, key {visible(found.key)}, {found.shard}"
-    console.print(Text(f"\n{title}: {found.record['tokens']:,} tokens, the loss counts {labels:,}", style="bold"))
+    document = pieces(sample.sample, tokenizer, manifest.image_tokens)
+    labels = sample.record["answer_labels" if answers_only else "text_labels"] + sample.record["image_ids"]
+    title = (
+        f"{manifest.stream} sample {sample.number} of {manifest.samples:,}, key {visible(sample.key)}, {sample.shard}"
+    )
+    console.print(Text(f"\n{title}: {sample.record['tokens']:,} tokens, the loss counts {labels:,}", style="bold"))
     console.print(_colored(document, answers_only) if colored else Text(marked(document, answers_only)))
 
 

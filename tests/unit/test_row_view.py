@@ -141,7 +141,8 @@ def test_another_tokenizer_is_refused(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--recipe", "a.yaml", "--key", "x", "--answers-only"],
-         "--key, --answers-only: not allowed with --recipe\n  select the row by --step and --row; the recipe defines the rest"),
+         "--key, --answers-only: not allowed with --recipe\n  "
+         "select the row by --step and --row; the recipe defines the rest"),
         (["data", "--row", "0"], "--row: only allowed with --recipe\n  give --recipe RECIPE.yaml instead of FOLDER"),
     ],
 )  # fmt: skip
