@@ -154,5 +154,7 @@ def test_options_that_say_nothing(arguments, message):
 
 def test_neither_or_both(folder, capsys):
     for arguments in ([], [str(folder / "data"), "--recipe", "a.yaml"]):
-        with pytest.raises(ConfigError, match=r"samples of a FOLDER, or a packed row of a --recipe\n  give one"):
+        with pytest.raises(
+            ConfigError, match=r"samples of a FOLDER, or a packed row of a --recipe\n  give exactly one"
+        ):
             app(["data", "preview", *arguments], standalone_mode=False)
