@@ -3,13 +3,12 @@
 Invariant: only the report is written; with `--json`, stdout holds one JSON object and nothing else.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import fsspec
 import typer
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
+from janus_dist.cli.data_lines import diff_lines, info_lines, lint_lines, plural
 from janus_dist.config.load import load
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE
@@ -25,13 +25,13 @@ from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
-from janus_dist.inspection.compare import Difference, difference
+from janus_dist.inspection.compare import difference
 from janus_dist.inspection.inspect import Found, chosen, number_of_key, read_samples, shard_set_folders, summary
 from janus_dist.inspection.lint import Fault, Findings, Scope, ShardFindings, lint
 from janus_dist.inspection.makers import check_vq, find_codes, find_tokenizer, need_tokenizer
 from janus_dist.inspection.quarantine import lines_of_table, quarantine_folders, write_csv
 from janus_dist.inspection.render import Piece, marked, pieces, visible
-from janus_dist.monitor.console import count, print_json
+from janus_dist.monitor.console import print_json
 from janus_dist.report.data import Paint, write_data_report
 
 data_app = typer.Typer(no_args_is_help=True, help="Inspect shard sets: contents, faults, differences.")
@@ -65,7 +65,7 @@ def info(folder: Folder, as_json: AsJson = False) -> None:
         return
     for values in summaries:
         print(f"{values['stream']}  {values['folder']}")
-        for name, value in _info_lines(values):
+        for name, value in info_lines(values):
             print(f"  {name:<12} {value}")
 
 
@@ -91,10 +91,10 @@ def lint_command(
             sort_keys=True,
         )
     else:
-        for line in _lint_lines(findings):
+        for line in lint_lines(findings):
             print(line)
     if faults:
-        raise DataError(f"{_plural(faults, 'fault')} in {folder}")
+        raise DataError(f"{plural(faults, 'fault')} in {folder}")
 
 
 @data_app.command("preview")
@@ -161,7 +161,7 @@ def diff(
         for name in names:
             print(f"only in {side}: {name}")
     for name, result in differences.items():
-        lines = list(_diff_lines(result))
+        lines = list(diff_lines(result))
         print(f"{name}:" if lines else f"{name}: no difference")
         for line in lines:
             print(f"  {line}")
@@ -228,29 +228,6 @@ def _reading(*folders: str) -> Iterator[None]:
         raise DataError(f"{' or '.join(folders)} cannot be read: {error}", hint if is_remote else None) from error
 
 
-def _info_lines(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "samples", f"{values['samples']:,}"
-    quantiles = values["token_quantiles"]
-    named = [("0", "shortest"), ("0.5", "median"), ("0.9", "90 %"), ("0.99", "99 %"), ("1", "longest")]
-    lengths = ", ".join(f"{name} {quantiles[share]:,}" for share, name in named if share in quantiles)
-    yield "tokens", f"{values['tokens']:,}" + (f" ({lengths})" if lengths else "")
-    labels, side = values["labels"], values["image_size"]
-    with_answers_only = f" ({labels['answer']:,} with train.answers_only)" if labels["answer"] != labels["text"] else ""
-    yield "text labels", f"{labels['text']:,}{with_answers_only}"
-    if values["images"]:
-        yield "images", f"{values['images']:,} of {side}x{side} pixels, {values['image_tokens']} tokens each"
-    if values["vq_ids"]:
-        yield "VQ ids", f"{values['vq_ids']:,}, {values['image_ids']} an image of {side}x{side} pixels"
-    yield "shards", f"{values['shards']:,}, {count(values['bytes'])}B"
-    reasons = ", ".join(f"{kind} {number:,}" for kind, number in values["quarantined"]["reasons"].items())
-    yield "quarantined", f"{values['quarantined']['count']:,}" + (f" ({reasons})" if reasons else "")
-    yield "digest", values["digest"]
-    yield "tokenizer", values["tokenizer_sha256"]
-    yield "VQ weights", values["vq_sha256"] or "none"
-    for index, (name, value) in enumerate(sorted(values["settings"].items())):
-        yield "" if index else "settings", f"{name}={json.dumps(value)}"
-
-
 def _lint(folder: str, scope: Scope, tokenizer: Path | None, vq_weights: Path | None) -> Findings:
     try:
         manifest = Manifest.load(folder)
@@ -265,26 +242,6 @@ def _track(description: str) -> Callable[[Iterable[ShardFindings], int], Iterabl
     return lambda findings, total: track(
         findings, description, total=total, console=console, transient=True, disable=not console.is_terminal
     )
-
-
-def _lint_lines(findings: dict[str, Findings]) -> Iterator[str]:
-    index = 0
-    for folder, result in findings.items():
-        yield folder
-        for fault in result.faults:
-            index += 1
-            sample = "" if fault.sample is None else f", sample {fault.sample}"
-            key = "" if fault.key is None else f", key {visible(fault.key)}"
-            yield f"  {index}. {fault.shard or 'the shard set'}{sample}{key}: {fault.what}"
-            yield f"     {fault.do}"
-        yield f"  {_plural(len(result.faults), 'fault')}; checked {_plural(result.shards, 'shard')}"
-        yield f"  read {result.samples_read:,} of {_plural(result.samples, 'sample')}, {count(result.bytes_read)}B"
-        for note in result.not_checked:
-            yield f"  not checked: {note}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _sample_indices(
@@ -383,16 +340,6 @@ def _pairs(first: str, second: str) -> tuple[dict[str, tuple[str, str]], dict[st
         )
     unpaired = {first: [name for name in old if name not in new], second: [name for name in new if name not in old]}
     return {name: (path, new[name]) for name, path in old.items() if name in new}, unpaired
-
-
-def _diff_lines(result: Difference) -> Iterator[str]:
-    for name, old, new in result.values:
-        yield f"{name}: {json.dumps(old)} -> {json.dumps(new)}"
-    sides = [("only in the first", result.only_first), ("only in the second", result.only_second)]
-    for where, keys in [*sides, ("in both with other bytes", result.changed)]:
-        if keys.count:
-            more = ", ..." if keys.count > len(keys.first) else ""
-            yield f"samples {where}: {keys.count:,} (keys {', '.join(map(visible, keys.first))}{more})"
 
 
 def _painter(files: str, weights: Path | None, manifests: list[Manifest]) -> Paint:
