@@ -1,6 +1,6 @@
-"""`janus ckpt`: what checkpoints there are, whether they are whole, what is in them, and deleting what need not stay.
+"""`janus ckpt`: list, verify, show and prune checkpoints.
 
-Invariant: nothing is written, and nothing deleted but by `prune`; none of it needs torch.
+Invariant: nothing is written, only `prune` deletes, and no command needs torch.
 """
 
 from dataclasses import asdict
@@ -18,10 +18,10 @@ from janus_dist.errors import CheckpointError
 from janus_dist.monitor.console import count, print_json, several
 from janus_dist.storage import fs
 
-ckpt_app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run, check them, delete some.")
+ckpt_app = typer.Typer(no_args_is_help=True, help="List, verify, show and prune the checkpoints of a run.")
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or a folder or s3:// URL of checkpoints.")]
-RunOrCheckpoint = Annotated[str, typer.Argument(metavar="RUN|CKPT", help="The same, or one checkpoint.")]
+RunOrCheckpoint = Annotated[str, typer.Argument(metavar="RUN|CKPT", help="RUN as for `list`, or one checkpoint.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 WHOLE = "whole"
@@ -29,23 +29,26 @@ WHOLE = "whole"
 
 @ckpt_app.command("list")
 def list_command(run: Run, as_json: AsJson = False) -> None:
-    """List the checkpoints of a run, oldest first; sizes are compared, checksums are not."""
+    """List the checkpoints of a run, oldest first; compares file sizes, but not checksums."""
     folder = _folder(run)
-    found = [_line(path) for path in commits.folders(folder)]
+    checkpoints = [_summary(path) for path in commits.folders(folder)]
     if as_json:
-        print_json({"folder": folder, "checkpoints": found})
+        print_json({"folder": folder, "checkpoints": checkpoints})
         return
-    if not found:
+    if not checkpoints:
         raise CheckpointError(f"no checkpoint under {folder}", "train the run first, or name another folder")
     print(folder)
-    for one in found:
-        made = f"{count(one['bytes'])}B  {one['ranks']} ranks  {count(one['tokens'])} tokens" if one["ranks"] else ""
-        print(f"  step {one['step']:>9,}  {one['state']:<18}  {made}".rstrip())
+    for checkpoint in checkpoints:
+        details = ""
+        if checkpoint["ranks"]:
+            size, tokens = count(checkpoint["bytes"]), count(checkpoint["tokens"])
+            details = f"{size}B  {checkpoint['ranks']} ranks  {tokens} tokens"
+        print(f"  step {checkpoint['step']:>9,}  {checkpoint['state']:<18}  {details}".rstrip())
 
 
 @ckpt_app.command("verify")
 def verify_command(source: RunOrCheckpoint) -> None:
-    """Read every byte of one checkpoint, or of all of a run, and compare checksums; ends with 4 at damage."""
+    """Read every byte of one or all checkpoints and compare checksums; exits with 4 if one is damaged."""
     source = path_or_url(source)
     paths = [source.rstrip("/")] if commits.is_marked(source) else commits.with_marker(_folder(source))
     if not paths:
@@ -61,17 +64,17 @@ def verify_command(source: RunOrCheckpoint) -> None:
             print(f"{path}: {error.message}")
     if damaged:
         raise CheckpointError(
-            f"{damaged} of {len(paths)} checkpoints are damaged", "a run passes over them; delete them to make room"
+            f"{damaged} of {len(paths)} checkpoints are damaged", "runs ignore them; delete them to free disk space"
         )
 
 
 @ckpt_app.command("show")
 def show_command(source: RunOrCheckpoint, as_json: AsJson = False) -> None:
-    """Say what the marker of a checkpoint, or of a run's newest, says: step, model, data, what it was made with."""
+    """Show the marker of a checkpoint, or of a run's newest: step, model, data, and how it was made."""
     source = path_or_url(source)
     path = source.rstrip("/") if commits.is_marked(source) else commits.latest_committed(_folder(source))
     if path is None:
-        raise CheckpointError(f"no whole checkpoint under {source}", "`janus ckpt list` says what there is")
+        raise CheckpointError(f"no whole checkpoint under {source}", "list all checkpoints with `janus ckpt list`")
     commit = commits.read(path)
     if as_json:
         print_json({"path": path, **asdict(commit)})
@@ -84,49 +87,54 @@ def show_command(source: RunOrCheckpoint, as_json: AsJson = False) -> None:
 @ckpt_app.command("prune")
 def prune_command(
     run: Run,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="The newest so many whole ones stay.")],
-    every: Annotated[int | None, typer.Option("--every", min=1, help="So do those of every N-th step.")] = None,
-    is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Number of newest whole checkpoints to keep.")],
+    every: Annotated[
+        int | None, typer.Option("--every", min=1, help="Also keep the checkpoints of every N-th step.")
+    ] = None,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
 ) -> None:
-    """Delete checkpoints that need not stay, and what killed saves left before the newest whole one."""
+    """Delete all checkpoints but those to keep, and incomplete saves before the newest whole one."""
     folder = _folder(run)
     for path in commits.prunable(folder, Keep(keep, every)):
         if not is_dry:
             commits.delete(path)
         print(f"{'would delete' if is_dry else 'deleted'} {path}")
-    print(f"{len(commits.committed(folder))} whole checkpoints {'are there' if is_dry else 'stay'}")
+    print(f"{len(commits.committed(folder))} whole checkpoints {'exist' if is_dry else 'remain'}")
 
 
 def _folder(run: str) -> str:
-    """Return the folder of checkpoints that a user means; ConfigError for a URL that is not supported."""
+    """Return the folder of checkpoints of a run, or the folder itself if it is not a run's.
+
+    Raises ConfigError for a URL that is not supported.
+    """
     run = path_or_url(run)
     is_run = fs.is_local(run) and Path(run, "config.json").is_file()
     return saved_in(run.rstrip("/"), recipe_of(Path(run))) if is_run else run.rstrip("/")
 
 
-def _line(path: str) -> dict[str, Any]:
-    there = set(fs.names(path))
-    found: dict[str, Any] = {"path": path, "step": commits.step_of(path), "ranks": 0, "tokens": 0, "bytes": 0}
-    if commits.MARKER not in there:
-        return found | {"state": "set aside" if commits.ASIDE in there else "not committed"}
+def _summary(path: str) -> dict[str, Any]:
+    names = set(fs.names(path))
+    summary: dict[str, Any] = {"path": path, "step": commits.step_of(path), "ranks": 0, "tokens": 0, "bytes": 0}
+    if commits.MARKER not in names:
+        return summary | {"state": "set aside" if commits.ASIDE in names else "not committed"}
     try:
         commit = commits.read(path)
     except CheckpointError as error:
-        return found | {"state": "damaged" if isinstance(error, DamagedError) else "of another version"}
+        return summary | {"state": "damaged" if isinstance(error, DamagedError) else "of another version"}
     state = WHOLE if commits.is_committed(path) else "damaged"
-    return found | {"state": state, "ranks": commit.world, "tokens": commit.tokens, "bytes": _bytes(commit)}
+    return summary | {"state": state, "ranks": commit.world, "tokens": commit.tokens, "bytes": _bytes(commit)}
 
 
 def _facts(commit: Commit) -> list[tuple[str, str]]:
-    learned = sum(prod(commit.shapes[name]) for name in commit.trainable)
-    every = sum(prod(shape) for shape in commit.shapes.values())
+    trained = sum(prod(commit.shapes[name]) for name in commit.trainable)
+    total = sum(prod(shape) for shape in commit.shapes.values())
     run, sources = commit.recipe["run"], commit.cursors
     left_out = ", ".join(f"{first} to {stop - 1}" for first, stop in commit.left_out)
     return [
         ("step", f"{commit.step:,} of {commit.recipe['train']['steps']:,}"),
         ("tokens", f"{commit.tokens:,}"),
         ("run", f"{run['name']}, stage {commit.recipe['stage']}, in {run['root']}"),
-        ("parameters", f"{every:,}, {learned:,} of them learn"),
+        ("parameters", f"{total:,}, of which {trained:,} are trained"),
         ("parts", ", ".join(commit.recipe["train"]["trainable"])),
         ("sources", ", ".join(sources) or "none"),
         ("plan", commit.plan_digest[:12]),
@@ -137,4 +145,4 @@ def _facts(commit: Commit) -> list[tuple[str, str]]:
 
 
 def _bytes(commit: Commit) -> int:
-    return sum(said["bytes"] for said in commit.files.values())
+    return sum(file["bytes"] for file in commit.files.values())

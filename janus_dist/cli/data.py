@@ -1,15 +1,14 @@
-"""`janus data`: look at shard sets before they are trained on.
+"""`janus data`: inspect shard sets before training.
 
-Invariant: nothing is written but the report; with `--json`, stdout holds one JSON object and nothing else.
+Invariant: only the report is written; with `--json`, stdout holds one JSON object and nothing else.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import fsspec
 import typer
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
+from janus_dist.cli.data_lines import diff_lines, info_lines, lint_lines, plural
 from janus_dist.config.load import load
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE
@@ -25,98 +25,102 @@ from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
-from janus_dist.inspection.compare import Difference, difference
+from janus_dist.inspection.compare import difference
 from janus_dist.inspection.inspect import Found, chosen, number_of_key, read_samples, shard_set_folders, summary
 from janus_dist.inspection.lint import Fault, Findings, Scope, ShardFindings, lint
 from janus_dist.inspection.makers import check_vq, find_codes, find_tokenizer, need_tokenizer
 from janus_dist.inspection.quarantine import lines_of_table, quarantine_folders, write_csv
 from janus_dist.inspection.render import Piece, marked, pieces, visible
-from janus_dist.monitor.console import count, print_json
+from janus_dist.monitor.console import print_json
 from janus_dist.report.data import Paint, write_data_report
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at shard sets: what they hold, whether they are sound.")
+data_app = typer.Typer(no_args_is_help=True, help="Inspect shard sets: contents, faults, differences.")
 
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A shard set, or a data.root; local or s3://.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Draws the samples that are looked at.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed that selects the samples to read.")]
 TokenizerPath = Annotated[
-    Path | None, typer.Option("--tokenizer", help="The tokenizer.json of the shards; embedded ones are found.")
+    Path | None, typer.Option("--tokenizer", help="The tokenizer.json of the shards; not needed for embedded ones.")
 ]
 VqWeights = Annotated[
-    Path | None, typer.Option("--vq-weights", help="The VQ weights of the shards; embedded ones are found.")
+    Path | None, typer.Option("--vq-weights", help="The VQ weights of the shards; not needed for embedded ones.")
 ]
 
-OF_SAMPLES = ("sample", "key", "number", "seed", "answers_only", "tokenizer")
-OF_ROWS = ("step", "row")
-"""Options of preview that mean something with a FOLDER, or with --recipe, alone."""
+SAMPLE_OPTIONS = ("sample", "key", "number", "seed", "answers_only", "tokenizer")
+"""Options of preview that need a FOLDER."""
+ROW_OPTIONS = ("step", "row")
+"""Options of preview that need --recipe."""
 LEARNED = "bold green"
-MARKS = "[[ ]] stands around what the loss counts"
+"""Style of text that the loss counts."""
+MARKS = "[[ ]] marks what the loss counts"
 
 
 @data_app.command("info")
 def info(folder: Folder, as_json: AsJson = False) -> None:
-    """Say what a shard set, or each one of a data.root, holds and what made it."""
+    """Show what a shard set, or each shard set of a data.root, contains and how it was made."""
     with _reading(folder):
-        found = [summary(ShardSet.open(each)) for each in shard_set_folders(folder)]
+        summaries = [summary(ShardSet.open(path)) for path in shard_set_folders(folder)]
     if as_json:
-        print_json({"shard_sets": found}, indent=1, sort_keys=True)
+        print_json({"shard_sets": summaries}, indent=1, sort_keys=True)
         return
-    for values in found:
+    for values in summaries:
         print(f"{values['stream']}  {values['folder']}")
-        for name, value in _info_lines(values):
+        for name, value in info_lines(values):
             print(f"  {name:<12} {value}")
 
 
 @data_app.command("lint")
 def lint_command(
     folder: Folder,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte rather than some samples.")] = False,
-    samples: Annotated[int, typer.Option(min=0, help="Samples read of each shard set without --deep.")] = 256,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte instead of some samples.")] = False,
+    samples: Annotated[int, typer.Option(min=0, help="Samples to read of each shard set without --deep.")] = 256,
     seed: Seed = 0,
     tokenizer: TokenizerPath = None,
     vq_weights: VqWeights = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check shard sets and list every fault; ends with 3 when there is one."""
+    """Check shard sets and list every fault; exits with 3 if a fault was found."""
     scope = Scope(deep, samples, seed)
     with _reading(folder):
-        found = {each: _lint(each, scope, tokenizer, vq_weights) for each in shard_set_folders(folder)}
-    number = sum(len(each.faults) for each in found.values())
+        findings = {path: _lint(path, scope, tokenizer, vq_weights) for path in shard_set_folders(folder)}
+    faults = sum(len(result.faults) for result in findings.values())
     if as_json:
         print_json(
-            {"faults": number, "shard_sets": [{"folder": key, **asdict(each)} for key, each in found.items()]},
+            {"faults": faults, "shard_sets": [{"folder": path, **asdict(result)} for path, result in findings.items()]},
             indent=1,
             sort_keys=True,
         )
     else:
-        for line in _lint_lines(found):
+        for line in lint_lines(findings):
             print(line)
-    if number:
-        raise DataError(f"{_plural(number, 'fault')} in {folder}")
+    if faults:
+        raise DataError(f"{plural(faults, 'fault')} in {folder}")
 
 
 @data_app.command("preview")
 def preview(
     context: typer.Context,
     folder: Annotated[str | None, typer.Argument(metavar="[FOLDER]", help="A shard set, or a data.root.")] = None,
-    sample: Annotated[int | None, typer.Option(min=0, help="Begin with this sample, counted from 0.")] = None,
-    key: Annotated[str | None, typer.Option(help="Show the sample with this key.")] = None,
-    number: Annotated[int, typer.Option(min=1, help="Samples shown of each shard set.")] = 3,
+    sample: Annotated[int | None, typer.Option(min=0, help="First sample to show, counted from 0.")] = None,
+    key: Annotated[str | None, typer.Option(help="Key of the sample to show.")] = None,
+    number: Annotated[int, typer.Option(min=1, help="Samples to show of each shard set.")] = 3,
     seed: Seed = 0,
-    answers_only: Annotated[bool, typer.Option("--answers-only", help="As with train.answers_only.")] = False,
+    answers_only: Annotated[
+        bool, typer.Option("--answers-only", help="Mark what the loss counts with train.answers_only.")
+    ] = False,
     tokenizer: TokenizerPath = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A stage's files and key=value, joined by `+`: show a packed row instead.")
+        str | None, typer.Option(help="Recipe files and key=value of a stage, joined by `+`, to show a packed row.")
     ] = None,
-    step: Annotated[int, typer.Option(min=0, help="With --recipe: which step, counted from 0.")] = 0,
-    row: Annotated[int, typer.Option(min=0, help="With --recipe: which row of the step, counted from 0.")] = 0,
+    step: Annotated[int, typer.Option(min=0, help="With --recipe: step to show, counted from 0.")] = 0,
+    row: Annotated[int, typer.Option(min=0, help="With --recipe: row of the step, counted from 0.")] = 0,
 ) -> None:
-    """Show documents, or a packed row of a step, as training sees them, with what the loss counts marked."""
+    """Show documents, or a packed row of a step, as in training, and mark what the loss counts."""
     if (folder is None) == (recipe is None):
         raise ConfigError(
-            "preview shows samples of a FOLDER, or a packed row of a --recipe", "give one of them, and only one"
+            "preview shows samples of a FOLDER, or a packed row of a --recipe", "give exactly one of them"
         )
-    _refuse_unused(context, OF_SAMPLES if recipe is not None else OF_ROWS, recipe is not None)
+    _refuse_unused(context, SAMPLE_OPTIONS if recipe is not None else ROW_OPTIONS, recipe is not None)
     if sample is not None and key is not None:
         raise ConfigError("--sample and --key both name a sample", "give one of them")
     console = Console(highlight=False, soft_wrap=True)
@@ -127,37 +131,37 @@ def preview(
         return
     assert folder is not None
     with _reading(folder):
-        opened = [ShardSet.open(each) for each in shard_set_folders(folder)]
-        numbers = _numbers(folder, opened, sample, key, number, seed)
-        tokenizers = [need_tokenizer(shards.manifest, tokenizer) for shards in opened]
+        shard_sets = [ShardSet.open(path) for path in shard_set_folders(folder)]
+        indices = _sample_indices(folder, shard_sets, sample, key, number, seed)
+        tokenizers = [need_tokenizer(shards.manifest, tokenizer) for shards in shard_sets]
         console.print(legend)
-        for shards, vocabulary, wanted in zip(opened, tokenizers, numbers, strict=True):
-            for found in read_samples(shards, wanted):
-                _show(console, colored, shards.manifest, found, vocabulary, answers_only)
+        for shards, shards_tokenizer, shown in zip(shard_sets, tokenizers, indices, strict=True):
+            for shown_sample in read_samples(shards, shown):
+                _show(console, colored, shards.manifest, shown_sample, shards_tokenizer, answers_only)
 
 
 @data_app.command("diff")
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A shard set or a data.root.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another shard set or data.root.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what differs between two shard sets: identity, settings, counts, samples."""
+    """Show the differences between two shard sets: identity, settings, counts, samples."""
     with _reading(first, second):
-        pairs, lone = _pairs(first, second)
-        found = {name: difference(ShardSet.open(one), ShardSet.open(two)) for name, (one, two) in pairs.items()}
+        pairs, unpaired = _pairs(first, second)
+        differences = {name: difference(ShardSet.open(old), ShardSet.open(new)) for name, (old, new) in pairs.items()}
     if as_json:
         print_json(
-            {"only_in": lone, "shard_sets": {name: asdict(each) for name, each in found.items()}},
+            {"only_in": unpaired, "shard_sets": {name: asdict(result) for name, result in differences.items()}},
             indent=1,
             sort_keys=True,
         )
         return
-    for side, names in lone.items():
+    for side, names in unpaired.items():
         for name in names:
             print(f"only in {side}: {name}")
-    for name, each in found.items():
-        lines = list(_diff_lines(each))
+    for name, result in differences.items():
+        lines = list(diff_lines(result))
         print(f"{name}:" if lines else f"{name}: no difference")
         for line in lines:
             print(f"  {line}")
@@ -167,17 +171,17 @@ def diff(
 def quarantine_command(
     folder: Folder,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all rows as CSV.")] = False,
-    kind: Annotated[str | None, typer.Option(help="Only rows of this kind of reason, as `too small`.")] = None,
-    number: Annotated[int, typer.Option(min=0, help="Rows shown of each input without --csv.")] = 20,
+    kind: Annotated[str | None, typer.Option(help="Only rows with this reason, for example `too small`.")] = None,
+    number: Annotated[int, typer.Option(min=0, help="Rows to show of each input without --csv.")] = 20,
 ) -> None:
-    """List the records that the pipelines refused, with the reason of each; also of a run that failed."""
+    """List the quarantined records with their reasons, also those of a failed job."""
     with _reading(folder):
         tables = quarantine_folders(folder)
         if as_csv:
             write_csv(tables, sys.stdout, kind)
             return
-        for each in tables:
-            for line in lines_of_table(each, kind, number):
+        for table in tables:
+            for line in lines_of_table(table, kind, number):
                 print(line)
 
 
@@ -185,13 +189,13 @@ def quarantine_command(
 def report(
     folder: Folder,
     out: Annotated[
-        str | None, typer.Option("--out", help="Where the page goes; FOLDER/data-report.html without it.")
+        str | None, typer.Option("--out", help="Path of the page; FOLDER/data-report.html when absent.")
     ] = None,
-    cards: Annotated[int, typer.Option(min=0, help="Samples shown of each shard set.")] = 12,
+    cards: Annotated[int, typer.Option(min=0, help="Samples to show of each shard set.")] = 12,
     seed: Seed = 0,
     tokenizer: TokenizerPath = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Files joined by `+`, with the model: VQ ids are shown as images.")
+        str | None, typer.Option("--recipe", help="Recipe files joined by `+`, to show VQ ids as images.")
     ] = None,
     vq_weights: Annotated[
         Path | None, typer.Option("--vq-weights", help="VQ weights, if not the recipe's data.vq_weights.")
@@ -201,16 +205,16 @@ def report(
     if vq_weights is not None and recipe is None:
         raise ConfigError("--vq-weights needs the sizes of the VQ tokenizer", "give --recipe RECIPE.yaml too")
     with _reading(folder):
-        opened = [ShardSet.open(each) for each in shard_set_folders(folder)]
-        tokenizers = [need_tokenizer(shards.manifest, tokenizer) for shards in opened]
-        paint = None if recipe is None else _painter(recipe, vq_weights, [shards.manifest for shards in opened])
+        shard_sets = [ShardSet.open(path) for path in shard_set_folders(folder)]
+        tokenizers = [need_tokenizer(shards.manifest, tokenizer) for shards in shard_sets]
+        paint = None if recipe is None else _painter(recipe, vq_weights, [shards.manifest for shards in shard_sets])
         page = out or f"{folder.rstrip('/') or '/'}/data-report.html"
-        print(write_data_report(folder, list(zip(opened, tokenizers, strict=True)), page, cards, seed, paint))
+        print(write_data_report(folder, list(zip(shard_sets, tokenizers, strict=True)), page, cards, seed, paint))
 
 
 @contextmanager
 def _reading(*folders: str) -> Iterator[None]:
-    """What a store or a disk refuses is an error about the data."""
+    """Turn errors of a disk or store into DataError, and unusable URLs into ConfigError."""
     for folder in folders:
         try:
             fsspec.core.url_to_fs(folder)
@@ -219,32 +223,9 @@ def _reading(*folders: str) -> Iterator[None]:
     try:
         yield
     except (OSError, BotoCoreError) as error:
-        hint = "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say which store is asked, and as whom"
-        remote = any("://" in folder for folder in folders)
-        raise DataError(f"{' or '.join(folders)} cannot be read: {error}", hint if remote else None) from error
-
-
-def _info_lines(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "samples", f"{values['samples']:,}"
-    quantiles = values["token_quantiles"]
-    named = [("0", "shortest"), ("0.5", "median"), ("0.9", "90 %"), ("0.99", "99 %"), ("1", "longest")]
-    lengths = ", ".join(f"{name} {quantiles[share]:,}" for share, name in named if share in quantiles)
-    yield "tokens", f"{values['tokens']:,}" + (f" ({lengths})" if lengths else "")
-    labels, side = values["labels"], values["image_size"]
-    with_answers_only = f" ({labels['answer']:,} with train.answers_only)" if labels["answer"] != labels["text"] else ""
-    yield "text labels", f"{labels['text']:,}{with_answers_only}"
-    if values["images"]:
-        yield "images", f"{values['images']:,} of {side}x{side} pixels, {values['image_tokens']} tokens each"
-    if values["vq_ids"]:
-        yield "VQ ids", f"{values['vq_ids']:,}, {values['image_ids']} an image of {side}x{side} pixels"
-    yield "shards", f"{values['shards']:,}, {count(values['bytes'])}B"
-    reasons = ", ".join(f"{kind} {number:,}" for kind, number in values["quarantined"]["reasons"].items())
-    yield "quarantined", f"{values['quarantined']['count']:,}" + (f" ({reasons})" if reasons else "")
-    yield "digest", values["digest"]
-    yield "tokenizer", values["tokenizer_sha256"]
-    yield "VQ weights", values["vq_sha256"] or "none"
-    for place, (name, value) in enumerate(sorted(values["settings"].items())):
-        yield "" if place else "settings", f"{name}={json.dumps(value)}"
+        hint = "AWS_ENDPOINT_URL selects the store, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are the credentials"
+        is_remote = any("://" in folder for folder in folders)
+        raise DataError(f"{' or '.join(folders)} cannot be read: {error}", hint if is_remote else None) from error
 
 
 def _lint(folder: str, scope: Scope, tokenizer: Path | None, vq_weights: Path | None) -> Findings:
@@ -252,81 +233,69 @@ def _lint(folder: str, scope: Scope, tokenizer: Path | None, vq_weights: Path | 
         manifest = Manifest.load(folder)
     except DataError as error:
         return Findings([Fault(None, None, None, error.message, error.hint or "tokenize again")], 0, 0, 0, 0, [])
-    found, codes = find_tokenizer(manifest, tokenizer), find_codes(manifest, vq_weights)
-    return lint(folder, manifest, found, codes, scope, _track(manifest.stream))
+    vocabulary, codes = find_tokenizer(manifest, tokenizer), find_codes(manifest, vq_weights)
+    return lint(folder, manifest, vocabulary, codes, scope, _track(manifest.stream))
 
 
-def _track(what: str) -> Callable[[Iterable[ShardFindings], int], Iterable[ShardFindings]]:
+def _track(description: str) -> Callable[[Iterable[ShardFindings], int], Iterable[ShardFindings]]:
     console = Console(stderr=True)
-    return lambda found, total: track(
-        found, what, total=total, console=console, transient=True, disable=not console.is_terminal
+    return lambda findings, total: track(
+        findings, description, total=total, console=console, transient=True, disable=not console.is_terminal
     )
 
 
-def _lint_lines(found: dict[str, Findings]) -> Iterator[str]:
-    number = 0
-    for folder, each in found.items():
-        yield folder
-        for fault in each.faults:
-            number += 1
-            sample = "" if fault.sample is None else f", sample {fault.sample}"
-            key = "" if fault.key is None else f", key {visible(fault.key)}"
-            yield f"  {number}. {fault.shard or 'the shard set'}{sample}{key}: {fault.what}"
-            yield f"     {fault.do}"
-        yield f"  {_plural(len(each.faults), 'fault')}; checked {_plural(each.shards, 'shard')}"
-        yield f"  read {each.samples_read:,} of {_plural(each.samples, 'sample')}, {count(each.bytes_read)}B"
-        for left in each.not_checked:
-            yield f"  not checked: {left}"
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
-def _numbers(
-    folder: str, opened: list[ShardSet], sample: int | None, key: str | None, number: int, seed: int
+def _sample_indices(
+    folder: str, shard_sets: list[ShardSet], sample: int | None, key: str | None, number: int, seed: int
 ) -> list[list[int]]:
-    """For each shard set the samples to show."""
-    totals = [shards.manifest.samples for shards in opened]
+    """Return the indices of the samples to show for each shard set.
+
+    Raises ConfigError for --sample with several shard sets, and DataError for a key that no sample has.
+    """
+    totals = [shards.manifest.samples for shards in shard_sets]
     if sample is not None:
-        if len(opened) > 1:
+        if len(shard_sets) > 1:
             raise ConfigError(
-                f"{folder} holds {len(opened)} shard sets, and --sample counts in one", f"give {opened[0].folder}"
+                f"{folder} holds {len(shard_sets)} shard sets, but --sample needs a single one",
+                f"give {shard_sets[0].folder}",
             )
         return [list(range(sample, max(sample + 1, min(sample + number, totals[0]))))]
     if key is None:
         return [chosen(total, number, seed) for total in totals]
-    numbers = [number_of_key(shards, key) for shards in opened]
-    if all(found is None for found in numbers):
-        hint = "keys are listed by `tar -tf SHARD.tar`, or in its block-N.json; or show one by --sample"
+    indices = [number_of_key(shards, key) for shards in shard_sets]
+    if all(index is None for index in indices):
+        hint = "list keys with `tar -tf SHARD.tar` or read them in its block-N.json; or select a sample by --sample"
         raise DataError(f"no sample in {folder} has the key {key}", hint)
-    return [[] if found is None else [found] for found in numbers]
+    return [[] if index is None else [index] for index in indices]
 
 
 def _show(
-    console: Console, colored: bool, manifest: Manifest, found: Found, tokenizer: Tokenizer, answers_only: bool
+    console: Console, colored: bool, manifest: Manifest, sample: Found, tokenizer: Tokenizer, answers_only: bool
 ) -> None:
-    document = pieces(found.sample, tokenizer, manifest.image_tokens)
-    labels = found.record["answer_labels" if answers_only else "text_labels"] + found.record["image_ids"]
-    title = f"{manifest.stream} sample {found.number} of {manifest.samples:,}, key {visible(found.key)}, {found.shard}"
-    console.print(Text(f"\n{title}: {found.record['tokens']:,} tokens, the loss counts {labels:,}", style="bold"))
+    document = pieces(sample.sample, tokenizer, manifest.image_tokens)
+    labels = sample.record["answer_labels" if answers_only else "text_labels"] + sample.record["image_ids"]
+    title = (
+        f"{manifest.stream} sample {sample.number} of {manifest.samples:,}, key {visible(sample.key)}, {sample.shard}"
+    )
+    console.print(Text(f"\n{title}: {sample.record['tokens']:,} tokens, the loss counts {labels:,}", style="bold"))
     console.print(_colored(document, answers_only) if colored else Text(marked(document, answers_only)))
 
 
 def _refuse_unused(context: typer.Context, names: Sequence[str], is_row: bool) -> None:
-    """ConfigError when options were given that say nothing about what is shown."""
+    """Raise ConfigError when one of the named options, which have no effect here, was given."""
     sources = {name: context.get_parameter_source(name) for name in names}
-    given = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
-    if not given:
+    unused = [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    if not unused:
         return
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
     if is_row:
-        raise ConfigError(f"{options}: not with --recipe", "--step and --row say which row, the recipe says the rest")
-    raise ConfigError(f"{options}: only with --recipe", "give --recipe RECIPE.yaml in place of FOLDER")
+        raise ConfigError(
+            f"{options}: not allowed with --recipe", "select the row by --step and --row; the recipe defines the rest"
+        )
+    raise ConfigError(f"{options}: only allowed with --recipe", "give --recipe RECIPE.yaml instead of FOLDER")
 
 
 def _show_row(console: Console, colored: bool, legend: Text, files: str, step: int, row: int) -> None:
-    from janus_dist.inspection.row_view import view_row  # both import torch, which no other command has to wait for
+    from janus_dist.inspection.row_view import view_row  # here, because both import torch, which takes seconds
     from janus_dist.train.compatible import check_data
 
     parts = files.split("+")
@@ -340,10 +309,10 @@ def _show_row(console: Console, colored: bool, legend: Text, files: str, step: i
         tokenizer = Tokenizer.load(loaded.data.tokenizer)
         check_data(loaded, tokenizer, shards)
         plan = Plan.of(loaded, shards)
-        found = view_row(loaded, plan, tokenizer, step, row)
+        view = view_row(loaded, plan, tokenizer, step, row)
     console.print(legend)
-    console.print(Text(found.summary(loaded.batch.row_tokens), style="bold"))
-    for document in found.documents:
+    console.print(Text(view.summary(loaded.batch.row_tokens), style="bold"))
+    for document in view.documents:
         console.print(Text(f"\n{document.title}", style="bold"))
         console.print(_colored(document.pieces, False) if colored else Text(marked(document.pieces, False)))
 
@@ -356,33 +325,29 @@ def _colored(document: list[Piece], answers_only: bool) -> Text:
 
 
 def _pairs(first: str, second: str) -> tuple[dict[str, tuple[str, str]], dict[str, list[str]]]:
-    """Shard sets to compare, by name, and for each side those that only it has."""
+    """Return the pairs of shard sets to compare, by name, and for each side the names that only it has.
+
+    Raises ConfigError when the two sides have no shard set in common.
+    """
     sides = [shard_set_folders(folder) for folder in (first, second)]
     if len(sides[0]) == len(sides[1]) == 1:
         return {sides[0][0].rsplit("/", 1)[-1]: (sides[0][0], sides[1][0])}, {first: [], second: []}
-    one, two = ({each.rsplit("/", 1)[-1]: each for each in side} for side in sides)
-    if not set(one) & set(two):
+    old, new = ({path.rsplit("/", 1)[-1]: path for path in side} for side in sides)
+    if not set(old) & set(new):
         raise ConfigError(
-            f"nothing to compare: {first} holds {', '.join(one)} and {second} holds {', '.join(two)}",
+            f"nothing to compare: {first} holds {', '.join(old)} and {second} holds {', '.join(new)}",
             "give two shard sets, or two folders with shard sets of the same names",
         )
-    lone = {first: [name for name in one if name not in two], second: [name for name in two if name not in one]}
-    return {name: (each, two[name]) for name, each in one.items() if name in two}, lone
-
-
-def _diff_lines(each: Difference) -> Iterator[str]:
-    for name, old, new in each.values:
-        yield f"{name}: {json.dumps(old)} -> {json.dumps(new)}"
-    sides = [("only in the first", each.only_first), ("only in the second", each.only_second)]
-    for where, keys in [*sides, ("in both with other bytes", each.changed)]:
-        if keys.count:
-            more = ", ..." if keys.count > len(keys.first) else ""
-            yield f"samples {where}: {keys.count:,} (keys {', '.join(map(visible, keys.first))}{more})"
+    unpaired = {first: [name for name in old if name not in new], second: [name for name in new if name not in old]}
+    return {name: (path, new[name]) for name, path in old.items() if name in new}, unpaired
 
 
 def _painter(files: str, weights: Path | None, manifests: list[Manifest]) -> Paint:
-    """From VQ ids to images, by the recipe's VQ tokenizer; DataError when the shards were made with another."""
-    from janus_dist.inspection.paint import painter  # 5 s to import, which no other command has to wait for
+    """Return the function that decodes VQ ids to images with the recipe's VQ tokenizer.
+
+    Raises DataError when the shards were made with another one.
+    """
+    from janus_dist.inspection.paint import painter  # here, because the import takes 5 s
 
     recipe = load(BaseRecipe, [Path(file) for file in files.split("+")], []).recipe
     path = weights or Path(recipe.data.vq_weights)

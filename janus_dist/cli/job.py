@@ -1,8 +1,8 @@
-"""What every job does around its work: read the recipe of its command line, show what went wrong, end with a code.
+"""Frame of every job: read the recipe of the command line, show errors, exit with a code.
 
-Invariants: whatever a user can cause ends with a message on stderr and the exit code of its kind (docs/errors.md),
-never with a traceback; whatever else goes wrong keeps its traceback and ends with 1. A job imports nothing else of the
-program before it has its recipe, so that a fault in the recipe is told within a second.
+Invariants: an error that a user can cause ends with a message on stderr and the exit code of its kind (docs/errors.md),
+never with a traceback; every other exception keeps its traceback and ends with 1. A job imports nothing else of the
+program before it has its recipe, so that a fault in the recipe is reported within a second.
 """
 
 import io
@@ -28,13 +28,14 @@ from janus_dist.errors import ConfigError, JanusError, PreemptedError, write_exi
 R = TypeVar("R", bound=BaseRecipe)
 
 INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 LOCAL_OPTION = "--local"
 USAGE = "usage: python {job} [RECIPE.yaml ...] [key.path=value ...]"
-LOCAL_HELP = "  --local    start a Ray for this job alone, whatever else runs here; RAY_ADDRESS=local means the same"
+LOCAL_HELP = "  --local    start a Ray for this job alone, even if another one is running; same as RAY_ADDRESS=local"
 
 
 def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str] | None = None) -> Loaded[R]:
-    """The recipe that a job's command line asks for; `defaults` are its files when the command line names none.
+    """Load the recipe of a job's command line; `defaults` are its files when the command line names none.
 
     Raises ConfigError with every fault at once. `--help` prints the job's docstring and ends the process.
     """
@@ -47,7 +48,10 @@ def recipe_from_args(kind: type[R], defaults: Sequence[Path], argv: Sequence[str
 
 
 def take_number(arguments: Sequence[str], option: str) -> tuple[list[str], int | None]:
-    """(other arguments, N) of a command line with `OPTION N` or `OPTION=N`, None without; ConfigError at no number."""
+    """Split a command line with `OPTION N` or `OPTION=N` into (other arguments, N); N is None without the option.
+
+    Raises ConfigError when N is not a whole number above 0.
+    """
     rest, text = take_value(arguments, option)
     if text is not None and (not text.isdecimal() or int(text) < 1):
         raise ConfigError(f"{option} takes a whole number above 0, got {text!r}", f"write {option} 200")
@@ -55,9 +59,9 @@ def take_number(arguments: Sequence[str], option: str) -> tuple[list[str], int |
 
 
 def take_choice(arguments: Sequence[str], option: str, choices: Sequence[str]) -> tuple[list[str], str | None]:
-    """Split a command line into (other arguments, the value of an option); None without the option.
+    """Split a command line into (other arguments, value of an option); the value is None without the option.
 
-    Raises ConfigError when the value is none of the choices.
+    Raises ConfigError when the value is not one of the choices.
     """
     rest, text = take_value(arguments, option)
     if text is not None and text not in choices:
@@ -66,8 +70,10 @@ def take_choice(arguments: Sequence[str], option: str, choices: Sequence[str]) -
 
 
 def take_value(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
-    """Split a command line with `OPTION VALUE` or `OPTION=VALUE` into (other arguments, value); the value is empty
-    where nothing follows the option, and None without the option."""
+    """Split a command line with `OPTION VALUE` or `OPTION=VALUE` into (other arguments, value).
+
+    The value is empty if nothing follows the option, and None without the option.
+    """
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == option:
@@ -78,70 +84,74 @@ def take_value(arguments: Sequence[str], option: str) -> tuple[list[str], str | 
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Recipe files and overrides of a command line. Raises ConfigError at options: there are none."""
+    """Split a command line into (recipe files, overrides). Raises ConfigError for any option."""
     options = [argument for argument in arguments if argument.startswith("-")]
     if options:
         key = nearest_key(StageRecipe, re.sub(r"^-+", "", options[0]).partition("=")[0])
         raise ConfigError(
             f"no such option: {', '.join(options)}",
-            f"settings are given as {key or 'key.path'}=VALUE; --help says what this job takes",
+            f"settings are given as {key or 'key.path'}=VALUE; --help lists the arguments of this job",
         )
     overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
     return [Path(argument) for argument in arguments if not OVERRIDE.match(argument)], overrides
 
 
-class Asked:
-    """SIGTERM while nothing is trained (launch.train takes it over): ends a job as Ctrl-C does, which Ray understands,
-    and is remembered."""
+class SigtermHandler:
+    """Handler of SIGTERM until launch.train replaces it: records the signal and ends the job like Ctrl-C, which Ray
+    understands."""
 
     def __init__(self) -> None:
-        self.to_stop = False
+        self.is_received = False
         signal.signal(signal.SIGTERM, self)
 
     def __call__(self, *_: Any) -> None:
-        self.to_stop = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is under way is ended in peace
+        """Record the signal and raise KeyboardInterrupt."""
+        self.is_received = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not disturb the shutdown
         raise KeyboardInterrupt
 
 
 def take_local(arguments: list[str]) -> None:
-    """Remove `--local` from a job's command line, and ask for a local Ray by RAY_ADDRESS where it was there."""
+    """Remove `--local` from a job's command line and, if it was given, set RAY_ADDRESS to request a local Ray."""
     if LOCAL_OPTION in arguments:
         arguments[:] = [argument for argument in arguments if argument != LOCAL_OPTION]
         os.environ["RAY_ADDRESS"] = "local"
 
 
 def run_job(main: Callable[[], int | None]) -> NoReturn:
-    """Run a job and end the process with its exit code: what `main` returns, or that of the error it raised; that of
-    PreemptedError when SIGTERM ended it. Every job takes `--local`."""
+    """Run a job and end the process with its exit code.
+
+    The code is the result of `main`, that of the error that `main` raised, or that of PreemptedError when SIGTERM ended
+    the job. Every job accepts `--local`.
+    """
     take_local(sys.argv)
-    asked = Asked()
+    sigterm = SigtermHandler()
     try:
         code = run(main)
     except KeyboardInterrupt:
-        code = interrupted(asked.to_stop)
-    except SystemExit as ended:
-        if ended.code != signal.SIGTERM:
+        code = interrupted(sigterm.is_received)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
             raise
-        code = interrupted(True)  # SIGTERM while Ray was joined: Ray's own way
+        code = interrupted(True)  # once Ray is joined, its own handler turns SIGTERM into SystemExit
     write_exit_record(code)
     sys.exit(code)
 
 
 def interrupted(by_request: bool) -> int:
-    """Say what ended a job; its exit code."""
+    """Print what ended a job and return its exit code; `by_request` is True for SIGTERM and False for Ctrl-C."""
     if not by_request:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    error = PreemptedError("the job was asked to stop by SIGTERM", "what was done stays: the same command goes on")
+    error = PreemptedError("the job was stopped by SIGTERM", "finished work is kept: run the same command to resume")
     _show(error)
     return error.exit_code
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """The exit code of what `main` returns or of the error it raised, which is shown."""
+    """Call `main`, show an error that it raises, and return the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file or `ray job logs` shows each line when it is said
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file or `ray job logs` shows each line at once
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     logging.getLogger("janus_dist").setLevel(logging.INFO)
     try:

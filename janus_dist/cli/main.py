@@ -1,6 +1,6 @@
-"""The `janus` command.
+"""Command line interface `janus`.
 
-Invariant: every verb starts within a second; what takes PyTorch or Ray is imported when its verb runs.
+Invariant: every command starts within a second; modules that need PyTorch or Ray are imported when a command runs.
 """
 
 import json
@@ -28,7 +28,7 @@ from janus_dist.monitor.console import print_json
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Check, submit, watch and use runs of janus-dist, and look at its recipes and data.",
+    help="Check, submit, follow and use runs of janus-dist, and inspect its recipes and data.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Show, compare and describe recipes.")
 app.add_typer(config_app, name="config")
@@ -42,7 +42,7 @@ app.command("report")(report_command)  # also `janus runs report`
 
 
 def janus() -> NoReturn:
-    """The `janus` command."""
+    """Run the `janus` command and exit with its code."""
     try:
         code = run(app)
     except KeyboardInterrupt:
@@ -55,21 +55,21 @@ def show_config(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without origins.")] = False,
 ) -> None:
-    """Print every setting of the merged recipe and where its value came from."""
+    """Print every setting of the merged recipe and the origin of its value."""
     loaded = load_any(*split_arguments(arguments))
     values = loaded.recipe.model_dump(mode="json")
     if as_json:
         print_json(values, indent=1)
         return
     lines = [(f"{key}={json.dumps(value)}", loaded.origin[key]) for key, value in flatten(values)]
-    width = min(56, max(len(setting) for setting, _ in lines))  # long lists stick out rather than push all others
+    width = min(56, max(len(setting) for setting, _ in lines))  # a long list must not widen all other lines
     for setting, origin in lines:
         print(f"{setting:<{width}}  # {origin}")
 
 
 @config_app.command("docs")
 def show_reference() -> None:
-    """Print every setting with its type, default and meaning, as docs/settings.md has it."""
+    """Print every setting with its type, default and meaning, the page docs/settings.md."""
     print(reference.as_markdown(), end="")
 
 
@@ -82,25 +82,27 @@ def show_schema() -> None:
 @config_app.command("diff")
 def diff_config(
     first: Annotated[str, typer.Argument(metavar="A", help="A run folder, or recipe files joined by `+`.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another run folder, or recipe files.")],
 ) -> None:
-    """Print the settings in which two recipes or runs differ."""
-    for line in _differences(*(_flat(side) for side in (first, second))):
+    """Print the settings that differ between two recipes or runs."""
+    for line in _differences(*(_settings(source) for source in (first, second))):
         print(line)
 
 
 @app.command("plan")
 def plan(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
-    world: Annotated[int | None, typer.Option("--world", min=1, help="Ranks; those of the recipe when absent.")] = None,
-    every_step: Annotated[bool, typer.Option("--all", help="Plan every step of a long run too.")] = False,
-    mfu: Annotated[
-        float | None, typer.Option(min=0.01, max=1.0, help="Assume this share of the device's peak.")
+    world: Annotated[
+        int | None, typer.Option("--world", min=1, help="Number of ranks; cluster.workers when absent.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Assume this one: H100 (when absent), H200, A100, ...")] = None,
+    every_step: Annotated[bool, typer.Option("--all", help="Plan every step, also of a long run.")] = False,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.01, max=1.0, help="Assumed MFU, the share of the device's peak FLOPS.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Assumed device: H100 (when absent), H200, A100, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a stage will train on and take: tokens and epochs of each source, rows, balance, time, bytes, memory."""
+    """Forecast a stage: tokens and epochs of each source, rows, balance, time, bytes and memory."""
     show_plan(load(StageRecipe, *split_arguments(arguments)).recipe, world, as_json, every_step, mfu, device)
 
 
@@ -108,10 +110,10 @@ def plan(
 def check(
     arguments: Annotated[list[str], typer.Argument(metavar="RECIPE.yaml ... [key.path=value ...]")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    local: Annotated[bool, typer.Option(LOCAL_OPTION, help="For a job that is started with --local.")] = False,
+    local: Annotated[bool, typer.Option(LOCAL_OPTION, help="Check for a job that is started with --local.")] = False,
 ) -> None:
-    """Say all that would stop a stage here: settings, versions, data, checkpoints, disk, cluster, memory, keys."""
-    from janus_dist.cli.check import run_checks  # here: it takes PyTorch, and other commands start in a second
+    """Report everything that would stop a stage: settings, versions, data, checkpoints, disk, cluster, memory, keys."""
+    from janus_dist.cli.check import run_checks  # here: it imports PyTorch, and other commands start in a second
 
     if local:
         os.environ["RAY_ADDRESS"] = "local"
@@ -125,6 +127,7 @@ def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]
             yield f"{key}: {old} -> {new}"
 
 
-def _flat(side: str) -> dict[str, Any]:
-    files = [str(Path(side) / "config.json")] if Path(side).is_dir() else side.split("+")
+def _settings(source: str) -> dict[str, Any]:
+    """Return the settings of a run folder or of recipe files joined by `+`, by dotted name."""
+    files = [str(Path(source) / "config.json")] if Path(source).is_dir() else source.split("+")
     return dict(flatten(load_any(files, ()).recipe.model_dump(mode="json")))

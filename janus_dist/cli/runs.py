@@ -1,6 +1,7 @@
-"""`janus runs`: which runs there are, how one stands, where two differ.
+"""`janus runs`: list runs, show one, compare two, and compare one with a stored curve.
 
-Invariant: everything is read from what a run leaves in its folder (config.json, metrics.jsonl); nothing is written.
+Invariant: everything is read from the files of a run's folder (config.json, metrics.jsonl). Only `report`, `curve` and
+`compare --html` write, and only the file that they name.
 """
 
 import json
@@ -27,6 +28,7 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 SHOWN_EVENTS = 20
+"""Number of latest events that `show` prints."""
 FILES = ("metrics.jsonl", "logs", "samples", "report.html")
 
 
@@ -34,55 +36,57 @@ FILES = ("metrics.jsonl", "logs", "samples", "report.html")
 def list_command(root: Root, as_json: AsJson = False) -> None:
     """List the runs under a folder: stage, steps, state, loss and speed of the last 20 steps.
 
-    States: starting, training, stopped (it was asked to), failed, dead (its driver was killed: the same command goes
-    on), silent (nothing is heard of its driver, on another machine), complete.
+    States: starting, training, stopped (on request), failed, dead (its driver was killed; the same command resumes it),
+    silent (no sign of its driver, on another machine), complete.
     """
-    found = [summary(root / name) for name in _runs_in(root)]
-    if not found:
+    runs = [summary(root / name) for name in _runs_in(root)]
+    if not runs:
         raise DataError(
             f"no run under {root}" if root.exists() else f"{root} does not exist",
-            "give the folder of runs (run.root, as runs/tiny); one that is being started has a folder once its shards "
-            "are made",
+            "give the folder of runs (run.root, for example runs/tiny); a run that is starting has no folder until its "
+            "shards are made",
         )
     if as_json:
-        print_json({"runs": found})
+        print_json({"runs": runs})
         return
-    width = max(len(one["name"]) for one in found)
-    print(f"{'run':<{width}}  {'stage':<7}  {'steps':>15}  {'state':<8}  of the last {WINDOW} steps")
-    for one in found:
-        loss = "" if one["loss"] is None else f"loss {one['loss']:.3f}  {count(one['tokens_per_s'])} tok/s"
-        steps = f"{one['step']:,}/{one['steps']:,}"
-        print(f"{one['name']:<{width}}  stage {one['stage']}  {steps:>15}  {one['state']:<8}  {loss}".rstrip())
+    width = max(len(run["name"]) for run in runs)
+    print(f"{'run':<{width}}  {'stage':<7}  {'steps':>15}  {'state':<8}  over the last {WINDOW} steps")
+    for run in runs:
+        loss = "" if run["loss"] is None else f"loss {run['loss']:.3f}  {count(run['tokens_per_s'])} tok/s"
+        steps = f"{run['step']:,}/{run['steps']:,}"
+        print(f"{run['name']:<{width}}  stage {run['stage']}  {steps:>15}  {run['state']:<8}  {loss}".rstrip())
 
 
 @runs_app.command("show")
 def show_command(run: RunDir, as_json: AsJson = False) -> None:
-    """Show how a run stands: losses by stream at its beginning and end, held-out losses, mixture, speed, where its
-    files are, what happened."""
-    _must_be_run(run)
-    found = summary(run) | details(run)
+    """Show the state of a run: losses by stream at its beginning and end, held-out losses, mixture, speed, files and
+    events."""
+    _check_is_run(run)
+    status = summary(run) | details(run)
     if as_json:
-        print_json(found)
+        print_json(status)
         return
-    print(f"{run}: stage {found['stage']}, step {found['step']:,} of {found['steps']:,}, {found['state']}")
-    for name, value in _lines(found):
+    print(f"{run}: stage {status['stage']}, step {status['step']:,} of {status['steps']:,}, {status['state']}")
+    for name, value in _lines(status):
         print(f"  {name:<18} {value}")
-    there = [name for name in FILES if (run / name).exists()]
-    print(f"  {'in its folder':<18} {', '.join(there)}")
-    for one in found["events"][-SHOWN_EVENTS:]:
-        print(f"  {time.strftime('%m-%d %H:%M:%S', time.localtime(one['time']))}  {one['text']}")
+    files = [name for name in FILES if (run / name).exists()]
+    print(f"  {'in its folder':<18} {', '.join(files)}")
+    for event in status["events"][-SHOWN_EVENTS:]:
+        print(f"  {time.strftime('%m-%d %H:%M:%S', time.localtime(event['time']))}  {event['text']}")
 
 
 @runs_app.command("compare")
 def compare_command(
     first: Annotated[Path, typer.Argument(metavar="A", help="A run's folder.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another run's folder.")],
     as_json: AsJson = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with the curves to FILE.")
+    ] = None,
 ) -> None:
-    """Lay two runs side by side: settings that differ, where their losses part, which is ahead and by how much."""
+    """Compare two runs: settings that differ, the step where their losses diverge, which is ahead and by how much."""
     for run in (first, second):
-        _must_be_run(run)
+        _check_is_run(run)
     compared = Comparison.of(first, second)
     if html:
         write_comparison(first, second, compared, html)
@@ -104,8 +108,10 @@ def compare_command(
 
 
 @runs_app.command("curve")
-def curve_command(run: RunDir, file: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
-    """Write the loss curves of a run into a small file, for others to be compared with."""
+def curve_command(
+    run: RunDir, file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, for `runs follows`.")]
+) -> None:
+    """Write the loss curves of a run to a small file with which other runs can be compared."""
     curve = Curve.of(run)
     curve.write(file)
     print(f"{file}: {curve.steps:,} steps of {', '.join(curve.losses)} in {curve.dtype} on {curve.machine}")
@@ -113,22 +119,22 @@ def curve_command(run: RunDir, file: Annotated[Path, typer.Argument(metavar="FIL
 
 @runs_app.command("follows")
 def follows_command(
-    run: RunDir, file: Annotated[Path, typer.Argument(metavar="FILE", help="What `runs curve` wrote.")]
+    run: RunDir, file: Annotated[Path, typer.Argument(metavar="FILE", help="File that `runs curve` wrote.")]
 ) -> None:
-    """Say whether a run follows a curve: bit for bit at first on the same kind of machine, within a band after; 3 if
-    not."""
+    """Check whether a run follows a curve: bit for bit at first on the same kind of machine, then within a band; exits
+    with 3 if not."""
     curve = Curve.of(run)
     reference = Curve.read(file, curve.dtype)
-    found = follow(curve, reference)
-    kind = "the same" if found.is_same_kind else "another"
-    print(f"{found.steps:,} steps in common, on {kind} kind of machine ({reference.machine}) and packages")
-    print(f"the first {found.equal_steps:,} have losses that are equal bit for bit")
-    for name, worst in found.worst.items():
+    result = follow(curve, reference)
+    kind = "the same" if result.is_same_kind else "another"
+    print(f"{result.steps:,} steps in common, on {kind} kind of machine ({reference.machine}) and packages")
+    print(f"the losses of the first {result.equal_steps:,} are equal bit for bit")
+    for name, worst in result.worst.items():
         print(f"  {name:<14} at most {worst:.2%} off, over {SPAN_STEPS} steps each")
-    if not found.is_within:
+    if not result.is_within:
         raise DataError(
             f"{run} does not follow {file}: more than {BAND:.0%} off, or other losses in the first {EQUAL_STEPS} steps",
-            "where a change was meant to change numbers, write the curve again: janus runs curve RUN FILE",
+            "if the change in numbers is intended, write the curve again: janus runs curve RUN FILE",
         )
 
 
@@ -138,26 +144,33 @@ def report_command(root: Root) -> None:
     print(write_report(root))
 
 
-def _must_be_run(path: Path) -> None:
-    """DataError, with what was meant, where a path is no run's."""
+def _check_is_run(path: Path) -> None:
+    """Raise DataError, with a suggestion, if a path is not the folder of a run."""
     if is_run(path):
         return
     if inside := _runs_in(path):
         raise DataError(f"{path} is a folder of runs", f"name one of them: {', '.join(inside)}")
     if path.exists():
-        raise DataError(f"{path} is no run: it has no config.json of a stage", "give a run's folder: run.root/run.name")
-    beside = _runs_in(path.parent)
-    near = get_close_matches(path.name, beside, 1)
-    there = f"there are {', '.join(beside)}" if beside else "give a run's folder: run.root/run.name"
-    raise DataError(f"{path} does not exist", f"did you mean {path.parent / near[0]}?" if near else there)
+        message = f"{path} is not a run: it has no config.json of a stage"
+        raise DataError(message, "give a run's folder: run.root/run.name")
+    siblings = _runs_in(path.parent)
+    near = get_close_matches(path.name, siblings, 1)
+    if near:
+        hint = f"did you mean {path.parent / near[0]}?"
+    elif siblings:
+        hint = f"the runs in {path.parent} are {', '.join(siblings)}"
+    else:
+        hint = "give a run's folder: run.root/run.name"
+    raise DataError(f"{path} does not exist", hint)
 
 
 def _runs_in(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob("*/config.json") if is_run(path.parent))
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    steps = found["window"]
+def _lines(status: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the (name, value) lines about a run that `show` prints."""
+    steps = status["window"]
     lines = [
         (
             f"loss {stream}",
@@ -165,21 +178,21 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             + "  first and last "
             + ("step" if steps == 1 else f"{steps:,} steps"),
         )
-        for stream, values in found["losses"].items()
+        for stream, values in status["losses"].items()
     ]
-    if held_out := dict(found["held_out"]):
+    if held_out := dict(status["held_out"]):
         step = held_out.pop("step")
         losses = ", ".join(f"{stream} {loss:.3f}" for stream, loss in held_out.items())
         lines.append(("held out", f"{losses}  step {step:,}"))
-    lines.append(("mixture", ", ".join(f"{stream} {share:.1%}" for stream, share in found["mix"].items())))
-    lines.append(("trained", f"{count(found['tokens'])} tokens in {duration(found['trained_s'])}"))
-    wait = found["data_wait"] or 0.0
-    lines.append(("speed", f"{count(found['tokens_per_s'])} tok/s, {wait:.0%} of it waiting for data"))
-    if found["mfu"] is not None:
-        lines.append(("MFU", f"{found['mfu']:.1%}"))
-    for name, what in (("skipped_steps", "skipped"), ("left_out_steps", "left out"), ("bad_samples", "bad samples")):
-        if found[name]:
-            lines.append((what, f"{found[name]:,}"))
-    if found["slowest_rank"] > 1.5:
-        lines.append(("slowest rank", f"{found['slowest_rank']:.1f} times the median"))
+    lines.append(("mixture", ", ".join(f"{stream} {share:.1%}" for stream, share in status["mix"].items())))
+    lines.append(("trained", f"{count(status['tokens'])} tokens in {duration(status['trained_s'])}"))
+    wait = status["data_wait"] or 0.0
+    lines.append(("speed", f"{count(status['tokens_per_s'])} tok/s, {wait:.0%} of it waiting for data"))
+    if status["mfu"] is not None:
+        lines.append(("MFU", f"{status['mfu']:.1%}"))
+    for key, label in (("skipped_steps", "skipped"), ("left_out_steps", "left out"), ("bad_samples", "bad samples")):
+        if status[key]:
+            lines.append((label, f"{status[key]:,}"))
+    if status["slowest_rank"] > 1.5:
+        lines.append(("slowest rank", f"{status['slowest_rank']:.1f} times the median"))
     return lines

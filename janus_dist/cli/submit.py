@@ -221,7 +221,7 @@ def _follow(client: Any, job_id: str, ray_job: str) -> int:
     from ray.exceptions import RayError  # noqa: TID251
 
     try:
-        return Followed(client, job_id, sys.stdout).exit_code()
+        return FollowedJob(client, job_id, sys.stdout).exit_code()
     except KeyboardInterrupt:
         print(
             f"the job keeps running; follow it: {ray_job} logs --follow {job_id}\nstop it: {ray_job} stop {job_id}",
@@ -236,7 +236,7 @@ def _follow(client: Any, job_id: str, ray_job: str) -> int:
         ) from error
 
 
-class Followed:
+class FollowedJob:
     """Job whose log is shown until it ends, across broken connections."""
 
     def __init__(self, client: Any, job_id: str, out: TextIO):

@@ -22,7 +22,7 @@ is not allowed; settings contradict each other; the YAML text or an override can
 
 
 @dataclass(frozen=True)
-class Fault:
+class SettingFault:
     """One fault that a validator found."""
 
     paths: tuple[str, ...]
@@ -35,12 +35,12 @@ class Fault:
 class SettingFaults(ValueError):
     """All faults that a validator found; pydantic passes them on in the context of its own error."""
 
-    def __init__(self, faults: Sequence[Fault]):
+    def __init__(self, faults: Sequence[SettingFault]):
         super().__init__("\n".join(fault.message for fault in faults))
         self.faults = tuple(faults)
 
 
-def refuse(faults: Iterable[Fault]) -> None:
+def refuse(faults: Iterable[SettingFault]) -> None:
     """Raise one SettingFaults with all faults, if there are any; the loader shows each fault separately."""
     collected = list(faults)
     if collected:

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from janus_dist.config.base import Config, Fault, refuse
+from janus_dist.config.base import Config, SettingFault, refuse
 from janus_dist.config.mix import Lane
 from janus_dist.config.paths import LocalPath, PathOrUrl
 from janus_dist.config.streams import STREAMS, Stream
@@ -69,12 +69,12 @@ class DataConfig(Config):
     def _names(self) -> "DataConfig":
         counts = Counter(lane.source for lane in self.lanes)
         faults = [
-            Fault((f"sources.{stream}",), f"sources.{stream} is empty; leave it out")
+            SettingFault((f"sources.{stream}",), f"sources.{stream} is empty; leave it out")
             for stream, folders in self.sources.items()
             if not folders
         ]
         faults += [
-            Fault(("sources",), f"sources: {name!r} occurs {count} times")
+            SettingFault(("sources",), f"sources: {name!r} occurs {count} times")
             for name, count in counts.items()
             if count > 1
         ]

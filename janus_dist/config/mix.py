@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from janus_dist.config.base import Config, Fault, refuse
+from janus_dist.config.base import Config, SettingFault, refuse
 from janus_dist.config.streams import STREAMS, Stream
 
 PRECISION = 10**6
@@ -71,17 +71,17 @@ class MixConfig(Config):
         refuse(self._faults())
         return self
 
-    def _faults(self) -> Iterator[Fault]:
+    def _faults(self) -> Iterator[SettingFault]:
         before = 0
         for phase in self.then:
             if phase.from_step <= before:
                 message = f"then: from_step={phase.from_step} follows {before}; put changes in the order of steps"
-                yield Fault(("then",), message)
+                yield SettingFault(("then",), message)
             before = phase.from_step
         for first, state in self.states():
             if not any(getattr(state, name) for name in STREAMS):
                 message = f"all three ratios are 0 from step {first} on; give at least one stream a share"
-                yield Fault(("then",) if first else (), message)
+                yield SettingFault(("then",) if first else (), message)
 
 
 def lane_shares(state: MixConfig, lanes: Sequence[Lane]) -> tuple[Fraction, ...]:
@@ -98,7 +98,7 @@ def lane_shares(state: MixConfig, lanes: Sequence[Lane]) -> tuple[Fraction, ...]
     )
 
 
-def mix_faults(mix: MixConfig, lanes: Sequence[Lane], samples: int | None) -> Iterator[Fault]:
+def mix_faults(mix: MixConfig, lanes: Sequence[Lane], samples: int | None) -> Iterator[SettingFault]:
     """Yield the faults of a mixture of these lanes.
 
     `samples` is the number of samples in a step, or None when the unit of the mixture is tokens.
@@ -108,18 +108,18 @@ def mix_faults(mix: MixConfig, lanes: Sequence[Lane], samples: int | None) -> It
         idle = _idle_streams(state, lanes)
         for stream in idle:
             message = f"mix.{stream}: all its sources have weight 0 from step {first} on; give one a weight"
-            yield Fault((f"mix.{stream}", "mix.sources"), message)
+            yield SettingFault((f"mix.{stream}", "mix.sources"), message)
         if samples is not None and not idle:
             yield from _sample_faults(state, lanes, samples, first)
 
 
-def _unknown_source_faults(mix: MixConfig, names: set[str]) -> Iterator[Fault]:
+def _unknown_source_faults(mix: MixConfig, names: set[str]) -> Iterator[SettingFault]:
     """Yield a fault for each weighted source that is not among the names of sources."""
     changes = [mix.sources, *(phase.sources for phase in mix.then)]
     for name in {name: None for change in changes for name in change}:
         if name not in names:
             message = f"mix.sources: {name!r} is not in data.sources, which has {', '.join(sorted(names))}"
-            yield Fault(("mix.sources" if name in mix.sources else "mix.then", "data.sources"), message)
+            yield SettingFault(("mix.sources" if name in mix.sources else "mix.then", "data.sources"), message)
 
 
 def _idle_streams(state: MixConfig, lanes: Sequence[Lane]) -> list[Stream]:
@@ -128,7 +128,7 @@ def _idle_streams(state: MixConfig, lanes: Sequence[Lane]) -> list[Stream]:
     return [stream for stream in STREAMS if getattr(state, stream) and stream not in weighted]
 
 
-def _sample_faults(state: MixConfig, lanes: Sequence[Lane], samples: int, first: int) -> Iterator[Fault]:
+def _sample_faults(state: MixConfig, lanes: Sequence[Lane], samples: int, first: int) -> Iterator[SettingFault]:
     """Yield a fault for each lane with less than one sample a step.
 
     From one sample per step on, rounding keeps every lane within one sample of its ideal.
@@ -139,7 +139,7 @@ def _sample_faults(state: MixConfig, lanes: Sequence[Lane], samples: int, first:
                 f"batch.samples={samples} gives {lane.source} {float(samples * share):.3g} samples a step from step "
                 f"{first} on, but it needs at least 1; set batch.samples={-int(-1 // share)} or mix.unit=tokens"
             )
-            yield Fault(("batch.samples", "mix.unit"), message)
+            yield SettingFault(("batch.samples", "mix.unit"), message)
 
 
 def _fraction(ratio: float) -> Fraction:

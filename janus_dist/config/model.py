@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from janus_dist.config.base import Config, Fault, refuse
+from janus_dist.config.base import Config, SettingFault, refuse
 
 
 class TextConfig(Config):
@@ -95,27 +95,27 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
-        faults: list[Fault] = []
+        faults: list[SettingFault] = []
         for path, name, side in (
             ("vision.patch", "vision.patch", self.vision.patch),
             ("vq.channel_multipliers", "vq downsampling", self.vq.downsample),
         ):
             if self.image_size % side:
                 message = f"image_size={self.image_size} is not a multiple of {name} = {side}"
-                faults.append(Fault(("image_size", path), message))
+                faults.append(SettingFault(("image_size", path), message))
         if self.reads_by == "vq" and self.image_tokens != self.image_ids:
             message = (
                 f"reads_by=vq needs as many image tokens as VQ ids of an image, but an image has {self.image_tokens} "
                 f"tokens and {self.image_ids} ids; set model.vision.patch={self.vq.downsample}"
             )
-            faults.append(Fault(("reads_by", "vision.patch", "vq.channel_multipliers"), message))
+            faults.append(SettingFault(("reads_by", "vision.patch", "vq.channel_multipliers"), message))
         for name, part in (("text", self.text), ("vision", self.vision)):
             if part.hidden % part.heads:
                 message = f"{name}.hidden={part.hidden} is not a multiple of {name}.heads = {part.heads}"
-                faults.append(Fault((f"{name}.hidden", f"{name}.heads"), message))
+                faults.append(SettingFault((f"{name}.hidden", f"{name}.heads"), message))
         head = self.text.hidden // self.text.heads
         if head % 2:
             message = f"text.hidden / text.heads = {head} is odd; rotary position embedding needs an even number"
-            faults.append(Fault(("text.hidden", "text.heads"), message))
+            faults.append(SettingFault(("text.hidden", "text.heads"), message))
         refuse(faults)
         return self

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from janus_dist.config.base import Config, Fault, refuse
+from janus_dist.config.base import Config, SettingFault, refuse
 from janus_dist.config.paths import PathOrUrl, PathRule, PlainName
 from janus_dist.config.streams import SPECS, STREAMS, Column, Stream
 
@@ -56,12 +56,12 @@ class Keep(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Keep":
-        faults: list[Fault] = []
+        faults: list[SettingFault] = []
         texts = [value for value in self.one_of if isinstance(value, str)]
         if texts and len(texts) < len(self.one_of) and any(isinstance(value, bool) for value in self.one_of):
             written = [str(value).lower() if isinstance(value, bool) else str(value) for value in self.one_of]
             faults.append(
-                Fault(
+                SettingFault(
                     ("one_of",),
                     f"one_of={list(self.one_of)} mixes booleans with texts; YAML reads true and false without "
                     f"quotes as booleans: write {written} for texts",
@@ -70,7 +70,7 @@ class Keep(Config):
         kinds = {type(bound) for bound in (self.min, self.max) if bound is not None}
         if datetime in kinds and len(kinds) > 1:
             faults.append(
-                Fault(
+                SettingFault(
                     ("min", "max"),
                     f"min={self.min} and max={self.max} are a number and a date; give two numbers or two dates",
                 )
@@ -143,23 +143,23 @@ class PipelineConfig(Config):
         return self
 
 
-def _input_faults(name: str, source: InputConfig) -> Iterator[Fault]:
+def _input_faults(name: str, source: InputConfig) -> Iterator[SettingFault]:
     """Yield the faults of one input; paths are relative to the section `pipeline`."""
     key, form = f"inputs.{name}", f"format={source.format}"
     format_key = f"{key}.format"
     if source.stream is None and name not in STREAMS:
         message = f"{key}.stream is required, because {name!r} is not one of {', '.join(STREAMS)}"
-        yield Fault((f"{key}.stream",), message)
+        yield SettingFault((f"{key}.stream",), message)
     if source.format not in BUILT_IN and not source.path:
-        yield Fault((f"{key}.path", format_key), f"{key}.path is required with {form}")
+        yield SettingFault((f"{key}.path", format_key), f"{key}.path is required with {form}")
     for column in sorted(set(source.columns) - set(COLUMNS.get(source.format, ()))):
-        yield Fault((f"{key}.columns.{column}", format_key), f"{key}.columns.{column} has no effect with {form}")
+        yield SettingFault((f"{key}.columns.{column}", format_key), f"{key}.columns.{column} has no effect with {form}")
     if source.class_names is not None and source.format != "folders":
-        yield Fault((f"{key}.class_names", format_key), f"{key}.class_names has no effect with {form}")
+        yield SettingFault((f"{key}.class_names", format_key), f"{key}.class_names has no effect with {form}")
     if source.format == "folders" and source.stream is not None and not SPECS[source.stream].draws_images:
-        yield Fault((format_key, f"{key}.stream"), f"{key}.{form} makes the generation stream only")
+        yield SettingFault((format_key, f"{key}.stream"), f"{key}.{form} makes the generation stream only")
     if source.format == "webdataset" and (source.stream or name) in STREAMS_WITHOUT_IMAGES:
-        yield Fault((format_key, f"{key}.stream"), f"{key}.{form} does not make the text stream")
+        yield SettingFault((format_key, f"{key}.stream"), f"{key}.{form} does not make the text stream")
 
 
 def _stream(name: str) -> Stream:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from janus_dist.config.base import Config, Fault, refuse
+from janus_dist.config.base import Config, SettingFault, refuse
 from janus_dist.config.data import BatchConfig, DataConfig
 from janus_dist.config.evaluate import EvaluateConfig, VqTrainConfig
 from janus_dist.config.mix import MixConfig, mix_faults
@@ -71,11 +71,11 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _one_start(self) -> "RunConfig":
-        faults: list[Fault] = []
+        faults: list[SettingFault] = []
         weights = sorted(self.start_weights)
         if self.start_from == self.name:
             faults.append(
-                Fault(
+                SettingFault(
                     ("start_from", "name"),
                     f"start_from={self.start_from} is the run itself; name another run, or set run.start_from=null to "
                     "start from scratch",
@@ -83,7 +83,7 @@ class RunConfig(Config):
             )
         if self.start_from is not None and weights:
             faults.append(
-                Fault(
+                SettingFault(
                     ("start_from", "start_weights"),
                     f"start_from={self.start_from} and start_weights ({', '.join(weights)}) exclude each other; "
                     "set run.start_from=null or run.start_weights=null",
@@ -92,7 +92,7 @@ class RunConfig(Config):
         if "janus" in weights and len(weights) > 1:
             others = " ".join(f"run.start_weights.{name}=null" for name in weights if name != "janus")
             faults.append(
-                Fault(
+                SettingFault(
                     ("start_weights",),
                     f"start_weights: janus has the weights of every part and cannot be combined with "
                     f"{', '.join(weights[1:])}; set {others}",
@@ -152,17 +152,17 @@ class StageRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _fits(self) -> "StageRecipe":
-        faults: list[Fault] = []
+        faults: list[SettingFault] = []
         if self.mix.unit == "samples" and self.batch.samples is None:
             faults.append(
-                Fault(
+                SettingFault(
                     ("batch.samples", "mix.unit"),
                     "batch.samples is required with mix.unit=samples; it is the number of samples in a step",
                 )
             )
         if self.mix.unit == "tokens" and self.batch.samples is not None:
             faults.append(
-                Fault(
+                SettingFault(
                     ("batch.samples", "mix.unit"),
                     f"batch.samples={self.batch.samples} has no effect with mix.unit=tokens; leave it out",
                 )
@@ -171,7 +171,7 @@ class StageRecipe(BaseRecipe):
         longest = max(self.model.image_tokens, self.model.image_ids)
         if self.batch.row_tokens <= longest:
             faults.append(
-                Fault(
+                SettingFault(
                     ("batch.row_tokens", "model.image_size", "model.vision.patch", "model.vq.channel_multipliers"),
                     f"batch.row_tokens={self.batch.row_tokens} cannot hold an image of {longest} tokens and its text; "
                     f"set it to {longest + 64} or more",
@@ -180,14 +180,14 @@ class StageRecipe(BaseRecipe):
         positions = self.model.text.max_positions
         if self.batch.row_tokens > positions:
             faults.append(
-                Fault(
+                SettingFault(
                     ("batch.row_tokens", "model.text.max_positions"),
                     f"batch.row_tokens={self.batch.row_tokens} is more than model.text.max_positions={positions}",
                 )
             )
         if self.cluster.workers % self.engine.hpz_ranks:
             faults.append(
-                Fault(
+                SettingFault(
                     ("cluster.workers", "engine.hpz_ranks"),
                     f"cluster.workers={self.cluster.workers} is not a multiple of "
                     f"engine.hpz_ranks={self.engine.hpz_ranks}",
@@ -195,7 +195,7 @@ class StageRecipe(BaseRecipe):
             )
         if self.optim.warmup_steps >= self.train.steps:
             faults.append(
-                Fault(
+                SettingFault(
                     ("optim.warmup_steps", "train.steps"),
                     f"optim.warmup_steps={self.optim.warmup_steps} must be less than train.steps={self.train.steps}",
                 )

@@ -14,7 +14,7 @@ from typing import Any, cast
 import yaml
 
 from janus_dist.config.base import FaultKind
-from janus_dist.config.yaml12 import Loader
+from janus_dist.config.yaml12 import Yaml12Loader
 
 OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
 """Beginning of an override; every other argument is a file."""
@@ -31,7 +31,7 @@ REPLACE = "!replace"
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class SettingPlace:
     """Place where a setting was written. Places sort by their order on the command line, then by line."""
 
     order: int
@@ -45,7 +45,7 @@ class Place:
 class LocatedFault:
     """Fault and the place of the setting that causes it."""
 
-    place: Place
+    place: SettingPlace
     message: str
     kind: FaultKind = field(default="text", compare=False)
 
@@ -54,7 +54,7 @@ class LocatedFault:
 class Setting:
     """Value, section or list (exactly one of the three) with its place."""
 
-    place: Place
+    place: SettingPlace
     value: Any = None
     section: "dict[str, Setting] | None" = None
     items: "list[Setting] | None" = None
@@ -110,7 +110,7 @@ def read(files: Iterable[Path], overrides: Iterable[str]) -> Settings:
     """Merge files left to right, then overrides `key.path=value` with YAML values; lists are replaced as a whole."""
     files, overrides = list(files), list(overrides)
     names = ", ".join(shown(path) for path in files) or "no recipe"
-    root = Setting(Place(len(files), 0, names), section={})
+    root = Setting(SettingPlace(len(files), 0, names), section={})
     faults: list[LocatedFault] = []
     complete = True
     for order, path in enumerate(files):
@@ -162,7 +162,7 @@ def _merge(earlier: Setting, later: Setting) -> Setting:
 
 def _read_file(path: Path, order: int, faults: list[LocatedFault]) -> Setting | None:
     name = shown(path)
-    place = Place(order, 0, name)
+    place = SettingPlace(order, 0, name)
     try:
         with path.open("rb") as file:  # not read_text: a device or a pipe may have no end
             content = file.read(MAX_BYTES + 1)
@@ -191,7 +191,7 @@ def _nearest_file(path: Path) -> str:
 
 
 def _read_override(override: str, order: int, faults: list[LocatedFault]) -> Setting | None:
-    place = Place(order, 0, f"override '{PASSWORD.sub('***', override)}'", is_override=True)
+    place = SettingPlace(order, 0, f"override '{PASSWORD.sub('***', override)}'", is_override=True)
     if not OVERRIDE.match(override):
         faults.append(LocatedFault(place, "is not of the form key.path=value"))
         return None
@@ -206,7 +206,9 @@ def _read_override(override: str, order: int, faults: list[LocatedFault]) -> Set
 class _Reader:
     """Reader of one YAML text; appends faults to the list that it gets."""
 
-    def __init__(self, name: str, order: int, faults: list[LocatedFault], fixed: Place | None = None, prefix: str = ""):
+    def __init__(
+        self, name: str, order: int, faults: list[LocatedFault], fixed: SettingPlace | None = None, prefix: str = ""
+    ):
         self.name, self.order, self.faults, self.fixed, self.prefix = name, order, faults, fixed, prefix
         self.settings = 0
 
@@ -223,7 +225,7 @@ class _Reader:
     def value(self, text: str) -> Setting | None:
         """Return the text as any value, or None after adding a fault if it is not YAML."""
         try:
-            loader = Loader(text)
+            loader = Yaml12Loader(text)
             node = loader.get_single_node()
             if node is None:
                 return Setting(self._place(0), is_empty=True)
@@ -235,11 +237,11 @@ class _Reader:
             self.faults.append(LocatedFault(self._place(0), f"is not YAML: {' '.join(str(error).split())}"))
         return None
 
-    def _place(self, line: int) -> Place:
+    def _place(self, line: int) -> SettingPlace:
         """Return the place of a line, which counts from 0 as in PyYAML."""
-        return self.fixed or Place(self.order, line + 1, f"{self.name}:{line + 1}")
+        return self.fixed or SettingPlace(self.order, line + 1, f"{self.name}:{line + 1}")
 
-    def _setting(self, loader: Loader, node: yaml.Node, ancestors: tuple[yaml.Node, ...], prefix: str) -> Setting:
+    def _setting(self, loader: Yaml12Loader, node: yaml.Node, ancestors: tuple[yaml.Node, ...], prefix: str) -> Setting:
         place = self._place(node.start_mark.line)
         self.settings += 1
         if self.settings > MAX_SETTINGS:

@@ -22,7 +22,7 @@ BOOL = re.compile("true|True|TRUE|false|False|FALSE")
 NULL = re.compile("~|null|Null|NULL|")
 
 
-class Loader(yaml.SafeLoader):
+class Yaml12Loader(yaml.SafeLoader):
     """PyYAML's loader with the scalars of YAML 1.2 and a limit on depth."""
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as PyYAML has it
@@ -42,7 +42,7 @@ class Loader(yaml.SafeLoader):
             self.depth -= 1
 
 
-def _integer(loader: Loader, node: yaml.ScalarNode) -> int:
+def _integer(loader: Yaml12Loader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node)).replace("_", "")
     if not INT.fullmatch(text):
         raise yaml.MarkedYAMLError(problem=f"{text!r} is not a whole number", problem_mark=node.start_mark)
@@ -50,14 +50,14 @@ def _integer(loader: Loader, node: yaml.ScalarNode) -> int:
     return int(text, bases.get(text[:2], 10))
 
 
-def _float(loader: Loader, node: yaml.ScalarNode) -> float:
+def _float(loader: Yaml12Loader, node: yaml.ScalarNode) -> float:
     text = str(loader.construct_scalar(node)).replace("_", "").lower()
     if not FLOAT.fullmatch(text):
         raise yaml.MarkedYAMLError(problem=f"{text!r} is not a number", problem_mark=node.start_mark)
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def _bool(loader: Loader, node: yaml.ScalarNode) -> bool:
+def _bool(loader: Yaml12Loader, node: yaml.ScalarNode) -> bool:
     text = str(loader.construct_scalar(node))
     if not BOOL.fullmatch(text):
         raise yaml.MarkedYAMLError(problem=f"{text!r} is neither true nor false", problem_mark=node.start_mark)
@@ -65,7 +65,7 @@ def _bool(loader: Loader, node: yaml.ScalarNode) -> bool:
 
 
 def _register() -> None:
-    """Register the core schema with `Loader`: the first pattern that matches a plain scalar decides its type."""
+    """Register the core schema with `Yaml12Loader`: the first pattern that matches a plain scalar decides its type."""
     for kind, pattern, first in (
         ("null", NULL, ["~", "n", "N", ""]),
         ("bool", BOOL, list("tTfF")),
@@ -73,12 +73,12 @@ def _register() -> None:
         ("float", FLOAT, list("-+0123456789.")),
     ):
         for letter in first:
-            Loader.yaml_implicit_resolvers.setdefault(letter, []).append(
+            Yaml12Loader.yaml_implicit_resolvers.setdefault(letter, []).append(
                 (f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern.pattern})\Z"))
             )
     constructors: dict[str, Any] = {"int": _integer, "float": _float, "bool": _bool}
     for kind, construct in constructors.items():
-        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", construct)
+        Yaml12Loader.add_constructor(f"tag:yaml.org,2002:{kind}", construct)
 
 
 _register()

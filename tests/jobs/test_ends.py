@@ -67,7 +67,7 @@ def test_asked_to_stop_while_shards_are_made_a_job_ends_with_75_and_goes_on(tmp_
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=HANG_S) == 75, log.read_text()
-    assert "the job was asked to stop by SIGTERM\n  what was done stays: the same" in log.read_text()
+    assert "the job was stopped by SIGTERM\n  finished work is kept: run the same" in log.read_text()
     assert "Traceback" not in log.read_text() and not is_there(out / "pages")
     done = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,7 @@ import torch
 from pydantic import model_validator
 
 from janus_dist.config import reference
-from janus_dist.config.base import Fault, refuse
+from janus_dist.config.base import SettingFault, refuse
 from janus_dist.config.fields import keys
 from janus_dist.config.load import Loaded, RecipeError, load, save
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
@@ -234,7 +234,7 @@ class _Ruled(BaseRecipe):
     @model_validator(mode="after")
     def _rule(self) -> "_Ruled":
         if self.run.seed == 1:
-            refuse([Fault(("run.seed",), "model.image_size and cluster.workers\nare required")])
+            refuse([SettingFault(("run.seed",), "model.image_size and cluster.workers\nare required")])
         return self
 
 

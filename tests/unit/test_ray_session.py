@@ -246,7 +246,7 @@ def test_a_local_one_ends_with_the_job(monkeypatch, children, tmp_path):
 STUCK = """
 import ctypes, sys
 from janus_dist.launch import ray_watch, session
-from janus_dist.cli.job import Asked
+from janus_dist.cli.job import SigtermHandler
 
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 libc.pthread_mutex_lock(mutex)
@@ -263,7 +263,7 @@ def lock_twice(**_):
 
 session.ray.init = lock_twice
 ray_watch.JOIN_TIMEOUT_S, ray_watch.SIGNAL_GRACE_S = float(sys.argv[1]), 0.2
-Asked()
+SigtermHandler()
 session._attach("192.0.2.1:6379")
 """
 """Joins a Ray in C code that waits for ever, whatever signals come."""

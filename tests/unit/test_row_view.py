@@ -120,7 +120,7 @@ def test_the_command(folder, capsys):
         files = f"{folder / 'recipe.yaml'}+run.seed=5"
         app(["data", "preview", "--recipe", files, "--step", "2", "--row", str(row)], standalone_mode=False)
         seen += capsys.readouterr().out
-    assert "[[ ]] stands around what the loss counts" in seen
+    assert "[[ ]] marks what the loss counts" in seen
     step = r"\nstep 2: tokens \d+ of 192, documents \d+, rows 4; labels: understanding \d+, text \d+, generation \d+\n"
     row = r"row 1: tokens \d+ of 48 \(\d+\.\d%\), documents \d; labels: text head \d+, image head \d+\n"
     assert re.search(step + row, seen)
@@ -141,8 +141,9 @@ def test_another_tokenizer_is_refused(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--recipe", "a.yaml", "--key", "x", "--answers-only"],
-         "--key, --answers-only: not with --recipe\n  --step and --row say which row, the recipe says the rest"),
-        (["data", "--row", "0"], "--row: only with --recipe\n  give --recipe RECIPE.yaml in place of FOLDER"),
+         "--key, --answers-only: not allowed with --recipe\n  "
+         "select the row by --step and --row; the recipe defines the rest"),
+        (["data", "--row", "0"], "--row: only allowed with --recipe\n  give --recipe RECIPE.yaml instead of FOLDER"),
     ],
 )  # fmt: skip
 def test_options_that_say_nothing(arguments, message):
@@ -153,5 +154,7 @@ def test_options_that_say_nothing(arguments, message):
 
 def test_neither_or_both(folder, capsys):
     for arguments in ([], [str(folder / "data"), "--recipe", "a.yaml"]):
-        with pytest.raises(ConfigError, match=r"samples of a FOLDER, or a packed row of a --recipe\n  give one"):
+        with pytest.raises(
+            ConfigError, match=r"samples of a FOLDER, or a packed row of a --recipe\n  give exactly one"
+        ):
             app(["data", "preview", *arguments], standalone_mode=False)

@@ -62,7 +62,7 @@ def test_nothing_in_the_way(folder, check):
     lines = out.splitlines()
     assert lines[-2:] == [
         "all checks passed that could be made now; not checked:",
-        "  no Ray cluster answers here: a local Ray would be started, whose room for the ranks is not known",
+        "  no Ray cluster answers: whether the ranks fit on the local Ray that is started is not known",
     ]
     assert "  text: 40 samples, " in out and "  starts from random weights" in lines
     assert not list((folder / "runs").rglob("*.writable"))
@@ -77,7 +77,7 @@ def test_shards_that_are_still_to_be_made_are_not_checked(folder, check, monkeyp
     monkeypatch.setattr(session, "resources", lambda: [{"CPU": 2.0}])
     (folder / "pages.jsonl").write_text('{"text": "a page"}\n')
     given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: pages.jsonl}}"
-    said = "shards of pages are made first: whether they fit the model, and the plan, is not known"
+    said = "shards of pages are made first; only then can the plan and whether they fit the model be checked"
     code, out = check(given)
     assert code == 0 and out.splitlines()[-2:] == [
         "all checks passed that could be made now; not checked:", f"  {said}",
@@ -89,9 +89,9 @@ def test_shards_that_exist_are_checked_beside_those_still_to_be_made(folder, che
     monkeypatch.setattr(session, "resources", lambda: [{"CPU": 2.0}])
     given = "pipeline.inputs={pages: {stream: text, format: jsonl, path: 'pages/*.jsonl'}}"
     code, out = check(given)
-    assert code == 0 and "pipeline.inputs.pages.path=pages/*.jsonl: the files that it names are listed when" in out
+    assert code == 0 and "pipeline.inputs.pages.path=pages/*.jsonl: its files are listed when" in out
     code, out = check(given, "data.validation_root=data")
-    assert "data.validation_root=data is compared with the shards when those are made" in out
+    assert "data.validation_root=data is compared with the shards when they have been made" in out
     manifest = folder / "data" / "generation" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"image_ids": 9}))
     code, out = check(given)
@@ -118,7 +118,7 @@ def test_a_start_that_is_trained_on_first_is_said(folder, check):
     start = ("run.root=runs", "run.start_from=before", "run.start_recipes=[recipe.yaml]")
     assert "  starts from before, which is trained first" in check(*start)[1].splitlines()
     save(Loaded(before, {}, (), ()), folder / "runs" / "before")
-    for step, said in ((3, "before, which is trained first, from {} on"), (5, "{}")):
+    for step, said in ((3, "before, which is trained first, resuming from {}"), (5, "{}")):
         path = commits.folder("runs/before/checkpoints", step)
         commits.write_marker(path, marker(before, step))
         assert f"  starts from {said.format(path)}" in check(*start)[1].splitlines()
@@ -130,8 +130,8 @@ def test_the_checkpoint_to_go_on_from_is_the_one_that_was_asked_for(folder, chec
     for step, path in enumerate((early, late), 1):
         commits.write_marker(path, marker(recipe, step))
     asked = ("run.root=runs", "run.rebase=true", "train.steps=9")
-    assert f"  goes on at step 2 of 9 from {late}" in check(*asked)[1].splitlines()
-    assert f"  goes on at step 1 of 9 from {folder}/{early}" in check(*asked, f"run.resume={early}/")[1].splitlines()
+    assert f"  resumes at step 2 of 9 from {late}" in check(*asked)[1].splitlines()
+    assert f"  resumes at step 1 of 9 from {folder}/{early}" in check(*asked, f"run.resume={early}/")[1].splitlines()
     code, out = check(*asked, "run.resume=never")
     assert code == 2 and f"run.resume=never, but run runs/run has a checkpoint: {late}" in out
 
@@ -143,7 +143,7 @@ def test_all_faults_at_once(folder, check):
     assert [line[:2] for line in numbered] == ["1.", "2.", "3.", "3 "]
     assert "data.tokenizer=nowhere.json cannot be read" in numbered[0]
     assert "run.start_from=before: no committed checkpoint under" in numbered[1]
-    assert "there is no key for wandb here" in numbered[2]
+    assert "this machine has no key for wandb" in numbered[2]
     assert numbered[3] == "3 faults"
 
 

@@ -138,7 +138,7 @@ def test_show(folder, janus):
     lines = out.splitlines()
     assert lines[0] == commits.folder(folder, 30)
     assert "  tokens      30,000" in lines
-    assert "  parameters  205, 200 of them learn" in lines
+    assert "  parameters  205, of which 200 are trained" in lines
     assert "  sources     books, photos" in lines
     assert "  left out    steps 4 to 6 of the plan" in lines
     assert "  files       2, 1,200,000 bytes" in lines
@@ -149,9 +149,9 @@ def test_prune(folder, janus):
     gone = [commits.folder(folder, step) for step in (10, 20)]
     code, out, _ = janus("prune", folder, "--keep", "1", "--dry-run")
     assert code == 0
-    assert out.splitlines() == [*(f"would delete {path}" for path in gone), "2 whole checkpoints are there"]
+    assert out.splitlines() == [*(f"would delete {path}" for path in gone), "2 whole checkpoints exist"]
     code, out, _ = janus("prune", folder, "--keep", "1", "--every", "10")
-    assert out.splitlines() == [f"deleted {gone[1]}", "2 whole checkpoints stay"]
+    assert out.splitlines() == [f"deleted {gone[1]}", "2 whole checkpoints remain"]
     janus("prune", folder, "--keep", "1")
     assert [commits.step_of(path) for path in commits.folders(folder)] == [30, 40, 50], "what is newer stays"
 

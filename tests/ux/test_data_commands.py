@@ -174,7 +174,7 @@ def test_lint_as_json(words, janus):
 def test_preview_of_a_key(words, janus):
     code, out, _ = janus("preview", "data", "--key", "understanding-00001", "--tokenizer", "tokenizer.json")
     title = out.splitlines()[2]
-    assert code == 0 and out.startswith("[[ ]] stands around what the loss counts\n\n")
+    assert code == 0 and out.startswith("[[ ]] marks what the loss counts\n\n")
     assert title.startswith("understanding sample 1 of 7, key understanding-00001, shard-00000: ")
     assert out.split(title)[1] == (
         f"\n{BEGIN}[[User: ]]<begin_of_image><image 4 tokens><end_of_image>[[\nwhat color?\n\n"
@@ -229,10 +229,10 @@ REFUSALS = [
     (["preview", "data/text", "--sample", "4", "--tokenizer", "tokenizer.json"], 3,
      "there is no sample 4: the text shard set holds 4\n  samples are counted from 0 to 3"),
     (["preview", "data", "--sample", "4", "--tokenizer", "tokenizer.json"], 2,
-     "data holds 3 shard sets, and --sample counts in one\n  give data/understanding"),
+     "data holds 3 shard sets, but --sample needs a single one\n  give data/understanding"),
     (["preview", "data", "--key", "x", "--tokenizer", "tokenizer.json"], 3,
      "no sample in data has the key x\n"
-     "  keys are listed by `tar -tf SHARD.tar`, or in its block-N.json; or show one by --sample"),
+     "  list keys with `tar -tf SHARD.tar` or read them in its block-N.json; or select a sample by --sample"),
     (["preview", "data", "--key", "x", "--sample", "1"], 2,
      "--sample and --key both name a sample\n  give one of them"),
     (["report", "data", "--vq-weights", "vq.safetensors"], 2,

@@ -204,7 +204,7 @@ WAITS = """import os, signal, time
 def test_asked_to_stop_a_job_ends_as_one_that_goes_on():
     done = job(WAITS.format(""))
     assert (done.returncode, done.stdout) == (75, "cleaned up\n")
-    assert done.stderr == "the job was asked to stop by SIGTERM\n  what was done stays: the same command goes on\n"
+    assert done.stderr == "the job was stopped by SIGTERM\n  finished work is kept: run the same command to resume\n"
 
 
 def test_also_while_ray_has_its_own_way_to_end():
@@ -246,8 +246,8 @@ def test_options_are_refused_with_the_right_form():
     done = job(RECIPE, "--optim.lr=3", "-x")
     assert done.returncode == 2
     assert (
-        done.stderr
-        == "no such option: --optim.lr=3, -x\n  settings are given as optim.lr=VALUE; --help says what this job takes\n"
+        done.stderr == "no such option: --optim.lr=3, -x\n"
+        "  settings are given as optim.lr=VALUE; --help lists the arguments of this job\n"
     )
 
 

@@ -87,7 +87,7 @@ def test_the_command_that_waits_for_nodes(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_job_is_submitted_as_the_hints_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(submit, "_run", reach)
+    monkeypatch.setattr(submit, "_submit", reach)
     words = found(r"janus submit (\S+)", hint_of(submit.submit_command, Path("nowhere.py")))[1]
     with pytest.raises(ReachedError):
         submit.submit_command(Path(words))

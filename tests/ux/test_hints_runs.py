@@ -196,7 +196,7 @@ def test_runs_are_found_under_the_names_that_are_suggested(run_dir: Path, capsys
     name = found(r"name one of them: (\w+)", hint_of(janus, "runs", "show", root))[1]
     janus("runs", "show", root / name)
     janus("runs", "show", found(r"did you mean (\S+)\?", hint_of(janus, "runs", "show", root / "runn"))[1])
-    names = found(r"there are (\w+)", hint_of(janus, "runs", "show", root / "zzz"))[1]
+    names = found(r"the runs in \S+ are (\w+)", hint_of(janus, "runs", "show", root / "zzz"))[1]
     janus("runs", "show", root / names)
     assert "give the folder of runs" in hint_of(janus, "runs", "list", root / "none")
     janus("runs", "list", root)

@@ -90,17 +90,19 @@ def test_every_phase_is_looked_at(folder, monkeypatch):
 def test_a_long_run_says_how_much_was_planned(folder):
     done = janus(folder, "train.steps=2000", "mix.then=[{from_step: 1500, text: 0}]")
     assert done.returncode == 0, done.stderr
-    assert "by 256 of the steps (--all plans every one):" in done.stdout
+    assert "based on 256 of the steps (--all plans every step):" in done.stdout
     shares = (
         r"from step     1,500  understanding \d+\.\d%, generation \d+\.\d%\n +fill \d+\.\d%, straggler ratio 1\.\d+, "
     )
     assert re.search(shares + r"4 rows at most: all 128 planned steps fit\n", done.stdout), done.stdout
-    assert re.search(r"\nbatch.rows=4: about \d\.\d% of the steps take more; batch.fill=0.\d+ would", done.stdout)
+    assert re.search(
+        r"\nbatch.rows=4: about \d\.\d% of the steps need more rows; with batch.fill=0.\d+ they would", done.stdout
+    )
     phases = json.loads(janus(folder, "train.steps=2000", "mix.then=[{from_step: 1500, text: 0}]", "--json").stdout)
     assert [phase["every_step_fits"] for phase in phases["phases"]] == [False, None] and not phases["every_step_fits"]
     assert phases["phases"][1]["shares"]["text"] == 0
     done = janus(folder, "train.steps=2000", "--all")
-    assert "by all steps:" in done.stdout
+    assert "based on all steps:" in done.stdout
 
 
 def test_quotas_show_that_every_step_fits(folder, monkeypatch):
@@ -120,8 +122,8 @@ def test_quotas_show_that_every_step_fits(folder, monkeypatch):
 
 
 def test_progress_is_said_on_stderr(monkeypatch, capsys):
-    monkeypatch.setattr(plan_cli, "SAY_EVERY_S", 0.0)
-    said = plan_cli.Progress(4_000)
+    monkeypatch.setattr(plan_cli, "PRINT_INTERVAL_S", 0.0)
+    said = plan_cli.PlanningProgress(4_000)
     said(1_000)
     out, err = capsys.readouterr()
     assert out == "" and re.fullmatch(r"1,000 of 4,000 steps planned, \S+ left\n", err)
@@ -146,7 +148,7 @@ def test_what_it_prints(folder):
         "fill",
         "straggler ratio",
         "micro-steps",
-        "by all steps:",
+        "based on all steps:",
     ):
         assert wanted in text, wanted
     assert all(len(line) <= 100 for line in text.splitlines())

@@ -57,7 +57,7 @@ def test_list(root, janus):
     code, out, _ = janus("list", root)
     assert code == 0
     assert out.splitlines() == [
-        "run  stage              steps  state     of the last 20 steps",
+        "run  stage              steps  state     over the last 20 steps",
         "one  stage 2              6/6  complete  loss 3.500  5k tok/s",
         "two  stage 2              4/6  silent    loss 4.150  3.5k tok/s",
     ]
@@ -166,7 +166,9 @@ def test_runs_of_one_name_are_told_apart(root, janus, tmp_path):
 
 def test_what_is_no_run(root, janus):
     assert janus("list", root / "data-report")[::2] == (3, f"no run under {root / 'data-report'}")
-    assert janus("show", root / "data-report")[2] == f"{root}/data-report is no run: it has no config.json of a stage"
+    assert (
+        janus("show", root / "data-report")[2] == f"{root}/data-report is not a run: it has no config.json of a stage"
+    )
     assert janus("list", root / "runz")[2] == f"{root}/runz does not exist"
 
 
@@ -174,7 +176,7 @@ def test_what_was_meant_is_said(root):
     for name, message, hint in (
         (".", f"{root} is a folder of runs", "name one of them: one, two"),
         ("tvo", f"{root}/tvo does not exist", f"did you mean {root}/two?"),
-        ("zzz", f"{root}/zzz does not exist", "there are one, two"),
+        ("zzz", f"{root}/zzz does not exist", f"the runs in {root} are one, two"),
         ("no/such", f"{root}/no/such does not exist", "give a run's folder: run.root/run.name"),
     ):
         with pytest.raises(DataError) as caught:

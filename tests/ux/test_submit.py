@@ -249,7 +249,7 @@ def test_a_connection_that_breaks_is_made_again():
     log = "".join(f"step {step}\n" for step in range(40)) + SAVED
     said = io.StringIO()
     cluster = Cluster(log, cuts=(0, 40, len(log) - 20), status=JobStatus.STOPPED)
-    assert submit_cli.Followed(cluster, "raysubmit_1", said).exit_code() == 75
+    assert submit_cli.FollowedJob(cluster, "raysubmit_1", said).exit_code() == 75
     assert said.getvalue() == log and cluster.cuts == []
 
 
