@@ -173,13 +173,13 @@ def test_a_new_run_from_the_weights_of_this_one(run_dir: Path, changes: dict[str
     other = with_overrides(recipe, *overrides)
     compatible.refuse_other(other)
     assert other.run.start_from == "run" and not other.run.start_recipes and not other.run.start_weights
-    auto = found(r"take (engine\.dtype=auto)", hint_of(compatible.refuse_other, recipe))[1]
+    auto = found(r"set (engine\.dtype=auto)", hint_of(compatible.refuse_other, recipe))[1]
     compatible.refuse_other(with_overrides(recipe, auto))
 
 
 def test_a_run_is_long_enough_by_the_number_that_is_named(run_dir: Path):
     short = recipe_with(run_dir.parent, train={"steps": 2, "save_every_steps": 1})
-    steps = found(r"take (train\.steps=\d+) or more", hint_of(compatible.refuse_other, short))[1]
+    steps = found(r"set (train\.steps=\d+) or more", hint_of(compatible.refuse_other, short))[1]
     compatible.refuse_other(with_overrides(short, steps))
 
 
