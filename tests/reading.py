@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from janus_dist.data.reader import Range
-from janus_dist.storage import cache
+from janus_dist.storage import page_files
 from tests.s3_faults import noise
 
 SIZE = 40_000
@@ -19,7 +19,7 @@ PAGE = 1_024  # bytes of a page, instead of 256 KiB
 
 def gib(pages: int) -> float:
     """`cache_gib` for so many pages."""
-    return (pages + 0.5) * (PAGE + cache.BLOCK_BYTES) / 2**30
+    return (pages + 0.5) * (PAGE + page_files.BLOCK_BYTES) / 2**30
 
 
 def pages_in(folder: Path) -> int:

@@ -109,8 +109,8 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n(/tmp/
         (EPS, "does not decode: no image format"),
         (encoded(Image.fromarray(noise(20, 20)), "PPM"), "does not decode: no image format"),
         (encoded(Image.fromarray(noise(20, 20)), "JPEG2000"), "does not decode: no image format"),
-        (encoded(Image.new("F", (20, 20)), "TIFF"), "does not decode: nothing says which values of its mode F are bl"),
-        (encoded(Image.new("I", (20, 20)), "TIFF"), "does not decode: nothing says which values of its mode I are bl"),
+        (encoded(Image.new("F", (20, 20)), "TIFF"), "does not decode: its mode F does not define which values"),
+        (encoded(Image.new("I", (20, 20)), "TIFF"), "does not decode: its mode I does not define which values"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

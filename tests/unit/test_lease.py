@@ -237,7 +237,7 @@ def test_a_full_disk_does_not_look_like_a_dead_holder(tmp_path, monkeypatch):
     first = taken(tmp_path)
     first.renew()
     monkeypatch.setattr(fs, "write_whole", away)
-    monkeypatch.setattr(fs.local_files, "temporary_file", away)
+    monkeypatch.setattr(fs.local, "temporary_file", away)
     clock = Turned(lambda: clock.now_s % 5 or first.renew())
     with pytest.raises(ConfigError, match="is alive"):
         taken(tmp_path, clock)
@@ -386,7 +386,7 @@ def test_a_store_that_ignores_conditions_gets_a_second_look(bucket, monkeypatch)
     clock, said = Turned(overwritten), []
     with pytest.raises(ConfigError, match="is alive"):
         taken(f"{bucket}/run", clock, said)
-    assert said[0].startswith(f"{bucket}/run: this store ignores If-None-Match, so that two writers are told apart by")
+    assert said[0].startswith(f"{bucket}/run: this store ignores If-None-Match, so a second read distinguishes ")
 
 
 def test_a_folder_that_cannot_be_made_is_said_without_a_traceback():

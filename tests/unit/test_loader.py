@@ -171,7 +171,7 @@ def test_a_damaged_sample_keeps_its_place(data, form, tmp_path, stream, caplog):
     assert after.bad_samples == 1
     with caplog.at_level(logging.WARNING, "janus_dist"):
         bad.load(step)
-    assert f"sample 7 of {folder / stream} is damaged, training goes on without it" in caplog.text
+    assert f"sample 7 of {folder / stream} is damaged, training continues without it" in caplog.text
     assert "has checksum" in caplog.text
 
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_dist.data import reader
-from janus_dist.data.reader import Range, joined
+from janus_dist.data.reader import Range, join_ranges
 from janus_dist.errors import DataError
 from janus_dist.storage import ranges as fetch
 from tests.limits import HANG_S
@@ -103,11 +103,11 @@ class TestRequests:
     @given(RANGES, st.sampled_from([1, 64]), st.integers(0, 2_000))
     def test_spans_hold_all_ranges(self, quick_reader, ranges: list[Range], align: int, gap: int):
         places = [place for place, one in enumerate(ranges) if one.bytes]
-        spans = joined(ranges, places, align, gap)
-        assert sorted(place for span in spans for place in span.places) == places
+        spans = join_ranges(ranges, places, align, gap)
+        assert sorted(place for span in spans for place in span.range_indices) == places
         for span in spans:
             assert span.start % align == 0 == span.stop % align
-            held = [ranges[place] for place in span.places]
+            held = [ranges[place] for place in span.range_indices]
             assert span.start <= min(one.offset for one in held) and max(one.stop for one in held) <= span.stop
             longest = max(one.bytes for one in held) + 2 * align
             assert span.stop - span.start <= max(reader.SPAN_BYTES, longest)
@@ -179,7 +179,7 @@ class TestLocalReads:
 
         monkeypatch.setattr(fetch, "pread", pread)
         (tmp_path / "a.tar").write_bytes(DATA)
-        with pytest.raises(DataError, match="the reader was closed while it read"):
+        with pytest.raises(DataError, match="the reader was closed during a read"):
             made.read([Range(str(tmp_path / "a.tar"), offset, 10) for offset in (0, 1_000)])
 
 
@@ -214,8 +214,9 @@ class TestReadAgain:
 CHILD = f"""
 import sys
 from janus_dist.config.data import ReadConfig
-from janus_dist.data import fetch, reader
-reader.PAGE_BYTES, reader.SPAN_BYTES, fetch.LATE_COLD_S = {PAGE}, {16 * PAGE}, 60.0
+from janus_dist.data import reader
+from janus_dist.storage import ranges
+reader.PAGE_BYTES, reader.SPAN_BYTES, ranges.LATE_COLD_S = {PAGE}, {16 * PAGE}, 60.0
 made = reader.Reader(ReadConfig(cache_dir=sys.argv[1]), node_member=1, timeout_s=60.0)
 found = made.read([reader.Range({PATH!r}, offset, 1_000) for offset in range(0, 38_000, 2_500)])
 sys.stdout.buffer.write(b"".join(found))
