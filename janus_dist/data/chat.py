@@ -38,7 +38,7 @@ def understanding_ids(
 ) -> tuple[list[int], list[Span]]:
     """Return (ids, answer spans) of a conversation of (question, answer) turns about `num_images` images.
 
-    One placeholder id stands for each image, at its mark in a question or, without marks, before the first question.
+    Each image is one placeholder id, at its mark in a question or, without marks, before the first question.
     An answer of None ends the ids after `Assistant:`. Spans cover the answer and its end-of-sentence. `system_prompt`
     replaces that of `chat`. Raises RecordError when the numbers of marks and images differ, or an answer has a mark.
     """

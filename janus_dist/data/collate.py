@@ -122,6 +122,7 @@ def collate(documents: Sequence[Document], form: DocumentFormat) -> Batch:
 
 
 def _add_text(line: _Line, sample: TextSample, piece: Document) -> None:
+    """Append a piece of a text; every id but the first is a label."""
     ids = sample.ids[piece.first : piece.first + piece.tokens].astype(np.int64)
     start = line.add(ids)
     line.add_text_labels(np.arange(start, start + len(ids) - 1), ids[1:], "text")
@@ -130,6 +131,7 @@ def _add_text(line: _Line, sample: TextSample, piece: Document) -> None:
 def _add_understanding(
     line: _Line, sample: UnderstandingSample, images: NDArray[np.uint8] | None, form: DocumentFormat
 ) -> None:
+    """Append a conversation, each placeholder expanded to its image tokens; `images`: [image, side, side, 3] uint8."""
     stored = sample.ids.astype(np.int64)
     is_image = stored == form.image
     assert images is not None and is_image.sum() == len(images), "a stored document has one placeholder per image"
@@ -145,6 +147,7 @@ def _add_understanding(
 
 
 def _add_generation(line: _Line, sample: GenerationSample, form: DocumentFormat, drop_prompt: bool) -> None:
+    """Append a prompt and the VQ ids of its image, each predicted by the position before it."""
     stored, vq_ids = sample.prompt_ids.astype(np.int64), sample.vq_ids.astype(np.int64)
     num_prompt = len(stored) if stored[-1] == form.begin_of_image else len(stored) - 1
     ids = np.concatenate([stored[:num_prompt], np.zeros_like(vq_ids), stored[num_prompt:]])

@@ -126,14 +126,14 @@ def pad_to_square(image: Image.Image, side: int) -> Image.Image:
     return square
 
 
-def resize_and_crop(image: Image.Image, side: int, place: float = 0.5) -> Image.Image:
+def resize_and_crop(image: Image.Image, side: int, position: float = 0.5) -> Image.Image:
     """Return the image with its short side resized to `side` pixels and its long side cropped to the same length.
 
-    `place` is the position of the crop: 0 keeps the left or top end, 0.5 the middle. Only that square is resized, with
-    no pixels beyond its edges: the rest costs no time, and the square consists of whole pixels of the image.
+    `position` places the crop: 0 keeps the left or top end, 0.5 the middle. Only that square is resized, with no pixels
+    beyond its edges: the rest costs no time, and the square consists of whole pixels of the image.
     """
     short = min(image.size)
-    left, top = (int((length - short) * place) for length in image.size)
+    left, top = (int((length - short) * position) for length in image.size)
     box = (left, top, left + short, top + short)
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 

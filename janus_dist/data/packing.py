@@ -39,9 +39,9 @@ class Packed:
         """Return the number of rows."""
         return len(self.row_starts) - 1
 
-    def row(self, number: int) -> range:
+    def row(self, row: int) -> range:
         """Return the indices of the pieces of a row."""
-        return range(int(self.row_starts[number]), int(self.row_starts[number + 1]))
+        return range(int(self.row_starts[row]), int(self.row_starts[row + 1]))
 
 
 Piece = tuple[int, int, int]

@@ -171,6 +171,7 @@ class Reader:
                     content.cancel()  # when one failed, those that have not begun
 
     def _submit(self, span: Span) -> Future[bytes]:
+        """Start the read of a span in the pool; raise CancelledError when the reader is closed."""
         try:
             return self._pool.submit(self._read_span, span)
         except RuntimeError as error:
@@ -179,6 +180,7 @@ class Reader:
             raise
 
     def _read_span(self, span: Span) -> bytes:
+        """Return the bytes of a span, those of a store through the cache if one is configured."""
         if self._cache is None or is_local(span.path):
             return self._fetcher.fetch(span.path, span.start, span.stop)
         first, stop = span.start // PAGE_BYTES, span.stop // PAGE_BYTES
@@ -187,6 +189,7 @@ class Reader:
         return content
 
     def _fetch_pages(self, path: str, first: int, stop: int) -> bytes:
+        """Return the bytes of the pages `first` to `stop - 1` of an object from the store."""
         self._tally.add(pages_missed=stop - first)
         return self._fetcher.fetch(path, first * PAGE_BYTES, stop * PAGE_BYTES)
 

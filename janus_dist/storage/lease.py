@@ -67,8 +67,13 @@ TIMES = Times()
 class Clock(Protocol):
     """A clock, which tests replace."""
 
-    def monotonic(self) -> float: ...
-    def sleep(self, seconds: float, /) -> None: ...
+    def monotonic(self) -> float:
+        """Return the time in seconds since an arbitrary start."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+        ...
 
 
 class LeaseLostError(ClusterError):

@@ -217,7 +217,7 @@ def test_who_looked_long_ago_does_not_take_what_others_had_since(tmp_path, monke
     looks = [old]
     real = lease_files.newest
     monkeypatch.setattr(lease, "newest", lambda folder: looks.pop() if looks else real(folder))
-    monkeypatch.setattr(lease._Seen, "judge", lambda self, holder: "free" if holder is old else "alive")
+    monkeypatch.setattr(lease._HolderObserver, "judge", lambda self, holder: "free" if holder is old else "alive")
     with pytest.raises(ConfigError, match="is alive"):
         taken(tmp_path)
     third.check()
@@ -392,7 +392,7 @@ def test_a_store_that_ignores_conditions_gets_a_second_look(bucket, monkeypatch)
 def test_a_folder_that_cannot_be_made_is_said_without_a_traceback():
     """A file system without folders of users says that it is not there, which elsewhere is an answer."""
     with (
-        pytest.raises(ConfigError, match=r"/proc/nowhere/run cannot be reached: PermissionError: .* cannot be made"),
+        pytest.raises(ConfigError, match=r"/proc/nowhere/run cannot be reached: PermissionError: .* cannot be created"),
         lease.hold("/proc/nowhere/run", "run", "training", print, "hint", ConfigError),
     ):
         pass
