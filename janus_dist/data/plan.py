@@ -188,7 +188,7 @@ class Plan:
         return [start + now - then for start, now, then in zip(starts, totals, before, strict=True)]
 
     def changes(self, before: int, step: int) -> bool:
-        """Return whether the mixture or the data changes after step `before` and until `step`."""
+        """Return whether the mixture or the data changes at a step in (`before`, `step`]."""
         firsts = [phase.first_step for phase in self.mixture.phases]
         return any(before < first <= step for first in ([*firsts, self.base.step] if self.base else firsts))
 

@@ -1,4 +1,4 @@
-"""The node's cache of pages: bounded, sound after any kill, emptied in the order of Belady, harmless when it breaks."""
+"""The node's page cache: bounded, intact after any kill, evicted in Belady's order, harmless when the disk fails."""
 
 import errno
 import functools
@@ -24,7 +24,7 @@ CONTENT = noise(40 * PAGE - 10)
 
 
 class Source:
-    """A store that keeps count."""
+    """A store that records which pages are fetched."""
 
     def __init__(self) -> None:
         self.fetched: list[int] = []
@@ -39,7 +39,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def numbers(folder: Path) -> set[int]:
-    """Pages that lie in the folder."""
+    """Return the indices of the pages in the folder."""
     return {int(file.name.rpartition("-")[2], 16) for file in files(folder)}
 
 
@@ -49,7 +49,7 @@ def get(pages: PageCache, source: Source, *asked: int) -> None:
 
 
 def fewest_misses(trace: list[int], capacity: int) -> int:
-    """The least that any order of eviction can reach when each page that is read is kept: all orders tried."""
+    """Return the fewest misses of any order of eviction that keeps each page that is read, by trying all orders."""
 
     @functools.cache
     def misses(place: int, held: frozenset[int]) -> int:

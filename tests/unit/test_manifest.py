@@ -1,4 +1,4 @@
-"""Manifests: their identity, and shard sets that do not agree with them."""
+"""Manifests: their identity, and shard sets that do not match them."""
 
 import dataclasses
 import json

@@ -23,7 +23,7 @@ BATCH = BatchConfig(rows=8, row_tokens=256, fill=0.9)
 
 
 def records(stream: Stream, samples: int, low: int, high: int) -> np.ndarray:
-    """Index records of `samples` samples with seeded lengths in [low, high)."""
+    """Return index records of `samples` samples with seeded lengths in [low, high)."""
     found = np.zeros(samples, dtype=INDEX_DTYPE)
     found["tokens"] = np.random.default_rng(STREAMS.index(stream)).integers(low, high, samples)
     if stream == "generation":

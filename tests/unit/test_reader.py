@@ -1,4 +1,4 @@
-"""What the reader gives, exactly, from every kind of store, and how few requests it takes, also of two processes."""
+"""The reader: exact bytes from every kind of store, and the number of its requests, also for two processes."""
 
 import os
 import signal
@@ -136,11 +136,11 @@ class TestRequests:
 
 
 class TestLocalReads:
-    """Files that answer at once are read by the caller, slow ones (a network's) at the same time."""
+    """The caller reads fast local files; slow files (on a network disk) are read concurrently."""
 
     @pytest.fixture
     def readers(self, make_reader, tmp_path, monkeypatch):
-        """Read 21 spans of a file, each read preceded by a call; by which threads it was."""
+        """Return the threads that read 21 spans of a file, with a call before each read."""
 
         def run(before: Callable[[], object]) -> Counter[int]:
             threads: Counter[int] = Counter()
@@ -224,7 +224,7 @@ sys.stdout.buffer.write(b"".join(found))
 
 
 def child(folder: Path) -> subprocess.Popen[bytes]:
-    """Another rank of the node; its environment is that of this process."""
+    """Start another rank of the node in the environment of this process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", CHILD, str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""The reader against a store that fails: it recovers, or ends with a DataError that says what, why and what to do."""
+"""The reader with a failing store: it recovers, or raises a DataError with the object, the cause and a fix."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
