@@ -97,7 +97,7 @@ class Claim:
             raise lost(self.folder, replacement)
 
     def replaced_by(self) -> Holder | None:
-        """Return the holder that has taken the lease since, or None; raise OSError when the folder cannot be read."""
+        """Return the holder that has taken the lease since, or None; raise one of `fs.FAILURES` on a failure."""
         holder = newest(self.folder)
         return None if holder is None or holder.owner == self.owner else holder
 
@@ -203,8 +203,8 @@ def take(
 ) -> Lease:
     """Return the lease of a folder that is free or whose holder is dead; the lease is not renewed yet.
 
-    Arguments are those of `hold`. Raises ConfigError when another running job holds it, OSError when the folder cannot
-    be read or written.
+    Arguments are those of `hold`. Raises ConfigError when another running job holds it, one of `fs.FAILURES` when the
+    folder cannot be read or written.
     """
     conditional = fs.honours_conditions(f"{folder}/{NAME}")
     if not conditional:
@@ -245,7 +245,7 @@ class _HolderObserver:
     def next_holder(self) -> Holder | None:
         """Return the holder after a pause; time in which the folder cannot be read does not count as its silence.
 
-        Raises OSError when the folder cannot be read for longer than the patience.
+        Raises one of `fs.FAILURES` when the folder cannot be read for longer than the patience.
         """
         until_s = self.clock.monotonic() + self.times.patience_s
         while True:

@@ -89,7 +89,7 @@ UNKNOWN = Process("unknown", "unknown", None, 0, None)
 def newest(folder: str) -> Holder | None:
     """Return the newest holder of a folder's lease, alive or not; None when the folder never had one.
 
-    Raises OSError when the folder cannot be read.
+    Raises one of `fs.FAILURES` when the folder cannot be read.
     """
     for _ in range(LOOKS):
         numbers = [int(match[1]) for name in names(folder) if (match := NUMBER.fullmatch(name))]
