@@ -1,6 +1,6 @@
-"""What the tests of the reader share: an object, its ranges, and how to wait.
+"""Helpers for the tests of the reader: an object, its ranges, and a wait for other threads.
 
-Invariant: `DATA` is what an answer without a fault is made of, so every byte can be compared.
+Invariant: an answer without a fault consists of bytes of `DATA`, so every byte can be compared.
 """
 
 import time
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from janus_dist.data.reader import Range
-from janus_dist.storage import cache
+from janus_dist.storage import page_files
 from tests.s3_faults import noise
 
 SIZE = 40_000
@@ -18,8 +18,8 @@ PAGE = 1_024  # bytes of a page, instead of 256 KiB
 
 
 def gib(pages: int) -> float:
-    """`cache_gib` for so many pages."""
-    return (pages + 0.5) * (PAGE + cache.BLOCK_BYTES) / 2**30
+    """Return the `cache_gib` that holds exactly `pages` pages."""
+    return (pages + 0.5) * (PAGE + page_files.BLOCK_BYTES) / 2**30
 
 
 def pages_in(folder: Path) -> int:
@@ -27,7 +27,7 @@ def pages_in(folder: Path) -> int:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread or process does."""
+    """Wait until a condition holds, which another thread or process fulfils."""
     end_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end_s

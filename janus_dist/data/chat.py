@@ -1,10 +1,10 @@
 """Documents as token ids: conversations, prompts for images, plain text.
 
 The format is DeepSeek's (`conversation.py` and `processing_vlm.py` of deepseek-ai/Janus, sft_format "deepseek"):
-messages are `ROLE: text`, an empty line follows the user's, end-of-sentence the assistant's, and an image stands as
-begin_of_image, placeholder, end_of_image where its mark is. Between two special tokens text is encoded in one piece.
-Invariants: a prompt built for asking is a prefix of the document built for training; no text of a user becomes a
-special token, only a role whose name is one (`<|User|>` of Janus-Pro).
+messages are `ROLE: text`; an empty line follows a user message, end-of-sentence follows an assistant message. The mark
+of an image becomes begin_of_image, placeholder, end_of_image. Text between two special tokens is encoded in one piece.
+Invariants: the prompt built for inference is a prefix of the document built for training; user text never becomes a
+special token, only a role whose name is a special token does (`<|User|>` of Janus-Pro).
 """
 
 import re
@@ -18,13 +18,15 @@ from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import RecordError
 
 Span = tuple[int, int]
+"""First and one-past-last position of an answer in the ids of a document."""
 IMAGE_MARK = "<image>"
-"""Stands for an image in a text, as LLaVA writes it."""
+"""Mark of an image in a text, as in LLaVA."""
 ENCODED_CHARS = 16_384
-"""Of a text are encoded at once: the tokenizer keeps 600 bytes for each, and is slower the more there are."""
+"""Characters encoded by one call: the tokenizer keeps 600 bytes for each, and slows down as their number grows."""
 WORD_CHARS = 65_536
-"""A text that has no white space for so long is cut between two characters, which changes a few ids there."""
+"""Characters without white space after which a text is cut between two characters, which changes a few ids there."""
 WORD_START = re.compile(r"(?<=\S)\s")
+"""White space that follows a word: a place to cut a text."""
 
 
 def understanding_ids(
@@ -34,11 +36,11 @@ def understanding_ids(
     num_images: int,
     system_prompt: str | None = None,
 ) -> tuple[list[int], list[Span]]:
-    """(ids, answer spans) of a conversation of (question, answer) turns about `num_images` images.
+    """Return (ids, answer spans) of a conversation of (question, answer) turns about `num_images` images.
 
-    One placeholder id stands for each image, at its mark in a question or, without marks, before the first question.
+    Each image is one placeholder id, at its mark in a question or, without marks, before the first question.
     An answer of None ends the ids after `Assistant:`. Spans cover the answer and its end-of-sentence. `system_prompt`
-    stands in for the chat's own. DataError when there is another number of marks than of images.
+    replaces that of `chat`. Raises RecordError when the numbers of marks and images differ, or an answer has a mark.
     """
     ids: list[int] = []
     spans: list[Span] = []
@@ -49,22 +51,22 @@ def understanding_ids(
         parts += [tokenizer.role(chat.user), ": ", *question_parts, "\n\n", tokenizer.role(chat.assistant), ":"]
         if answer is not None:
             # The answer's space opens a new word in any byte-level tokenizer, so cutting before it changes no id.
-            ids += _encoded(tokenizer, parts)
+            ids += _encode(tokenizer, parts)
             start = len(ids)
             ids += [*tokenizer.encode(f" {answer.strip()}"), tokenizer.eos]
             spans.append((start, len(ids)))
             parts = []
-    return ids + _encoded(tokenizer, parts), spans
+    return ids + _encode(tokenizer, parts), spans
 
 
 def with_marks(turns: Sequence[tuple[str, str | None]], num_images: int) -> Sequence[tuple[str, str | None]]:
-    """The same turns with a mark for each image: where they are, else each on a line before the first question.
+    """Return the turns with a mark for each image; without any mark, each image gets a line before the first question.
 
-    DataError when there are others than images, or one in an answer, where no image can be.
+    Raises RecordError when the numbers of marks and images differ, or an answer has a mark, where no image can be.
     """
-    for number, (_, answer) in enumerate(turns):
+    for index, (_, answer) in enumerate(turns):
         if IMAGE_MARK in (answer or ""):
-            raise RecordError("images", f"the mark {IMAGE_MARK} is in answer {number}")
+            raise RecordError("images", f"the mark {IMAGE_MARK} is in answer {index}")
     (question, answer), *others = turns
     if _marks_are_missing((question for question, _ in turns), num_images):
         return [(f"{IMAGE_MARK}\n" * num_images + question.strip(), answer), *others]
@@ -72,10 +74,10 @@ def with_marks(turns: Sequence[tuple[str, str | None]], num_images: int) -> Sequ
 
 
 def plain_ids(tokenizer: Tokenizer, text: str, num_images: int) -> tuple[list[int], list[Span]]:
-    """(ids, answer spans) of a text with images as it stands between begin- and end-of-sentence, without roles.
+    """Return (ids, answer spans) of a text with images between begin- and end-of-sentence, without roles.
 
     Images are at their marks or, without marks, before the text (`<image><text>` in Janus, section 3.2). Spans cover
-    all text and end-of-sentence. DataError when there is another number of marks than of images.
+    all text and end-of-sentence. Raises RecordError when the numbers of marks and images differ.
     """
     text = text.strip()
     if _marks_are_missing([text], num_images):
@@ -85,30 +87,31 @@ def plain_ids(tokenizer: Tokenizer, text: str, num_images: int) -> tuple[list[in
     *parts, last = _with_images(tokenizer, text)
     for part in parts:
         start = len(ids)
-        ids += _encoded(tokenizer, [part])
+        ids += _encode(tokenizer, [part])
         if isinstance(part, str) and part:
             spans.append((start, len(ids)))
     start = len(ids)
-    ids += [*_encoded(tokenizer, [last]), tokenizer.eos]
+    ids += [*_encode(tokenizer, [last]), tokenizer.eos]
     return ids, [*spans, (start, len(ids))]
 
 
 def generation_prompt_ids(tokenizer: Tokenizer, chat: ChatConfig, caption: str) -> list[int]:
-    """Ids of a prompt for an image; its VQ ids follow the last id, begin_of_image."""
+    """Return the ids of a prompt for an image; its VQ ids follow the last id, begin_of_image."""
     user, assistant = tokenizer.role(chat.user), tokenizer.role(chat.assistant)
-    return _encoded(tokenizer, [tokenizer.bos, user, f": {caption.strip()}\n\n", assistant, ":", tokenizer.boi])
+    return _encode(tokenizer, [tokenizer.bos, user, f": {caption.strip()}\n\n", assistant, ":", tokenizer.boi])
 
 
 def image_end_ids(tokenizer: Tokenizer, chat: ChatConfig) -> list[int]:
-    """What follows the last VQ id of an image."""
+    """Return the ids that follow the last VQ id of an image: one or none."""
     return {"none": [], "end_of_image": [tokenizer.eoi], "end_of_sentence": [tokenizer.eos]}[chat.image_end]
 
 
 def text_ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[NDArray[np.uint32]]:
-    """The ids of a document with begin and end, in pieces of at most `max_tokens` (2 or more); none for an empty text.
+    """Return the ids of a document with begin- and end-of-sentence, in pieces of at most `max_tokens` (2 or more).
 
-    A piece begins with the id that the one before ends with, where it is context alone (as the plan cuts text too), so
-    that every id but begin is a label once, and end is learned where the document ends only.
+    Each piece: [token] uint32; an empty text has none. A piece begins with the id that the one before ends with, as
+    context without a label (the plan cuts text in the same way), so every id but begin-of-sentence is a label once,
+    and end-of-sentence is learned only where the document ends.
     """
     assert max_tokens > 1, f"max_tokens={max_tokens} leaves no room for a token and the one before it"
     if not text:
@@ -119,10 +122,10 @@ def text_ids(tokenizer: Tokenizer, text: str, max_tokens: int) -> list[NDArray[n
 
 
 def exceeds(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int) -> bool:
-    """Return whether texts take more than `max_tokens` in any document; False where only the document can tell.
+    """Return whether texts need more than `max_tokens` in any document; False when it depends on the document.
 
-    Encodes no more than it takes to know: memory and time do not grow with a text that is far too long. A token for
-    each text is left aside, as its ends may join what is before and behind it.
+    Encoding stops as soon as the limit is passed: memory and time do not grow with a text that is far too long. One
+    token of each text is not counted, since its ends may merge with the text before and after it.
     """
     texts = list(texts)
     if sum(map(len, texts)) <= ENCODED_CHARS:
@@ -138,35 +141,38 @@ def exceeds(tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int) -> bool
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text cut where white space begins, which changes no id of a byte-level tokenizer."""
+    """Yield a text cut where white space begins, which changes no id of a byte-level tokenizer."""
     start = 0
     while len(text) - start > ENCODED_CHARS:
-        found = WORD_START.search(text, start + ENCODED_CHARS, start + WORD_CHARS)
-        stop = found.start() if found else min(start + WORD_CHARS, len(text))
+        space = WORD_START.search(text, start + ENCODED_CHARS, start + WORD_CHARS)
+        stop = space.start() if space else min(start + WORD_CHARS, len(text))
         yield text[start:stop]
         start = stop
     yield text[start:]
 
 
 def _marks_are_missing(texts: Iterable[str], num_images: int) -> bool:
-    """Whether images have to be put before the text; DataError when only some of them have a mark, or more do."""
+    """Return whether images must be put before the texts, which have no mark.
+
+    Raises RecordError when the texts have marks, but not one for each image.
+    """
     marks = sum(text.count(IMAGE_MARK) for text in texts)
     if marks in (0, num_images):
         return marks != num_images
     if num_images == 0:
-        raise RecordError("images", f"the text has the mark {IMAGE_MARK}, and there is no image for it")
+        raise RecordError("images", f"the text has the mark {IMAGE_MARK} but no image")
     raise RecordError("images", f"{marks} marks in the text for {num_images} images")
 
 
 def _with_images(tokenizer: Tokenizer, text: str) -> list[str | int]:
-    """Texts, possibly empty, and the ids of the images between them."""
+    """Return the texts around the marks, possibly empty, and between them the three ids of each image."""
     first, *others = text.split(IMAGE_MARK)
     image = (tokenizer.boi, tokenizer.image, tokenizer.eoi)
     return [first, *(part for other in others for part in (*image, other))]
 
 
-def _encoded(tokenizer: Tokenizer, parts: Sequence[str | int]) -> list[int]:
-    """Ids of texts and special tokens: texts that stand beside each other are one."""
+def _encode(tokenizer: Tokenizer, parts: Sequence[str | int]) -> list[int]:
+    """Return the ids of texts and special tokens; adjacent texts are joined before they are encoded."""
     ids: list[int] = []
     text = ""
     for part in parts:

@@ -1,9 +1,9 @@
-"""Samples to Batch: documents one behind the other, placeholders expanded, labels beside the positions that predict
-them.
+"""Collation of samples into a Batch: documents concatenated, placeholders expanded, each label paired with the position
+that predicts it.
 
-Invariants: no label reaches across documents; the first VQ id is predicted at begin_of_image and there are exactly as
-many image labels as ids; a dropped prompt keeps its length (pad tokens between the first and the last id, attended to
-as usual).
+Invariants: no label crosses a document boundary; the first VQ id is predicted at begin_of_image, and image labels and
+VQ ids have the same number; a dropped prompt keeps its length (pad tokens between the first and the last id, attended
+to as usual).
 """
 
 import io
@@ -26,7 +26,7 @@ from janus_dist.errors import DataError
 
 @dataclass(frozen=True)
 class DocumentFormat:
-    """What collating has to know: special ids, image sizes, and what is supervised."""
+    """Settings of collation: special ids, image sizes, and whether only answers are supervised."""
 
     pad: int
     image: int
@@ -38,6 +38,7 @@ class DocumentFormat:
 
     @classmethod
     def of(cls, recipe: StageRecipe, tokenizer: Tokenizer) -> "DocumentFormat":
+        """Return the format that a recipe and its tokenizer define."""
         return cls(
             pad=tokenizer.pad,
             image=tokenizer.image,
@@ -51,23 +52,28 @@ class DocumentFormat:
 
 @dataclass(frozen=True)
 class Document:
-    """A sample, or a piece of a text, as it goes into a row."""
+    """A sample, or a piece of a text, to be placed in a row."""
 
     sample: Sample | None
-    """None where the sample is damaged: pad tokens without labels stand in its place."""
+    """The sample; None when it is damaged: pad tokens without labels replace it."""
     tokens: int
-    """How many tokens it takes."""
+    """Number of tokens in the row."""
     first: int = 0
-    """The token of the sample that a piece starts with."""
+    """Index of the piece's first token in the sample."""
     drop_prompt: bool = False
-    """Replace the prompt of a generation sample by pad tokens."""
+    """Whether pad tokens replace the prompt of a generation sample."""
     images: NDArray[np.uint8] | None = None
-    """Decoded images [image, side, side, 3] of an understanding sample."""
+    """Decoded images of an understanding sample: [image, side, side, 3] uint8 RGB."""
 
 
 @dataclass
 class _Line:
-    """The token line under construction."""
+    """The concatenated documents of a batch under construction. Positions and rows index the batch's tokens.
+
+    Each list holds one array per document: `input_ids` [token] int64, `images` [image, side, side, 3] uint8 RGB,
+    `pixel_positions` [image token] int64, `vq_ids` and `vq_positions` [vq id] int64, `text_rows`, `text_labels` and
+    `text_streams` [text label] int64, `image_rows` and `image_labels` [vq id] int64.
+    """
 
     input_ids: list[NDArray[np.int64]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -83,7 +89,7 @@ class _Line:
     length: int = 0
 
     def add(self, ids: NDArray[np.int64]) -> int:
-        """Append one document and return the position where it starts."""
+        """Append one document, `ids`: [token] int64, and return the position where it starts."""
         start = self.length
         self.input_ids.append(ids)
         self.lengths.append(len(ids))
@@ -91,13 +97,14 @@ class _Line:
         return start
 
     def add_text_labels(self, rows: NDArray[np.int64], labels: NDArray[np.int64], stream: Stream) -> None:
+        """Append labels of the text head: `rows` [label] int64 predict `labels` [label] int64."""
         self.text_rows.append(rows)
         self.text_labels.append(labels)
         self.text_streams.append(np.full(len(rows), STREAMS.index(stream)))
 
 
 def collate(documents: Sequence[Document], form: DocumentFormat) -> Batch:
-    """The batch of documents, in order; none gives a batch of dummies."""
+    """Return the batch of documents, in order; without documents, a batch of dummy values."""
     line = _Line()
     for document in documents:
         match document.sample:
@@ -115,6 +122,7 @@ def collate(documents: Sequence[Document], form: DocumentFormat) -> Batch:
 
 
 def _add_text(line: _Line, sample: TextSample, piece: Document) -> None:
+    """Append a piece of a text; every id but the first is a label."""
     ids = sample.ids[piece.first : piece.first + piece.tokens].astype(np.int64)
     start = line.add(ids)
     line.add_text_labels(np.arange(start, start + len(ids) - 1), ids[1:], "text")
@@ -123,6 +131,7 @@ def _add_text(line: _Line, sample: TextSample, piece: Document) -> None:
 def _add_understanding(
     line: _Line, sample: UnderstandingSample, images: NDArray[np.uint8] | None, form: DocumentFormat
 ) -> None:
+    """Append a conversation, each placeholder expanded to its image tokens; `images`: [image, side, side, 3] uint8."""
     stored = sample.ids.astype(np.int64)
     is_image = stored == form.image
     assert images is not None and is_image.sum() == len(images), "a stored document has one placeholder per image"
@@ -133,11 +142,12 @@ def _add_understanding(
     if len(images):
         line.images.append(images)
     special = (form.begin_of_image, form.image, form.end_of_image)
-    where = np.flatnonzero(learned(sample, special, form.answers_only))
-    line.add_text_labels(start + ends[where - 1] - 1, stored[where], "understanding")
+    labelled = np.flatnonzero(learned(sample, special, form.answers_only))
+    line.add_text_labels(start + ends[labelled - 1] - 1, stored[labelled], "understanding")
 
 
 def _add_generation(line: _Line, sample: GenerationSample, form: DocumentFormat, drop_prompt: bool) -> None:
+    """Append a prompt and the VQ ids of its image, each predicted by the position before it."""
     stored, vq_ids = sample.prompt_ids.astype(np.int64), sample.vq_ids.astype(np.int64)
     num_prompt = len(stored) if stored[-1] == form.begin_of_image else len(stored) - 1
     ids = np.concatenate([stored[:num_prompt], np.zeros_like(vq_ids), stored[num_prompt:]])
@@ -154,33 +164,41 @@ def _add_generation(line: _Line, sample: GenerationSample, form: DocumentFormat,
 
 
 def decode_images(encoded: Sequence[bytes], out: NDArray[np.uint8]) -> None:
-    """Decode images into `out` [image, side, side, 3]; DataError when one does not decode or has another size."""
+    """Decode JPEG or PNG images into `out`: [image, side, side, 3] uint8 RGB.
+
+    Raises DataError when an image does not decode or has another size.
+    """
     try:
-        for image, place in zip(encoded, out, strict=True):
+        for image, pixels in zip(encoded, out, strict=True):
             if image.startswith(JPEG):
-                # Pillow's pixels in two thirds of the time; a smaller image takes the beginning of the buffer only
-                _check_shape(simplejpeg.decode_jpeg(image, "RGB", buffer=place).shape, place.shape)
+                # the same pixels as Pillow in two thirds of the time; a smaller image fills only part of the buffer
+                _check_shape(simplejpeg.decode_jpeg(image, "RGB", buffer=pixels).shape, pixels.shape)
             else:
-                _decode_by_pillow(image, place)
+                _decode_by_pillow(image, pixels)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three
         raise DataError(f"an image does not decode: {error}") from error
 
 
 def _decode_by_pillow(encoded: bytes, out: NDArray[np.uint8]) -> None:
+    """Decode an image into `out`: [side, side, 3] uint8 RGB."""
     with Image.open(io.BytesIO(encoded)) as image:
         pixels = np.asarray(image.convert("RGB"))
     _check_shape(pixels.shape, out.shape)
     out[:] = pixels
 
 
-def _check_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise ValueError(f"it is {found[1]}x{found[0]}, the model takes {expected[1]}x{expected[0]}")
+def _check_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise ValueError unless an image has the expected [height, width, 3]."""
+    if shape != expected:
+        raise ValueError(f"it has {shape[1]}x{shape[0]} pixels, the model expects {expected[1]}x{expected[0]}")
 
 
 def _joined_images(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """All images as one array: without a copy when they stand beside each other in the memory that they were decoded
-    into, as they do when none was damaged. The copy would take half as long as decoding."""
+    """Return all images as one array: [image, side, side, 3] uint8.
+
+    No copy is made when they are adjacent in the memory that they were decoded into, as they are when none was damaged:
+    a copy would take half as long as decoding.
+    """
     buffer, starts = parts[0].base, [part.__array_interface__["data"][0] for part in parts]
     ends = [start + part.nbytes for start, part in zip(starts, parts, strict=True)]
     if buffer is None or starts[1:] != ends[:-1] or any(part.base is not buffer for part in parts):
@@ -190,6 +208,7 @@ def _joined_images(parts: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def _finish(line: _Line, form: DocumentFormat) -> Batch:
+    """Return the batch of a complete line, with a dummy value in place of each empty array."""
     side = form.image_size
     images = _joined_images(line.images) if line.images else np.zeros((1, side, side, 3), dtype=np.uint8)
     return Batch(
@@ -209,7 +228,7 @@ def _finish(line: _Line, form: DocumentFormat) -> Batch:
 
 
 def _join(pieces: list[NDArray[np.int64]], dummy: int | None = None) -> torch.Tensor:
-    """One int64 tensor of all pieces; `dummy` alone where there is none."""
+    """Return all pieces as one tensor: [item] int64; [1] with `dummy` when the pieces are empty."""
     joined = np.concatenate(pieces).astype(np.int64, copy=False) if pieces else np.empty(0, dtype=np.int64)
     if len(joined) == 0 and dummy is not None:
         joined = np.array([dummy], dtype=np.int64)

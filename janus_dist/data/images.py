@@ -1,9 +1,9 @@
-"""Images from bytes to the squares that the two encoders take.
+"""Conversion of image files into the squares that the two encoders read.
 
 The arithmetic is the official processor's (`image_processing_vlm.py` of deepseek-ai/Janus): sides are rounded down,
-resizing is bicubic with antialiasing on the 8-bit image, padding is RGB 127, centred. Invariant: whatever the bytes
-are, `load` returns an RGB image or raises DataError with a reason; it decodes no more pixels than it is told and runs
-no other program.
+resizing is bicubic with antialiasing on the 8-bit image, padding is RGB 127, centred. Invariant: for any bytes, `load`
+returns an RGB image or raises RecordError with a reason; it decodes no more pixels than its limit and starts no other
+program.
 """
 
 import io
@@ -26,7 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from janus_dist.errors import DataError, RecordError
 
-# Pillow tries every format that it knows otherwise; that of EPS starts Ghostscript.
+# The only formats that Pillow may try: by default it tries every format that it knows, and EPS starts Ghostscript.
 READERS = (JpegImageFile, PngImageFile, WebPImageFile, GifImageFile, BmpImageFile, TiffImageFile, AvifImageFile)
 OPTIONAL_FORMATS = ("WEBP", "AVIF")
 """Formats that a build of Pillow may lack."""
@@ -38,24 +38,29 @@ FORMATS = tuple(
 ENDINGS = frozenset(
     ending.removeprefix(".")
     for ending, form in Image.EXTENSION.items()
-    if form in FORMATS or form == MpoImageFile.format  # which the reader of JPEG opens
+    if form in FORMATS or form == MpoImageFile.format  # the JPEG reader opens MPO
 )
 """Endings of file names, without the dot, of the formats that this build of Pillow decodes."""
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each core has a job of its own
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # every core already runs a job
 
 PADDING = (127, 127, 127)
+"""RGB colour of padding."""
 WHITE = (255, 255, 255)
+"""RGB colour behind transparent pixels."""
 MIN_SIDE = 14
-"""`min_size` of the official processor: sides that would become shorter are stretched to it, so what a picture shows is
-distorted. Pictures that have less to begin with show nothing."""
+"""Shortest side in pixels. It is `min_size` of the official processor, which stretches sides that would become shorter
+and so distorts the picture. Pictures that are smaller to begin with show nothing."""
 MAX_ASPECT = 20
-"""At 384 pixels the short side falls below MIN_SIDE from 27:1 on; near that there are rulers, banners, page breaks."""
+"""Largest ratio of the long side to the short one. At 384 pixels the short side falls below MIN_SIDE from 27:1; images
+near that ratio are rulers, banners and page breaks."""
 MAX_PIXELS = 178_956_970
-"""Pillow's own limit for decompression bombs, and that of recipes."""
+"""Most pixels of an image: Pillow's own limit for decompression bombs, and the limit of recipes."""
 MAX_SCANS = 20
-"""Of a JPEG with the most pixels; libjpeg's own progressive files have 10, a few kilobytes can hold thousands."""
+"""Most scans of a JPEG that has the most pixels; libjpeg's progressive files have 10, a few kilobytes can hold
+thousands."""
 START_OF_SCAN = re.compile(b"\xff\xda")  # counts three times as fast as bytes.count
 ORIENTATION = 0x0112
+"""EXIF tag of the orientation (EXIF 2.3)."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,18 +70,21 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes an orientation (EXIF 2.3, tag 0x0112)."""
+"""Transposition that undoes each orientation."""
 SWAPPING = (5, 6, 7, 8)
-"""Orientations under which width and height are swapped."""
+"""Orientations that swap width and height."""
 
 
 def load(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB image in `encoded`, upright; DataError with the reason when it cannot or must not be used."""
+    """Return the RGB image in `encoded`, upright; raise RecordError when it cannot or must not be used."""
     return decode(peek(encoded, max_pixels))
 
 
 def peek(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image in `encoded` of which only the header is read, for `size` and `decode`; DataError as `load`."""
+    """Return the image in `encoded` with only its header read, for `size` and `decode`.
+
+    Raises RecordError when the image cannot or must not be used.
+    """
     if not encoded:
         raise RecordError("empty", "the file has no bytes")
     with _reasons():
@@ -86,15 +94,18 @@ def peek(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) in pixels as the image is to be looked at, from its header."""
-    # Pillow turns a TIFF itself, and a PNG may hold its orientation behind its pixels, which are not decoded here.
+    """Return (width, height) in pixels of the upright image, from its header."""
+    # Pillow turns a TIFF itself, and a PNG may store its orientation after its pixels, which are not decoded here.
     is_as_stored = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
     width, height = image.size
     return (height, width) if is_as_stored and _orientation(image) in SWAPPING else (width, height)
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """The pixels of what `peek` found: the first frame, upright, as 8-bit RGB; DataError as `load`."""
+    """Return the first frame of an image from `peek`, upright, as 8-bit RGB.
+
+    Raises RecordError when its pixels do not decode.
+    """
     with _reasons():
         image.load()
         orientation = _orientation(image)
@@ -103,7 +114,10 @@ def decode(image: Image.Image) -> Image.Image:
 
 
 def pad_to_square(image: Image.Image, side: int) -> Image.Image:
-    """Long side to `side` pixels, the short one padded with RGB 127 on both sides (understanding)."""
+    """Return the image with its long side resized to `side` pixels and its short side padded with RGB 127 at both ends.
+
+    Used for understanding.
+    """
     long = max(image.size)
     width, height = (max(int(length / long * side), MIN_SIDE) for length in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -112,22 +126,22 @@ def pad_to_square(image: Image.Image, side: int) -> Image.Image:
     return square
 
 
-def resize_and_crop(image: Image.Image, side: int, place: float = 0.5) -> Image.Image:
-    """Short side to `side` pixels, the long one cropped at `place`: 0 keeps the left or top end, 0.5 the middle.
+def resize_and_crop(image: Image.Image, side: int, position: float = 0.5) -> Image.Image:
+    """Return the image with its short side resized to `side` pixels and its long side cropped to the same length.
 
-    Only that square of the image is resized, with its neighbours at its edges: what is cropped off costs
-    no time, and the square is of whole pixels of the image.
+    `position` places the crop: 0 keeps the left or top end, 0.5 the middle. Only that square is resized, with no pixels
+    beyond its edges: the rest costs no time, and the square consists of whole pixels of the image.
     """
     short = min(image.size)
-    left, top = (int((length - short) * place) for length in image.size)
+    left, top = (int((length - short) * position) for length in image.size)
     box = (left, top, left + short, top + short)
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
-    """JPEG bytes of an RGB image, lossless PNG when the quality is None; the same for the same pixels.
+    """Return JPEG bytes of an RGB image, or lossless PNG when the quality is None; equal pixels give equal bytes.
 
-    Colour is kept at full resolution (4:4:4): coloured text and lines of charts, a pixel wide at 384, are grey at half.
+    Colour keeps its full resolution (4:4:4): coloured text and lines of charts, a pixel wide at 384, turn grey at half.
     """
     buffer = io.BytesIO()
     if jpeg_quality is None:
@@ -139,10 +153,10 @@ def encode(image: Image.Image, jpeg_quality: int | None) -> bytes:
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """What Pillow raises as DataError."""
+    """Raise RecordError in place of any error of Pillow inside the block."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images and odd metadata; what is refused is decided here
+            warnings.simplefilter("ignore")  # about large images and odd metadata; this module decides what to refuse
             yield
     except DataError:
         raise
@@ -155,6 +169,7 @@ def _reasons() -> Iterator[None]:
 
 
 def _check(image: Image.Image, encoded: bytes, max_pixels: int) -> None:
+    """Raise RecordError when an image is too small, too large, too narrow or has too many scans."""
     width, height = image.size
     short, long = min(image.size), max(image.size)
     if short < MIN_SIDE:
@@ -163,29 +178,32 @@ def _check(image: Image.Image, encoded: bytes, max_pixels: int) -> None:
         raise RecordError("too large", f"{width}x{height} pixels, at most {max_pixels} are decoded")
     if long / short > MAX_ASPECT:
         raise RecordError("too narrow", f"{width}x{height} pixels, at most {MAX_ASPECT}:1 is allowed")
-    # In compressed pixels 0xff is always followed by something else: what is counted are scans, and few in metadata.
+    # In compressed pixels another byte always follows 0xff, so the count is that of scans, and a few in metadata.
     scans = len(START_OF_SCAN.findall(encoded)) if image.format in ("JPEG", "MPO") else 0
     if scans * width * height > MAX_SCANS * max_pixels:
         raise RecordError("too many scans", f"{scans} of {width}x{height} pixels, each is decoded like an image")
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What stands in the file for it, which may be anything that compares."""
+    """Return the orientation that the file states, which may be of any type that compares."""
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # metadata that does not decode is no reason to refuse pixels that do
+    except Exception:  # broken metadata does not make the pixels unusable
         return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode: the high byte of 16 bits, transparency over white."""
+    """Return an image of any mode as 8-bit RGB: the high byte of 16 bits, transparency over white.
+
+    Raises RecordError for a mode whose black and white are not defined.
+    """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise RecordError("does not decode", f"nothing says which values of its mode {image.mode} are black and white")
+        raise RecordError("does not decode", f"its mode {image.mode} does not define which values are black and white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         over_white = Image.new("RGB", image.size, WHITE)
         over_white.paste(image, mask=image)
         return over_white
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert copies an RGB image too

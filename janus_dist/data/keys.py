@@ -1,6 +1,6 @@
 """Keys of stored samples, which only the tar files hold.
 
-Invariant: keys are in the order of the samples, so that a sample's number and its key find each other.
+Invariant: keys are in the order of the samples, so the index of a sample is the index of its key.
 """
 
 import json
@@ -17,7 +17,10 @@ TOKENS = ".tokens"
 
 
 def keys_in_tar(file: BinaryIO, stream: Stream) -> list[str]:
-    """Keys of a shard's samples, in their order; only headers and names are read. ValueError when it is no shard."""
+    """Return the keys of a shard's samples, in their order; only headers and names are read.
+
+    Raises ValueError when the file is not a shard.
+    """
     keys: list[str] = []
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -33,7 +36,7 @@ def keys_in_tar(file: BinaryIO, stream: Stream) -> list[str]:
 
 
 def shard_keys(folder: str, manifest: Manifest, shard: int) -> list[str]:
-    """Keys of a shard's samples, in their order; DataError when the tar cannot be read."""
+    """Return the keys of a shard's samples, in their order; raise DataError when the tar cannot be read."""
     path = f"{folder}/{manifest.shards[shard].name}.tar"
     try:
         with fs.open_binary(path) as file:

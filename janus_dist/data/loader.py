@@ -1,9 +1,8 @@
-"""From the plan to the batches of one rank: which rows are mine, their bytes, the packed tensors; read ahead by
-threads.
+"""Loading of one rank's batches: its rows of the plan, their bytes, the packed tensors; threads read ahead.
 
-Invariant: the loader has no state that a batch depends on. What `load(step)` gives depends on the plan, the rank and
-the world alone, so a resumed run needs the step number and nothing else. A sample that is damaged keeps its place: pad
-tokens without labels stand there, so no other sample moves.
+Invariant: no batch depends on state of the loader. `load(step)` depends only on the plan, the rank and the world size,
+so a resumed run needs only the step number. Pad tokens without labels replace a damaged sample, so no other sample
+moves.
 """
 
 import logging
@@ -28,24 +27,27 @@ from janus_dist.errors import DataError
 from janus_dist.storage.repair import REMAKE_SHARD
 
 THREADS = 2
+"""Default number of steps that are loaded at the same time."""
 MOST_AHEAD_STEPS = 32
-TOLD_STEPS = 64  # how far ahead the node's cache knows what is needed; a step takes 10 to 20 ms to plan
-ALWAYS_BEARABLE = 4
-"""Damaged samples that a rank goes on after however few it has read; beyond, `data.max_bad_share` counts."""
+"""Most steps that are loaded ahead of training."""
+CACHE_HINT_STEPS = 64
+"""Steps ahead of training whose reads the node's cache is told; a step takes 10 to 20 ms to plan."""
+MIN_TOLERATED_BAD_SAMPLES = 4
+"""Damaged samples that a rank tolerates even when it has read few; beyond, `data.max_bad_share` decides."""
 
 log = logging.getLogger("janus_dist")
 
 
 @dataclass(frozen=True)
 class RankStep:
-    """One step as one rank sees it: the global plan, and its own batch for every micro-step."""
+    """One step of one rank: the global plan, and the rank's own batch for every micro-step."""
 
     plan: StepPlan
     batches: list[Batch]
     straggler_ratio: float
-    """Cost of the slowest rank over the mean of all, by the plan's costs."""
+    """Cost of the slowest rank divided by the mean cost of all ranks, by the plan's costs."""
     bad_samples: int
-    """Damaged samples that this rank has met so far."""
+    """Damaged samples that this rank has read so far."""
 
 
 class Loader:
@@ -62,9 +64,11 @@ class Loader:
         max_bad_share: float = 0.0,
         node: range | None = None,
     ):
-        """`threads` load steps at the same time (0: the caller does), as far ahead as `ahead_bytes` of batches.
+        """Create the loader of rank `rank` in a world of `world` ranks.
 
-        `node` are the ranks of this node, whose needs the node's cache is told; this rank alone when absent.
+        `threads` steps are loaded at the same time (0: the caller's thread loads them), as far ahead as batches of
+        `ahead_bytes` bytes. `node` holds the ranks of this node, whose reads the node's cache is told; default: this
+        rank only.
         """
         self.form, self.rank, self.world = form, rank, world
         self.threads, self.ahead_bytes = threads, ahead_bytes
@@ -73,15 +77,18 @@ class Loader:
         self.use(plan)
 
     def use(self, plan: Plan) -> None:
-        """Give batches of this plan from now on."""
+        """Load batches of this plan from now on."""
         self.plan = plan
         # all shard sets of a rank share one reader
-        self._cached = [shards.reader for shards in plan.shards if shards.reader.caches][:1]
-        self._step_plan = lru_cache(maxsize=2 * TOLD_STEPS if self._cached else 1)(plan.step)
-        self._told = -1
+        self._caching_readers = [shards.reader for shards in plan.shards if shards.reader.caches][:1]
+        self._step_plan = lru_cache(maxsize=2 * CACHE_HINT_STEPS if self._caching_readers else 1)(plan.step)
+        self._last_hinted_step = -1
 
     def load(self, step: int) -> RankStep:
-        """Plan and read one step (counted from 0); DataError when too many samples are damaged."""
+        """Plan and read one step (counted from 0).
+
+        Raises DataError when too many samples are damaged or a shard cannot be read.
+        """
         plan = self._step_plan(step)
         dealt = self._deal(plan)
         self._tell_cache(step)
@@ -91,138 +98,162 @@ class Loader:
         return RankStep(plan, batches, packing.straggler_ratio(plan.row_costs, dealt), self.bad.number)
 
     def steps(self, first: int, stop: int) -> Iterator[RankStep]:
-        """Steps `first` to `stop - 1`, each read while those before it train."""
+        """Yield the steps `first` to `stop - 1`, each read while earlier steps train.
+
+        Raises DataError when too many samples are damaged or a shard cannot be read.
+        """
         if self.threads == 0:
             yield from map(self.load, range(first, stop))
             return
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             ahead: list[Future[RankStep]] = []
-            wanted = self.threads
+            num_ahead = self.threads
             try:
                 for step in range(first, stop):
-                    while len(ahead) <= wanted and step + len(ahead) < stop:
+                    while len(ahead) <= num_ahead and step + len(ahead) < stop:
                         ahead.append(pool.submit(self.load, step + len(ahead)))
                     ready = ahead.pop(0).result()
                     step_bytes = sum(batch.num_bytes for batch in ready.batches)
-                    wanted = max(self.threads, min(MOST_AHEAD_STEPS, self.ahead_bytes // max(1, step_bytes)))
+                    num_ahead = max(self.threads, min(MOST_AHEAD_STEPS, self.ahead_bytes // max(1, step_bytes)))
                     yield ready
             finally:
-                for waiting in ahead:
-                    waiting.cancel()
+                for future in ahead:
+                    future.cancel()
 
     def read(self, plan: StepPlan, pieces: Sequence[int]) -> dict[int, Document]:
-        """The documents of some pieces of a step; a text that several of them share is read once."""
-        numbers = list(dict.fromkeys(plan.rows.document[list(pieces)].tolist()))
-        self.bad.count(len(numbers))
-        images = self._room_for_images(plan, numbers)
+        """Return the documents of some pieces of a step by piece; a text that several pieces share is read once.
+
+        Raises DataError when too many samples are damaged or a shard cannot be read.
+        """
+        indices = list(dict.fromkeys(plan.rows.document[list(pieces)].tolist()))
+        self.bad.count(len(indices))
+        images = self._image_buffers(plan, indices)
         whole: dict[int, Document] = {}
         for lane, shards in enumerate(self.plan.shards):
-            mine = [number for number in numbers if plan.lane[number] == lane]
-            payloads = read_payloads(shards, plan.sample[mine], plan.record[mine])
-            for number, payload in zip(mine, payloads, strict=True):
-                whole[number] = self._document(shards, plan, number, payload, images[number])
-        rows, found = plan.rows, dict[int, Document]()
+            in_lane = [index for index in indices if plan.lane[index] == lane]
+            payloads = read_payloads(shards, plan.sample[in_lane], plan.record[in_lane])
+            for index, payload in zip(in_lane, payloads, strict=True):
+                whole[index] = self._document(shards, plan, index, payload, images[index])
+        rows, documents = plan.rows, dict[int, Document]()
         for piece in pieces:
             document, tokens = whole[int(rows.document[piece])], int(rows.tokens[piece])
-            is_whole = tokens == document.tokens  # most are, and a copy takes longer than to look
-            found[piece] = document if is_whole else replace(document, first=int(rows.first[piece]), tokens=tokens)
-        return found
+            is_whole = tokens == document.tokens  # true for most; a copy takes longer than this comparison
+            documents[piece] = document if is_whole else replace(document, first=int(rows.first[piece]), tokens=tokens)
+        return documents
 
     def _deal(self, plan: StepPlan) -> list[list[list[int]]]:
+        """Return the rows of each rank in each micro-step, as `packing.deal`."""
         return packing.deal(plan.row_costs, self.world, self.plan.batch.micro_rows)
 
     def _tell_cache(self, step: int) -> None:
-        """Tell the node's cache, where there is one, what the node's ranks will read in the steps to come."""
-        if not self._cached:
+        """Tell the node's cache, if it exists, what the node's ranks will read in the coming steps."""
+        if not self._caching_readers:
             return
-        for ahead in range(max(step, self._told + 1), step + TOLD_STEPS):
+        for ahead in range(max(step, self._last_hinted_step + 1), step + CACHE_HINT_STEPS):
             plan = self._step_plan(ahead)
             rows = [row for ranks in self._deal(plan) for rank in self.node for row in ranks[rank]]
             documents = np.unique(plan.rows.document[[piece for row in rows for piece in plan.rows.row(row)]])
-            wanted = [
-                asked
+            ranges = [
+                payload_range
                 for lane, shards in enumerate(self.plan.shards)
-                for mine in [documents[plan.lane[documents] == lane]]
-                for asked in payload_ranges(shards, plan.sample[mine], plan.record[mine])
+                for in_lane in [documents[plan.lane[documents] == lane]]
+                for payload_range in payload_ranges(shards, plan.sample[in_lane], plan.record[in_lane])
             ]
             # other ranks of the node may be behind
-            self._cached[0].expect({ahead: wanted}, now=max(0, step - MOST_AHEAD_STEPS))
-            self._told = ahead
+            self._caching_readers[0].expect({ahead: ranges}, now=max(0, step - MOST_AHEAD_STEPS))
+            self._last_hinted_step = ahead
 
-    def _room_for_images(self, plan: StepPlan, numbers: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
-        """Where each document's images are decoded to: one behind the other, in the order in which they are used."""
-        counts = plan.record["images"][list(numbers)].astype(np.int64)
+    def _image_buffers(self, plan: StepPlan, indices: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Return each document's buffer for its images: [image, side, side, 3] uint8.
+
+        The buffers are adjacent slices of one array, in the order in which they are used.
+        """
+        counts = plan.record["images"][list(indices)].astype(np.int64)
         stops = np.cumsum(counts)
         side = self.form.image_size
-        room = np.empty((int(counts.sum()), side, side, 3), dtype=np.uint8)
-        return {number: room[stop - count : stop] for number, count, stop in zip(numbers, counts, stops, strict=True)}
+        pixels = np.empty((int(counts.sum()), side, side, 3), dtype=np.uint8)
+        return {index: pixels[stop - count : stop] for index, count, stop in zip(indices, counts, stops, strict=True)}
 
     def _document(
-        self, shards: ShardSet, plan: StepPlan, number: int, payload: bytes | DataError, images: NDArray[np.uint8]
+        self, shards: ShardSet, plan: StepPlan, index: int, payload: bytes | DataError, images: NDArray[np.uint8]
     ) -> Document:
-        tokens = int(plan.record["tokens"][number])
+        """Return a document with its images decoded into `images`: [image, side, side, 3] uint8.
+
+        A damaged sample is counted and becomes a document without a sample.
+        """
+        tokens = int(plan.record["tokens"][index])
         try:
             if isinstance(payload, DataError):
                 raise payload
             sample = decode(shards.manifest.stream, payload)
             if isinstance(sample, UnderstandingSample):
                 decode_images(sample.images, images)
-            return Document(sample, tokens, drop_prompt=bool(plan.drop_prompt[number]), images=images)
+            return Document(sample, tokens, drop_prompt=bool(plan.drop_prompt[index]), images=images)
         except DataError as error:
-            self.bad.add(f"sample {plan.sample[number]} of {shards.folder}", error)
+            self.bad.add(f"sample {plan.sample[index]} of {shards.folder}", error)
             return Document(None, tokens)
 
 
 class BadSamples:
-    """Counts damaged samples of a rank; DataError when there are too many."""
+    """A rank's counter of samples and damaged samples, which tolerates a share of damaged ones."""
 
     def __init__(self, max_share: float):
         self.max_share, self.number, self.read = max_share, 0, 0
         self._lock = threading.Lock()
 
     def count(self, samples: int) -> None:
+        """Count samples that are about to be read."""
         with self._lock:
             self.read += samples
 
     def add(self, which: str, error: DataError) -> None:
-        """One more, and why."""
+        """Count and log one damaged sample; raise DataError when there are too many."""
         with self._lock:
             self.number += 1
-            bearable = ALWAYS_BEARABLE + self.max_share * self.read if self.max_share else 0
-            if self.number > bearable:
+            tolerated = MIN_TOLERATED_BAD_SAMPLES + self.max_share * self.read if self.max_share else 0
+            if self.number > tolerated:
                 raise DataError(
                     f"{self.number} of {self.read} samples are damaged, more than "
                     f"data.max_bad_share={self.max_share:g} allows; the last one is {which}: {error.message}",
                     f"{REMAKE_SHARD}; or raise data.max_bad_share to train without such samples",
                 )
-        log.warning("%s is damaged, training goes on without it: %s", which, error.message)
+        log.warning("%s is damaged, training continues without it: %s", which, error.message)
 
 
 def payload_ranges(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -> list[Range]:
-    """Where the stored bytes of samples are."""
-    numbers = shards.shard_of(samples).tolist()
-    paths = {shard: shards.path(shard) for shard in set(numbers)}
+    """Return the range of each sample's stored bytes.
+
+    `samples`: [sample] int64 indices in the shard set; `records`: [sample] INDEX_DTYPE.
+    """
+    shard_indices = shards.shard_of(samples).tolist()
+    paths = {shard: shards.path(shard) for shard in set(shard_indices)}
     return [
         Range(paths[shard], offset, size)
-        for shard, offset, size in zip(numbers, records["offset"].tolist(), records["bytes"].tolist(), strict=True)
+        for shard, offset, size in zip(
+            shard_indices, records["offset"].tolist(), records["bytes"].tolist(), strict=True
+        )
     ]
 
 
 def read_payloads(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -> list[bytes | DataError]:
-    """The stored bytes of samples; a DataError stands for one whose checksum is wrong, read twice."""
-    wanted = payload_ranges(shards, samples, records)
+    """Return the stored bytes of samples; a DataError in place of one whose checksum is wrong after a second read.
+
+    `samples`: [sample] int64 indices in the shard set; `records`: [sample] INDEX_DTYPE. Raises DataError when a shard
+    cannot be read.
+    """
+    ranges = payload_ranges(shards, samples, records)
     payloads: list[bytes | DataError] = []
-    for asked, payload, right in zip(wanted, shards.reader.read(wanted), records["crc32"].tolist(), strict=True):
-        if zlib.crc32(payload) == right:
+    for stored, payload, expected in zip(ranges, shards.reader.read(ranges), records["crc32"].tolist(), strict=True):
+        if zlib.crc32(payload) == expected:
             payloads.append(payload)
             continue
-        payload = shards.reader.read_again(asked)
-        found = zlib.crc32(payload)
+        payload = shards.reader.read_again(stored)
+        crc32 = zlib.crc32(payload)
         payloads.append(
             payload
-            if found == right
+            if crc32 == expected
             else DataError(
-                f"{asked.path} from byte {asked.offset} has checksum {found:08x}, the index says {right:08x}",
+                f"{stored.path} from byte {stored.offset} has checksum {crc32:08x}, the index says {expected:08x}",
                 REMAKE_SHARD,
             )
         )

@@ -1,8 +1,8 @@
-"""The mixture: how many tokens or samples of each source a step takes, by ratios that may change over the run.
+"""The mixture: the number of tokens or samples of each source in a step, by ratios that may change over the run.
 
 A lane is one source of one stream; in every phase of the schedule it has a fixed quota per step, an exact fraction.
-Invariants: `cumulative(step)` depends on nothing but the settings and the step, costs the same at any step, and never
-falls. Counted in tokens, each lane is within one token of its ideal for ever. Counted in samples, each step takes its
+Invariants: `cumulative(step)` depends only on the settings and the step, costs the same at any step, and never
+decreases. Counted in tokens, each lane is always within one token of its ideal. Counted in samples, each step takes its
 exact number and each lane is within one sample of its ideal, counted from the first step of the phase.
 """
 
@@ -17,7 +17,7 @@ from janus_dist.config.mix import Lane, MixConfig, lane_shares
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps from `first_step` on take `per_step` units of each lane."""
+    """Quotas from `first_step` on: each step takes `per_step` units of each lane."""
 
     first_step: int
     per_step: tuple[Fraction, ...]
@@ -25,14 +25,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Quotas of each lane; see the module."""
+    """Quotas of each lane, as the module describes."""
 
     unit: str
     phases: tuple[Phase, ...]
 
     @classmethod
     def build(cls, mix: MixConfig, lanes: Sequence[Lane], units_per_step: Fraction) -> "Mixture":
-        """`units_per_step` is what a step takes of all lanes together, a whole number when counted in samples."""
+        """Return the mixture of some lanes.
+
+        `units_per_step` is the total of a step over all lanes, an integer when counted in samples.
+        """
         phases = (
             Phase(first, tuple(units_per_step * share for share in lane_shares(state, lanes)))
             for first, state in mix.states()
@@ -40,16 +43,16 @@ class Mixture:
         return cls(mix.unit, tuple(phases))
 
     def cumulative(self, step: int) -> tuple[int, ...]:
-        """Units of each lane that all steps before `step` (counted from 0) take together."""
-        number = bisect_right(self.phases, step, key=lambda phase: phase.first_step) - 1
-        phase = self.phases[number]
+        """Return the total units of each lane in all steps before `step` (counted from 0)."""
+        index = bisect_right(self.phases, step, key=lambda phase: phase.first_step) - 1
+        phase = self.phases[index]
         if self.unit == "samples":
-            taken = _whole_numbers([quota * (step - phase.first_step) for quota in phase.per_step])
-            return tuple(before + now for before, now in zip(self._at_phase_starts[number], taken, strict=True))
+            in_phase = _round_to_sum([quota * (step - phase.first_step) for quota in phase.per_step])
+            return tuple(before + units for before, units in zip(self._at_phase_starts[index], in_phase, strict=True))
         return tuple(total.numerator // total.denominator for total in self.ideal(step))
 
     def ideal(self, step: int) -> tuple[Fraction, ...]:
-        """What `cumulative` rounds to whole units."""
+        """Return the exact totals of each lane before `step`, which `cumulative` rounds to integers."""
         totals = [Fraction(0)] * len(self.phases[0].per_step)
         for phase, after in zip(self.phases, (*self.phases[1:], None), strict=True):
             last = step if after is None else min(step, after.first_step)
@@ -59,19 +62,19 @@ class Mixture:
 
     @cached_property
     def _at_phase_starts(self) -> list[tuple[int, ...]]:
-        """What `cumulative` is at the first step of each phase; only for samples."""
-        found = [(0,) * len(self.phases[0].per_step)]
+        """Return `cumulative` at the first step of each phase; only for samples."""
+        totals = [(0,) * len(self.phases[0].per_step)]
         for phase, after in zip(self.phases, self.phases[1:], strict=False):
-            taken = _whole_numbers([quota * (after.first_step - phase.first_step) for quota in phase.per_step])
-            found.append(tuple(before + now for before, now in zip(found[-1], taken, strict=True)))
-        return found
+            in_phase = _round_to_sum([quota * (after.first_step - phase.first_step) for quota in phase.per_step])
+            totals.append(tuple(before + units for before, units in zip(totals[-1], in_phase, strict=True)))
+        return totals
 
 
-def _whole_numbers(ideals: Sequence[Fraction]) -> list[int]:
-    """Each rounded down or up so that the sum is exact: those with the largest fractions are rounded up."""
-    found = [ideal.numerator // ideal.denominator for ideal in ideals]
-    left = int(sum(ideals)) - sum(found)
-    by_fraction = sorted(range(len(ideals)), key=lambda lane: (found[lane] - ideals[lane], lane))
-    for lane in by_fraction[:left]:
-        found[lane] += 1
-    return found
+def _round_to_sum(ideals: Sequence[Fraction]) -> list[int]:
+    """Return the ideals as integers with the exact sum: those with the largest fractions are rounded up."""
+    rounded = [ideal.numerator // ideal.denominator for ideal in ideals]
+    missing = int(sum(ideals)) - sum(rounded)
+    by_fraction = sorted(range(len(ideals)), key=lambda lane: (rounded[lane] - ideals[lane], lane))
+    for lane in by_fraction[:missing]:
+        rounded[lane] += 1
+    return rounded

@@ -1,8 +1,8 @@
-"""The plan: what is trained at step s, as a pure function of (seed, manifests, mixture, step).
+"""The plan: the training data of step s, as a pure function of (seed, manifests, mixture, step).
 
-Nothing is carried from one step to the next: a step owns the samples whose start lies between the cumulative quotas
-of two steps on each source's endless line of epochs. Invariant: `Plan.step(s)` is the same for every number of ranks,
-on every machine, whether or not steps before s were ever planned.
+No state is carried from one step to the next: a step owns the samples whose start lies between the cumulative quotas
+of two steps on each source's endless line of epochs. Invariant: `Plan.step(s)` is the same for every number of ranks
+and on every machine, and does not depend on whether earlier steps were planned.
 """
 
 import hashlib
@@ -28,19 +28,22 @@ from janus_dist.data.mixture import Mixture
 from janus_dist.data.reader import Reader
 from janus_dist.errors import DataError
 
-PLAN_VERSION = 2  # goes into the digest; raise it with every change of what a plan gives
+PLAN_VERSION = 2
+"""Version of the planning rules, part of the digest; raise it with every change of a plan's result."""
 WHOLE_FILL = Fraction(97, 100)
-IMAGES_FILL = Fraction(965, 1000)  # of what documents of the mean length would fill; lengths vary
+"""Default share of a step's tokens that is filled when no document is cut."""
+IMAGES_FILL = Fraction(965, 1000)
+"""Share that documents with images fill of what they would fill if all had the mean length."""
 CUT_STREAMS = np.array([spec.is_cut for spec in SPECS.values()])
 """[stream] bool: documents longer than a row are cut."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """Where a run goes on whose mixture or data were changed on purpose.
+    """The point from which a run continues after its mixture or data were changed on purpose.
 
-    From `step` on quotas are those of the new mixture, and each source goes on at its cursor; one that is new or was
-    made again starts from its beginning.
+    From `step` on, the quotas are those of the new mixture, and each source continues at its cursor; a source that is
+    new or was made again starts from its beginning.
     """
 
     step: int
@@ -49,42 +52,44 @@ class Base:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The documents of one step, D of them, lane by lane; and the rows that their pieces are packed into."""
+    """The documents of one step, D of them, lane by lane, and the rows that their pieces are packed into."""
 
     step: int
     lane: NDArray[np.int64]
-    """[D] index into the lanes of the plan."""
+    """Index into the lanes of the plan: [D] int64."""
     stream: NDArray[np.int64]
-    """[D] index into STREAMS."""
+    """Index into STREAMS: [D] int64."""
     sample: NDArray[np.int64]
-    """[D] number of the sample in its shard set."""
+    """Index of the sample in its shard set: [D] int64."""
     epoch: NDArray[np.int64]
-    """[D] how often its source has been through before."""
+    """Number of complete passes over the source before this one: [D] int64."""
     record: NDArray[np.void]
-    """[D] index record."""
+    """Index record: [D] INDEX_DTYPE."""
     drop_prompt: NDArray[np.bool_]
-    """[D] whether a generation document's prompt is replaced by pad tokens."""
+    """Whether pad tokens replace a generation document's prompt: [D] bool."""
     rows: packing.Packed
     row_costs: NDArray[np.float64]
-    """[row] what each row costs a rank."""
+    """Cost of each row for a rank: [row] float64, in units of `batch.cost`."""
     labels: dict[Stream, int]
     """Labels that each stream contributes to the loss of this step, over all ranks."""
 
     @property
     def num_documents(self) -> int:
+        """Return the number of documents in the step."""
         return len(self.sample)
 
     @property
     def num_tokens(self) -> int:
+        """Return the number of tokens in all rows, those repeated at cuts included."""
         return int(self.rows.tokens.sum())
 
     @property
     def num_cuts(self) -> int:
-        """How often a text was cut at the end of a row."""
+        """Return how many times a text was cut at the end of a row."""
         return len(self.rows.document) - self.num_documents
 
     def digest(self) -> str:
-        """A hash of everything in the step, for golden tests and comparisons across worlds."""
+        """Return a hash of all contents of the step, for golden tests and comparisons across world sizes."""
         state = hashlib.sha256()
         packed = (self.rows.document, self.rows.first, self.rows.tokens, self.rows.row_starts)
         for values in (self.lane, self.sample, self.epoch, self.drop_prompt, *packed):
@@ -105,24 +110,29 @@ class Plan:
         answers_only: bool,
         base: Base | None = None,
     ):
-        """`shards` holds a shard set for every lane that ever has a share in `mix`; DataError if one cannot be
-        planned."""
+        """Plan over `shards`, which holds a shard set for every lane that ever has a share in `mix`.
+
+        Raises DataError when a shard set is empty or has a sample that does not fit a row.
+        """
         self.mix, self.batch, self.seed, self.answers_only, self.base = mix, batch, seed, answers_only, base
         self.lanes = list(shards)
         self.shards = list(shards.values())
-        for lane, found in shards.items():
-            _check_fits(lane, found, batch.row_tokens)
-        self.lines = [SourceLine(found, seed, lane) for lane, found in shards.items()]
+        for lane, shard_set in shards.items():
+            _check_fits(lane, shard_set, batch.row_tokens)
+        self.lines = [SourceLine(shard_set, seed, lane) for lane, shard_set in shards.items()]
         self.mixture = Mixture.build(mix, self.lanes, self._units_per_step())
 
     @classmethod
     def of(cls, recipe: StageRecipe, shards: Mapping[Lane, ShardSet]) -> "Plan":
-        """Return the plan of a recipe's run over its opened shard sets; DataError if one cannot be planned."""
+        """Return the plan of a recipe's run over its opened shard sets.
+
+        Raises DataError when a shard set is empty or has a sample that does not fit a row.
+        """
         return cls(shards, recipe.mix, recipe.batch, recipe.run.seed, recipe.train.answers_only)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that the plan is a function of, beside the step."""
+        """Return all inputs of the plan except the step."""
         return {
             "version": PLAN_VERSION,
             "seed": self.seed,
@@ -131,25 +141,28 @@ class Plan:
             "answers_only": self.answers_only,
             "base": asdict(self.base) if self.base else None,
             "manifests": {
-                lane.source: found.manifest.digest for lane, found in zip(self.lanes, self.shards, strict=True)
+                lane.source: shards.manifest.digest for lane, shards in zip(self.lanes, self.shards, strict=True)
             },
         }
 
     @cached_property
     def digest(self) -> str:
-        """Two runs with the same digest train the same documents at every step."""
+        """Return the digest of the identity; runs with the same digest train the same documents at every step."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def step(self, step: int) -> StepPlan:
-        """What step `step` (counted from 0) trains on."""
+        """Return the plan of step `step` (counted from 0).
+
+        Raises DataError when an index cannot be read or does not match its manifest.
+        """
         starts, stops = self.positions(step), self.positions(step + 1)
-        taken = [
+        by_lane = [
             line.take(self.mixture.unit, start, stop)
             for line, start, stop in zip(self.lines, starts, stops, strict=True)
         ]
-        lane = np.repeat(np.arange(len(taken)), [len(found.sample) for found in taken])
-        sample, epoch, record = (np.concatenate(column) for column in zip(*taken, strict=True))
-        stream = np.array([STREAMS.index(found.stream) for found in self.lanes])[lane]
+        lane = np.repeat(np.arange(len(by_lane)), [len(samples.sample) for samples in by_lane])
+        sample, epoch, record = (np.concatenate(column) for column in zip(*by_lane, strict=True))
+        stream = np.array([STREAMS.index(lane_of_plan.stream) for lane_of_plan in self.lanes])[lane]
         tokens = record["tokens"].astype(np.int64)
         text_labels = record["answer_labels" if self.answers_only else "text_labels"].astype(np.int64)
         rows = self._pack(tokens, self._costs(tokens, text_labels, record), CUT_STREAMS[stream])
@@ -167,46 +180,48 @@ class Plan:
         )
 
     def positions(self, step: int) -> list[int]:
-        """Where each lane's line stands before `step`, in units of the mixture."""
-        found = self.mixture.cumulative(step)
+        """Return each lane's position in its line before `step`, in units of the mixture."""
+        totals = self.mixture.cumulative(step)
         if self.base is None:
-            return list(found)
+            return list(totals)
         assert step >= self.base.step, "steps before the change belong to another plan"
         before = self.mixture.cumulative(self.base.step)
         starts = [self._start(lane, self.base) for lane in range(len(self.lanes))]
-        return [start + now - then for start, now, then in zip(starts, found, before, strict=True)]
+        return [start + now - then for start, now, then in zip(starts, totals, before, strict=True)]
 
     def changes(self, before: int, step: int) -> bool:
-        """Whether the mixture, or the data on purpose, changes between two steps."""
+        """Return whether the mixture or the data changes at a step in (`before`, `step`]."""
         firsts = [phase.first_step for phase in self.mixture.phases]
         return any(before < first <= step for first in ([*firsts, self.base.step] if self.base else firsts))
 
     def shares_before(self, step: int) -> dict[Stream, float]:
-        """Share of each stream in what is taken from step 0 to the one before `step`."""
-        taken: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
+        """Return the share of each stream, in units of the mixture, in all steps before `step`."""
+        totals: dict[Stream, int] = dict.fromkeys(STREAMS, 0)
         for lane, units in zip(self.lanes, self.positions(step), strict=True):
-            taken[lane.stream] += units
-        return {name: units / max(1, sum(taken.values())) for name, units in taken.items()}
+            totals[lane.stream] += units
+        return {name: units / max(1, sum(totals.values())) for name, units in totals.items()}
 
     def cursors(self, step: int) -> dict[str, Cursor]:
-        """Where each source stands before `step`."""
+        """Return the cursor of each source before `step`; raise DataError when an index cannot be read."""
         return {
             lane.source: line.cursor(self.mixture.unit, position)
             for lane, line, position in zip(self.lanes, self.lines, self.positions(step), strict=True)
         }
 
     def rebased(self, base: Base | None) -> "Plan":
-        """This plan, going on from where another one was at a step."""
+        """Return this plan continued from the point where another plan was at a step."""
         shards = dict(zip(self.lanes, self.shards, strict=True))
         return Plan(shards, self.mix, self.batch, self.seed, self.answers_only, base)
 
     def _start(self, lane: int, base: Base) -> int:
+        """Return the position in a lane's line at the step of `base`, in units of the mixture."""
         cursor = base.cursors.get(self.lanes[lane].source)
         if cursor is None or cursor["manifest"] != self.shards[lane].manifest.digest:
             return 0
         return cursor[self.mixture.unit]
 
     def _units_per_step(self) -> Fraction:
+        """Return the total of a step over all lanes, in units of the mixture."""
         batch = self.batch
         if self.mix.unit == "samples":
             assert batch.samples is not None, "the recipe was checked"
@@ -218,21 +233,25 @@ class Plan:
             return room * min(WHOLE_FILL, self._fill_of_images())
         if batch.packing == "whole":
             return room * WHOLE_FILL
-        # A step takes at most a sample more than its quota of each lane; a row loses a token to a cut, and one to room
-        # that no piece fits into.
-        longest = sum(min(int(found.manifest.shards.longest_tokens.max()), batch.row_tokens) for found in self.shards)
+        # A step takes at most one sample more than its quota of each lane; a row loses one token to a cut, and one to
+        # room that no piece fits into.
+        longest = sum(min(int(shards.manifest.shards.longest_tokens.max()), batch.row_tokens) for shards in self.shards)
         return Fraction(max(room - 2 * batch.rows - longest, room // 2))
 
     def _fill_of_images(self) -> Fraction:
-        """What rows can be filled to by documents with images alone, which all have nearly the same length."""
-        samples = sum(found.manifest.samples for found in self.shards)
-        tokens = sum(found.manifest.tokens for found in self.shards)
+        """Return the share of rows that documents with images alone can fill; all have nearly the same length."""
+        samples = sum(shards.manifest.samples for shards in self.shards)
+        tokens = sum(shards.manifest.tokens for shards in self.shards)
         mean = Fraction(tokens, samples)
         return (self.batch.row_tokens // mean) * mean / self.batch.row_tokens * IMAGES_FILL
 
     def _pack(
         self, tokens: NDArray[np.int64], costs: NDArray[np.float64], is_text: NDArray[np.bool_]
     ) -> packing.Packed:
+        """Return the documents of a step packed into rows.
+
+        `tokens`: [D] int64; `costs`: [D] float64; `is_text`: [D] bool.
+        """
         batch = self.batch
         if batch.packing == "whole" or not is_text.any():
             return packing.pack_whole(tokens, batch.row_tokens)
@@ -242,7 +261,10 @@ class Plan:
     def _costs(
         self, tokens: NDArray[np.int64], text_labels: NDArray[np.int64], record: NDArray[np.void]
     ) -> NDArray[np.float64]:
-        """[D] what each document costs a rank."""
+        """Return the cost of each document for a rank: [D] float64.
+
+        `tokens`, `text_labels`: [D] int64; `record`: [D] INDEX_DTYPE.
+        """
         cost = self.batch.cost
         length = tokens.astype(np.float64)
         return (
@@ -260,30 +282,36 @@ class Plan:
         text_labels: NDArray[np.int64],
         record: NDArray[np.void],
     ) -> NDArray[np.float64]:
-        """[row] what its pieces cost; a piece of a cut text has as many labels as it predicts tokens."""
+        """Return the cost of the pieces of each row: [row] float64.
+
+        `tokens`, `text_labels`: [D] int64; `record`: [D] INDEX_DTYPE. A piece of a cut text has a label for each token
+        but its first.
+        """
         cut = rows.tokens != tokens[rows.document]
         labels = np.where(cut, rows.tokens - 1, text_labels[rows.document])
         pieces = self._costs(rows.tokens, labels, record[rows.document])
         return np.add.reduceat(pieces, rows.row_starts[:-1]) if len(pieces) else np.empty(0)
 
     def _drops(self, lane: NDArray[np.int64], sample: NDArray[np.int64], epoch: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether each document's prompt is dropped: [D] bool. `lane`, `sample`, `epoch`: [D] int64."""
         drops = np.zeros(len(lane), dtype=np.bool_)
-        for number, (found, line) in enumerate(zip(self.lanes, self.lines, strict=True)):
-            if not SPECS[found.stream].draws_images:
+        for index, (lane_of_plan, line) in enumerate(zip(self.lanes, self.lines, strict=True)):
+            if not SPECS[lane_of_plan.stream].draws_images:
                 continue
-            mine = lane == number
-            for one in np.unique(epoch[mine]).tolist():
-                here = mine & (epoch == one)
+            in_lane = lane == index
+            for lane_epoch in np.unique(epoch[in_lane]).tolist():
+                in_epoch = in_lane & (epoch == lane_epoch)
                 # one more word than the order's key, so that order and drops are independent
-                draws = order.chance(sample[here], order.key(*line.key_words, one, 1))
-                drops[here] = draws < self.batch.cfg_drop
+                draws = order.chance(sample[in_epoch], order.key(*line.key_words, lane_epoch, 1))
+                drops[in_epoch] = draws < self.batch.cfg_drop
         return drops
 
 
 def open_shards(data: DataConfig, mix: MixConfig, node_member: int = 0) -> dict[Lane, ShardSet]:
-    """The shard sets of the lanes that have a share in the mix at any step, read by one reader.
+    """Return the shard sets of the lanes that have a share in the mix at any step, with one reader for all.
 
-    `node_member` is the rank's number on its node. DataError when a manifest is missing or does not add up.
+    `node_member` is the rank's index on its node. Raises DataError when a manifest is missing or its counts do not add
+    up.
     """
     lanes = data.lanes
     reader = Reader(data.read, node_member)
@@ -297,25 +325,27 @@ def open_shards(data: DataConfig, mix: MixConfig, node_member: int = 0) -> dict[
 
 
 def _labels(stream: NDArray[np.int64], text_labels: NDArray[np.int64], record: NDArray[np.void]) -> dict[Stream, int]:
+    """Return the labels of each stream. `stream`, `text_labels`: [D] int64; `record`: [D] INDEX_DTYPE."""
     sums = np.bincount(stream, weights=text_labels + record["image_ids"], minlength=len(STREAMS))  # exact: below 2**53
     return {name: int(total) for name, total in zip(STREAMS, sums, strict=True)}
 
 
 def _check_fits(lane: Lane, shards: ShardSet, row_tokens: int) -> None:
+    """Raise DataError when a shard set is empty or has a sample with images that is longer than a row."""
     if shards.manifest.samples == 0:
-        raise DataError(f"{lane.source} ({lane.stream}) has a share in the mix but its shard set holds no sample")
+        raise DataError(f"{lane.source} ({lane.stream}) has a share in the mix but its shard set is empty")
     longest = shards.manifest.shards.longest_tokens
     shard = int(longest.argmax())
     if longest[shard] > row_tokens and not SPECS[lane.stream].is_cut:
         raise DataError(
             f"sample {_key_of_longest(shards, shard)} of {shards.path(shard)} takes {longest[shard]} tokens, "
             f"more than batch.row_tokens={row_tokens}",
-            f"take batch.row_tokens={longest[shard]} or more, or cut the samples shorter in the pipeline",
+            f"set batch.row_tokens={longest[shard]} or more, or shorten the samples in the pipeline",
         )
 
 
 def _key_of_longest(shards: ShardSet, shard: int) -> str:
-    """The key of a shard's longest sample, its number where the shard cannot be read."""
+    """Return the key of a shard's longest sample, or its index in the shard when the tar cannot be read."""
     row = int(shards.shard_records(shard)["tokens"].argmax())
     try:
         return shard_keys(shards.folder, shards.manifest, shard)[row]

@@ -1,7 +1,7 @@
-"""Reading ranges of shards, local or in S3: few requests, at the same time, past the node's cache where there is one.
+"""Reading of shard ranges, local or in S3: few concurrent requests, through the node's cache if one is configured.
 
-Invariant: `read` gives exactly the bytes that were asked for, in the order asked, or raises DataError; neither the
-cache, nor its eviction, nor which requests were joined or repeated can be seen in what it gives.
+Invariant: `read` returns exactly the requested bytes, in the requested order, or raises DataError; the result does not
+depend on the cache, its eviction, or which requests were joined or repeated.
 """
 
 import time
@@ -12,22 +12,25 @@ from functools import partial
 
 from janus_dist.config.data import ReadConfig
 from janus_dist.errors import DataError
-from janus_dist.storage.cache import BLOCK_BYTES, PAGE_BYTES, RUN_PAGES, PageCache
+from janus_dist.storage.cache import PAGE_BYTES, RUN_PAGES, PageCache
+from janus_dist.storage.page_files import BLOCK_BYTES
 from janus_dist.storage.ranges import Fetcher, ReadCounters, Tally, is_local
 from janus_dist.storage.repair import REMAKE_SHARD
 
-SPAN_BYTES = RUN_PAGES * PAGE_BYTES  # ranges are joined up to this; more would be faster as two requests at once
-# Local bytes mostly come sooner than another thread wakes up, so the calling thread reads them. What it has not got in
-# this time is on a slow disk or a network's, where reads at the same time pay.
+SPAN_BYTES = RUN_PAGES * PAGE_BYTES
+"""Bytes up to which ranges are joined into one request; more would be faster as two concurrent requests."""
 COALESCE_GAP_BYTES = 262_144
-"""Samples of a shard that lie closer together than this are read by one request: 256 KiB take 5 ms to send."""
+"""Gap in bytes up to which neighbouring samples of a shard are read by one request: 256 KiB take 5 ms to send."""
 THREADS = 16
-"""Requests that one rank has under way at once."""
+"""Concurrent requests of one rank."""
 PATIENCE_S = 240.0
-"""How long a request is tried again before the run stops: a store may be away for some minutes."""
+"""Seconds for which a request is retried before the run stops: a store may be unavailable for some minutes."""
 TIMEOUT_S = 15.0
-"""A request with no answer for so long has failed; so long a wait is for what another rank reads into the cache."""
+"""Seconds without an answer after which a request has failed; also the longest wait for a page that another rank reads
+into the cache."""
 ALONE_S = 0.01
+"""Seconds for which the calling thread itself reads local bytes, which mostly arrive sooner than another thread wakes
+up. Bytes that take longer are on a slow or a network disk, where concurrent reads are faster."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,23 @@ class Range:
 
     @property
     def stop(self) -> int:
+        """Return the byte after the last one."""
         return self.offset + self.bytes
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes that are read together, and which of the ranges asked for lie in them."""
+    """Bytes that one request reads."""
 
     path: str
     start: int
     stop: int
-    places: tuple[int, ...]
+    range_indices: tuple[int, ...]
+    """Indices of the requested ranges that lie in the span."""
 
 
 class Reader:
-    """Ranges of shards for one rank. Threads may share it; a call's requests and slow reads run at the same time."""
+    """Reader of shard ranges for one rank. Threads may share it; requests and slow reads of a call run concurrently."""
 
     def __init__(
         self,
@@ -65,7 +70,7 @@ class Reader:
         patience_s: float = PATIENCE_S,
         timeout_s: float = TIMEOUT_S,
     ):
-        """`node_member`: the rank's number on its node; the first one says it when the cache's disk is broken."""
+        """Create the reader of a rank with index `node_member` on its node; index 0 warns of a broken cache disk."""
         self.coalesce_gap_bytes = coalesce_gap_bytes
         self._tally = Tally()
         self._fetcher = Fetcher(timeout_s, threads, patience_s, self._tally)
@@ -80,40 +85,45 @@ class Reader:
 
     @property
     def caches(self) -> bool:
-        """Whether what it reads is kept on the node's disk."""
+        """Return whether a cache on the node's disk keeps the bytes that are read."""
         return self._cache is not None
 
     def read(self, ranges: Sequence[Range]) -> list[bytes]:
-        """The bytes of each range, in the order asked; DataError when one cannot be read, or not whole."""
+        """Return the bytes of each range, in their order; raise DataError when one cannot be read completely."""
         began = time.monotonic()
-        spans = [span for path, places in by_path(ranges).items() for span in joined(ranges, places, *self._cut(path))]
-        spans.sort(key=lambda span: is_local(span.path))  # stores answer while this thread reads files
+        spans = [
+            span
+            for path, indices in indices_by_path(ranges).items()
+            for span in join_ranges(ranges, indices, *self._alignment(path))
+        ]
+        spans.sort(key=lambda span: is_local(span.path))  # remote first: stores answer while this thread reads files
         try:
             contents = self._read_spans(spans)
         finally:
             self._tally.add(wait_s=time.monotonic() - began)
-        found = [b""] * len(ranges)
+        parts = [b""] * len(ranges)
         for span, content in zip(spans, contents, strict=True):
-            for place in span.places:
-                found[place] = cut_out(ranges[place], content, span.start)
-        self._tally.add(bytes_asked=sum(map(len, found)))
-        return found
+            for index in span.range_indices:
+                parts[index] = extract(ranges[index], content, span.start)
+        self._tally.add(bytes_asked=sum(map(len, parts)))
+        return parts
 
     def read_again(self, range: Range) -> bytes:
-        """The bytes of a range from the store, whatever the cache says; the cached pages of its object are dropped.
+        """Return the bytes of a range from the store, not from the cache, and drop the cached pages of its object.
 
-        For a payload whose checksum was wrong.
+        Called for a payload whose checksum is wrong. Raises DataError when the range cannot be read.
         """
         if self._cache is not None and not is_local(range.path):
             self._cache.drop_object(range.path)
         if not range.bytes:
             return b""
-        return cut_out(range, self._fetcher.fetch(range.path, range.offset, range.stop), range.offset)
+        return extract(range, self._fetcher.fetch(range.path, range.offset, range.stop), range.offset)
 
     def expect(self, uses: Mapping[int, Sequence[Range]], now: int | None = None) -> None:
-        """Tell what the node will read at which step; the cache keeps what is needed next. Not needed to be right.
+        """Tell the cache which ranges the node will read at which step, so that it keeps the pages needed next.
 
-        Steps add up over calls; those before `now` (without it, before the first step of this call) are over.
+        The steps are added to those of earlier calls. Steps before `now` (default: the first step of this call) are
+        over. Wrong information costs only speed.
         """
         if self._cache is None or not uses:
             return
@@ -129,38 +139,39 @@ class Reader:
         self._cache.expect(pages, min(uses) if now is None else now)
 
     def counters(self) -> ReadCounters:
-        """What reading took since the reader was made."""
+        """Return the counters of all reads since the reader was created."""
         return self._tally.now()
 
     def close(self) -> None:
-        """End requests and pauses; reads that are under way in other threads raise DataError."""
+        """End requests and pauses; reads in progress in other threads raise DataError."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._fetcher.close()
 
-    def _cut(self, path: str) -> tuple[int, int]:
-        """(bytes that a span's ends are multiples of, gap that is bridged) for a path."""
+    def _alignment(self, path: str) -> tuple[int, int]:
+        """Return the bytes that the ends of a path's spans are multiples of, and the gap in bytes that is read too."""
         if self._cache is not None and not is_local(path):
             return PAGE_BYTES, 0
         return 1, self.coalesce_gap_bytes
 
     def _read_spans(self, spans: Sequence[Span]) -> list[bytes]:
-        """The bytes of each span: local ones by this thread for `ALONE_S`, all others at the same time by the pool."""
+        """Return the bytes of each span: this thread reads local ones for `ALONE_S`, the pool all others."""
         alone_until_s = time.monotonic() + ALONE_S
-        found: list[bytes | Future[bytes]] = []
+        contents: list[bytes | Future[bytes]] = []
         try:
             for span in spans:
-                alone = is_local(span.path) and time.monotonic() < alone_until_s
-                found.append(self._read_span(span) if alone else self._submit(span))
-            return [content.result() if isinstance(content, Future) else content for content in found]
+                is_read_here = is_local(span.path) and time.monotonic() < alone_until_s
+                contents.append(self._read_span(span) if is_read_here else self._submit(span))
+            return [content.result() if isinstance(content, Future) else content for content in contents]
         except CancelledError as error:
-            raise DataError("the reader was closed while it read") from error
+            raise DataError("the reader was closed during a read") from error
         finally:
-            for content in found:
+            for content in contents:
                 if isinstance(content, Future):
-                    content.cancel()  # of those not begun, when one failed
+                    content.cancel()  # when one failed, those that have not begun
 
     def _submit(self, span: Span) -> Future[bytes]:
+        """Start the read of a span in the pool; raise CancelledError when the reader is closed."""
         try:
             return self._pool.submit(self._read_span, span)
         except RuntimeError as error:
@@ -169,6 +180,7 @@ class Reader:
             raise
 
     def _read_span(self, span: Span) -> bytes:
+        """Return the bytes of a span, those of a store through the cache if one is configured."""
         if self._cache is None or is_local(span.path):
             return self._fetcher.fetch(span.path, span.start, span.stop)
         first, stop = span.start // PAGE_BYTES, span.stop // PAGE_BYTES
@@ -177,48 +189,55 @@ class Reader:
         return content
 
     def _fetch_pages(self, path: str, first: int, stop: int) -> bytes:
+        """Return the bytes of the pages `first` to `stop - 1` of an object from the store."""
         self._tally.add(pages_missed=stop - first)
         return self._fetcher.fetch(path, first * PAGE_BYTES, stop * PAGE_BYTES)
 
 
-def by_path(ranges: Sequence[Range]) -> dict[str, list[int]]:
-    """Places of the ranges that are not empty, by their path."""
-    places: dict[str, list[int]] = {}
-    for place, range in enumerate(ranges):
+def indices_by_path(ranges: Sequence[Range]) -> dict[str, list[int]]:
+    """Return the indices of the ranges that are not empty, by path."""
+    indices: dict[str, list[int]] = {}
+    for index, range in enumerate(ranges):
         assert range.offset >= 0 and range.bytes >= 0, range
         if range.bytes:
-            places.setdefault(range.path, []).append(place)
-    return places
+            indices.setdefault(range.path, []).append(index)
+    return indices
 
 
-def joined(ranges: Sequence[Range], places: list[int], align_bytes: int, gap_bytes: int) -> list[Span]:
-    """Spans that cover ranges of one path: aligned, joined over gaps, up to `SPAN_BYTES` unless a range is longer."""
+def join_ranges(ranges: Sequence[Range], indices: list[int], align_bytes: int, gap_bytes: int) -> list[Span]:
+    """Return spans that cover the ranges with these indices, which are of one path.
+
+    Spans are aligned, and joined over gaps up to `SPAN_BYTES`; only a range that is longer gives a longer span.
+    """
     spans: list[Span] = []
-    for place in sorted(places, key=lambda place: ranges[place].offset):
-        start = ranges[place].offset // align_bytes * align_bytes
-        stop = -(-ranges[place].stop // align_bytes) * align_bytes
+    for index in sorted(indices, key=lambda index: ranges[index].offset):
+        start = ranges[index].offset // align_bytes * align_bytes
+        stop = -(-ranges[index].stop // align_bytes) * align_bytes
         last = spans[-1] if spans else None
         if last is not None and (
             stop <= last.stop or (start - last.stop <= gap_bytes and stop - last.start <= SPAN_BYTES)
         ):
-            spans[-1] = Span(last.path, last.start, max(last.stop, stop), (*last.places, place))
+            spans[-1] = Span(last.path, last.start, max(last.stop, stop), (*last.range_indices, index))
         else:
-            spans.append(Span(ranges[place].path, start, stop, (place,)))
+            spans.append(Span(ranges[index].path, start, stop, (index,)))
     return spans
 
 
-def page_numbers(of: Range) -> range:
-    """Pages that hold a range."""
-    return range(of.offset // PAGE_BYTES, -(-of.stop // PAGE_BYTES))
+def page_numbers(wanted: Range) -> range:
+    """Return the pages that hold a range."""
+    return range(wanted.offset // PAGE_BYTES, -(-wanted.stop // PAGE_BYTES))
 
 
-def cut_out(range: Range, content: bytes, start: int) -> bytes:
-    """A range's bytes of those that begin at `start`; DataError when the object ends before the range does."""
-    found = content[range.offset - start : range.stop - start]
-    if len(found) != range.bytes:
+def extract(range: Range, content: bytes, start: int) -> bytes:
+    """Return the bytes of a range from content that begins at byte `start` of the object.
+
+    Raises DataError when the object ends before the range does.
+    """
+    part = content[range.offset - start : range.stop - start]
+    if len(part) != range.bytes:
         raise DataError(
             f"{range.path} ends at byte {start + len(content)}, its index expects bytes {range.offset} to "
             f"{range.stop - 1}",
-            f"shard and index are of different runs; {REMAKE_SHARD}",
+            f"shard and index are from different runs; {REMAKE_SHARD}",
         )
-    return found
+    return part

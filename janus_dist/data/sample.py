@@ -1,8 +1,8 @@
-"""Samples as they are stored: what a shard holds of one document of each stream, and its bytes.
+"""Stored samples: the content of one document of each stream in a shard, and its encoding as bytes.
 
-Writer and reader are both here. Invariants: `decode(stream, encode(sample)) == sample`; nothing is unpickled; bytes
-that do not add up raise DataError. Token ids are uint32 (Janus's vocabulary exceeds 16 bits), VQ ids uint16, all
-little-endian.
+The module holds both the writer and the reader. Invariants: `decode(stream, encode(sample)) == sample`; nothing is
+unpickled; inconsistent bytes raise DataError. Token ids are uint32 (Janus's vocabulary exceeds 16 bits), VQ ids uint16,
+all little-endian.
 """
 
 import struct
@@ -16,10 +16,13 @@ from janus_dist.config.streams import Stream
 from janus_dist.errors import DataError
 
 ID = np.dtype("<u4")
+"""Stored type of a token id."""
 VQ_ID = np.dtype("<u2")
+"""Stored type of a VQ id."""
 TAR_BLOCK = 512
+"""Bytes of a tar header, and unit of the length of members."""
 JPEG = b"\xff\xd8\xff"
-"""What every JPEG begins with."""
+"""First bytes of every JPEG."""
 
 
 @dataclass(frozen=True)
@@ -27,37 +30,41 @@ class TextSample:
     """A document of text, from begin- to end-of-sentence, or a piece of it."""
 
     ids: NDArray[np.uint32]
+    """Token ids: [token] uint32."""
 
 
 @dataclass(frozen=True)
 class UnderstandingSample:
-    """A conversation about images; one placeholder id stands for each image."""
+    """A conversation about images; one placeholder id represents each image."""
 
     ids: NDArray[np.uint32]
+    """Token ids with unexpanded placeholders: [id] uint32."""
     answers: NDArray[np.int64]
-    """[answer, 2]: first and one-past-last position in `ids` of each answer."""
+    """First and one-past-last position in `ids` of each answer: [answer, 2] int64."""
     images: list[bytes]
     """Encoded square crops of the model's image size, JPEG or PNG."""
     context: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
-    """[context answer, 2]: the same positions of answers that are read but never learned, also in stages 1 and 2."""
+    """Positions, as in `answers`, of answers that are read but never learned in any stage: [answer, 2] int64."""
 
 
 @dataclass(frozen=True)
 class GenerationSample:
-    """A prompt, ending with begin-of-image, and the VQ ids of its image; an id behind begin-of-image follows them."""
+    """A prompt, ending with begin-of-image, and the VQ ids of its image; an id after begin-of-image follows them."""
 
     prompt_ids: NDArray[np.uint32]
+    """Token ids: [id] uint32."""
     vq_ids: NDArray[np.uint16]
+    """Codebook indices of the image: [vq id] uint16."""
 
 
 Sample = TextSample | UnderstandingSample | GenerationSample
 
 
 def learned(sample: Sample, special: tuple[int, int, int], answers_only: bool) -> NDArray[np.bool_]:
-    """[id] which of a sample's stored ids are labels of the text head.
+    """Return which of a sample's stored ids are labels of the text head: [id] bool.
 
-    `special` are the ids of begin_of_image, placeholder and end_of_image, which are never labels unless an answer
-    holds them. The first id has nothing before it that could predict it.
+    `special` holds the ids of begin_of_image, placeholder and end_of_image, which are labels only inside an answer when
+    only answers are supervised. The first id is never a label: no token before it can predict it.
     """
     match sample:
         case TextSample():
@@ -72,8 +79,8 @@ def learned(sample: Sample, special: tuple[int, int, int], answers_only: bool) -
                 labelled[first:last] = True
         case UnderstandingSample():
             labelled = np.ones(len(sample.ids), dtype=np.bool_)
-            for one in special:  # np.isin takes ten times as long
-                labelled &= sample.ids != one
+            for special_id in special:  # np.isin takes ten times as long
+                labelled &= sample.ids != special_id
     if isinstance(sample, UnderstandingSample):
         for first, last in sample.context.tolist():
             labelled[first:last] = False
@@ -82,7 +89,7 @@ def learned(sample: Sample, special: tuple[int, int, int], answers_only: bool) -
 
 
 def encode(sample: TextSample | GenerationSample) -> bytes:
-    """The payload of a sample that is stored in blocks (text, generation)."""
+    """Return the payload of a sample that is stored in a block (text, generation)."""
     if isinstance(sample, TextSample):
         return sample.ids.astype(ID).tobytes()
     prompt = sample.prompt_ids.astype(ID).tobytes()
@@ -90,13 +97,14 @@ def encode(sample: TextSample | GenerationSample) -> bytes:
 
 
 def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
-    """Tar members of a conversation: names and contents, as plain webdataset groups them by key.
+    """Return the tar members (name, content) of a conversation, which webdataset groups by key.
 
-    The key has no dot, at which webdataset ends one, and at most 80 bytes, since `decode` knows headers of 100.
+    The key must not contain a dot, at which webdataset ends a key, and has at most 80 bytes, since `decode` reads names
+    of up to 100.
     """
     images = [
-        (f"{key}{f'.{number}' if number else ''}.{'jpg' if image.startswith(JPEG) else 'png'}", image)
-        for number, image in enumerate(sample.images)
+        (f"{key}{f'.{index}' if index else ''}.{'jpg' if image.startswith(JPEG) else 'png'}", image)
+        for index, image in enumerate(sample.images)
     ]
     context = [(f"{key}.context", sample.context.astype(ID).tobytes())] if len(sample.context) else []
     return [
@@ -108,7 +116,10 @@ def members(key: str, sample: UnderstandingSample) -> list[tuple[str, bytes]]:
 
 
 def decode(stream: Stream, payload: bytes) -> Sample:
-    """The sample in a payload (text, generation) or tar slice (understanding); DataError when it is damaged."""
+    """Return the sample in a payload (text, generation) or tar slice (understanding).
+
+    Raises DataError when it is damaged.
+    """
     try:
         if not payload:
             raise ValueError("it has no bytes")
@@ -124,6 +135,7 @@ def decode(stream: Stream, payload: bytes) -> Sample:
 
 
 def _decode_members(payload: bytes) -> UnderstandingSample:
+    """Return the conversation in a tar slice; raise ValueError when a member is missing or damaged."""
     ids = answers = None
     context = np.empty((0, 2), np.int64)
     images = []
@@ -143,13 +155,16 @@ def _decode_members(payload: bytes) -> UnderstandingSample:
 
 
 def _tar_members(payload: bytes) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of a slice of a tar in the USTAR format that we write; tarfile takes fifteen times as long."""
+    """Yield (name, content) of the members of a tar slice in the USTAR format; tarfile takes fifteen times as long.
+
+    Raises ValueError when a member is incomplete.
+    """
     start = 0
     while start + TAR_BLOCK <= len(payload) and payload[start]:
         header = payload[start : start + TAR_BLOCK]
         size = int(header[124:136].rstrip(b"\0 "), 8)
         first = start + TAR_BLOCK
         if header[257:262] != b"ustar" or first + size > len(payload):
-            raise ValueError(f"no whole tar member at byte {start}")
+            raise ValueError(f"the tar member at byte {start} is incomplete")
         yield header[:100].rstrip(b"\0").decode(), payload[first : first + size]
         start = first + -(-size // TAR_BLOCK) * TAR_BLOCK

@@ -1,7 +1,7 @@
-"""The tokenizer: a `tokenizer.json` with Janus's special tokens, which are always found by name.
+"""The tokenizer: a `tokenizer.json` with Janus's special tokens, which are always looked up by name.
 
 Ids of special tokens differ between the published models (pad and begin_of_image of Janus-Pro-1B are not those of
-Janus-1.3B), so no number stands in the code. Invariant: `encode` never adds or parses a special token.
+Janus-1.3B), so the code contains no such id. Invariant: `encode` never adds or parses a special token.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ SPECIAL = (*REQUIRED, "<|User|>", "<|Assistant|>")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back, and the ids of the special tokens."""
+    """A tokenizer and the ids of its special tokens."""
 
     inner: tokenizers.Tokenizer
     sha256: str
@@ -38,11 +38,11 @@ class Tokenizer:
     boi: int
     eoi: int
     added: Mapping[str, int] = field(repr=False, hash=False)
-    """Ids of all tokens that stand beside the vocabulary of words, by name."""
+    """Ids of all tokens that were added to the vocabulary, by name."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a `tokenizer.json`; DataError when it is absent, unreadable or lacks a special token."""
+        """Read a `tokenizer.json`; raise DataError when it is absent, unreadable or lacks a special token."""
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -57,27 +57,27 @@ class Tokenizer:
                 f"data.tokenizer={path} lacks the special tokens {', '.join(missing)}",
                 "add them by name with tokenizers' add_special_tokens and save the file again",
             )
-        ids = {name: number for name in REQUIRED if (number := inner.token_to_id(name)) is not None}
+        ids = {name: token_id for name in REQUIRED if (token_id := inner.token_to_id(name)) is not None}
         digest = hashlib.sha256(content).hexdigest()
-        added = {token.content: number for number, token in inner.get_added_tokens_decoder().items()}
+        added = {token.content: token_id for token_id, token in inner.get_added_tokens_decoder().items()}
         return cls(inner, digest, ids[BOS], ids[EOS], ids[PAD], ids[IMAGE], ids[BOI], ids[EOI], added)
 
     @property
     def size(self) -> int:
-        """Ids, special tokens included."""
+        """Return the number of ids, special tokens included."""
         return self.inner.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; what looks like a special token in it is encoded as the letters it is made of."""
+        """Return the ids of plain text; the spelling of a special token is encoded as ordinary characters."""
         self.inner.encode_special_tokens = True
         return self.inner.encode(text, add_special_tokens=False).ids
 
     def role(self, name: str) -> int | str:
-        """The id of a role that is a token of its own (`<|User|>`), else its name, which is text as any other."""
+        """Return the id of a role that has its own token (`<|User|>`), else its name, to be encoded as text."""
         return self.added.get(name, name)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids, special tokens left out."""
+        """Return the text of ids without special tokens."""
         return self.inner.decode(list(ids), skip_special_tokens=True)
 
 
@@ -94,7 +94,7 @@ def check_vocabulary(tokenizer: Tokenizer, recipe: BaseRecipe) -> None:
         raise DataError(
             f"data.tokenizer={recipe.data.tokenizer} has {tokenizer.size} ids, "
             f"more than model.text.vocab={recipe.model.text.vocab}",
-            f"take the tokenizer that belongs to this model (config.json in its run folder), or, for a new model, "
+            f"use the tokenizer that belongs to this model (config.json in its run folder), or, for a new model, set "
             f"model.text.vocab={tokenizer.size} or more",
         )
 

@@ -1,7 +1,7 @@
-"""Files that are whole or absent, on a local disk or in an object store (`s3://`, by fsspec).
+"""Files that are complete or absent, on a local disk or in an object store (`s3://`, by fsspec).
 
-Invariant: whoever reads a name that `write_whole` wrote sees all of its bytes or no file. A disk does that by
-`local_files`; an object store shows an object only when its upload is complete.
+Invariant: a reader of a name that `write_whole` wrote sees all of its bytes or no file. On a disk `local` ensures that;
+an object store shows an object only when its upload is complete.
 """
 
 import errno
@@ -23,25 +23,24 @@ from fsspec.implementations.local import LocalFileSystem
 from janus_dist.errors import DataError, JanusError
 from janus_dist.storage import local
 
-# Boto asks for a node's role once and for a second, which one of a thousand ranks that start together may miss.
+# By default Boto asks once for a node's role and waits a second, too little when a thousand ranks start together.
 os.environ.setdefault("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "5")
 
 FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
-"""How a disk or a store says that it does not do what it is asked to."""
+"""Exceptions of a disk or a store that cannot serve a request."""
 QUICK = {"connect_timeout": 5, "read_timeout": 10, "retries": {"max_attempts": 1}}
-"""Limits of a store's client, in seconds, for small requests whose answer is worthless when it comes late."""
+"""Limits of a store's client, in seconds, for small requests whose answer is useless when it arrives late."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""Errors of a file system that has no hard links."""
+"""Error numbers of a file system without hard links."""
 NO_CONDITIONS = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
-"""Errors that a store's refusal of a request header becomes (501, 400, 405)."""
+"""Error numbers for a store's refusal of a request header (HTTP 501, 400, 405)."""
 SECOND_LOOK_S = 3.0
-"""Seconds between a write and the look whether another writer's content has replaced it: longer than a PUT takes."""
+"""Seconds between a write and the check whether another writer has replaced its content: longer than a PUT takes."""
 
 
 @contextmanager
 def reached(where: str | Path, failure: type[JanusError] = DataError) -> Iterator[None]:
-    """What a disk or a store answers other than with what is asked for, as `failure`; that a file is not there is an
-    answer."""
+    """Raise `failure` in place of any error of a disk or a store inside the block; let FileNotFoundError pass."""
     try:
         yield
     except FileNotFoundError:
@@ -49,20 +48,19 @@ def reached(where: str | Path, failure: type[JanusError] = DataError) -> Iterato
     except FAILURES as error:
         raise failure(
             f"{where} cannot be reached: {' '.join(f'{type(error).__name__}: {error}'.split())}",
-            "see that the disk or the store is there and lets this user in (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...), "
-            "then run the same command again",
+            "check that the disk or the store is available and that this user has access (AWS_ACCESS_KEY_ID, "
+            "AWS_ENDPOINT_URL, ...), then run the same command again",
         ) from error
 
 
 def _connect(path: str | Path, quick: bool) -> tuple[Any, str]:
-    """Return the file system of a path and the path in it; `quick`: with a client of its own that waits for seconds,
-    not minutes."""
+    """Return the file system of a path and the path in it; with `quick`, a client that waits seconds, not minutes."""
     options = {"config_kwargs": QUICK} if quick and str(path).startswith(("s3://", "s3a://")) else {}
     return fsspec.core.url_to_fs(str(path), **options)
 
 
 def write_whole(path: str | Path, content: bytes, quick: bool = False) -> None:
-    """Write a file that is whole or absent, whatever happens meanwhile; its folder is made."""
+    """Write a file that is complete or absent even when the write is interrupted; its folder is created."""
     files, name = _connect(path, quick)
     if not isinstance(files, LocalFileSystem):
         files.pipe_file(name, content)
@@ -71,8 +69,11 @@ def write_whole(path: str | Path, content: bytes, quick: bool = False) -> None:
 
 
 def write_over(path: str | Path, content: bytes) -> None:
-    """Write a small file whose content has always the same length: on a disk in place, by one call, which needs no room
-    once the file exists; its folder is made. A store is asked by a client that waits for seconds."""
+    """Write a small file whose content always has the same length; its folder is created.
+
+    A disk overwrites it in place by one call, which needs no free space once the file exists. In a store a client that
+    waits seconds, not minutes, replaces the object.
+    """
     files, name = _connect(path, quick=True)
     if not isinstance(files, LocalFileSystem):
         files.pipe_file(name, content)
@@ -86,11 +87,11 @@ def write_over(path: str | Path, content: bytes) -> None:
 
 
 def create(path: str | Path, content: bytes, conditional: bool = True, quick: bool = False) -> bool:
-    """Write a file like `write_whole` unless there is one of that name; of several writers exactly one gets True.
+    """Write a file like `write_whole` unless the name exists; return True to exactly one of several writers.
 
-    By a hard link on disks (an exclusive open where the file system has no links), by a conditional PUT
-    (`If-None-Match: *`) in S3. With `conditional=False`, for a store that ignores the condition
-    (`honours_conditions`), by a second look after SECOND_LOOK_S: `content` must then differ between writers.
+    Disks use a hard link (an exclusive open where the file system has no links), S3 a conditional PUT
+    (`If-None-Match: *`). With `conditional=False`, for a store that ignores the condition (`honours_conditions`), a
+    second read after SECOND_LOOK_S decides: `content` must then differ between writers.
     """
     files, name = _connect(path, quick)
     if isinstance(files, LocalFileSystem):
@@ -127,8 +128,10 @@ def _create_on_disk(final: Path, content: bytes) -> bool:
 
 
 def honours_conditions(folder: str | Path) -> bool:
-    """Return whether of several writers of a name in a folder exactly one can win, by trying: some stores accept a
-    conditional PUT and overwrite all the same. Raises what the store raises when it cannot be reached."""
+    """Return whether a conditional write in a folder works, by a trial: some stores accept the condition but overwrite.
+
+    Raises the store's own error when it cannot be reached.
+    """
     if is_local(folder):
         return True
     probe = f"{folder}/probe-{uuid.uuid4().hex}"
@@ -145,9 +148,9 @@ def honours_conditions(folder: str | Path) -> bool:
 
 
 def version(path: str | Path, fresh: bool = True) -> str:
-    """Return what tells a file from another of the same name: its size and modification time, in a store size and ETag.
+    """Return a text that differs between files of one name: size and modification time, in a store size and ETag.
 
-    FileNotFoundError when there is none. `fresh=False`: a listing that was just made will do, without a request.
+    Raises FileNotFoundError. `fresh=False` uses a listing that was just made instead of a new request.
     """
     files, name = fsspec.core.url_to_fs(str(path))
     if isinstance(files, LocalFileSystem):
@@ -158,19 +161,19 @@ def version(path: str | Path, fresh: bool = True) -> str:
     if fresh:
         files.invalidate_cache()
     entry = files.info(name)
-    # times are left out where there is an ETag: a listing has milliseconds, the answer for one object has seconds
+    # no times next to an ETag: a listing has milliseconds, the answer for one object has seconds
     mark = next((f"{key} {entry[key]}" for key in ("ETag", "etag", "mtime", "LastModified") if entry.get(key)), "")
     return f"{entry.get('size')} bytes, {mark}".removesuffix(", ")
 
 
 def read(path: str | Path, quick: bool = False) -> bytes:
-    """All bytes of a file; FileNotFoundError when there is none."""
+    """Return all bytes of a file; raise FileNotFoundError when it does not exist."""
     files, name = _connect(path, quick)
     return files.cat_file(name)
 
 
 def size(path: str | Path) -> int | None:
-    """Bytes of a file, None when there is none; what a store remembers of its listings is not trusted."""
+    """Return the bytes of a file, or None when it does not exist; cached listings of a store are not used."""
     files, name = fsspec.core.url_to_fs(str(path))
     files.invalidate_cache()
     try:
@@ -180,9 +183,9 @@ def size(path: str | Path) -> int | None:
 
 
 def sizes(folder: str | Path) -> dict[str, int]:
-    """Bytes of the files directly in a folder by their names, sorted; none when there is no such folder.
+    """Return the bytes of the files directly in a folder by name, sorted; empty when the folder does not exist.
 
-    One request for a thousand objects.
+    A store needs one request per thousand objects.
     """
     return _sizes(folder, quick=False)
 
@@ -191,17 +194,17 @@ def _sizes(folder: str | Path, quick: bool) -> dict[str, int]:
     files, name = _connect(folder, quick)
     files.invalidate_cache()
     try:
-        found = {
+        by_name = {
             entry["name"].rstrip("/").rsplit("/", 1)[-1]: int(entry["size"] or 0)
             for entry in files.ls(name, detail=True)
         }
     except FileNotFoundError:
         return {}
-    return dict(sorted(found.items()))
+    return dict(sorted(by_name.items()))
 
 
 def names(folder: str | Path, quick: bool = False) -> list[str]:
-    """Names of the files directly in a folder, sorted; none when there is no such folder."""
+    """Return the names of the files directly in a folder, sorted; empty when the folder does not exist."""
     return list(_sizes(folder, quick))
 
 
@@ -212,7 +215,7 @@ def remove(path: str | Path, quick: bool = False) -> None:
 
 
 def remove_folder(path: str | Path) -> None:
-    """Remove a folder and what is in it, if it is there; a store removes a thousand objects by one request."""
+    """Remove a folder and its contents, if it exists; a store removes a thousand objects per request."""
     files, name = fsspec.core.url_to_fs(str(path))
     if isinstance(files, LocalFileSystem):
         with suppress(FileNotFoundError):
@@ -224,19 +227,21 @@ def remove_folder(path: str | Path) -> None:
 
 
 def rename(path: str | Path, new_path: str | Path) -> None:
-    """Give a file another name; a store copies it."""
+    """Rename a file; a store copies it."""
     files, name = fsspec.core.url_to_fs(str(path))
     files.mv(name, fsspec.core.strip_protocol(str(new_path)))
 
 
 def is_local(path: str | Path) -> bool:
-    """Whether a file or folder is on a disk (or a shared file system), not in a store."""
+    """Return whether a file or folder is on a disk (or a shared file system), not in a store."""
     return isinstance(fsspec.core.url_to_fs(str(path))[0], LocalFileSystem)
 
 
 def open_binary(path: str | Path, ahead_bytes: int | None = None) -> Any:
-    """A file to read from, as a context manager; a store is asked for `ahead_bytes` more than what is read, with 0 for
-    exactly that, without it for what fsspec thinks right."""
+    """Return a file to read from, as a context manager.
+
+    A store reads `ahead_bytes` beyond each read, 0 for none; None leaves it to fsspec.
+    """
     files, name = fsspec.core.url_to_fs(str(path))
     if ahead_bytes is None or isinstance(files, LocalFileSystem):
         return files.open(name, "rb")
@@ -247,7 +252,7 @@ def open_binary(path: str | Path, ahead_bytes: int | None = None) -> Any:
 
 
 def open_new(path: str | Path, part_bytes: int) -> BinaryIO:
-    """A file to write from its beginning to its end, as a context manager; a store takes it in parts of a size."""
+    """Return a file to write sequentially, as a context manager; a store uploads it in parts of `part_bytes`."""
     files, name = fsspec.core.url_to_fs(str(path))
     return (
         Path(name).open("wb") if isinstance(files, LocalFileSystem) else files.open(name, "wb", block_size=part_bytes)

@@ -1,9 +1,9 @@
-"""Markers of finished jobs: one small JSON file per job, named by the job's digest.
+"""Markers of finished jobs: one small JSON file per job, named after the job's digest.
 
     FOLDER/DIGEST[:32].json    {"job": DIGEST, ...}
 
 Invariant: a job is done when its marker exists and names its digest, so a change of anything that the digest covers
-makes the job again. The work of a job is written before its marker.
+repeats the job. The work of a job is written before its marker.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ class JobMarkers:
         return f"{self.folder}/{name_of(digest)}"
 
     def load(self, digest: str, decode: Callable[[dict[str, Any]], T]) -> T | None:
-        """Return `decode` of the marker's values; None when it is absent, unreadable or of another job.
+        """Return `decode` of the marker's values, or None when the marker is absent, unreadable or of another job.
 
-        `decode` may raise ValueError, TypeError or KeyError at values that another program wrote.
+        `decode` may raise ValueError, TypeError or KeyError for values that another program wrote.
         """
         try:
             values = json.loads(fs.read(self.path(digest)))
@@ -53,14 +53,14 @@ class JobMarkers:
             return None
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Write the marker of the job `values["job"]`, over an older one if there is one."""
+        """Write the marker of the job `values["job"]`, replacing an older one."""
         fs.write_whole(self.path(values["job"]), json.dumps(values).encode())
 
     def create(self, values: Mapping[str, Any], is_conditional: bool = True) -> bool:
-        """Write the marker of the job `values["job"]` unless one exists; of several writers exactly one gets True.
+        """Write the marker of the job `values["job"]` unless one exists; return True to exactly one of several writers.
 
-        `values["attempt"]` names the writer: a request that is sent again since its answer got lost finds its own
-        marker, which counts as written. `is_conditional`: as `conditional` of `storage.create`.
+        `values["attempt"]` names the writer: a request that is repeated because its answer was lost finds its own
+        marker, which counts as written. `is_conditional`: as `conditional` of `fs.create`.
         """
         path = self.path(values["job"])
         if fs.create(path, json.dumps(values, sort_keys=True).encode(), is_conditional):
@@ -68,7 +68,7 @@ class JobMarkers:
         return json.loads(fs.read(path))["attempt"] == values["attempt"]
 
     def remove(self, digest: str) -> None:
-        """Remove a job's marker, so that the job is done again."""
+        """Remove a job's marker, so that the job is repeated."""
         fs.remove(self.path(digest))
 
     def names(self) -> set[str]:
@@ -76,11 +76,11 @@ class JobMarkers:
         return set(fs.names(self.folder))
 
     def others(self, digests: Iterable[str]) -> list[str]:
-        """Return the names of markers of other jobs than these; a file whose name is not a marker's is not named."""
+        """Return the names of the markers of all other jobs; files that are not markers are left out."""
         known = {name_of(digest) for digest in digests}
         return [name for name in fs.names(self.folder) if NAME.fullmatch(name) and name not in known]
 
     def remove_others(self, digests: Iterable[str]) -> None:
-        """Remove the markers of other jobs than these, and no file whose name is not a marker's."""
+        """Remove the markers of all other jobs; keep files that are not markers."""
         for name in self.others(digests):
             fs.remove(f"{self.folder}/{name}")

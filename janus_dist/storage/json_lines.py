@@ -1,7 +1,7 @@
-"""JSON Lines: cut a file into lines and read the value of a line, in one way for pipelines, evaluation and own records.
+"""JSON Lines: one parser of lines and values for pipelines, evaluation and the records of runs.
 
-Invariant: only a line feed ends a line (U+2028 and U+0085 may stand inside a JSON string); a byte order mark and blank
-lines are not entries.
+Invariant: only a line feed ends a line (a JSON string may contain U+2028 and U+0085); a byte order mark and blank lines
+are not entries.
 """
 
 import codecs
@@ -16,9 +16,10 @@ BLANK = b" \t\r\n\v\f"
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file that a run appends to (metrics, events, left-out steps), in their order.
+    """Return the objects of a file that a run appends to (metrics, events, skipped steps), in their order.
 
-    Empty when there is no file. A line that is not an object is left out: a kill or a full disk cuts lines short.
+    The result is empty when the file does not exist. A line that is not an object is left out: a kill or a full disk
+    cuts lines short.
     """
     try:
         content = path.read_bytes()
@@ -34,19 +35,19 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (number of the line, counted from 1; its bytes) for each line of a file that is not blank."""
+    """Yield (line number, counted from 1; bytes of the line) for each line of a file that is not blank."""
     for number, line in enumerate(content.split(b"\n"), start=1):
         if stripped := strip(line, is_first=number == 1):
             yield number, stripped
 
 
 def strip(line: bytes, is_first: bool) -> bytes:
-    """Return a line without white space around it and, where it begins a file, without the byte order mark."""
+    """Return a line without surrounding white space and, if it is the first, without the byte order mark."""
     return (line.removeprefix(codecs.BOM_UTF8) if is_first else line).strip(BLANK)
 
 
 def parse(line: bytes) -> Any:
-    """Return the value of a line; ValueError says why there is none (UnicodeDecodeError: it is not UTF-8)."""
+    """Return the value of a line; raise ValueError when it is not JSON (UnicodeDecodeError when it is not UTF-8)."""
     try:
         return json.loads(line.decode())
     except RecursionError as error:

@@ -1,10 +1,10 @@
-"""One writer per folder: a lease that is kept in the folder itself, on a disk or in a store.
+"""Leases that allow one writer per folder, stored in the folder itself, on a disk or in a store.
 
     with hold(folder, "run runs/a", "training", print, "stop that one"): ...
 
-Invariants: the holder is the file with the highest number, and a lease is taken by creating the next number, which one
-of several writers can do; the newest file is never removed, so numbers only rise. Whoever waits compares what it reads
-with what it read before by its own clock: the clocks of two machines are never compared, and time in which the folder
+Invariants: the holder is the file with the highest number, and a lease is taken by creating the next number, which only
+one of several writers can do; the newest file is never removed, so numbers only rise. A waiting process measures
+changes of what it reads by its own clock: clocks of two machines are never compared, and time in which the folder
 cannot be read does not count. A holder that cannot renew its lease stops writing (`Lease.check`) before another begins.
 """
 
@@ -37,47 +37,52 @@ from janus_dist.storage.lease_files import (
 )
 
 BEAT_BYTES = 64
-"""Length of a holder's counter, always the same so that one write replaces another."""
+"""Bytes of a holder's beat file, always the same so that one write replaces another."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Limits of leases, in seconds; each leaves room for the one before it."""
+    """Limits of leases, in seconds; each allows for the one before it."""
 
     renew_s: float = 5.0
-    """Between two renewals of a holder."""
+    """Seconds between two renewals of a holder."""
     poll_s: float = 1.0
-    """Between two looks of a process that waits, or of a helper at the holder's process."""
+    """Seconds between two checks of a waiting process, or of a helper that checks the holder's process."""
     fresh_s: float = 8.0
-    """A holder writes on the strength of a look at its lease that is at most this old."""
+    """Longest age in seconds of the last check of its lease with which a holder may write."""
     helper_s: float = 25.0
-    """A helper ends when the holder has not renewed its lease for so long."""
+    """Seconds without a renewal after which a helper ends."""
     silence_s: float = 35.0
-    """A lease that was not renewed for so long is taken."""
+    """Seconds without a renewal after which another job takes a lease."""
     settle_s: float = 10.0
-    """Who took a lease without proof that its holder is dead begins so much later: a holder that was only slow sees
-    meanwhile that it was replaced."""
+    """Seconds that a job waits after it took a lease without proof that the holder is dead: a holder that was only slow
+    sees meanwhile that it was replaced."""
     patience_s: float = 60.0
-    """A process that waits bears a folder that cannot be read for so long."""
+    """Seconds for which a waiting process tolerates a folder that cannot be read."""
 
 
 TIMES = Times()
 
 
 class Clock(Protocol):
-    """A clock that tests can turn."""
+    """A clock, which tests replace."""
 
-    def monotonic(self) -> float: ...
-    def sleep(self, seconds: float, /) -> None: ...
+    def monotonic(self) -> float:
+        """Return the time in seconds since an arbitrary start."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+        ...
 
 
 class LeaseLostError(ClusterError):
-    """Another job took the lease of a folder from this one, which could not renew it."""
+    """Error of a job that could not renew its lease of a folder, which another job took."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A lease as other processes of the holder's job know it; can be pickled."""
+    """Identity of a lease for other processes of the holder's job; can be pickled."""
 
     folder: str
     number: int
@@ -87,18 +92,18 @@ class Claim:
     """Whether the store honours conditional writes."""
 
     def check(self) -> None:
-        """Raise LeaseLostError unless the lease is still this one; OSError when the folder cannot be read."""
+        """Raise LeaseLostError when another job has taken the lease, OSError when the folder cannot be read."""
         if replacement := self.replaced_by():
             raise lost(self.folder, replacement)
 
     def replaced_by(self) -> Holder | None:
-        """Return who took the lease since, or None."""
+        """Return the holder that has taken the lease since, or None; raise one of `fs.FAILURES` on a failure."""
         holder = newest(self.folder)
         return None if holder is None or holder.owner == self.owner else holder
 
 
 class Lease:
-    """A lease that this process holds; `hold` takes and releases one."""
+    """A lease that this process holds. `hold` takes and releases it."""
 
     def __init__(self, folder: str, claim: Claim, times: Times, clock: Clock):
         self.folder, self.claim, self._times, self._clock = folder, claim, times, clock
@@ -110,12 +115,14 @@ class Lease:
         self._thread = threading.Thread(target=self._renew_until_ended, name="lease", daemon=True)
 
     def start(self) -> None:
-        """Renew the lease from now on."""
+        """Start to renew the lease in a thread."""
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LeaseLostError when another job has taken the lease, ClusterError when that cannot be seen; called
-        before whatever makes work count."""
+        """Raise LeaseLostError when another job has taken the lease, ClusterError when the lease cannot be read.
+
+        Called before every write that commits work.
+        """
         if self._lost is not None:
             raise self._lost
         if self._clock.monotonic() - self._seen_s > self._times.fresh_s:
@@ -123,7 +130,7 @@ class Lease:
                 self.renew()
 
     def renew(self) -> None:
-        """Look whether the lease is still this one and raise its counter; LeaseLostError when it is not."""
+        """Raise the lease's counter, or LeaseLostError when another job has taken it."""
         with self._lock:
             if self._lost is not None:
                 raise self._lost
@@ -136,12 +143,12 @@ class Lease:
             self._seen_s = now
 
     def release(self, without_helpers: bool = True) -> None:
-        """Let others have the folder at once; where helpers of this job may still run, when those have ended."""
+        """Give the lease up: at once, or, when helpers of this job may still run, after those have ended."""
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
         if self._lost is None:
-            with suppress(*fs.FAILURES):  # others then wait until they see that it is not renewed
+            with suppress(*fs.FAILURES):  # others then wait until the lease has not been renewed for long enough
                 if without_helpers:
                     with suppress(FileNotFoundError):
                         fs.remove(helper_file(self.folder, self.claim.number), quick=True)
@@ -154,7 +161,7 @@ class Lease:
             except LeaseLostError:
                 return
             except fs.FAILURES:
-                continue  # `check` says so where something is to be written
+                continue  # `check` raises it before the next write
 
 
 @contextmanager
@@ -166,15 +173,15 @@ def hold(
     hint: str,
     failure: type[JanusError] = DataError,
 ) -> Iterator[Lease]:
-    """Hold the lease of a folder during a `with` block; wait for one that may be dead and say so by `show`.
+    """Hold the lease of a folder during a `with` block; wait for a holder that may be dead, and report it by `show`.
 
-    `what` names the folder in messages, `purpose` says what the holder does, `hint` what to do when another job holds
-    it. Raises ConfigError when another job is alive and holds it, `failure` when the folder cannot be read or written.
+    `what` names the folder in messages, `purpose` describes the holder's work, `hint` says what to do when another job
+    holds it. Raises ConfigError when another running job holds it, `failure` when the folder cannot be read or written.
     """
     with fs.reached(folder, failure):
         lease = take(str(folder), what, purpose, show, hint)
     lease.start()
-    without_helpers = False  # an interruption, say, that helpers have not heard of yet
+    without_helpers = False  # for example an interruption that helpers do not know of yet
     try:
         yield lease
         without_helpers = True
@@ -194,17 +201,21 @@ def take(
     times: Times = TIMES,
     clock: Clock = time,  # pyright: ignore[reportArgumentType]
 ) -> Lease:
-    """Take the lease of a folder, when nobody holds it or its holder is dead; as `hold`, without renewing it."""
+    """Return the lease of a folder that is free or whose holder is dead; the lease is not renewed yet.
+
+    Arguments are those of `hold`. Raises ConfigError when another running job holds it, one of `fs.FAILURES` when the
+    folder cannot be read or written.
+    """
     conditional = fs.honours_conditions(f"{folder}/{NAME}")
     if not conditional:
         show(
-            f"{folder}: this store ignores If-None-Match, so that two writers are told apart by a second look: taking "
-            f"the folder takes {times.settle_s:.0f} s, each commit {fs.SECOND_LOOK_S:.0f} s"
+            f"{folder}: this store ignores If-None-Match, so a second read distinguishes two writers: taking the "
+            f"folder takes {times.settle_s:.0f} s, each commit {fs.SECOND_LOOK_S:.0f} s"
         )
-    seen, holder = _Seen(folder, times, clock), newest(folder)
-    is_said = False
+    observer, holder = _HolderObserver(folder, times, clock), newest(folder)
+    has_shown = False
     while True:
-        state = "free" if holder is None else seen.judge(holder)
+        state = "free" if holder is None else observer.judge(holder)
         if state == "alive":
             raise ConfigError(f"{what} is held by another job, which is alive: {holder}", hint)
         if state != "unknown":
@@ -214,17 +225,17 @@ def take(
             if claim is not None and claim.replaced_by() is None:
                 _remove_older(claim)
                 return Lease(folder, claim, times, clock)
-        elif not is_said:
+        elif not has_shown:
             limit_s = times.silence_s + times.settle_s
             show(
                 f"{what} is held by {holder}: waiting until it ends or shows that it is alive, {limit_s:.0f} s at most"
             )
-            is_said = True
-        holder = seen.next_holder()
+            has_shown = True
+        holder = observer.next_holder()
 
 
-class _Seen:
-    """What a process that waits has seen of the holder."""
+class _HolderObserver:
+    """The observations of a waiting process, from which it decides whether a holder is alive."""
 
     def __init__(self, folder: str, times: Times, clock: Clock):
         self.folder, self.times, self.clock = folder, times, clock
@@ -232,7 +243,10 @@ class _Seen:
         self.since_s = 0.0
 
     def next_holder(self) -> Holder | None:
-        """Return the holder after a pause; time in which the folder cannot be read does not count as its silence."""
+        """Return the holder after a pause; time in which the folder cannot be read does not count as its silence.
+
+        Raises one of `fs.FAILURES` when the folder cannot be read for longer than the patience.
+        """
         until_s = self.clock.monotonic() + self.times.patience_s
         while True:
             self.clock.sleep(self.times.poll_s)
@@ -244,7 +258,7 @@ class _Seen:
                 self.last = None
 
     def judge(self, holder: Holder) -> str:
-        """Return free, silent, alive or unknown."""
+        """Return the state of a holder: free, silent, alive or unknown."""
         try:
             beat = read(f"{prefix(self.folder, holder.number)}.beat")
             is_over = has_ended(beat) or holder.process.is_gone
@@ -263,7 +277,7 @@ class _Seen:
 
 
 class Watch:
-    """A helper's watch over the leases of its job: says when they are no longer its job's, or their holder is dead."""
+    """A helper's watch over the leases of its job: detects that another job took one, or that the holder is dead."""
 
     def __init__(self, claims: Sequence[Claim], times: Times = TIMES, clock: Clock = time):  # pyright: ignore[reportArgumentType]
         self.claims, self.times, self.clock = claims, times, clock
@@ -271,7 +285,10 @@ class Watch:
         self.looked_s: float | None = None
 
     def join(self) -> None:
-        """Let those who wait for the lease know of this process; LeaseLostError when another job holds it by now."""
+        """Register this process for jobs that wait for the lease.
+
+        Raises LeaseLostError when another job holds a lease, ClusterError when a folder cannot be read or written.
+        """
         content = json.dumps(asdict(Process.current()), sort_keys=True).encode()
         for claim in self.claims:
             with fs.reached(claim.folder, ClusterError):
@@ -279,18 +296,18 @@ class Watch:
                 claim.check()
 
     def check(self) -> None:
-        """Raise LeaseLostError when another job holds a lease by now, OSError when that cannot be seen."""
+        """Raise LeaseLostError when another job has taken a lease, OSError when a folder cannot be read."""
         for claim in self.claims:
             claim.check()
 
     def start(self, end: Callable[[str], None]) -> None:
-        """Call `end` in a thread, with the reason, when this process has to end."""
+        """Start a thread that calls `end` with the reason when this process must end."""
         if not self.claims:
             return
         threading.Thread(target=self._follow, args=(end,), name="lease watch", daemon=True).start()
 
     def look(self) -> str | None:
-        """Return why this process has to end, or None."""
+        """Return the reason why this process must end, or None."""
         for claim in self.claims:
             if claim.process.is_gone:
                 return f"the driver of this job, process {claim.process.pid}, is gone"
@@ -304,7 +321,7 @@ class Watch:
                     return lost(claim.folder, replacement).message
                 beat = read(f"{prefix(claim.folder, claim.number)}.beat")
             except fs.FAILURES:
-                self.beats.pop(claim.folder, None)  # nobody else sees it either: counted anew
+                self.beats.pop(claim.folder, None)  # other jobs cannot read it either: the silence starts again
                 continue
             if has_ended(beat):
                 return f"the driver of this job has released {claim.folder}"
@@ -322,16 +339,16 @@ class Watch:
 
 
 def lost(folder: str, replacement: Holder) -> LeaseLostError:
-    """Return the error of a job whose lease another took."""
+    """Return the error of a job whose lease another job took."""
     return LeaseLostError(
         f"{folder} was taken over by another job while this one could not renew its lease: {replacement}; "
         "this job writes nothing more",
-        "the same command waits until the other job has ended, and goes on from what it left",
+        "run the same command again: it waits until the other job has ended and resumes from what that job has saved",
     )
 
 
 def _create(folder: str, number: int, purpose: str, conditional: bool) -> Claim | None:
-    """Create the file of a number; None when another was faster."""
+    """Return the claim of the lease with a number, or None when another job took that number first."""
     owner, process = uuid.uuid4().hex, Process.current()
     since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     content = json.dumps(asdict(Holder(number, owner, process, purpose, since)), sort_keys=True).encode()
@@ -342,15 +359,15 @@ def _create(folder: str, number: int, purpose: str, conditional: bool) -> Claim 
         elif fs.size(path) is None:
             fs.write_whole(path, content, quick=True)
     except OSError as error:
-        if error.errno != errno.EBUSY:  # what S3 answers to all but one of those that write a name at once
+        if error.errno != errno.EBUSY:  # S3's answer to all but one of the concurrent writers of a name
             raise
-    # asked again, since a request whose answer was lost is sent twice and then meets its own file
+    # the content decides: a request whose answer was lost is sent twice and then finds its own file
     created = read(path)
     return Claim(folder, number, owner, process, conditional) if created == content else None
 
 
 def _remove_older(claim: Claim) -> None:
-    """Remove what holders before this one left."""
+    """Remove the files of earlier holders."""
     with suppress(*fs.FAILURES):
         for name in names(claim.folder):
             if re.fullmatch(r"\d{8}\..*", name) and int(name[:8]) < claim.number:
@@ -359,6 +376,6 @@ def _remove_older(claim: Claim) -> None:
 
 
 def _write_beat(claim: Claim, beats: int, has_ended: bool) -> None:
-    """Raise a holder's counter; on a disk in place, which a full one allows: it must not look like a dead holder."""
+    """Write a holder's counter; in place, which a full disk allows: its holder must not look dead."""
     content = json.dumps({"beats": beats, "has_ended": has_ended}).encode().ljust(BEAT_BYTES)
     fs.write_over(f"{prefix(claim.folder, claim.number)}.beat", content)

@@ -1,11 +1,11 @@
-"""The files of leases: who holds a folder, which process that is, and whether it is known to have ended.
+"""The files of leases: the holder of a folder, its process, and whether the process is known to have ended.
 
     FOLDER/lease/00000003.json           the third holder: owner, host, process, purpose; created once, never changed
-    FOLDER/lease/00000003.beat           a counter that its holder raises every few seconds, and whether it has ended
+    FOLDER/lease/00000003.beat           a counter that the holder raises every few seconds, and whether it has ended
     FOLDER/lease/00000003.helper.json    a process of the holder's job that ends when the holder does
 
-Invariant: whatever is in these files, reading them gives a holder: one that cannot be parsed is taken for alive until
-its silence shows otherwise.
+Invariant: any content of these files gives a holder: one that cannot be parsed counts as alive until it is silent for
+too long.
 """
 
 import errno
@@ -22,26 +22,27 @@ from typing import Any
 from janus_dist.storage import fs
 
 NAME = "lease"
-"""The folder of a lease's files, in the folder that it is about."""
+"""Name of the folder of a lease's files, inside the folder that the lease protects."""
 NUMBER = re.compile(r"(\d{8})\.json")
 LOOKS = 10
-"""Tries to read the newest holder while others take the lease."""
+"""Attempts to read the newest holder while other jobs take the lease."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, as others can recognise it."""
+    """Identity of a process for other processes."""
 
     user: str
     host: str
     machine: str | None
-    """Boot and process namespace, in which process numbers are comparable; None where that is not known."""
+    """Boot and process namespace, in which process numbers are comparable; None when unknown."""
     pid: int
     started: str | None
-    """Start time in ticks since boot: numbers of processes are used again."""
+    """Start time in ticks since boot, since process numbers are reused; None when unknown."""
 
     @classmethod
     def current(cls) -> "Process":
+        """Return the identity of this process."""
         try:
             user = getpass.getuser()
         except (OSError, KeyError):  # a user without a name, as in many containers
@@ -51,7 +52,7 @@ class Process:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the process is known to have ended; False also where nothing is known of it."""
+        """Return whether the process is known to have ended; False when its state is unknown."""
         if self.machine is None or self.machine != _machine():
             return False
         try:
@@ -66,15 +67,15 @@ class Process:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease, or held it."""
+    """The current or a former holder of a lease."""
 
     number: int
     owner: str
-    """Unique for each taking of a lease."""
+    """Identifier of one acquisition of a lease."""
     process: Process
     purpose: str
     since: str
-    """Time of the taking by the clock of the holder, for people."""
+    """Time of the acquisition by the clock of the holder, for messages."""
 
     def __str__(self) -> str:
         process = self.process
@@ -82,10 +83,14 @@ class Holder:
 
 
 UNKNOWN = Process("unknown", "unknown", None, 0, None)
+"""Process of a file that cannot be parsed."""
 
 
 def newest(folder: str) -> Holder | None:
-    """Return the holder of a folder's lease, whether it is alive or not; None when nobody ever held it."""
+    """Return the newest holder of a folder's lease, alive or not; None when the folder never had one.
+
+    Raises one of `fs.FAILURES` when the folder cannot be read.
+    """
     for _ in range(LOOKS):
         numbers = [int(match[1]) for name in names(folder) if (match := NUMBER.fullmatch(name))]
         if not numbers:
@@ -96,7 +101,7 @@ def newest(folder: str) -> Holder | None:
 
 
 def has_ended(beat: bytes) -> bool:
-    """Return whether the beat of a holder says that it let the folder go."""
+    """Return whether the beat of a holder says that it released the folder."""
     try:
         return bool(json.loads(beat)["has_ended"])
     except (ValueError, KeyError, TypeError):
@@ -104,7 +109,7 @@ def has_ended(beat: bytes) -> bool:
 
 
 def helpers(folder: str, number: int) -> list[Process]:
-    """Return the helpers of a holder that are known."""
+    """Return the registered helpers of a holder."""
     content = read(helper_file(folder, number))
     try:
         return [_process(json.loads(content))] if content else []
@@ -113,7 +118,7 @@ def helpers(folder: str, number: int) -> list[Process]:
 
 
 def _parsed(number: int, content: bytes) -> Holder:
-    """Return the holder that a file describes; one of which nothing is known when it is not to be read."""
+    """Return the holder that a file describes, or an unknown holder when the content cannot be parsed."""
     try:
         values = json.loads(content)
         return replace(Holder(**values | {"process": _process(values["process"])}), number=number)
@@ -122,6 +127,7 @@ def _parsed(number: int, content: bytes) -> Holder:
 
 
 def _process(values: Any) -> Process:
+    """Return the process with these fields, or UNKNOWN when fields are missing or unknown."""
     try:
         return Process(**values)
     except TypeError:
@@ -134,7 +140,7 @@ def names(folder: str) -> list[str]:
 
 
 def prefix(folder: str, number: int) -> str:
-    """Return what the names of a holder's files begin with."""
+    """Return the beginning of the paths of a holder's files."""
     return f"{folder}/{NAME}/{number:08d}"
 
 
@@ -144,7 +150,7 @@ def helper_file(folder: str, number: int) -> str:
 
 
 def read(path: str) -> bytes:
-    """Return the bytes of a file, none when it does not exist."""
+    """Return the bytes of a file, empty when it does not exist."""
     try:
         return fs.read(path, quick=True)
     except FileNotFoundError:
@@ -152,7 +158,7 @@ def read(path: str) -> bytes:
 
 
 def _machine() -> str | None:
-    """Return what identifies this boot and this namespace of process numbers; None where the system does not say."""
+    """Return the identity of this boot and this process namespace, or None when the system does not state it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -161,7 +167,7 @@ def _machine() -> str | None:
 
 
 def _state_and_start(pid: int) -> tuple[str | None, str | None]:
-    """Return a process's state and its start time in ticks since boot, as Linux tells them."""
+    """Return a process's state and its start time in ticks since boot from Linux; None for both when unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return fields[0], fields[19]

@@ -1,7 +1,7 @@
-"""Files and folders on a disk or a shared file system that are whole or absent, also when writing them is interrupted.
+"""Files and folders on a disk or a shared file system that are complete or absent, even when a write is interrupted.
 
-Invariant: whoever reads a name written here sees all of its content, or what was there before. Content goes to a
-temporary name in the same folder first, then (for files: after fsync) takes its own name by one rename.
+Invariant: a reader of a name written here sees all of the new content or the previous content. Content is written under
+a temporary name in the same folder, then (for files: after fsync) gets its final name by one rename.
 """
 
 import errno
@@ -14,18 +14,18 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file, text as UTF-8; its folder is made."""
+    """Write a file, text as UTF-8; its folder is created."""
     with temporary_file(path, content.encode() if isinstance(content, str) else content) as temporary:
         temporary.replace(path)
 
 
 @contextmanager
 def temporary_file(final: Path, content: bytes) -> Iterator[Path]:
-    """Yield a file with the content, synced to the disk, that lies in the folder of `final` and is gone afterwards."""
+    """Yield a file with the content, synced to the disk, in the folder of `final`; it is removed after the block."""
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # of a file system without folders of users, as /proc: no answer to a question
-        raise PermissionError(errno.EACCES, "the folder cannot be made", str(final.parent)) from error
+    except FileNotFoundError as error:  # from a file system like /proc: it must not look like a missing file
+        raise PermissionError(errno.EACCES, "the folder cannot be created", str(final.parent)) from error
     temporary = _temporary_name(final)
     try:
         with temporary.open("wb") as file:
@@ -39,9 +39,9 @@ def temporary_file(final: Path, content: bytes) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` when the block ends, and is removed when it ends by an error.
+    """Yield an empty folder that becomes `path` after the block, or is removed when the block raises an error.
 
-    What is at `path` may be an empty folder, or with `replace` any folder, which is removed first.
+    `path` may already be an empty folder, or with `replace` any folder, which is removed first.
     """
     temporary = _temporary_name(path)
     temporary.mkdir(parents=True)
@@ -56,5 +56,5 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def _temporary_name(final: Path) -> Path:
-    """Return a hidden name in the same folder that no other process uses: two may write the same file."""
+    """Return a unique hidden name in the same folder: two processes may write the same file."""
     return final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -1,8 +1,8 @@
-"""Bytes of one range from where it is stored: a local file, or an object by one S3 request, tried until it is there.
+"""Reading of one range from a local file, or from an object by one S3 request, with retries.
 
-Invariant: `Fetcher.fetch` gives exactly the bytes from `start` to `stop`, or to the object's end when that comes first,
-or raises DataError. Every request ends: it has a time limit, and only this module retries (s3fs and botocore are told
-to try once), so that attempts never multiply.
+Invariant: `Fetcher.fetch` returns exactly the bytes from `start` to `stop`, or to the object's end when that comes
+first, or raises DataError. Every request has a time limit, and only this module retries (s3fs and botocore are set to
+one attempt), so attempts never multiply.
 """
 
 import asyncio
@@ -38,24 +38,33 @@ from janus_dist.errors import DataError
 from janus_dist.storage.repair import REMAKE_MISSING, REMAKE_SHARD
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
+"""First and longest pause between two attempts, in seconds."""
 CONNECT_TIMEOUT_S = 5.0
-SLOWEST_BYTES_PER_S = 1_000_000  # a body that trickles slower than this has stalled, though bytes still come
-# A late request is asked for a second time. "Late" is 3 times the median, a robust stand-in for the 99th percentile
-# that needs few observations and does not grow when more than one in a hundred requests stalls.
+"""Seconds within which a connection to the store must be made."""
+SLOWEST_BYTES_PER_S = 1_000_000
+"""Rate in bytes per second below which an answer counts as stalled, even when bytes still arrive."""
 LATE_MEDIANS = 3.0
-LATE_FLOOR_S = 0.1  # below this a pause of our own process looks like a late answer
-LATE_COLD_S = 1.0  # before `PACE_SAMPLES` answers were seen
+"""Multiple of the median time after which a request is late and is sent a second time: a robust substitute for the 99th
+percentile that needs few observations and does not grow when more than one in a hundred requests stalls."""
+LATE_FLOOR_S = 0.1
+"""Seconds below which no request is late, because a pause of this process would look like a late answer."""
+LATE_COLD_S = 1.0
+"""Seconds after which a request is late before `PACE_SAMPLES` answers have arrived."""
 PACE_SAMPLES, PACE_WINDOW = 16, 256
-# Second requests may be this share of all, so that a store that is slow everywhere is not asked twice for everything.
+"""Answers needed for a median, and answers over which it is computed."""
 HEDGE_SHARE, HEDGE_ALLOWANCE = 0.05, 10
-FIRST_BYTE_BYTES = 4 << 20  # bytes that take about as long to send as the first byte to come: 80 ms at 50 MB/s
+"""Share of all requests that may be second requests, and their number at the start: a store that is slow everywhere
+must not get every request twice."""
+FIRST_BYTE_BYTES = 4 << 20
+"""Bytes that take about as long to send as the first byte takes to arrive: 80 ms at 50 MB/s."""
 
-RESUME = "the store or the network is at fault; when it is well again, the same command resumes the run"
+RESUME = "the store or the network failed; when it works again, run the same command again to resume the run"
+"""Hint for failures that another attempt may not have."""
 TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"}
 TRANSIENT_ERRORS = (
     HTTPClientError,
     IncompleteReadError,
-    CredentialRetrievalError,  # those that a node has by its role: whoever gives them did not answer
+    CredentialRetrievalError,  # credentials of the node's role: the service that provides them did not answer
     MetadataRetrievalError,
     StoreConnectionError,
     ResponseParserError,
@@ -65,16 +74,20 @@ TRANSIENT_ERRORS = (
 
 @dataclass
 class ReadCounters:
-    """What reading took so far, in this process."""
+    """Counters of all reads of this process so far."""
 
     requests: int = 0
-    """Requests to the store or reads of local files, second ones and repeated ones counted."""
+    """Requests to the store and reads of local files, second and repeated ones included."""
     bytes_fetched: int = 0
+    """Bytes that the store or local files returned."""
     bytes_asked: int = 0
+    """Bytes that callers of `read` received."""
     pages_hit: int = 0
-    """Pages that the node's cache gave."""
+    """Pages read from the node's cache."""
     pages_missed: int = 0
+    """Pages fetched from the store because the node's cache did not have them."""
     retries: int = 0
+    """Attempts after a failed one."""
     hedges: int = 0
     """Second requests for late answers."""
     wait_s: float = 0.0
@@ -82,23 +95,25 @@ class ReadCounters:
 
 
 class Tally:
-    """Counters that threads add to."""
+    """Read counters that several threads increase."""
 
     def __init__(self) -> None:
         self._counters, self._lock = ReadCounters(), threading.Lock()
 
     def add(self, **amounts: float) -> None:
+        """Increase counters by their name."""
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self._counters, name, getattr(self._counters, name) + amount)
 
     def now(self) -> ReadCounters:
+        """Return a copy of the counters."""
         with self._lock:
             return replace(self._counters)
 
 
 class FailureError(Exception):
-    """One attempt failed: why, whether another may succeed, and what a user can do."""
+    """Failure of one attempt: its cause, whether another attempt may succeed, and a hint for the user."""
 
     def __init__(self, cause: str, transient: bool, hint: str):
         super().__init__(cause)
@@ -106,26 +121,31 @@ class FailureError(Exception):
 
 
 class Store(Protocol):
-    """Where objects are."""
+    """A source of objects or files."""
 
     def get(self, path: str, start: int, stop: int) -> bytes:
-        """One attempt: the bytes up to `stop` or the object's end; FailureError otherwise."""
+        """Return the bytes from `start` to `stop` or the object's end by one attempt; raise FailureError."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close all connections."""
+        ...
 
 
 class Fetcher:
-    """Ranges from any store, with retries. Threads may share it; `close` ends the pauses of those that wait."""
+    """Reader of ranges from any store, with retries. Threads may share it; `close` ends their pauses."""
 
     def __init__(self, timeout_s: float, threads: int, patience_s: float, tally: Tally):
-        """A request with no answer for `timeout_s` has failed; none is begun anew after `patience_s`."""
+        """Create a fetcher whose requests fail after `timeout_s` without an answer and are retried for `patience_s`."""
         self.patience_s, self.tally = patience_s, tally
         self._closing = threading.Event()
         self._stores: dict[str, Store] = {"file": LocalStore(tally), "s3": S3Store(timeout_s, threads, tally)}
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:
-        """The bytes from `start` to `stop`, fewer only where the object ends; DataError when patience ends."""
+        """Return the bytes from `start` to `stop`, fewer only where the object ends.
+
+        Raises DataError when the attempts fail for longer than `patience_s`, or a retry would fail again.
+        """
         store, began, attempt = self._stores[protocol(path)], time.monotonic(), 1
         while True:
             try:
@@ -134,10 +154,10 @@ class Fetcher:
                 return content
             except FailureError as failure:
                 tried_s, pause = time.monotonic() - began, pause_s(attempt)
-                again = failure.transient and tried_s + pause < self.patience_s
-                if not again or self._closing.wait(pause):
+                is_retried = failure.transient and tried_s + pause < self.patience_s
+                if not is_retried or self._closing.wait(pause):
                     tried = f"attempt {attempt}, after {tried_s:.1f} s"
-                    final = "" if failure.transient else "; not tried again, as it would fail again"
+                    final = "" if failure.transient else "; not retried, because it would fail again"
                     raise DataError(
                         f"{path} cannot be read, bytes {start} to {stop - 1}: {failure.cause} ({tried}){final}",
                         failure.hint,
@@ -146,13 +166,14 @@ class Fetcher:
             self.tally.add(retries=1)
 
     def close(self) -> None:
+        """End the pauses between attempts and close all stores."""
         self._closing.set()
         for store in self._stores.values():
             store.close()
 
 
 def protocol(path: str) -> str:
-    """`file` or `s3`; DataError for what is neither."""
+    """Return `file` or `s3`, the kind of a path; raise DataError when it is neither."""
     name = fsspec.core.split_protocol(path)[0]
     if name in (None, "file", "local"):
         return "file"
@@ -162,17 +183,17 @@ def protocol(path: str) -> str:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is a file of this machine, network disks included; DataError as of `protocol`."""
+    """Return whether a path is on a disk of this machine, network disks included; raise DataError as `protocol`."""
     return protocol(path) == "file"
 
 
 def pause_s(attempt: int) -> float:
-    """Seconds to wait after a failed attempt (counted from 1): doubling, half of it random so that ranks spread."""
+    """Return the seconds to wait after a failed attempt (from 1): doubling, and half random to spread ranks."""
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
 class LocalStore:
-    """Local files. Each is opened for one read and closed, so as many are open as threads read."""
+    """Store of local files. Each file is opened for one read and closed, so each reading thread has one open file."""
 
     def __init__(self, tally: Tally):
         self.tally = tally
@@ -186,18 +207,18 @@ class LocalStore:
             finally:
                 os.close(file)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise FailureError("there is no such file", False, REMAKE_MISSING) from error
+            raise FailureError("the file does not exist", False, REMAKE_MISSING) from error
         except (PermissionError, IsADirectoryError) as error:
-            raise FailureError(str(error.strerror), False, "check the path and who may read it") from error
-        except OSError as error:  # a network disk: stale handle, time-out, an error that passes
+            raise FailureError(str(error.strerror), False, "check the path and its permissions") from error
+        except OSError as error:  # a network disk: stale handle, time-out or another transient error
             raise FailureError(f"{error.strerror} (errno {error.errno})", True, "check the disk and its log") from error
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open between reads."""
 
 
 def pread(file: int, start: int, stop: int) -> bytes:
-    """Bytes of an open file up to `stop` or its end, without moving a position that threads would share."""
+    """Return the bytes of an open file from `start` to `stop` or its end; its position, shared by threads, stays."""
     parts = []
     while start < stop and (part := os.pread(file, stop - start, start)):
         parts.append(part)
@@ -206,37 +227,40 @@ def pread(file: int, start: int, stop: int) -> bytes:
 
 
 class Pace:
-    """How long requests take of late, and how many second ones may be sent. Used by one thread, the event loop's."""
+    """Recent durations of requests, and the allowance of second requests. Used only by the event loop's thread."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=PACE_WINDOW)
         self._requests = self._hedges = 0
 
     def add(self, num_bytes: int, seconds: float) -> None:
+        """Record the duration of a request for `num_bytes` bytes."""
         self._seconds.append(seconds / self._weight(num_bytes))
 
     def late_s(self, num_bytes: int) -> float:
-        """Seconds after which a request for so many bytes is late."""
+        """Return the seconds after which a request for `num_bytes` bytes is late."""
         if len(self._seconds) < PACE_SAMPLES:
             return LATE_COLD_S * self._weight(num_bytes)
         return max(LATE_FLOOR_S, LATE_MEDIANS * statistics.median(self._seconds)) * self._weight(num_bytes)
 
     def request(self) -> None:
+        """Count a first request."""
         self._requests += 1
 
     def hedge(self) -> bool:
-        """Whether one more second request may be sent; it is counted."""
-        allowed = self._hedges < HEDGE_ALLOWANCE + HEDGE_SHARE * self._requests
-        self._hedges += allowed
-        return allowed
+        """Return whether one more second request may be sent, and count it if so."""
+        is_allowed = self._hedges < HEDGE_ALLOWANCE + HEDGE_SHARE * self._requests
+        self._hedges += is_allowed
+        return is_allowed
 
     @staticmethod
     def _weight(num_bytes: int) -> float:
+        """Return the expected duration of a request relative to that of its first byte."""
         return 1 + num_bytes / FIRST_BYTE_BYTES
 
 
 class S3Store:
-    """Objects of S3 or what speaks its protocol. Requests run on fsspec's event loop, whichever thread asks."""
+    """Store of objects in S3 or a compatible service. Requests of all threads run on fsspec's event loop."""
 
     def __init__(self, timeout_s: float, threads: int, tally: Tally):
         self.timeout_s, self.threads, self.tally, self.pace = timeout_s, threads, tally, Pace()
@@ -248,11 +272,11 @@ class S3Store:
         limit_s = self.timeout_s + (stop - start) / SLOWEST_BYTES_PER_S
         running = asyncio.run_coroutine_threadsafe(self._get(files, path, start, stop, limit_s), files.loop)
         try:
-            # the limit is kept on the loop; the longer one here is for a loop that died or is blocked
+            # the loop enforces the limit; the longer one here covers a loop that died or is blocked
             return running.result(2 * limit_s + CONNECT_TIMEOUT_S)
         except TimeoutError as error:
             running.cancel()
-            raise FailureError(f"no whole answer within {limit_s:.1f} s", True, RESUME) from error
+            raise FailureError(f"no complete answer within {limit_s:.1f} s", True, RESUME) from error
         except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as error:
             raise explained(error) from error
 
@@ -261,7 +285,7 @@ class S3Store:
             files, self._files = self._files, None
         if files is None:
             return
-        with suppress(OSError):  # its connections are idle, or break when the process ends
+        with suppress(OSError):  # open connections are idle, or break when the process ends
             sync(files.loop, self._disconnect, files, timeout=CONNECT_TIMEOUT_S)
 
     @staticmethod
@@ -270,27 +294,29 @@ class S3Store:
         await client.close()
 
     def _connect(self) -> Any:
-        """The s3fs file system; it alone knows endpoint, credentials and region."""
+        """Return the s3fs file system, which holds endpoint, credentials and region."""
         with self._lock:
             if self._files is None:
-                theirs = conf.get("s3", {}).get("config_kwargs", {})
-                ours = {
+                user_options = conf.get("s3", {}).get("config_kwargs", {})
+                limits = {
                     "connect_timeout": min(CONNECT_TIMEOUT_S, self.timeout_s),
                     "read_timeout": self.timeout_s,
                     "retries": {"total_max_attempts": 1, "mode": "standard"},
-                    "max_pool_connections": 2 * self.threads,  # each may be asked for twice
+                    "max_pool_connections": 2 * self.threads,  # each thread may have a second request
                 }
-                self._files = fsspec.filesystem("s3", skip_instance_cache=True, config_kwargs={**theirs, **ours})
+                self._files = fsspec.filesystem(
+                    "s3", skip_instance_cache=True, config_kwargs={**user_options, **limits}
+                )
             return self._files
 
     async def _get(self, files: Any, path: str, start: int, stop: int, limit_s: float) -> bytes:
-        await files.set_session()  # once; not part of the time limit, as reading botocore's models takes a second
+        await files.set_session()  # once; outside the time limit, since reading botocore's models takes a second
         self.pace.request()
         async with asyncio.timeout(limit_s):
             return await self._first_answer(lambda: self._request(files, path, start, stop), stop - start)
 
     async def _first_answer(self, request: Callable[[], Awaitable[bytes]], num_bytes: int) -> bytes:
-        """The answer to a request; when it is late, it is sent a second time and the first answer counts."""
+        """Return the answer to a request; a late request is sent a second time, and the first answer is used."""
         waiting: set[asyncio.Future[bytes]] = {asyncio.ensure_future(request())}
         failures: list[BaseException] = []
         try:
@@ -307,28 +333,31 @@ class S3Store:
             raise failures[0]
         finally:
             for answer in waiting:
-                answer.cancel()  # closes its connection, which has bytes in flight
+                answer.cancel()  # closes its connection, on which bytes still arrive
 
     async def _request(self, files: Any, path: str, start: int, stop: int) -> bytes:
         bucket, key, _ = files.split_path(path)
         client = await files.get_s3(bucket)
         self.tally.add(requests=1)
         began = time.monotonic()
-        wanted = f"bytes={start}-{stop - 1}"
-        answer = await client.get_object(Bucket=bucket, Key=key, Range=wanted, **files.req_kw)
+        byte_range = f"bytes={start}-{stop - 1}"
+        answer = await client.get_object(Bucket=bucket, Key=key, Range=byte_range, **files.req_kw)
         try:
             expected = answered_bytes(answer, start, stop)
             content = await answer["Body"].read()
         finally:
             answer["Body"].close()
         if len(content) != expected:
-            raise FailureError(f"{len(content)} bytes came instead of {expected}", True, RESUME)
+            raise FailureError(f"received {len(content)} bytes instead of {expected}", True, RESUME)
         self.pace.add(len(content), time.monotonic() - began)
         return content
 
 
 def answered_bytes(answer: dict[str, Any], start: int, stop: int) -> int:
-    """How many bytes the answer to a range request must have, by the object's size; FailureError for another range."""
+    """Return the bytes that the answer to a range request must have, given the object's size.
+
+    Raises FailureError when the answer is for another range.
+    """
     header = answer.get("ContentRange", "")  # bytes 100-199/146515
     try:
         first, size = int(header.split()[1].split("-")[0]), int(header.rpartition("/")[2])
@@ -341,24 +370,25 @@ def answered_bytes(answer: dict[str, Any], start: int, stop: int) -> int:
 
 
 def explained(error: BaseException) -> FailureError:
-    """What an error of the S3 client means for another attempt and for the user."""
+    """Return the failure for an error of the S3 client: whether it is transient, and a hint for the user."""
     if isinstance(error, ClientError):
         return _refused(error)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return FailureError(
             str(error), False, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
         )
-    said = f"{type(error).__name__}: {error}"
+    cause = f"{type(error).__name__}: {error}"
     if isinstance(error, (*TRANSIENT_ERRORS, OSError)):
-        return FailureError(f"the connection failed ({said})", True, RESUME)
-    return FailureError(said, False, "check AWS_ENDPOINT_URL, region and credentials")
+        return FailureError(f"the connection failed ({cause})", True, RESUME)
+    return FailureError(cause, False, "check AWS_ENDPOINT_URL, region and credentials")
 
 
 def _refused(error: ClientError) -> FailureError:
-    said = error.response.get("Error", {})
+    """Return the failure for an error answer of the store."""
+    details = error.response.get("Error", {})
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    code = said.get("Code", "")
-    cause = f"the store answered {status} {code} ({said.get('Message', '')})"
+    code = details.get("Code", "")
+    cause = f"the store answered {status} {code} ({details.get('Message', '')})"
     if status >= 500 or status == 429 or code in TRANSIENT_CODES:
         return FailureError(cause, True, RESUME)
     hints = {

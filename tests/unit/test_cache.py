@@ -1,4 +1,4 @@
-"""The node's cache of pages: bounded, sound after any kill, emptied in the order of Belady, harmless when it breaks."""
+"""The node's page cache: bounded, intact after any kill, evicted in Belady's order, harmless when the disk fails."""
 
 import errno
 import functools
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus_dist.storage import cache
+from janus_dist.storage import cache, page_files
 from janus_dist.storage.cache import PageCache
 from tests.s3_faults import noise
 
@@ -24,7 +24,7 @@ CONTENT = noise(40 * PAGE - 10)
 
 
 class Source:
-    """A store that keeps count."""
+    """A store that records which pages are fetched."""
 
     def __init__(self) -> None:
         self.fetched: list[int] = []
@@ -39,7 +39,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def numbers(folder: Path) -> set[int]:
-    """Pages that lie in the folder."""
+    """Return the indices of the pages in the folder."""
     return {int(file.name.rpartition("-")[2], 16) for file in files(folder)}
 
 
@@ -49,7 +49,7 @@ def get(pages: PageCache, source: Source, *asked: int) -> None:
 
 
 def fewest_misses(trace: list[int], capacity: int) -> int:
-    """The least that any order of eviction can reach when each page that is read is kept: all orders tried."""
+    """Return the fewest misses of any order of eviction that keeps each page that is read, by trying all orders."""
 
     @functools.cache
     def misses(place: int, held: frozenset[int]) -> int:
@@ -131,7 +131,7 @@ def test_the_unfinished_page_of_a_dead_process(tmp_path):
     pages, source = PageCache(tmp_path, 4, PAGE), Source()
     get(pages, source, 0)
     for number in (1, 2):
-        unfinished = pages._new(cache.page_name(OBJECT, number))
+        unfinished = pages._files.unfinished_path(page_files.page_name(OBJECT, number))
         unfinished.write_bytes(b"half a page" * 20)
     get(pages, source, 1)
     get(pages, source, 3, 4, 5, 6, 7)
@@ -170,7 +170,7 @@ def test_processes_killed_at_any_time_leave_it_sound(tmp_path):
         for file in files(tmp_path):
             content = file.read_bytes()
             number = int(file.stem.rpartition("-")[2], 16)
-            whole = content[cache.HEADER.size :] == CONTENT[number * PAGE : (number + 1) * PAGE]
+            whole = content[page_files.HEADER.size :] == CONTENT[number * PAGE : (number + 1) * PAGE]
             assert whole or file.suffix == ".new"
         get(pages, source, *range(40))
         assert len(files(tmp_path)) <= 8
@@ -189,7 +189,7 @@ def test_a_broken_disk_costs_speed_only(tmp_path, caplog):
     assert source.fetched == [0, 0, 1, 1]
     (line,) = caplog.messages
     assert line == (
-        f"no cache: {tmp_path}/file/pages-1-64: Not a directory; reading goes on from the store, "
+        f"cache turned off: {tmp_path}/file/pages-1-64: Not a directory; reading continues from the store, "
         "the cache is tried again every 300 s"
     )
 
@@ -197,18 +197,18 @@ def test_a_broken_disk_costs_speed_only(tmp_path, caplog):
 def test_a_full_disk_costs_speed_only(tmp_path, caplog, monkeypatch):
     pages, source = PageCache(tmp_path, 4, PAGE), Source()
     get(pages, source, 0)
-    write = cache.write_all
+    write = page_files.write_all
 
     def full(file: int, content: bytes) -> None:
         if len(content) > 8:  # the count is in place, a page needs room
             raise OSError(errno.ENOSPC, "No space left on device")
         write(file, content)
 
-    monkeypatch.setattr(cache, "write_all", full)
+    monkeypatch.setattr(page_files, "write_all", full)
     get(pages, source, 1, 0, 1)
     assert source.fetched == [0, 1, 0, 1] and numbers(tmp_path) == {0}
     assert "No space left on device" in caplog.text and len(caplog.messages) == 1
-    monkeypatch.setattr(cache, "write_all", write)
+    monkeypatch.setattr(page_files, "write_all", write)
     pages._off_until_s = 0.0  # five minutes later
     get(pages, source, 0, 1, 1)
     assert source.fetched == [0, 1, 0, 1, 1] and numbers(tmp_path) == {0, 1}

@@ -1,4 +1,4 @@
-"""Whatever an image file can be: every mode and format as upright 8-bit RGB, or a reason."""
+"""Image files of every mode and format: upright 8-bit RGB, or an error with a reason."""
 
 import io
 import struct
@@ -49,7 +49,7 @@ def png_of(width, height, *chunks, depth=8, color=2):
 
 
 def png_16(values):
-    """A PNG of [height, width, channel] 16-bit values."""
+    """Return a PNG of 16-bit values: [height, width, channel] uint16."""
     height, width, channels = values.shape
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
     color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -57,14 +57,14 @@ def png_16(values):
 
 
 def many_scans(number):
-    """A progressive JPEG of 64x64 pixels whose last scan is there many times."""
+    """Return a progressive JPEG of 64x64 pixels whose last scan is repeated many times."""
     content = encoded(Image.fromarray(noise(64, 64)), "JPEG", progressive=True)
     last, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
     return content[:last] + content[last:end] * number + content[end:]
 
 
 def gif_that_grows(width, height):
-    """A GIF of 20x20 pixels by its header, whose first frame is larger."""
+    """Return a GIF whose header says 20x20 pixels and whose first frame is larger."""
     content = bytearray(encoded(Image.new("P", (20, 20)), "GIF"))
     frame = content.index(b",", 13)
     content[frame + 5 : frame + 9] = struct.pack("<HH", width, height)
@@ -109,8 +109,8 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n(/tmp/
         (EPS, "does not decode: no image format"),
         (encoded(Image.fromarray(noise(20, 20)), "PPM"), "does not decode: no image format"),
         (encoded(Image.fromarray(noise(20, 20)), "JPEG2000"), "does not decode: no image format"),
-        (encoded(Image.new("F", (20, 20)), "TIFF"), "does not decode: nothing says which values of its mode F are bl"),
-        (encoded(Image.new("I", (20, 20)), "TIFF"), "does not decode: nothing says which values of its mode I are bl"),
+        (encoded(Image.new("F", (20, 20)), "TIFF"), "does not decode: its mode F does not define which values"),
+        (encoded(Image.new("I", (20, 20)), "TIFF"), "does not decode: its mode I does not define which values"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -208,7 +208,7 @@ def test_a_color_that_stands_for_transparent_is_white():
 
 
 def plain_cmyk(fields):
-    """[height, width, 4] inks without a black one: an ink takes away its color."""
+    """Return CMYK inks without black, each of which removes its color: [height, width, 4] uint8."""
     return np.concatenate([255 - fields, np.zeros_like(fields[..., :1])], axis=2)
 
 
@@ -250,7 +250,7 @@ def test_of_a_pair_from_a_stereo_camera_the_first_is_taken():
 
 
 def turned(pixels, orientation):
-    """How a camera stores upright pixels under an orientation (EXIF 2.3, table of tag 0x0112)."""
+    """Return the pixels that a camera stores for upright pixels in an orientation (EXIF 2.3, table of tag 0x0112)."""
     return {
         1: pixels,
         2: pixels[:, ::-1],

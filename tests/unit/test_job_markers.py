@@ -1,4 +1,4 @@
-"""Markers of jobs: one attempt counts, another job's marker does not, and files of users are left alone."""
+"""Markers of jobs: one attempt counts, another job's marker does not, and users' files are not removed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""JSON Lines as people write them: marks of byte order, line ends inside strings, blank lines, other types."""
+"""JSON Lines as people write them: byte order marks, line ends inside strings, blank lines, other types."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Leases: one job writes a folder at a time; who is dead is followed, who is alive is not, and who lost it stops."""
+"""Leases: one job writes a folder at a time; a dead holder is replaced, a live one is not, and a replaced one stops."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ ME = Process.current()
 
 
 class Turned:
-    """A clock that stands still but for sleeps, and what happens during them."""
+    """A clock that only sleeps advance, with a callback during each sleep."""
 
     def __init__(self, *during: Callable[[], Any]):
         self.now_s, self.during = 1000.0, list(during)
@@ -50,7 +50,7 @@ def away(*_: object, **__: object) -> Any:
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the processes that take a lease from now on be of another machine."""
+    """Make processes that take a lease from now on appear to be on another machine."""
     monkeypatch.setattr(lease_files, "_machine", lambda: None)
 
 
@@ -179,7 +179,7 @@ def test_numbers_of_processes_mean_nothing_elsewhere_and_are_used_again():
 
 
 def race(folder: str, number: int) -> tuple[list[lease.Lease], list[ConfigError]]:
-    """Several take a lease at once; the winner renews it."""
+    """Take a lease from several threads at once; the winner renews it."""
     quick = Times(renew_s=0.02, poll_s=0.01, silence_s=60.0)
     together, won, refused = threading.Barrier(number), list[lease.Lease](), list[ConfigError]()
 
@@ -217,7 +217,7 @@ def test_who_looked_long_ago_does_not_take_what_others_had_since(tmp_path, monke
     looks = [old]
     real = lease_files.newest
     monkeypatch.setattr(lease, "newest", lambda folder: looks.pop() if looks else real(folder))
-    monkeypatch.setattr(lease._Seen, "judge", lambda self, holder: "free" if holder is old else "alive")
+    monkeypatch.setattr(lease._HolderObserver, "judge", lambda self, holder: "free" if holder is old else "alive")
     with pytest.raises(ConfigError, match="is alive"):
         taken(tmp_path)
     third.check()
@@ -378,7 +378,7 @@ def test_a_store_that_ignores_conditions_gets_a_second_look(bucket, monkeypatch)
     assert fs.create(f"{bucket}/b", b"1", conditional=False) and fs.read(f"{bucket}/b") == b"1"
 
     def overwritten() -> None:
-        """Another job writes the same number, after it saw none."""
+        """Write the lease of another job that saw no holder, under the same number."""
         content = json.loads(fs.read(f"{bucket}/run/lease/00000001.json"))
         fs.write_whole(f"{bucket}/run/lease/00000001.json", json.dumps(content | {"owner": "other"}).encode())
         clock.during = [lambda: fs.write_whole(f"{bucket}/run/lease/00000001.beat", str(clock.now_s).encode())]
@@ -386,13 +386,13 @@ def test_a_store_that_ignores_conditions_gets_a_second_look(bucket, monkeypatch)
     clock, said = Turned(overwritten), []
     with pytest.raises(ConfigError, match="is alive"):
         taken(f"{bucket}/run", clock, said)
-    assert said[0].startswith(f"{bucket}/run: this store ignores If-None-Match, so that two writers are told apart by")
+    assert said[0].startswith(f"{bucket}/run: this store ignores If-None-Match, so a second read distinguishes ")
 
 
 def test_a_folder_that_cannot_be_made_is_said_without_a_traceback():
     """A file system without folders of users says that it is not there, which elsewhere is an answer."""
     with (
-        pytest.raises(ConfigError, match=r"/proc/nowhere/run cannot be reached: PermissionError: .* cannot be made"),
+        pytest.raises(ConfigError, match=r"/proc/nowhere/run cannot be reached: PermissionError: .* cannot be created"),
         lease.hold("/proc/nowhere/run", "run", "training", print, "hint", ConfigError),
     ):
         pass

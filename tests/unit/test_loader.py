@@ -1,4 +1,4 @@
-"""The loader: the same global batch for every world and number of threads; damaged samples keep their place."""
+"""The loader: the same global batch for every world size and number of threads; damaged samples move no others."""
 
 import dataclasses
 import hashlib
@@ -68,7 +68,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 def rows_of(loader: Loader, step: int) -> dict[int, str]:
-    """Digest of what each row of this rank becomes."""
+    """Return a digest of the tensors of each row of this rank."""
     plan = loader.plan.step(step)
     dealt = packing.deal(plan.row_costs, loader.world, loader.plan.batch.micro_rows)
     mine = [row for ranks in dealt for row in ranks[loader.rank]]
@@ -132,7 +132,7 @@ def test_reading_ahead_is_bounded_by_memory(data, form):
 
 
 def spoil(data, tmp_path, stream: str, sample: int):
-    """A copy of the data in which a byte of one sample's payload is flipped."""
+    """Return a copy of the data in which a byte of one sample's payload is flipped."""
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     shards = ShardSet.open(folder / stream)
@@ -172,7 +172,7 @@ def test_a_damaged_sample_keeps_its_place(data, form, tmp_path, stream, caplog):
     assert after.bad_samples == 1
     with caplog.at_level(logging.WARNING, "janus_dist"):
         bad.load(step)
-    assert f"sample 7 of {folder / stream} is damaged, training goes on without it" in caplog.text
+    assert f"sample 7 of {folder / stream} is damaged, training continues without it" in caplog.text
     assert "has checksum" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: what is there after writing, and after a write that was interrupted."""
+"""Files and folders that are complete or absent: their content after a write, and after an interrupted write."""
 
 import os
 

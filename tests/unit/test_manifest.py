@@ -1,4 +1,4 @@
-"""Manifests: their identity, and shard sets that do not agree with them."""
+"""Manifests: their identity, and shard sets that do not match them."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def test_records_of_all_shards_stand_one_behind_the_other(folder):
 
 
 def test_no_manifest(tmp_path):
-    with pytest.raises(DataError, match=r"no .*manifest\.json") as caught:
+    with pytest.raises(DataError, match=r"manifest\.json does not exist") as caught:
         ShardSet.open(tmp_path / "nothing")
     assert caught.value.hint is not None and "jobs/prepare.py" in caught.value.hint
 
@@ -55,8 +55,8 @@ def test_no_manifest(tmp_path):
         ("{", "is not JSON"),
         ("[]", "has version None, this program reads 2"),
         ('{"version": 1}', "has version 1, this program reads 2"),
-        ('{"version": 2, "shards": []}', "is no manifest of version 2"),
-        ('{"version": 2}', "is no manifest of version 2"),
+        ('{"version": 2, "shards": []}', "is not a manifest of version 2"),
+        ('{"version": 2}', "is not a manifest of version 2"),
     ],
 )
 def test_a_file_that_is_no_manifest(tmp_path, content, message):
@@ -87,7 +87,8 @@ def test_blocks_end_with_their_shard(tmp_path):
 
 def test_a_missing_table(folder):
     next(folder.glob("shards-*.parquet")).unlink()
-    with pytest.raises(DataError, match=r"no .*shards-[0-9a-f]{12}\.parquet, which the manifest beside it names"):
+    message = r"shards-[0-9a-f]{12}\.parquet does not exist, but the manifest in its folder names it"
+    with pytest.raises(DataError, match=message):
         ShardSet.open(folder)
 
 
@@ -101,7 +102,7 @@ def test_a_table_of_another_run(folder, tmp_path_factory):
 
 def test_a_file_that_is_no_table(folder):
     next(folder.glob("shards-*.parquet")).write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="is no table of shards"):
+    with pytest.raises(DataError, match="is not a table of shards"):
         ShardSet.open(folder)
 
 
@@ -122,6 +123,6 @@ def test_an_index_with_other_bytes(folder):
     index = np.load(path)
     index["offset"][0] += 4
     np.save(path, index)
-    with pytest.raises(DataError, match=r"shard-00000\.index\.npy is not what the manifest describes") as caught:
+    with pytest.raises(DataError, match=r"shard-00000\.index\.npy does not match the manifest") as caught:
         all_records(ShardSet.open(folder))
     assert caught.value.hint is not None and "make this shard again" in caught.value.hint

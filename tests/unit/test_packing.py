@@ -1,4 +1,4 @@
-"""Packing: every label once, rows full, and what is said to fit does."""
+"""Packing: every label once, full rows, and a forecast of what fits that is never wrong."""
 
 import numpy as np
 from hypothesis import given

@@ -24,7 +24,7 @@ BATCH = BatchConfig(rows=8, row_tokens=256, fill=0.9)
 
 
 def records(stream: Stream, samples: int, low: int, high: int) -> np.ndarray:
-    """Index records of `samples` samples with seeded lengths in [low, high)."""
+    """Return index records of `samples` samples with seeded lengths in [low, high)."""
     found = np.zeros(samples, dtype=INDEX_DTYPE)
     found["tokens"] = np.random.default_rng(STREAMS.index(stream)).integers(low, high, samples)
     if stream == "generation":
@@ -339,7 +339,7 @@ def test_a_sample_that_fits_in_no_row_is_refused():
         DataError, match=r"sample \d+ of understanding/shard-00000.tar takes \d+ tokens, more than batch.row_tokens=128"
     ) as caught:
         make_plan(batch=BatchConfig(rows=8, row_tokens=128))
-    assert "take batch.row_tokens=" in str(caught.value)
+    assert "set batch.row_tokens=" in str(caught.value)
 
 
 def test_text_longer_than_a_row_is_cut():

@@ -1,4 +1,4 @@
-"""What the reader gives, exactly, from every kind of store, and how few requests it takes, also of two processes."""
+"""The reader: exact bytes from every kind of store, and the number of its requests, also for two processes."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_dist.data import reader
-from janus_dist.data.reader import Range, joined
+from janus_dist.data.reader import Range, join_ranges
 from janus_dist.errors import DataError
 from janus_dist.storage import ranges as fetch
 from tests.limits import HANG_S
@@ -103,11 +103,11 @@ class TestRequests:
     @given(RANGES, st.sampled_from([1, 64]), st.integers(0, 2_000))
     def test_spans_hold_all_ranges(self, quick_reader, ranges: list[Range], align: int, gap: int):
         places = [place for place, one in enumerate(ranges) if one.bytes]
-        spans = joined(ranges, places, align, gap)
-        assert sorted(place for span in spans for place in span.places) == places
+        spans = join_ranges(ranges, places, align, gap)
+        assert sorted(place for span in spans for place in span.range_indices) == places
         for span in spans:
             assert span.start % align == 0 == span.stop % align
-            held = [ranges[place] for place in span.places]
+            held = [ranges[place] for place in span.range_indices]
             assert span.start <= min(one.offset for one in held) and max(one.stop for one in held) <= span.stop
             longest = max(one.bytes for one in held) + 2 * align
             assert span.stop - span.start <= max(reader.SPAN_BYTES, longest)
@@ -136,11 +136,11 @@ class TestRequests:
 
 
 class TestLocalReads:
-    """Files that answer at once are read by the caller, slow ones (a network's) at the same time."""
+    """The caller reads fast local files; slow files (on a network disk) are read concurrently."""
 
     @pytest.fixture
     def readers(self, make_reader, tmp_path, monkeypatch):
-        """Read 21 spans of a file, each read preceded by a call; by which threads it was."""
+        """Return the threads that read 21 spans of a file, with a call before each read."""
 
         def run(before: Callable[[], object]) -> Counter[int]:
             threads: Counter[int] = Counter()
@@ -179,7 +179,7 @@ class TestLocalReads:
 
         monkeypatch.setattr(fetch, "pread", pread)
         (tmp_path / "a.tar").write_bytes(DATA)
-        with pytest.raises(DataError, match="the reader was closed while it read"):
+        with pytest.raises(DataError, match="the reader was closed during a read"):
             made.read([Range(str(tmp_path / "a.tar"), offset, 10) for offset in (0, 1_000)])
 
 
@@ -224,7 +224,7 @@ sys.stdout.buffer.write(b"".join(found))
 
 
 def child(folder: Path) -> subprocess.Popen[bytes]:
-    """Another rank of the node; its environment is that of this process."""
+    """Start another rank of the node in the environment of this process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", CHILD, str(folder)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)

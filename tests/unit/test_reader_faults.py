@@ -1,4 +1,4 @@
-"""The reader against a store that fails: it recovers, or ends with a DataError that says what, why and what to do."""
+"""The reader with a failing store: it recovers, or raises a DataError with the object, the cause and a fix."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +57,7 @@ class TestFaults:
         assert caught.value.message.startswith(
             f"{path} cannot be read, bytes {start} to {start + 9}: the store answered {cause} (attempt 1, "
         )
-        assert caught.value.message.endswith("; not tried again, as it would fail again")
+        assert caught.value.message.endswith("; not retried, because it would fail again")
         assert hint in (caught.value.hint or "")
 
     @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ class TestFaults:
         [
             ("slow_down", "the store answered 503 SlowDown (Please reduce your request rate.) (attempt 3, "),
             ("reset", "the connection failed (ClientPayloadError: "),
-            ("other_length", "5 bytes came instead of 10 (attempt 3, "),
+            ("other_length", "received 5 bytes instead of 10 (attempt 3, "),
         ],
     )
     def test_that_do_not_pass_end_the_read(self, s3, make_reader, fault, cause):
@@ -89,7 +89,7 @@ class TestFaults:
 
     def test_silence_is_told(self, s3, make_reader):
         s3.fail("stall")
-        with pytest.raises(DataError, match=r"bytes 0 to 9: no whole answer within 1\.0 s \(attempt 1, "):
+        with pytest.raises(DataError, match=r"bytes 0 to 9: no complete answer within 1\.0 s \(attempt 1, "):
             make_reader(timeout_s=1.0, attempts=1).read([Range(PATH, 0, 10)])
 
     def test_no_server(self, monkeypatch, make_reader):
@@ -103,7 +103,7 @@ class TestFaults:
 
     def test_a_store_without_ranges(self, s3, make_reader):
         s3.fail("whole")
-        with pytest.raises(DataError, match=r"answered with more than the range.*not tried again"):
+        with pytest.raises(DataError, match=r"answered with more than the range.*not retried"):
             make_reader().read([Range(PATH, 10, 10)])
 
     @pytest.mark.parametrize("cached", [False, True])
@@ -112,14 +112,14 @@ class TestFaults:
         expected = f"{PATH} ends at byte 40000, its index expects bytes 39990 to 40009"
         with pytest.raises(DataError, match=expected) as caught:
             made.read([Range(PATH, 39_990, 20)])
-        assert "shard and index are of different runs" in (caught.value.hint or "")
+        assert "shard and index are from different runs" in (caught.value.hint or "")
 
     def test_of_local_files(self, make_reader, tmp_path):
         (tmp_path / "a.tar").write_bytes(DATA[:100])
         made = make_reader()
         for path, offset, cause in (
-            (tmp_path / "none", 0, r"none cannot be read, bytes 0 to 9: there is no such file .*not tried again"),
-            (tmp_path, 0, "Is a directory .*not tried again"),
+            (tmp_path / "none", 0, r"none cannot be read, bytes 0 to 9: the file does not exist .*not retried"),
+            (tmp_path, 0, "Is a directory .*not retried"),
             (tmp_path / "a.tar", 95, "a.tar ends at byte 100, its index expects bytes 95 to 104"),
         ):
             with pytest.raises(DataError, match=cause):

@@ -1,4 +1,4 @@
-"""Hints on damaged shards: whoever does what they say has whole shards again."""
+"""Hints for damaged shards: following them gives complete shards again."""
 
 from pathlib import Path
 

@@ -280,7 +280,7 @@ def plan_of(recipe: StageRecipe) -> Plan:
 def test_a_row_holds_the_longest_sample_by_the_number_that_is_named(tmp_path: Path):
     prepared.prepare(tmp_path)
     small = prepared.recipe(tmp_path, tmp_path, batch={"row_tokens": 21})
-    number = found(r"take (batch\.row_tokens)=(\d+)", hint_of(plan_of, small))[2]
+    number = found(r"set (batch\.row_tokens)=(\d+)", hint_of(plan_of, small))[2]
     plan_of(prepared.recipe(tmp_path, tmp_path, batch={"row_tokens": int(number)}))
 
 
