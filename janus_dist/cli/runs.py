@@ -14,9 +14,10 @@ import typer
 from janus_dist.errors import DataError
 from janus_dist.monitor.console import count, duration, figure, print_json
 from janus_dist.report.compare import write_comparison
+from janus_dist.report.comparison import compare_runs, labels
 from janus_dist.report.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
 from janus_dist.report.run import write_report
-from janus_dist.report.standing import WINDOW, ahead, comparison, details, is_run, labels, parted, summary
+from janus_dist.report.standing import WINDOW, details, is_run, summary
 
 runs_app = typer.Typer(no_args_is_help=True, help="List runs, show one, compare two.")
 
@@ -81,22 +82,22 @@ def compare_command(
     """Lay two runs side by side: settings that differ, where their losses part, which is ahead and by how much."""
     for run in (first, second):
         _must_be_run(run)
-    found = comparison(first, second)
+    comparison = compare_runs(first, second)
     if html:
-        write_comparison(first, second, found, html)
+        write_comparison(first, second, comparison, html)
     if as_json:
-        print_json(found)
+        print_json(comparison.to_json())
         return
-    for key, (one, other) in found["settings"].items():
-        print(f"{key}: {json.dumps(one)} -> {json.dumps(other)}")
-    if not found["settings"]:
+    for key, (value, other) in comparison.settings.items():
+        print(f"{key}: {json.dumps(value)} -> {json.dumps(other)}")
+    if not comparison.settings:
         print("the same settings")
-    print(f"{parted(found)}; means of the last {found['window']:,} of them:")
-    for name, values in found["metrics"].items():
-        one, other = map(figure, values)
-        of_step = f"  of step {found['validated_step']:,}" if name.startswith("validation/") else ""
-        print(f"  {name:<26} {one:>10} -> {other:>10}{of_step}")
-    print(ahead(found["metrics"], *labels(first, second)))
+    print(f"{comparison.describe_common_steps()}; means of the last {comparison.window:,} of them:")
+    for name, values in comparison.metrics.items():
+        value, other = map(figure, values)
+        of_step = f"  of step {comparison.validated_step:,}" if name.startswith("validation/") else ""
+        print(f"  {name:<26} {value:>10} -> {other:>10}{of_step}")
+    print(comparison.describe_winner(*labels(first, second)))
     if html:
         print(f"page: {html}")
 

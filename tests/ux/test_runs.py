@@ -1,4 +1,4 @@
-"""What a user of `janus runs` sees: a list, one run, two beside each other."""
+"""What a user of `janus runs` sees: a list, one run, two compared."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.errors import DataError, JanusError
 from janus_dist.monitor import events
-from janus_dist.report import standing
+from janus_dist.report import comparison
 from janus_dist.storage import lease, lease_files
 from tests import prepared
 from tests.pages import Page
@@ -147,7 +147,7 @@ def test_compare_as_a_page(root, janus, tmp_path):
     found = Page(html)
     text = " ".join(found.text.split())
     for expected in (
-        "one beside two", "one is ahead by 0.2000 in held-out losses; equally fast", "the same losses until step 2",
+        "one compared with two", "one is ahead by 0.2000 in held-out losses; equally fast", "the same losses until step 2",
         "optim.lr0.010.02", "loss/all3.6504.150 +0.5", "held-out losses (validation) of step 4", "loss, text",
     ):  # fmt: skip
         assert expected in text, expected
@@ -160,8 +160,8 @@ def test_runs_of_one_name_are_told_apart(root, janus, tmp_path):
     shutil.copytree(root / "two", tmp_path / "later" / "one")
     _, out, _ = janus("compare", root / "one", tmp_path / "later" / "one")
     assert out.splitlines()[-1].startswith(f"{root.name}/one is ahead by 0.2000")
-    assert standing.labels(Path("a/runs/one"), Path("b/runs/one")) == ("a/runs/one", "b/runs/one")
-    assert standing.labels(Path("runs/one"), Path("runs/one")) == ("one (A)", "one (B)")
+    assert comparison.labels(Path("a/runs/one"), Path("b/runs/one")) == ("a/runs/one", "b/runs/one")
+    assert comparison.labels(Path("runs/one"), Path("runs/one")) == ("one (A)", "one (B)")
 
 
 def test_what_is_no_run(root, janus):
