@@ -5,12 +5,11 @@ Invariant: figures and verdict are those of `janus runs compare`.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from janus_dist.config.mix import STREAMS
 from janus_dist.report import plot
-from janus_dist.report.page import render
 from janus_dist.report.comparison import Comparison, labels
+from janus_dist.report.page import render
 from janus_dist.storage import fs
 from janus_dist.storage.json_lines import read_records
 

@@ -1,7 +1,8 @@
 """State and figures of single training runs, for `janus runs list` and `janus runs show`.
 
-Invariant: everything is read from the files in a run's folder (config.json, metrics.jsonl, events.jsonl, left_out.jsonl)
-and from its lease; nothing is written. A figure of a run's beginning or end is the mean over `window` steps.
+Invariant: everything is read from the files in a run's folder (config.json, metrics.jsonl, events.jsonl,
+left_out.jsonl) and from its lease; nothing is written. A figure of a run's beginning or end is the mean over `window`
+steps.
 """
 
 import json
