@@ -14,22 +14,22 @@ from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Quest
 
 
 def read(folder: Path) -> list[Question]:
-    """All questions."""
+    """Return all questions. Raises DataError when the file is missing or has another format."""
     path = folder / "mm-vet.json"
-    found: list[Question] = []
-    for own, entry in load_json(path).items():
-        image, text = fields(entry, ("imagename", "question"), f"{path}, question {own},")
-        found.append(Question(own, text, (folder / "images" / image,), entry))
-    return found
+    questions: list[Question] = []
+    for question_id, entry in load_json(path).items():
+        image, text = fields(entry, ("imagename", "question"), f"{path}, question {question_id},")
+        questions.append(Question(question_id, text, (folder / "images" / image,), entry))
+    return questions
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """`predictions.json`: {v1_0: answer, ...}."""
+    """Return `predictions.json`: {v1_0: answer, ...}."""
     return {"predictions.json": json.dumps({question.id: text for question, text in answered}, indent=2) + "\n"}
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """None: a language model judges."""
+    """Return no scores, since a language model judges the answers."""
     return {}
 
 
