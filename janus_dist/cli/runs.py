@@ -6,7 +6,6 @@ Invariant: everything is read from the files of a run's folder (config.json, met
 
 import json
 import time
-from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ import typer
 from janus_dist.errors import DataError
 from janus_dist.monitor.console import count, duration, figure, print_json
 from janus_dist.report.compare import write_comparison
-from janus_dist.report.comparison import Comparison, labels
+from janus_dist.report.comparison import compare_runs, labels
 from janus_dist.report.curves import BAND, EQUAL_STEPS, SPAN_STEPS, Curve, follow
 from janus_dist.report.run import write_report
 from janus_dist.report.standing import WINDOW, details, is_run, summary
@@ -87,22 +86,22 @@ def compare_command(
     """Compare two runs: settings that differ, the step where their losses diverge, which is ahead and by how much."""
     for run in (first, second):
         _check_is_run(run)
-    compared = Comparison.of(first, second)
+    comparison = compare_runs(first, second)
     if html:
-        write_comparison(first, second, compared, html)
+        write_comparison(first, second, comparison, html)
     if as_json:
-        print_json(asdict(compared))
+        print_json(comparison.to_json())
         return
-    for key, (before, now) in compared.settings.items():
-        print(f"{key}: {json.dumps(before)} -> {json.dumps(now)}")
-    if not compared.settings:
+    for key, (value, other) in comparison.settings.items():
+        print(f"{key}: {json.dumps(value)} -> {json.dumps(other)}")
+    if not comparison.settings:
         print("the same settings")
-    print(f"{compared.parted()}; means of the last {compared.window:,} of them:")
-    for name, pair in compared.metrics.items():
-        before, now = map(figure, pair)
-        at_step = f"  of step {compared.validated_step:,}" if name.startswith("validation/") else ""
-        print(f"  {name:<26} {before:>10} -> {now:>10}{at_step}")
-    print(compared.ahead(*labels(first, second)))
+    print(f"{comparison.describe_common_steps()}; means of the last {comparison.window:,} of them:")
+    for name, values in comparison.metrics.items():
+        value, other = map(figure, values)
+        of_step = f"  of step {comparison.validated_step:,}" if name.startswith("validation/") else ""
+        print(f"  {name:<26} {value:>10} -> {other:>10}{of_step}")
+    print(comparison.describe_winner(*labels(first, second)))
     if html:
         print(f"page: {html}")
 

@@ -1,6 +1,6 @@
-"""easy-vqa as a benchmark: its held-out questions asked one by one, and drawings of every color and shape judged.
+"""easy-vqa as a benchmark: held-out questions asked one by one, and judged drawings of every color and shape.
 
-Invariant: only the test split is asked; what answers are compared with comes from the training split alone.
+Invariant: questions come from the test split only; baselines come from the training split only.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from janus_dist.evaluation.shapes import Detection, detect
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question; `image` is the position of its image among the test images."""
+    """Held-out question; `image` is the position of its image among the test images."""
 
     image: int
     question: str
@@ -28,6 +28,7 @@ class Question:
 
     @property
     def kind(self) -> str:
+        """Return `color`, `shape` or `yes or no`."""
         if self.answer in easy_vqa.COLORS:
             return "color"
         return "shape" if self.answer in easy_vqa.SHAPES else "yes or no"
@@ -35,13 +36,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A drawing to be asked for, and what it has to show."""
+    """Prompt of a drawing: the color and the shape that it must show."""
 
     color: str
     shape: str
 
     @property
     def caption(self) -> str:
+        """Return the words of the prompt."""
         return easy_vqa.caption(self.color, self.shape)
 
 
@@ -49,56 +51,56 @@ PROMPTS = tuple(Prompt(color, shape) for shape in easy_vqa.SHAPES for color in e
 
 
 class EasyVqa:
-    """easy-vqa, as `DataSet` of `held_out` describes a data set."""
+    """easy-vqa as a `held_out.DataSet`."""
 
     name = "easy_vqa"
 
     def questions(self, most: int) -> list[Question]:
-        """Return the held-out questions in the data set's order: the first `most` of them, all when 0."""
-        found = [
-            Question(number, question, answer)
-            for number, image in enumerate(easy_vqa.load("test"))
+        """Return the first `most` held-out questions in the data set's order, or all when 0."""
+        questions = [
+            Question(index, question, answer)
+            for index, image in enumerate(easy_vqa.load("test"))
             for question, answer in image.questions
         ]
-        return found[:most] if most else found
+        return questions[:most] if most else questions
 
     def trained(self) -> list[tuple[str, str]]:
-        """Return all questions and answers of the training split."""
+        """Return all (question, answer) pairs of the training split."""
         return [turn for image in easy_vqa.load("train") for turn in image.questions]
 
     def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
-        """Return the test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        """Return the test images [images, 3, side, side] uint8, `padded` (understanding) or `cropped` (generation)."""
         return squares((images.load(image.path.read_bytes()) for image in easy_vqa.load("test")), side, square)
 
     def prompts(self) -> list[Prompt]:
-        """Return every shape in every color."""
+        """Return the prompts of every shape in every color."""
         return list(PROMPTS)
 
-    def judge(self, asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-        """Return what drawings [height, width, 3] show, and whether it is what was asked for."""
-        return [_verdict(prompt, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
+    def judge(self, prompts: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+        """Return a verdict on each drawing [height, width, 3] uint8 of the prompt at the same position."""
+        return [_verdict(prompt, detect(drawing)) for prompt, drawing in zip(prompts, drawings, strict=True)]
 
     def chance(self) -> float:
-        """Return the share of drawings that would be right of one who does not read the prompt."""
+        """Return the share of right drawings of a model that does not read the prompt."""
         return 1 / len(PROMPTS)
 
     def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
-        """Return the share of the test images, of those whose answers say all, that the detector sees rightly.
+        """Return the share of correct detections in test images whose answers name shape and color.
 
-        `pictures` [height, width, 3] are other versions of all test images, in their order; the files when absent.
+        `pictures` [height, width, 3] uint8 are other versions of all test images, in their order; None: the files.
         """
         images = easy_vqa.load("test")
         if pictures is None:
             pictures = [np.asarray(Image.open(image.path).convert("RGB")) for image in images]
         right = [
-            found == Detection(image.shape, image.color)
-            for image, found in zip(images, map(detect, pictures), strict=True)
+            detection == Detection(image.shape, image.color)
+            for image, detection in zip(images, map(detect, pictures), strict=True)
             if image.shape and image.color
         ]
         return sum(right) / len(right)
 
 
-def _verdict(prompt: Prompt, found: Detection) -> Verdict:
-    parts = {"color": found.color == prompt.color, "shape": found.shape == prompt.shape}
-    seen = f"{found.color or 'no color'}, {found.shape or 'no shape'}"
+def _verdict(prompt: Prompt, detection: Detection) -> Verdict:
+    parts = {"color": detection.color == prompt.color, "shape": detection.shape == prompt.shape}
+    seen = f"{detection.color or 'no color'}, {detection.shape or 'no shape'}"
     return Verdict((prompt.shape, prompt.color), seen, all(parts.values()), parts)

@@ -1,6 +1,6 @@
-"""What the evaluation knows of any data set: rights by kind, what words alone give away, and verdicts.
+"""Evaluation of any data set: accuracies by kind, baselines that do not see the image, and verdicts on drawings.
 
-Invariant: what answers are compared with is made of the training split that is handed in, and of nothing else.
+Invariant: baselines are made from the given training split only.
 """
 
 import random
@@ -19,7 +19,7 @@ from janus_dist.data import images
 
 
 class Asked(Protocol):
-    """A held-out question of a data set."""
+    """Held-out question of a data set."""
 
     @property
     def image(self) -> int: ...
@@ -33,19 +33,19 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of a drawing."""
+    """Judgement of a drawing."""
 
     kinds: tuple[str, ...]
-    """Of the prompt."""
+    """Kinds of the prompt."""
     seen: str
-    """What the drawing shows, in words; empty: nothing."""
+    """Content of the drawing in words; empty when nothing is recognized."""
     right: bool
     parts: dict[str, bool] = field(default_factory=dict)
-    """Further rights and wrongs, by name."""
+    """Further criteria by name, True when met."""
 
 
 class Captioned(Protocol):
-    """A drawing to be asked for."""
+    """Prompt of a drawing."""
 
     @property
     def caption(self) -> str: ...
@@ -55,11 +55,11 @@ P = TypeVar("P", bound=Captioned)
 
 
 class DataSet(Protocol[P]):
-    """A data set that a run is evaluated on; only its test split is asked and drawn."""
+    """Data set that a run is evaluated on; questions and prompts come from its test split only."""
 
     @property
     def name(self) -> str:
-        """Return the name in evaluation.json; results of another name are not reused."""
+        """Name in evaluation.json; results of another name are not reused."""
         ...
 
     def questions(self, most: int) -> Sequence[Asked]:
@@ -71,14 +71,14 @@ class DataSet(Protocol[P]):
         ...
 
     def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
-        """Return the test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        """Return the test images [images, 3, side, side] uint8, `padded` (understanding) or `cropped` (generation)."""
         ...
 
     def prompts(self) -> list[P]:
-        """Return the drawings to ask for."""
+        """Return the prompts of the drawings."""
         ...
 
-    def judge(self, asked: Sequence[P], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+    def judge(self, prompts: Sequence[P], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
         """Return a verdict on each drawing [height, width, 3] uint8 of the prompt at the same position."""
         ...
 
@@ -87,7 +87,7 @@ class DataSet(Protocol[P]):
         ...
 
     def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
-        """Return the share of test images that the detector sees rightly.
+        """Return the share of test images that the detector recognizes correctly.
 
         `pictures` [height, width, 3] uint8 replace the test images, in their order.
         """
@@ -95,55 +95,57 @@ class DataSet(Protocol[P]):
 
 
 def right_by_kind(kinds: Sequence[tuple[str, ...]], right: Sequence[bool]) -> dict[str, list[bool]]:
-    """Return right and wrong answers of each kind, in the order in which kinds come, and all of them under `all`."""
-    found: dict[str, list[bool]] = {}
+    """Return the values of `right` by kind, kinds in their order of appearance, and all values under `all`."""
+    by_kind: dict[str, list[bool]] = {}
     for names, is_right in zip(kinds, right, strict=True):
         for name in ("all", *names):
-            found.setdefault(name, []).append(is_right)
-    return found
+            by_kind.setdefault(name, []).append(is_right)
+    return by_kind
 
 
-def answers_by_kind(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, list[bool]]:
-    """Return whether each answer is right, by kind of question, and all of them under `all`."""
-    right = [answer == question.answer for question, answer in zip(asked, given, strict=True)]
-    return right_by_kind([(question.kind,) for question in asked], right)
+def answers_by_kind(questions: Sequence[Asked], answers: Sequence[str]) -> dict[str, list[bool]]:
+    """Return True for each right answer, by kind of question, and for all of them under `all`."""
+    right = [answer == question.answer for question, answer in zip(questions, answers, strict=True)]
+    return right_by_kind([(question.kind,) for question in questions], right)
 
 
-def accuracy_by_kind(asked: Sequence[Asked], given: Sequence[str]) -> dict[str, float]:
-    """Return the share of right answers to each kind of question, and of all of them under `all`."""
-    return {kind: sum(right) / len(right) for kind, right in answers_by_kind(asked, given).items()}
+def accuracy_by_kind(questions: Sequence[Asked], answers: Sequence[str]) -> dict[str, float]:
+    """Return the share of right answers to each kind of question, and to all of them under `all`."""
+    return {kind: sum(right) / len(right) for kind, right in answers_by_kind(questions, answers).items()}
 
 
 def majority_answer(trained: Iterable[tuple[str, str]]) -> str:
-    """Return the most frequent of all answers in (question, answer) pairs."""
+    """Return the most frequent answer of (question, answer) pairs."""
     return Counter(answer for _, answer in trained).most_common(1)[0][0]
 
 
-def blind_answers(asked: Sequence[Asked], trained: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the answers of someone who knows the training split and reads the question but does not see the image.
+def blind_answers(questions: Sequence[Asked], trained: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the best answers from the training split and the question alone, without the image.
 
-    That is the most frequent training answer to the same words, and `majority_answer` to words that were never asked.
-    The distance to this is what a model gains by seeing.
+    These are the most frequent training answer to the same question, or `majority_answer` for a question that the
+    training split does not have. The accuracy above this baseline is what a model gains from the image.
     """
     counts: dict[str, Counter[str]] = {}
     for question, answer in trained:
         counts.setdefault(question, Counter())[answer] += 1
     likeliest = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
     majority = majority_answer(trained)
-    return [likeliest.get(question.question, majority) for question in asked]
+    return [likeliest.get(question.question, majority) for question in questions]
 
 
-def balanced(asked: Sequence[Asked], number: int) -> list[int]:
-    """Return the positions of about `number` questions, as many of each kind, always the same."""
+def balanced(questions: Sequence[Asked], number: int) -> list[int]:
+    """Return the positions of about `number` questions, the same number of each kind; always the same positions."""
     by_kind: dict[str, list[int]] = {}
-    for position, question in enumerate(asked):
+    for position, question in enumerate(questions):
         by_kind.setdefault(question.kind, []).append(position)
-    each = max(1, number // max(1, len(by_kind)))
-    chosen = random.Random(0)
-    return sorted(p for positions in by_kind.values() for p in chosen.sample(positions, min(each, len(positions))))
+    per_kind = max(1, number // max(1, len(by_kind)))
+    generator = random.Random(0)
+    return sorted(
+        p for positions in by_kind.values() for p in generator.sample(positions, min(per_kind, len(positions)))
+    )
 
 
-def squares(found: Iterable[Image.Image], side: int, square: Literal["padded", "cropped"]) -> Tensor:
-    """Return [image, 3, side, side] uint8, `padded` as understanding or `cropped` as generation takes them."""
+def squares(pictures: Iterable[Image.Image], side: int, square: Literal["padded", "cropped"]) -> Tensor:
+    """Return images as [images, 3, side, side] uint8, `padded` (understanding) or `cropped` (generation)."""
     to_square = {"padded": images.pad_to_square, "cropped": images.resize_and_crop}[square]
-    return torch.from_numpy(np.stack([np.asarray(to_square(image, side)).transpose(2, 0, 1) for image in found]))
+    return torch.from_numpy(np.stack([np.asarray(to_square(image, side)).transpose(2, 0, 1) for image in pictures]))

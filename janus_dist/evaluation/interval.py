@@ -1,15 +1,14 @@
-"""How sure a share of right answers is."""
+"""Confidence intervals of shares of right answers."""
 
 from collections.abc import Sequence
 from math import sqrt
 
 Z_95 = 1.959964
-"""The standard normal's 97.5 % quantile."""
+"""97.5 % quantile of the standard normal distribution."""
 
 
 def wilson(right: int, number: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share (E. B. Wilson, 1927): it stays within 0 and 1, also at 0
-    or all right."""
+    """Return Wilson's 95 % interval of a share (E. B. Wilson, 1927), which stays within 0 and 1 even at the ends."""
     share, extra = right / number, Z_95**2 / number
     centre = (share + extra / 2) / (1 + extra)
     half = Z_95 / (1 + extra) * sqrt(share * (1 - share) / number + extra / (4 * number))
@@ -17,6 +16,6 @@ def wilson(right: int, number: int) -> tuple[float, float]:
 
 
 def measured(right: Sequence[bool]) -> dict[str, float | int]:
-    """Return a share with its interval and its number of trials."""
+    """Return the share of True, its 95 % interval (low, high) and the number of values (of)."""
     low, high = wilson(sum(right), len(right))
     return {"share": sum(right) / len(right), "low": low, "high": high, "of": len(right)}

@@ -1,4 +1,4 @@
-"""Prompts of one's own: what a checkpoint is to draw and to answer. Invariant: reading them needs no model."""
+"""Prompt files of users, with prompts to draw and questions to answer. Invariant: reading them needs no model."""
 
 import json
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from janus_dist.storage import json_lines
 KEYS = ({"prompt"}, {"question"}, {"question", "images"}, {"question", "image"})
 RULE = 'a line is {"prompt": TEXT} to draw, or {"question": TEXT, "images": [FILE, ...]} to answer'
 SHOWN = 100
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What to draw, or what to ask about some images."""
+    """Caption to draw, or question about some images."""
 
     caption: str | None = None
     question: str | None = None
@@ -25,10 +25,9 @@ class Asked:
 
 
 def read_prompts(path: Path) -> list[Asked]:
-    """Return the prompts of a JSONL file: lines {"prompt": TEXT} to draw, or {"question": TEXT, "images": [FILE, ...]}
-    to answer.
+    """Return the prompts of a JSONL file; a line is {"prompt": TEXT} or {"question": TEXT, "images": [FILE, ...]}.
 
-    Files are relative to the folder of `path`. ConfigError says which line is wrong.
+    Image files are relative to the folder of `path`. Raises ConfigError that names the wrong line.
     """
     try:
         content = path.read_bytes()
@@ -57,7 +56,7 @@ def _asked(line: bytes, where: str, folder: Path) -> Asked:
 
 
 def _files(values: Mapping[str, Any], where: str, folder: Path) -> tuple[str, ...]:
-    """Return the paths of a question's images, of which there may be a single one or none."""
+    """Return the paths of a question's images, of which there may be none."""
     key = "image" if "image" in values else "images"
     names = values.get(key, [])
     names = [names] if isinstance(names, str) else names

@@ -1,6 +1,6 @@
-"""A checkpoint ready to answer and to draw: its model, VQ tokenizer and tokenizer on one device.
+"""Sampler of a checkpoint: its model, VQ tokenizer and tokenizer on one device.
 
-Invariant: everything comes from the run's own recipe, so that a checkpoint is asked as it was trained.
+Invariant: everything comes from the run's own recipe, so that prompts have the format of the training.
 """
 
 import logging
@@ -31,12 +31,12 @@ from janus_dist.weights.vq import load_vq
 log = logging.getLogger("janus_dist")
 
 READ_ELEMENTS = 2**28
-"""Of a checkpoint, read at once: 1 GiB in float32."""
+"""Elements of a checkpoint that are read at once: 1 GiB in float32."""
 
 
 def dtype_for(recipe: BaseRecipe, device: str, choice: DtypeChoice = "auto") -> Dtype:
-    """Return the dtype to sample in: the one chosen; with `auto` float32 where the run is trained in it, else bfloat16
-    where the device computes in it natively, else float32."""
+    """Return the dtype to sample in: `choice`, or with `auto` float32 for a run that is trained in it, else bfloat16
+    when the device computes in it natively, else float32."""
     if choice != "auto":
         return choice
     return "float32" if recipe.engine.dtype == "float32" else native.best_dtype(torch.device(device).type == "cuda")
@@ -44,7 +44,7 @@ def dtype_for(recipe: BaseRecipe, device: str, choice: DtypeChoice = "auto") -> 
 
 @dataclass(frozen=True)
 class Sampler:
-    """What answers and draws."""
+    """Model that answers questions and draws prompts."""
 
     recipe: BaseRecipe
     model: Janus
@@ -53,25 +53,27 @@ class Sampler:
 
     @property
     def dtype(self) -> str:
-        """Return the name of the dtype that the model computes in: bfloat16 or float32."""
+        """Name of the dtype that the model computes in: bfloat16 or float32."""
         return str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     @classmethod
     def load(
         cls, recipe: BaseRecipe, checkpoint: str | None, device: str = "cpu", dtype: DtypeChoice = "auto"
     ) -> "Sampler":
-        """Load a checkpoint's model, or without one that of `run.start_weights`, in the dtype of `dtype_for`.
+        """Load the model of a checkpoint, or of `run.start_weights` without one, in the dtype of `dtype_for`.
 
-        Raises CheckpointError or DataError when something does not fit the recipe.
+        Raises CheckpointError or DataError when the weights or the tokenizer do not fit the recipe.
         """
         name = dtype_for(recipe, device, dtype)
         if name == "bfloat16" and device == "cpu" and not native.is_native(gpu=False):
-            log.warning("%s", native.slow_line(native.emulation_slowdown(), "take --dtype float32 or auto"))
+            log.warning("%s", native.slow_line(native.emulation_slowdown(), "use --dtype float32 or auto"))
         tokenizer = load_tokenizer(recipe)
         vq = load_vq(recipe.model, recipe.data.vq_weights).to(device)  # pyright: ignore[reportArgumentType]
         model = janus.on_meta(recipe.model)
         for module in janus.made(model, recipe.run.seed, torch.device("cpu"), drawn=checkpoint is None):
-            for parameter in module.parameters(recurse=False):  # not rotary frequencies: float32, as in training
+            for parameter in module.parameters(
+                recurse=False
+            ):  # rotary frequencies are buffers and stay float32, as in training
                 parameter.data = parameter.data.to(getattr(torch, name))
         if checkpoint is None:
             load_start(model, recipe.model, recipe.run.start_weights)
@@ -89,7 +91,10 @@ class Sampler:
         choice: Choice = LIKELIEST,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """Return the answers to questions about images, whose features `image_features` gives."""
+        """Return the answers to questions about images; `images_of` are positions in `features`, see `image_features`.
+
+        Raises ConfigError when a question is too long for the model.
+        """
         recipe, tokenizer = self.recipe, self.tokenizer
         prompts = [
             chat.understanding_ids(tokenizer, recipe.data.chat, [(question, None)], len(of))[0]
@@ -113,8 +118,7 @@ class Sampler:
         return [tokenizer.decode(ids).strip() for ids in found]
 
     def image_features(self, pictures: Tensor) -> Tensor:
-        """Return [image, image_tokens, hidden] features for the language model of pictures [image, 3, side, side]
-        uint8."""
+        """Return the features [images, image_tokens, hidden] of `pictures`: [images, 3, side, side] uint8."""
         if len(pictures) == 0:
             return torch.empty(0, self.recipe.model.image_tokens, self.recipe.model.text.hidden)
         if self.recipe.model.reads_by == "vq":
@@ -122,7 +126,10 @@ class Sampler:
         return sample.image_features(self.model, pictures, self.recipe.evaluate.batch)
 
     def draw(self, captions: Sequence[str], seeds: Sequence[int], guidance: float, choice: Choice) -> NDArray[np.uint8]:
-        """Return the drawings [image, height, width, 3], one for each caption and its seed."""
+        """Return drawings [images, height, width, 3] uint8, one for each caption and its seed.
+
+        Raises ConfigError when a caption is too long for the model.
+        """
         recipe, tokenizer = self.recipe, self.tokenizer
         prompts = [chat.generation_prompt_ids(tokenizer, recipe.data.chat, caption) for caption in captions]
         for caption, ids in zip(captions, prompts, strict=True):
@@ -132,14 +139,13 @@ class Sampler:
         return self.decode(ids)
 
     def decode(self, ids: Tensor) -> NDArray[np.uint8]:
-        """Return the images [image, height, width, 3] of VQ ids [image, ids]."""
+        """Return the images [images, height, width, 3] uint8 of VQ ids [images, ids] int64."""
         chunks = ids.to(self.vq.device).split(self.recipe.evaluate.batch)
         pixels = torch.cat([vq_model.decode(self.vq, chunk) for chunk in chunks])
         return vq_model.to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()
 
     def picture(self, source: str | Path | bytes) -> Tensor:
-        """Return [3, side, side] uint8: an image file or its bytes as the vision tower takes it. Raises DataError when
-        it is none."""
+        """Return an image file or its bytes as [3, side, side] uint8, padded. Raises DataError when it is invalid."""
         shown = "in the question file" if isinstance(source, bytes) else source
         try:
             content = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -155,14 +161,14 @@ class Sampler:
         most = self.recipe.model.text.max_positions
         if tokens > most:
             raise ConfigError(
-                f"{text[:40]!r} takes {tokens} positions with its images and answer, the model has {most}",
-                "ask for less, or with fewer images",
+                f"{text[:40]!r} needs {tokens} positions with its images and answer, the model has {most}",
+                "shorten the text, or use fewer images",
             )
 
 
 @torch.no_grad()
 def _read(model: Janus, checkpoint: str) -> None:
-    """Give a model the weights of a checkpoint, in the model's own type; never all of them in the stored one."""
+    """Copy the weights of a checkpoint into a model, group by group, so that memory never holds all stored ones."""
     stored = StoredWeights(checkpoint)
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}

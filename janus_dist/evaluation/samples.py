@@ -1,8 +1,8 @@
-"""Answers and drawings at prompts of one's own, of one checkpoint or of each that a training run leaves.
+"""Answers and drawings for prompts of the user, by one checkpoint or by each checkpoint of a training run.
 
     OUT/step-00000100/{samples.json, grid.png, 000-0.png, ...}
 
-Invariant: the folder of a checkpoint is whole or absent; the same checkpoint, prompts and seed give the same files.
+Invariant: the folder of a checkpoint is complete or absent; the same checkpoint, prompts and seed give the same files.
 """
 
 import json
@@ -29,52 +29,56 @@ from janus_dist.model.sample import LIKELIEST, Choice
 from janus_dist.storage.local import whole_folder
 
 POLL_S = 5.0
+"""Seconds between two checks for new checkpoints."""
 CAPTION_PIXELS = 14
+"""Height of the caption of a row in pixels."""
 FIXED_DRAWINGS = 8
-"""Drawings of the built-in prompts: every third of easy-vqa's colors and shapes."""
+"""Number of built-in prompts: every third combination of easy-vqa's colors and shapes."""
 
 
 @dataclass(frozen=True)
 class How:
-    """How to answer and to draw."""
+    """Settings of answers and drawings."""
 
     seed: int = 0
     images_per_prompt: int = 1
     guidance: float = 5.0
     choice: Choice = LIKELIEST
-    """Of VQ ids; answers are the likeliest."""
+    """Choice of VQ ids; answers are always the most likely ones."""
     max_new_tokens: int = 64
     device: str = "cpu"
     dtype: DtypeChoice = "auto"
-    """What the model computes in; `auto` as `sampler.dtype_for`."""
+    """Dtype that the model computes in; for `auto` see `sampler.dtype_for`."""
 
 
 def fixed_prompts() -> list[Asked]:
-    """Return the drawings that show how far a run on easy-vqa is."""
+    """Return prompts of drawings that show the progress of a run on easy-vqa."""
     return [Asked(caption=prompt.caption) for prompt in easy_vqa.PROMPTS[::3][:FIXED_DRAWINGS]]
 
 
-def make(recipe: StageRecipe, checkpoint: str, asked: Sequence[Asked], how: How, out: Path) -> dict[str, Any]:
-    """Answer and draw; writes OUT/step-XXXXXXXX and returns what its samples.json says."""
+def make(recipe: StageRecipe, checkpoint: str, prompts: Sequence[Asked], how: How, out: Path) -> dict[str, Any]:
+    """Answer and draw, write OUT/step-XXXXXXXX and return the content of its samples.json and its `folder`."""
     sampler = Sampler.load(recipe, checkpoint, how.device, how.dtype)
     folder = out / commits.name_of(checkpoint)
     with whole_folder(folder, replace=True) as temporary:
-        found = {
+        samples = {
             "checkpoint": checkpoint,
             "step": commits.step_of(checkpoint),
             "guidance": how.guidance,
             "temperature": how.choice.temperature,
             "top_k": how.choice.top_k,
             "dtype": sampler.dtype,
-            "drawings": _draw(sampler, [one.caption for one in asked if one.caption is not None], how, temporary),
-            "answers": _answer(sampler, [one for one in asked if one.question is not None], how, temporary),
+            "drawings": _draw(
+                sampler, [prompt.caption for prompt in prompts if prompt.caption is not None], how, temporary
+            ),
+            "answers": _answer(sampler, [prompt for prompt in prompts if prompt.question is not None], how, temporary),
         }
-        (temporary / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
-    return found | {"folder": str(folder)}
+        (temporary / "samples.json").write_text(json.dumps(samples, indent=1) + "\n")
+    return samples | {"folder": str(folder)}
 
 
-def follow(run_dir: Path, asked: Sequence[Asked], how: How, out: Path, say: Callable[[str], None]) -> None:
-    """Make samples of each checkpoint that a run commits, until that of its last step; what is there is left alone."""
+def follow(run_dir: Path, prompts: Sequence[Asked], how: How, out: Path, say: Callable[[str], None]) -> None:
+    """Make samples of each checkpoint that a run commits, until that of its last step; existing samples are kept."""
     done: set[str] = {path.name for path in out.glob("step-*")}
     last = -1
     while True:
@@ -84,8 +88,8 @@ def follow(run_dir: Path, asked: Sequence[Asked], how: How, out: Path, say: Call
                 last = max(last, commits.step_of(path))
                 continue
             try:
-                found = make(recipe, path, asked, how, out)
-                say(f"step {found['step']}: samples in {found['folder']}")
+                samples = make(recipe, path, prompts, how, out)
+                say(f"step {samples['step']}: samples in {samples['folder']}")
             except (JanusError, OSError) as error:
                 if commits.is_committed(path):
                     raise
@@ -98,55 +102,57 @@ def follow(run_dir: Path, asked: Sequence[Asked], how: How, out: Path, say: Call
 
 
 def _draw(sampler: Sampler, captions: Sequence[str], how: How, folder: Path) -> list[dict[str, Any]]:
+    """Draw the captions, save drawings and grid in `folder` and return the entries of samples.json."""
     if not captions:
         return []
-    each = how.images_per_prompt
+    per_prompt = how.images_per_prompt
     drawings = sampler.draw(
-        [caption for caption in captions for _ in range(each)],
-        [how.seed + number for _ in captions for number in range(each)],
+        [caption for caption in captions for _ in range(per_prompt)],
+        [how.seed + index for _ in captions for index in range(per_prompt)],
         how.guidance,
         how.choice,
     )
-    found = []
-    for number, caption in enumerate(captions):
-        for place in range(each):
-            name = f"{number:03d}-{place}.png"
-            Image.fromarray(drawings[number * each + place]).save(folder / name)
-            found.append({"prompt": caption, "seed": how.seed + place, "file": name})
-    grid(drawings.reshape(len(captions), each, *drawings.shape[1:]), captions).save(folder / "grid.png")
-    return found
+    entries = []
+    for row, caption in enumerate(captions):
+        for column in range(per_prompt):
+            name = f"{row:03d}-{column}.png"
+            Image.fromarray(drawings[row * per_prompt + column]).save(folder / name)
+            entries.append({"prompt": caption, "seed": how.seed + column, "file": name})
+    grid(drawings.reshape(len(captions), per_prompt, *drawings.shape[1:]), captions).save(folder / "grid.png")
+    return entries
 
 
-def _answer(sampler: Sampler, asked: Sequence[Asked], how: How, folder: Path) -> list[dict[str, Any]]:
-    if not asked:
+def _answer(sampler: Sampler, prompts: Sequence[Asked], how: How, folder: Path) -> list[dict[str, Any]]:
+    """Answer the questions, save their pictures in `folder` and return their entries of samples.json."""
+    if not prompts:
         return []
-    files = list(dict.fromkeys(name for one in asked for name in one.images))
+    files = list(dict.fromkeys(name for prompt in prompts for name in prompt.images))
     side = sampler.recipe.model.image_size
     pictures = [sampler.picture(name) for name in files]
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"asked-{number:03d}.png")
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"asked-{index:03d}.png")
     features = sampler.image_features(torch.stack(pictures) if pictures else torch.empty(0, 3, side, side))
     answers = sampler.answer(
-        [one.question or "" for one in asked],
+        [prompt.question or "" for prompt in prompts],
         features,
-        [[files.index(name) for name in one.images] for one in asked],
+        [[files.index(name) for name in prompt.images] for prompt in prompts],
         how.max_new_tokens,
     )
     return [
         {
-            "question": one.question,
-            "images": list(one.images),
-            "pictures": [f"asked-{files.index(name):03d}.png" for name in one.images],
+            "question": prompt.question,
+            "images": list(prompt.images),
+            "pictures": [f"asked-{files.index(name):03d}.png" for name in prompt.images],
             "answer": answer,
         }
-        for one, answer in zip(asked, answers, strict=True)
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
 
 def grid(drawings: NDArray[np.uint8], captions: Sequence[str]) -> Image.Image:
-    """Return one picture of drawings [prompt, seed, height, width, 3]: a row for each prompt, below its words."""
+    """Return one picture of `drawings`: [prompts, seeds, height, width, 3] uint8, one row per captioned prompt."""
     rows, columns, height, width = drawings.shape[:4]
-    scale = max(1, 96 // height)  # small ones are shown larger, pixel by pixel
+    scale = max(1, 96 // height)  # enlarge small drawings without interpolation
     height, width = height * scale, width * scale
     line = height + CAPTION_PIXELS + 4
     picture = Image.new("RGB", (max(columns * (width + 4), 240), rows * line), "white")

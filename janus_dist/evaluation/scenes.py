@@ -1,6 +1,6 @@
 """Scenes as a benchmark: held-out questions, and drawings of held-out captions judged by GenEval's rules.
 
-Invariant: only the test split is asked and drawn; what answers are compared with comes from the training split alone.
+Invariant: questions and prompts come from the test split only; baselines come from the training split only.
 """
 
 from collections import Counter
@@ -20,12 +20,12 @@ from janus_dist.evaluation.held_out import Verdict, squares
 from janus_dist.evaluation.scene_detector import Seen, detect
 
 PROMPTS_EACH = 40
-"""Of each kind; GenEval has 80 to 100."""
+"""Number of prompts of each kind; GenEval has 80 to 100."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question; `image` is the position of its image among the test images."""
+    """Held-out question; `image` is the position of its image among the test images."""
 
     image: int
     question: str
@@ -35,68 +35,73 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A drawing to be asked for: the caption of a held-out scene."""
+    """Prompt of a drawing: the caption of a held-out scene."""
 
     scene: Scene
 
     @property
     def caption(self) -> str:
+        """Return the words of the prompt."""
         return scene_words.caption(self.scene)
 
 
 class Scenes:
-    """Scenes, as `DataSet` of `held_out` describes a data set."""
+    """Scenes as a `held_out.DataSet`."""
 
     name = "scenes"
 
     def questions(self, most: int) -> list[Question]:
-        """Return the held-out questions in the data set's order: the first `most` of them, all when 0."""
-        found = [
-            Question(number, asked.question, asked.answer, asked.kind)
-            for number, scene in enumerate(_held_out())
-            for asked in scene_words.questions(scene)
+        """Return the first `most` held-out questions in the data set's order, or all when 0."""
+        questions = [
+            Question(index, question.question, question.answer, question.kind)
+            for index, scene in enumerate(_held_out())
+            for question in scene_words.questions(scene)
         ]
-        return found[:most] if most else found
+        return questions[:most] if most else questions
 
     def trained(self) -> list[tuple[str, str]]:
-        """Return all questions and answers of the training split."""
+        """Return all (question, answer) pairs of the training split."""
         return [
-            (asked.question, asked.answer) for scene in scenes.scenes("train") for asked in scene_words.questions(scene)
+            (question.question, question.answer)
+            for scene in scenes.scenes("train")
+            for question in scene_words.questions(scene)
         ]
 
     def held_out_images(self, side: int, square: Literal["padded", "cropped"]) -> Tensor:
-        """Return the test images [image, 3, side, side] uint8, as understanding or generation takes them."""
+        """Return the test images [images, 3, side, side] uint8, `padded` (understanding) or `cropped` (generation)."""
         return squares((Image.fromarray(draw(scene)) for scene in _held_out()), side, square)
 
     def prompts(self) -> list[Prompt]:
-        """Return captions of the first held-out scenes, as many of each kind, without `one ring`: it counts nothing."""
-        found: list[Prompt] = []
-        taken: Counter[str] = Counter()
-        for scene in _held_out():
-            is_asked = scene.kind != "counting" or len(scene.things) > 1
-            if is_asked and taken[scene.kind] < PROMPTS_EACH:
-                taken[scene.kind] += 1
-                found.append(Prompt(scene))
-        return found
+        """Return the captions of the first PROMPTS_EACH held-out scenes of each kind.
 
-    def judge(self, asked: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
-        """Return what drawings [height, width, 3] show, and whether it is what was asked for."""
-        return [verdict(prompt.scene, detect(drawing)) for prompt, drawing in zip(asked, drawings, strict=True)]
+        Scenes of kind `counting` with a single thing (`one ring`) are left out, since they test no counting.
+        """
+        prompts: list[Prompt] = []
+        counts: Counter[str] = Counter()
+        for scene in _held_out():
+            is_usable = scene.kind != "counting" or len(scene.things) > 1
+            if is_usable and counts[scene.kind] < PROMPTS_EACH:
+                counts[scene.kind] += 1
+                prompts.append(Prompt(scene))
+        return prompts
+
+    def judge(self, prompts: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+        """Return a verdict on each drawing [height, width, 3] uint8 of the prompt at the same position."""
+        return [verdict(prompt.scene, detect(drawing)) for prompt, drawing in zip(prompts, drawings, strict=True)]
 
     def chance(self) -> float:
-        """Return the share of drawings that would be right of one who draws the caption of another prompt of the same
-        kind."""
-        asked = self.prompts()
+        """Return the share of right drawings of a model that draws another prompt of the same kind."""
+        prompts = self.prompts()
         right: list[bool] = []
         for kind in KINDS:
-            of_kind = [prompt.scene for prompt in asked if prompt.scene.kind == kind]
-            right += [verdict(one, other.things).right for one in of_kind for other in of_kind if other is not one]
+            alike = [prompt.scene for prompt in prompts if prompt.scene.kind == kind]
+            right += [verdict(scene, other.things).right for scene in alike for other in alike if other is not scene]
         return sum(right) / len(right)
 
     def detector_accuracy(self, pictures: Sequence[NDArray[np.uint8]] | None = None) -> float:
-        """Return the share of the test images of which the detector sees all things and nothing else.
+        """Return the share of the test images in which the detector sees all things and nothing else.
 
-        `pictures` [height, width, 3] are other versions of all test images, in their order.
+        `pictures` [height, width, 3] uint8 are other versions of all test images, in their order.
         """
         shown = pictures if pictures is not None else [draw(scene) for scene in _held_out()]
         right = [is_seen(scene, detect(image)) for scene, image in zip(_held_out(), shown, strict=True)]
@@ -104,11 +109,12 @@ class Scenes:
 
 
 def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
-    """Return the verdict of a judge who sees these things.
+    """Return the verdict on a drawing of `scene` that shows the things `seen`.
 
-    `right` is GenEval's rule: the things that the caption names are seen, and for `counting` no more of them, nor a
-    blot that could be one; other things do not matter. `exact`: in addition, nothing else is seen. Where GenEval takes
-    the surest of several objects of a name, any of them will do here; a detector without confidences cannot rank them.
+    `right` follows GenEval's rule: the things that the caption names are seen; for `counting` exactly as many, and no
+    blot, which could be one more. Other things do not matter. `exact` also requires that nothing else is seen. When
+    several objects have the same name, GenEval takes the most confident one; here any of them counts, since a detector
+    without confidences cannot rank them.
     """
     right = _is_shown(scene, seen)
     words = ", ".join(f"{thing.color} {thing.shape or 'blot'}" for thing in seen)
@@ -116,18 +122,22 @@ def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
 
 
 def is_seen(scene: Scene, seen: Sequence[Seen]) -> bool:
-    """Return whether a detector saw the things of a scene as they are, their centers within a 16th of the canvas."""
-    left = list(seen)
+    """Return True when `seen` are exactly the things of a scene, with centers within 1/16 of the canvas."""
+    remaining = list(seen)
     for thing in scene.things:
-        near = [one for one in left if (one.shape, one.color) == (thing.shape, thing.color) and _is_near(one, thing)]
+        near = [
+            candidate
+            for candidate in remaining
+            if (candidate.shape, candidate.color) == (thing.shape, thing.color) and _is_near(candidate, thing)
+        ]
         if not near:
             return False
-        left.remove(near[0])
-    return not left
+        remaining.remove(near[0])
+    return not remaining
 
 
-def _is_near(one: Seen, thing: Thing) -> bool:
-    offsets = [(one.box[i] + one.box[i + 2] - thing.box[i] - thing.box[i + 2]) / 2 for i in (0, 1)]
+def _is_near(candidate: Seen, thing: Thing) -> bool:
+    offsets = [(candidate.box[i] + candidate.box[i + 2] - thing.box[i] - thing.box[i + 2]) / 2 for i in (0, 1)]
     return max(map(abs, offsets)) <= scenes.UNITS / 16
 
 
@@ -141,9 +151,9 @@ def _is_shown(scene: Scene, seen: Sequence[Thing | Seen]) -> bool:
     if scene.kind in ("colors", "color attribution"):
         named = {(thing.shape, thing.color) for thing in seen}
         return all((thing.shape, thing.color) in named for thing in scene.things)
-    asked = scene_words.relation(scene)
+    relation = scene_words.relation(scene)
     return any(
-        (a.shape, b.shape) == (first.shape, others[0].shape) and asked in relations(a.box, b.box)
+        (a.shape, b.shape) == (first.shape, others[0].shape) and relation in relations(a.box, b.box)
         for a in seen
         for b in seen
     )

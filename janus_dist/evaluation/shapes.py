@@ -1,8 +1,8 @@
-"""A judge of drawings by plain pixel geometry: which shape of which color an image shows.
+"""Detector of a single colored shape in an image, by pixel geometry.
 
-It knows nothing of the model: the background is what the border shows, the object is what differs from it, the shape
-is the template that covers its bounding box best, the color the nearest named one. Invariant: an image without one
-clear object gets no verdict.
+It is independent of the model: the background is the color of the border, the object is the area that differs from it,
+the shape is the template that covers its bounding box best, the color the nearest named one. Invariant: an image
+without one clear object is not classified.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 from janus_dist.datasets.easy_vqa import COLORS
 
 MIN_CONTRAST = 60.0
-"""Distance in RGB that an object must have from the background."""
+"""Smallest distance in RGB of an object from the background."""
 MIN_PIXELS = 16
+"""Smallest number of pixels of an object."""
 MAX_SHARE = 0.5
-"""Share of the image that an object can take; noise takes more."""
+"""Largest share of the image that an object can cover; noise covers more."""
 MIN_OVERLAP = 0.7
-"""Intersection over union with the best template, below which a blot is no shape."""
+"""Intersection over union with the best template below which an object has no shape."""
 MIN_SHARE = 0.8
-"""Share of all differing pixels that the largest connected piece must hold."""
+"""Smallest share of all differing pixels in the largest connected piece."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What an image shows; None where it shows nothing clear."""
+    """Shape and color in an image; None when nothing clear is visible."""
 
     shape: str | None
     color: str | None
@@ -35,7 +36,7 @@ NOTHING = Detection(None, None)
 
 
 def detect(image: NDArray[np.uint8]) -> Detection:
-    """Return the one object in an image [height, width, 3]."""
+    """Return the single object in an image [height, width, 3] uint8, or NOTHING."""
     pixels = image.astype(np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     distance = np.linalg.norm(pixels - np.median(border, axis=0), axis=-1)
@@ -58,7 +59,7 @@ def detect(image: NDArray[np.uint8]) -> Detection:
 
 
 def _overlap(mask: NDArray[np.bool_], shape: str) -> float:
-    """Return the intersection over union of a mask with a shape that fills the mask's bounding box."""
+    """Return the intersection over union of a mask [height, width] bool with a shape that fills its bounding box."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = box.shape
@@ -69,15 +70,17 @@ def _overlap(mask: NDArray[np.bool_], shape: str) -> float:
     elif shape == "circle":
         template = (2 * x - 1) ** 2 + (2 * y - 1) ** 2 <= 1
         if max(height, width) > 1.5 * min(height, width):
-            return 0.0  # an ellipse that long is no circle
+            return 0.0  # such a long ellipse is not a circle
     else:
         template = np.abs(2 * x - 1) <= y  # apex at the top
     return float((box & template).sum() / (box | template).sum())
 
 
 def pieces(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return [y, x] int: a number for each 4-connected piece of a mask, 0 elsewhere, by letting numbers flow to their
-    neighbours."""
+    """Return a label for each 4-connected piece of a mask [height, width] bool, as [height, width] int64; 0 elsewhere.
+
+    Labels spread from pixel to neighbouring pixel until nothing changes.
+    """
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -96,8 +99,7 @@ def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the mask without its rim, whose colors blend into the background; the mask itself where nothing else is
-    left."""
+    """Return the mask without its rim, which blends into the background, or the mask itself when too little is left."""
     padded = np.pad(mask, 1)
     core = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return core if core.sum() >= 4 else mask

@@ -1,4 +1,4 @@
-"""The line that a person reads for a logged step, and how numbers and times are shown in it."""
+"""Console line of a logged step, and the formats of its numbers and durations."""
 
 import json
 import math
@@ -8,25 +8,27 @@ from typing import Any
 
 from janus_dist.config.streams import SPECS
 
-SHORT = {spec.name: spec.short_name for spec in sorted(SPECS.values(), key=lambda spec: spec.has_images)}
+SHORT_NAMES = {spec.name: spec.short_name for spec in sorted(SPECS.values(), key=lambda spec: spec.has_images)}
 
 
 def print_json(values: Any, indent: int | None = None, sort_keys: bool = False) -> None:
-    """Print a value as JSON, as `--json` of a command does: on one line, or with `indent` an item a line."""
+    """Print a value as JSON for the `--json` option of a command: on one line, or with `indent` one item per line."""
     print(json.dumps(values, indent=indent, sort_keys=sort_keys))
 
 
 def step_line(lines: Sequence[Mapping[str, float]], steps: int, eta_s: float) -> str:
-    """Return one line for the metrics of the steps since the last line (names as in metrics.py): losses are means over
-    them, all else is the last step's."""
+    """Return one console line for the metrics of the steps since the last line (names as in metrics.py).
+
+    Losses are means over these steps; all other figures are those of the last step.
+    """
     values = lines[-1]
     step = int(values["step"])
-    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"{step / steps:6.1%}", f"loss {_mean(lines, 'all'):.3f}"]
-    for stream, short in SHORT.items():
+    parts = [f"step {step:>{len(str(steps))}}/{steps}", f"{step / steps:6.1%}", f"loss {_mean_loss(lines, 'all'):.3f}"]
+    for stream, short in SHORT_NAMES.items():
         if any(f"loss/{stream}" in line for line in lines):
-            parts.append(f"{short} {_mean(lines, stream):.3f}")
+            parts.append(f"{short} {_mean_loss(lines, stream):.3f}")
         elif values.get(f"mix/{stream}"):
-            parts.append(f"{short} -    ")  # no step has any of it, so `loss` is that of the others
+            parts.append(f"{short} -    ")  # no step has this stream, so `loss` is that of the other streams
     parts += [
         f"|g| {values['optim/grad_norm']:.2f}",
         f"lr {values['optim/lr']:.1e}",
@@ -39,14 +41,14 @@ def step_line(lines: Sequence[Mapping[str, float]], steps: int, eta_s: float) ->
     return "  ".join(parts)
 
 
-def _mean(lines: Sequence[Mapping[str, float]], of: str) -> float:
-    """Return the mean of a loss over the steps that have it; a NaN loss of a skipped step does not hide it."""
-    values = [line[f"loss/{of}"] for line in lines if f"loss/{of}" in line]
+def _mean_loss(lines: Sequence[Mapping[str, float]], stream: str) -> float:
+    """Return the mean of a loss over the steps that have it; NaN and infinite ones count only when no other exists."""
+    values = [line[f"loss/{stream}"] for line in lines if f"loss/{stream}" in line]
     return fmean([value for value in values if math.isfinite(value)] or values)
 
 
 def count(value: float) -> str:
-    """Return a number in short, 1234567 as 1.23M."""
+    """Return a number with three digits and a unit: 1234567 as 1.23M."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -54,20 +56,19 @@ def count(value: float) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Return four digits, whatever they are, so that figures below each other line up; whole numbers from a thousand
-    on."""
+    """Return a number with four significant digits, so that columns line up; from 1,000 on as an integer."""
     if value is None:
         return "-"
     return f"{value:#.4g}" if abs(value) < 999.95 else f"{value:,.0f}"
 
 
-def several(number: int, what: str) -> str:
-    """Return `1 fault`, `1,200 faults`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def several(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless it is 1: `1 fault`, `1,200 faults`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as 45s, 3m20s, 4h12m or 1d20h."""
+    """Return a duration in seconds as 45s, 3m20s, 4h12m or 1d20h."""
     whole = round(seconds)
     for unit, size, lower, lower_size in (("d", 86_400, "h", 3_600), ("h", 3_600, "m", 60), ("m", 60, "s", 1)):
         if whole >= size:

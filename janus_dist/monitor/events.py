@@ -1,7 +1,7 @@
-"""What happened to a run beside its steps: starts, resumes, saves, skipped steps, stops. One JSON line each in
-events.jsonl of the run's folder.
+"""Events of a run: starts, resumes, saves, skipped steps, stops. Each is one JSON line in events.jsonl of the run's
+folder.
 
-Invariant: lines are only added, each in one write, so that a killed run damages at most its last one.
+Invariant: lines are only appended, each in one write, so that a killed run damages at most its last line.
 """
 
 import json
@@ -17,12 +17,13 @@ Kind = Literal[
     "started", "resumed", "saved", "not saved", "skipped", "went back", "slow", "lost", "stopped", "failed", "note"
 ]
 WARNINGS: tuple[Kind, ...] = ("not saved", "skipped", "went back", "slow", "lost", "failed")
+"""Kinds of events that need the attention of a person."""
 FILE = "events.jsonl"
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened."""
+    """One event of a run."""
 
     time: float
     """Unix time."""
@@ -30,16 +31,16 @@ class Event:
     kind: Kind
     text: str
     subject: str | None = None
-    """What happened and where, the same for events that differ only in when or by how much; None: as the text says."""
+    """Text that events share when they differ only in their time or in figures; None when `text` is such a text."""
 
     @property
     def group(self) -> tuple[Kind, str]:
-        """Return kind and subject, which are equal for events that are shown as one."""
+        """Return the kind and the subject, which are equal for events that are shown as one."""
         return self.kind, self.text if self.subject is None else self.subject
 
 
 def record(run_dir: Path, kind: Kind, step: int, text: str, subject: str | None = None) -> None:
-    """Add a line; a disk that refuses costs the line, not the run."""
+    """Append an event to the file; when the disk refuses the write, the event is lost and the run continues."""
     line = asdict(Event(time.time(), step, kind, text, subject))
     if subject is None:
         del line["subject"]

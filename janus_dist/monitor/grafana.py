@@ -1,8 +1,8 @@
-"""A Grafana dashboard of every metric, as Ray's Prometheus exporter names them.
+"""Grafana dashboard of all metrics, under the names that Ray's Prometheus exporter gives them.
 
     python -m janus_dist.monitor.grafana > cluster/grafana/janus-dist.json
 
-Invariant: the file is made of `METRICS`; a test compares them.
+Invariant: the file is generated from `METRICS`; a test compares them.
 """
 
 import json
@@ -11,20 +11,22 @@ from typing import Any
 from janus_dist.monitor.metrics import METRICS, Metric
 
 PREFIX = "ray_janus_dist_"
-"""Ray puts `ray_` before names of applications."""
+"""Beginning of the exported names; Ray puts `ray_` before the names of applications."""
 UNITS = {"s": "s", "share": "percentunit", "1/s": "ops", "MiB": "mbytes", "GiB": "gbytes"}
-"""Grafana's words for ours; its decmbytes are millions of bytes."""
+"""Grafana's names of our units; mbytes are MiB (decmbytes would be millions of bytes)."""
 WIDTH, HEIGHT, COLUMNS = 8, 7, 3
+"""Width and height of a panel in cells of Grafana's grid, which is 24 wide, and panels in a line."""
 NOT_SHOWN = ("step", "time")
+"""Metrics without a panel."""
 
 
 def gauge_name(metric: str) -> str:
-    """Return the name of a metric in Ray: `loss/all` is `janus_dist_loss_all`."""
+    """Return the name of a metric's gauge in Ray, for `loss/all` janus_dist_loss_all."""
     return "janus_dist_" + metric.replace("/", "_")
 
 
 def dashboard() -> dict[str, Any]:
-    """Return a dashboard with one row of panels for each group of metrics (`loss/`, `perf/`, ...)."""
+    """Return the dashboard as an object for JSON, with one row of panels for each group of metrics (`loss/`, ...)."""
     groups: dict[str, list[Metric]] = {}
     for metric in METRICS:
         if metric.name not in NOT_SHOWN:
@@ -32,11 +34,11 @@ def dashboard() -> dict[str, Any]:
     panels: list[dict[str, Any]] = []
     y = 0
     for group, metrics in groups.items():
-        panels.append({"type": "row", "title": group, "id": len(panels) + 1, "gridPos": _place(0, y, 24, 1)})
+        panels.append({"type": "row", "title": group, "id": len(panels) + 1, "gridPos": _cell(0, y, 24, 1)})
         y += 1
-        for number, metric in enumerate(metrics):
-            x = number % COLUMNS * WIDTH
-            panels.append(_panel(metric, len(panels) + 1, _place(x, y + number // COLUMNS * HEIGHT, WIDTH, HEIGHT)))
+        for index, metric in enumerate(metrics):
+            x = index % COLUMNS * WIDTH
+            panels.append(_panel(metric, len(panels) + 1, _cell(x, y + index // COLUMNS * HEIGHT, WIDTH, HEIGHT)))
         y += -(-len(metrics) // COLUMNS) * HEIGHT
     return {
         "uid": "janus-dist",
@@ -57,7 +59,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def _variable(name: str, query: str) -> dict[str, Any]:
-    """Return a list to choose from above the panels: the values of a label."""
+    """Return a drop-down list above the panels whose choices are the values of a label."""
     return {
         "name": name,
         "type": "query",
@@ -69,15 +71,15 @@ def _variable(name: str, query: str) -> dict[str, Any]:
     }
 
 
-def _panel(metric: Metric, number: int, place: dict[str, int]) -> dict[str, Any]:
+def _panel(metric: Metric, panel_id: int, position: dict[str, int]) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     return {
         "type": "timeseries",
-        "id": number,
+        "id": panel_id,
         "title": metric.name,
         "description": metric.meaning,
         "datasource": source,
-        "gridPos": place,
+        "gridPos": position,
         "fieldConfig": {"defaults": {"unit": UNITS.get(metric.unit, "short")}, "overrides": []},
         "targets": [
             {
@@ -90,7 +92,7 @@ def _panel(metric: Metric, number: int, place: dict[str, int]) -> dict[str, Any]
     }
 
 
-def _place(x: int, y: int, width: int, height: int) -> dict[str, int]:
+def _cell(x: int, y: int, width: int, height: int) -> dict[str, int]:
     return {"x": x, "y": y, "w": width, "h": height}
 
 

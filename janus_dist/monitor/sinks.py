@@ -1,7 +1,7 @@
-"""Where metrics go: metrics.jsonl always, wandb when asked for.
+"""Destinations of metrics: metrics.jsonl always, wandb when `monitor.wandb` enables it.
 
-Invariants: metrics.jsonl holds every step once, in order, also after a run was killed and went on from an earlier step,
-and after the disk was full for a while; a service that fails costs its own figures, never the run.
+Invariants: metrics.jsonl holds every step once, in order, also after a killed run resumed from an earlier step and
+after the disk was full for a while; a service that fails loses its own figures and never stops the run.
 """
 
 import json
@@ -19,13 +19,15 @@ from janus_dist.storage.json_lines import read_records
 from janus_dist.storage.local import write_whole
 
 LOOK_EVERY_STEPS = 50
-"""How often wandb is given new samples."""
+"""Steps between two checks for new samples to send to wandb."""
 WANDB_ID = "wandb_id"
-SHOWN = 300
+"""Name of the file in the run's folder with its wandb id."""
+SHOWN_CHARS = 300
+"""Characters of an error that are shown."""
 
 
 class Sink(Protocol):
-    """Something that takes the metrics of each step."""
+    """Destination of the metrics of each step."""
 
     def record(self, values: Mapping[str, float]) -> None: ...
 
@@ -33,12 +35,12 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """metrics.jsonl in the run folder. While the disk refuses, lines wait in memory: half a kilobyte a step."""
+    """metrics.jsonl in the run folder. Lines that the disk refuses wait in memory, half a kilobyte per step."""
 
     def __init__(self, path: Path, steps_done: int, tell: Callable[[str], None]):
-        """Continue the file after `steps_done` steps; lines of later steps, trained again now, are dropped.
+        """Continue the file after `steps_done` steps; lines of later steps, which are trained again, are dropped.
 
-        `tell` takes a line about a disk that refuses.
+        `tell` is called with a message when the disk refuses a write.
         """
         self.path, self.tell = path, tell
         kept = [line for line in read_records(path) if line["step"] <= steps_done]
@@ -54,7 +56,7 @@ class JsonlSink:
             self._write()
         except OSError as error:
             if len(self.waiting) == 1:
-                self.tell(f"{self.path} cannot be written: {error}; training goes on, its lines wait")
+                self.tell(f"{self.path} cannot be written: {error}; training continues, the lines are kept in memory")
 
     def close(self) -> None:
         with self.file:
@@ -64,47 +66,47 @@ class JsonlSink:
                 self.tell(f"{self.path} lacks the last {len(self.waiting)} steps: {error}")
 
     def _write(self) -> None:
-        """Write what waits behind the last whole line; of a write that failed half a line may stand there."""
-        left = b"".join(self.waiting)
+        """Write the waiting lines after the last whole line, over the half line that a failed write may have left."""
+        rest = b"".join(self.waiting)
         self.file.seek(self.whole_bytes)
         self.file.truncate()
-        while left:
-            left = left[self.file.write(left) :]
+        while rest:
+            rest = rest[self.file.write(rest) :]
         self.whole_bytes = self.file.tell()
         self.waiting.clear()
 
 
 class Spared:
-    """A sink that the run does without from its first failure on, which is told."""
+    """Sink that is dropped at its first failure, with a message; the run continues without it."""
 
-    def __init__(self, what: str, make: Callable[[], Sink], tell: Callable[[str], None]):
-        self.what, self.tell = what, tell
+    def __init__(self, name: str, make: Callable[[], Sink], tell: Callable[[str], None]):
+        self.name, self.tell = name, tell
         self.sink: Sink | None = None
-        with self._guarded():
+        with self._drop_on_error():
             self.sink = make()
 
     def record(self, values: Mapping[str, float]) -> None:
         if self.sink is not None:
-            with self._guarded():
+            with self._drop_on_error():
                 self.sink.record(values)
 
     def close(self) -> None:
         if self.sink is not None:
-            with self._guarded():
+            with self._drop_on_error():
                 self.sink.close()
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _drop_on_error(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # what a service and its client may raise is theirs
+        except Exception as error:  # a service and its client may raise anything
             self.sink = None
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
-            self.tell(f"{self.what} is left out from here on: {why}")
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN_CHARS]
+            self.tell(f"{self.name} failed and gets no more metrics: {why}")
 
 
 class WandbSink:
-    """A Weights & Biases run; offline it only writes files under the run folder."""
+    """Weights & Biases run; in mode `offline` it only writes files in the run folder."""
 
     def __init__(self, mode: Literal["offline", "online"], name: str, folder: Path, settings: dict[str, Any]):
         import wandb  # optional
@@ -128,18 +130,18 @@ class WandbSink:
         self.run.log({name: value for name, value in values.items() if name != "step"} | samples, step=step)
 
     def new_samples(self) -> dict[str, Any]:
-        """Return the newest grid and answers of `monitor.prompts` that wandb does not have yet, or None."""
+        """Return the newest grid and answers of `monitor.prompts`, or {} when wandb has them already."""
         new = [path for path in sample_folders(self.folder) if path not in self.shown]
         self.shown.update(new)
         if not new:
             return {}
-        found = json.loads((new[-1] / "samples.json").read_text())
-        rows = [[found["step"], one["question"], one["answer"]] for one in found["answers"]]
+        samples = json.loads((new[-1] / "samples.json").read_text())
+        rows = [[samples["step"], entry["question"], entry["answer"]] for entry in samples["answers"]]
         logged: dict[str, Any] = {}
         if rows:
             logged["samples/answers"] = self.wandb.Table(columns=["step", "question", "answer"], data=rows)
-        if found["drawings"]:
-            caption = f"step {found['step']}"
+        if samples["drawings"]:
+            caption = f"step {samples['step']}"
             logged["samples/grid"] = self.wandb.Image(str(new[-1] / "grid.png"), caption=caption)
         return logged
 
@@ -150,14 +152,14 @@ class WandbSink:
 
 
 def wandb_id(run_dir: Path) -> str:
-    """Return the run's own id, made at its first start: another run, perhaps deleted, may have the same name."""
+    """Return the wandb id of a run, made at its first start: the name may also be that of another or a deleted run."""
     path = run_dir / WANDB_ID
     fs.create(path, secrets.token_hex(8).encode())
     return path.read_text()
 
 
 def make_sinks(recipe: StageRecipe, steps_done: int, tell: Callable[[str], None]) -> list[Sink]:
-    """Return the sinks of rank 0; `tell` takes a line about one that fails."""
+    """Return the sinks of rank 0; `tell` is called with a message about each sink that fails."""
     run, monitor = recipe.run, recipe.monitor
     sinks: list[Sink] = [JsonlSink(run.dir / "metrics.jsonl", steps_done, tell)]
     if monitor.wandb != "disabled":
@@ -168,10 +170,10 @@ def make_sinks(recipe: StageRecipe, steps_done: int, tell: Callable[[str], None]
 
 
 def sample_folders(run_dir: Path) -> list[Path]:
-    """Return the sample folders that `monitor.prompts` and `janus sample` left in a run's folder, oldest step first."""
+    """Return the folders that `monitor.prompts` and `janus sample` made in a run's folder, oldest step first."""
     return sorted(path.parent for path in run_dir.glob("samples/step-*/samples.json"))
 
 
 def last_line(path: Path) -> dict[str, float]:
-    """Return the last step recorded in a metrics.jsonl; empty when there is none."""
+    """Return the metrics of the last step in a metrics.jsonl; empty when it has no steps."""
     return next(reversed(read_records(path)), {})

@@ -1,4 +1,4 @@
-"""Two runs beside each other as a page: what differs in their settings, their curves over each other.
+"""HTML page that compares two runs: the settings that differ, and the curves of both in the same plots.
 
 Invariant: figures and verdict are those of `janus runs compare`.
 """
@@ -22,33 +22,32 @@ CURVES = (
     ("speed", "perf/tokens_per_s", "tokens per second"),
     ("most memory of the first rank so far", "mem/peak_gib", "GiB"),
 )
-"""(title, metric, what its axis says) of the plots, where either run has the metric."""
-
-
+"""(title, metric, label of the y axis) of the plots; a plot is drawn when either run has the metric."""
 SMOOTHED = ("loss/", "optim/grad_norm", "perf/")
+"""Beginnings of the names of metrics whose curves are smoothed."""
 
 
-def write_comparison(first: Path, second: Path, compared: Comparison, path: Path) -> None:
-    """Write the page of two runs and their comparison."""
+def write_comparison(first: Path, second: Path, comparison: Comparison, path: Path) -> None:
+    """Write the page of the runs in two folders and their comparison to `path`."""
     names = labels(first, second)
-    lines = [read_records(run / "metrics.jsonl") for run in (first, second)]
+    records = [read_records(run / "metrics.jsonl") for run in (first, second)]
     plots = []
     for title, metric, unit in CURVES:
-        curves = {name: plot.column(of, metric) for name, of in zip(names, lines, strict=True)}
+        curves = {name: plot.column(lines, metric) for name, lines in zip(names, records, strict=True)}
         if any(any(values) for _, values in curves.values()):  # both, so that a run has one color in all plots
             plots.append((title, plot.curves(curves, unit, smooth=metric.startswith(SMOOTHED))))
     page = render(
         "compare.html.j2",
-        title=f"{names[0]} beside {names[1]}",
+        title=f"{names[0]} compared with {names[1]}",
         names=names,
-        verdict=compared.ahead(*names),
-        parted=compared.parted(),
-        found=compared,
-        settings={key: [_said(value) for value in values] for key, values in compared.settings.items()},
+        verdict=comparison.describe_winner(*names),
+        common_steps=comparison.describe_common_steps(),
+        comparison=comparison,
+        settings={key: [_as_text(value) for value in values] for key, values in comparison.settings.items()},
         plots=plots,
     )
     fs.write_whole(path, page.encode())
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

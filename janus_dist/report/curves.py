@@ -1,4 +1,4 @@
-"""The loss curves of a run as a small file, and whether another run follows them.
+"""Reference loss curves of runs in a small file, and the test whether another run follows them.
 
 Invariant: a run follows a curve when each stream's loss, averaged over some steps, stays within a band around it; on
 the same kind of machine, with the same packages, the first steps are equal bit for bit as well.
@@ -23,25 +23,27 @@ from janus_dist.storage.local import write_whole
 
 PACKAGES = ("torch", "transformers", "deepspeed")
 EQUAL_STEPS = 20
-"""Losses of so many first steps are equal where machine and packages are."""
+"""Number of first steps whose losses must be equal bit for bit on the same kind of machine with the same packages."""
 SPAN_STEPS = 20
+"""Number of steps that a compared loss is averaged over."""
 BAND = 0.05
 """Largest relative difference of a loss averaged over `SPAN_STEPS` steps; seeds of the demo differ by 0.02."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of each stream, one a step; None in steps without the stream."""
+    """Losses of one run, with the machine, packages and dtype that they were computed with."""
 
     machine: str
     packages: dict[str, str]
     losses: dict[str, list[float | None]]
+    """Losses of each stream in nats, one for each step; None at steps without the stream."""
     dtype: str = "bfloat16"
-    """What the run computed in (`engine.dtype`)."""
+    """Dtype that the run computed in (`engine.dtype`)."""
 
     @classmethod
     def of(cls, run_dir: Path) -> "Curve":
-        """Return the curves of a run. Raises DataError when it has no steps."""
+        """Return the losses of the run in folder `run_dir`. Raises DataError when it has no steps."""
         lines = read_records(run_dir / "metrics.jsonl")
         if not lines:
             raise DataError(f"{run_dir} has no steps", "give the folder of a run: RUN_ROOT/NAME")
@@ -53,7 +55,7 @@ class Curve:
 
     @classmethod
     def read(cls, path: Path, dtype: str) -> "Curve":
-        """Return the curve of runs that compute in `dtype` from a file; DataError when the file has none."""
+        """Return the curve of runs that compute in `dtype` from a file. Raises DataError when the file has none."""
         curves = _curves(path)
         if dtype not in curves:
             raise DataError(
@@ -63,38 +65,40 @@ class Curve:
         return curves[dtype]
 
     def write(self, path: Path) -> None:
-        """Write the losses as they are to a file, where curves in other dtypes stay."""
+        """Write the curve to a file and keep the curves of other dtypes in it."""
         others = _curves(path) if path.exists() else {}
         lines = [json.dumps(asdict(curve)) for _, curve in sorted((others | {self.dtype: self}).items())]
         write_whole(path, "".join(f"{line}\n" for line in lines))
 
     @property
     def steps(self) -> int:
+        """Return the number of steps."""
         return max(len(values) for values in self.losses.values())
 
 
 @dataclass(frozen=True)
 class Followed:
-    """How a run follows a curve."""
+    """Result of the comparison of a run with a reference curve."""
 
     steps: int
-    """In common."""
+    """Number of steps that both have."""
     is_same_kind: bool
-    """Machine and packages are those of the curve."""
+    """True when machine and packages are those of the curve."""
     equal_steps: int
-    """First steps whose losses are equal bit for bit."""
+    """Number of first steps whose losses are equal bit for bit."""
     worst: dict[str, float]
-    """Of each stream with a loss in these steps the largest relative difference of one averaged over `SPAN_STEPS`
-    steps; infinite where only one of the two has losses."""
+    """Largest relative difference of a loss averaged over `SPAN_STEPS` steps, by stream; infinite when only one of the
+    two has losses of the stream."""
 
     @property
     def is_within(self) -> bool:
+        """Return True when the run follows the curve."""
         equal = self.equal_steps >= min(EQUAL_STEPS, self.steps) or not self.is_same_kind
         return equal and max(self.worst.values(), default=0.0) <= BAND
 
 
 def _curves(path: Path) -> dict[str, Curve]:
-    """Return the curves of a file, one JSON object a line, by dtype; DataError when it holds none."""
+    """Return the curves of a file, one JSON object per line, by dtype. Raises DataError when it has none."""
     try:
         curves = [Curve(**json_lines.parse(line)) for _, line in json_lines.lines(path.read_bytes())]
         if not curves:
@@ -105,33 +109,37 @@ def _curves(path: Path) -> dict[str, Curve]:
 
 
 def _dtype(run_dir: Path) -> str:
-    """Return what a run computed in by its own recipe."""
+    """Return the dtype that a run computed in according to its own recipe."""
     config = run_dir / "config.json"
     return json.loads(config.read_text())["engine"]["dtype"] if config.exists() else "bfloat16"
 
 
 def machine() -> str:
-    """Return the kind of this machine: instructions and cache sizes, which decide how floating-point sums come out."""
+    """Return the kind of this machine: the processor and its instructions, which decide how sums are rounded."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.findall(r"^model(?: name)?\s*: (.*)$", info, flags=re.MULTILINE)[:2]
     widest = next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in info), "")
     return " ".join([platform.machine(), widest, *model]).strip()
 
 
-def follow(found: Curve, reference: Curve) -> Followed:
-    """Compare step by step; DataError when they have not the same streams."""
-    if found.losses.keys() != reference.losses.keys():
+def follow(curve: Curve, reference: Curve) -> Followed:
+    """Compare a curve with a reference step by step. Raises DataError when their streams differ."""
+    if curve.losses.keys() != reference.losses.keys():
         raise DataError(
-            f"the run has losses of {', '.join(found.losses)}, the curve of {', '.join(reference.losses)}",
+            f"the run has losses of {', '.join(curve.losses)}, the curve of {', '.join(reference.losses)}",
             "compare with the curve of the same stage",
         )
-    steps = min(found.steps, reference.steps)
+    steps = min(curve.steps, reference.steps)
     equal = 0
-    while equal < steps and _at(found.losses, equal) == _at(reference.losses, equal):
+    while equal < steps and _at(curve.losses, equal) == _at(reference.losses, equal):
         equal += 1
-    mine, theirs = ({name: _means(values[:steps]) for name, values in one.losses.items()} for one in (found, reference))
-    worst = {name: _worst(mine[name], theirs[name]) for name in theirs if mine[name] or theirs[name]}
-    same = (found.machine, found.packages) == (reference.machine, reference.packages)
+    means, reference_means = (
+        {name: _means(values[:steps]) for name, values in side.losses.items()} for side in (curve, reference)
+    )
+    worst = {
+        name: _worst(means[name], expected) for name, expected in reference_means.items() if means[name] or expected
+    }
+    same = (curve.machine, curve.packages) == (reference.machine, reference.packages)
     return Followed(steps, same, equal, worst)
 
 
@@ -139,16 +147,15 @@ def _at(losses: Mapping[str, Sequence[float | None]], step: int) -> list[Any]:
     return [values[step] for values in losses.values()]
 
 
-def _worst(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the largest relative difference; infinite when one side has a value where the other has none."""
-    if len(mine) != len(theirs):
+def _worst(values: Sequence[float], reference: Sequence[float]) -> float:
+    """Return the largest relative difference; infinite when the two have different numbers of values."""
+    if len(values) != len(reference):
         return math.inf
-    return max(abs(one - other) / other for one, other in zip(mine, theirs, strict=True))
+    return max(abs(value - expected) / expected for value, expected in zip(values, reference, strict=True))
 
 
 def _means(values: Sequence[float | None]) -> list[float]:
-    """Return the means over spans of steps, leaving out those without a value; the rest at the end counts with the last
-    span."""
+    """Return the mean of each span of steps that has a value; steps left at the end belong to the last span."""
     spans = [values[start : start + SPAN_STEPS] for start in range(0, max(1, len(values) - SPAN_STEPS + 1), SPAN_STEPS)]
     spans[-1] = values[(len(spans) - 1) * SPAN_STEPS :]
-    return [fmean(there) for span in spans if (there := [value for value in span if value is not None])]
+    return [fmean(known) for span in spans if (known := [value for value in span if value is not None])]

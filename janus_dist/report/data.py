@@ -1,7 +1,7 @@
-"""The page about shard sets: one HTML file that needs nothing else, not even a network.
+"""HTML page about shard sets: one self-contained file that needs no network.
 
-Invariant: a figure on the page is counted in an index, a manifest, a marker or the quarantine table; what comes from
-drawn samples says so.
+Invariant: figures on the page are counts from an index, a manifest, a marker or the quarantine table; figures from a
+random choice of samples are marked as such.
 """
 
 import base64
@@ -38,13 +38,13 @@ from janus_dist.report.page import render
 from janus_dist.storage import fs
 
 SHOWN_REJECTS = 5
-"""Of each kind of reason."""
+"""Largest number of rejects shown for each kind of reason."""
 SHOWN_EXAMPLES = 12
-"""Of those that a rule dropped, and of crops beside what their VQ ids make."""
+"""Largest number of samples shown for each rule that drops samples, and of reconstructions."""
 DRAWN_IMAGES = 512
-"""Images whose VQ ids are counted."""
+"""Number of randomly chosen images whose VQ ids are counted."""
 MAX_IMAGE_BYTES = 40_000
-"""Larger images go into the page as JPEG."""
+"""Size above which an image is converted to JPEG for the page."""
 MEASURED = {
     "width": "width, pixels",
     "height": "height, pixels",
@@ -52,9 +52,9 @@ MEASURED = {
     "caption_chars": "caption, characters",
     "text_chars": "text, characters",
 }
-"""Histograms in the pipeline's statistics, and the label of their axis."""
+"""Label of the x axis of each histogram in the pipeline's statistics."""
 Paint = Callable[[Sequence[np.ndarray]], list[bytes]]
-"""From the VQ ids of images to their PNG bytes."""
+"""Function that decodes the VQ ids of images, [ids] integers each, to PNG bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,47 +64,48 @@ class Card:
     key: str
     place: str
     images: list[str]
-    """Data URLs."""
+    """Images as data URLs."""
     pieces: list[Piece]
 
 
 @dataclass(frozen=True)
 class Refused:
-    """What was quarantined for one kind of reason."""
+    """Samples quarantined for one kind of reason."""
 
     kind: str
     count: int
     shown: list[tuple[Reject, str]]
-    """Rejects, and their first bytes for people."""
+    """(reject, its first bytes as readable text)."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What a rule of the recipe left out."""
+    """Samples dropped by one rule of the recipe."""
 
     rule: str
     count: int
     shown: list[tuple[Example, str]]
-    """Examples, and the data URL of their image, empty without one."""
+    """(example, data URL of its image; empty without an image)."""
 
 
 @dataclass(frozen=True)
 class SetView:
-    """What the page shows of one shard set."""
+    """Content of the page about one shard set."""
 
     values: dict[str, Any]
+    """Figures of `inspect.summary`."""
     funnel: list[tuple[str, int, str]]
-    """(what, how many, class of the bar), from what was read to what is trained on."""
+    """(label, count, CSS class of the bar), from the records read to the samples to train on."""
     refused: list[Refused]
     dropped: list[Dropped]
     ignored: list[tuple[str, str, int]]
-    """(key of the source, why its values were not used, records)."""
+    """(key of the source, reason why its values were not used, number of records)."""
     reconstructions: list[tuple[str, str, str]]
-    """(key, data URL of a crop, data URL of what its VQ ids make)."""
+    """(key, data URL of a crop, data URL of its reconstruction from VQ ids)."""
     plots: list[tuple[str, str]]
     """(title, SVG)."""
     notes: list[tuple[str, str]]
-    """(figure, its value in every sample, or another single one)."""
+    """(name, value) of figures that need no plot."""
     cards: list[Card]
 
 
@@ -118,7 +119,7 @@ def write_data_report(
 ) -> str:
     """Write the page about shard sets, each with its tokenizer, to `out` (local or s3://) and return `out`.
 
-    `cards` samples of each, drawn by `seed`, are shown; with `paint`, VQ ids are shown as images too.
+    It shows `cards` randomly chosen samples of each, determined by `seed`; with `paint` also the images of VQ ids.
     """
     views = [view(shards, tokenizer, cards, seed, paint) for shards, tokenizer in opened]
     page = render("data.html.j2", title=title.rstrip("/").rsplit("/", 1)[-1], folder=title, sets=views)
@@ -129,37 +130,38 @@ def write_data_report(
 def view(shards: ShardSet, tokenizer: Tokenizer, cards: int, seed: int, paint: Paint | None) -> SetView:
     """Return figures, plots and samples of one shard set."""
     manifest = shards.manifest
-    numbers, rejects = refused(shards.folder, SHOWN_REJECTS)
-    found = columns(shards, *COUNTED)
-    counted, kept = stats(shards.folder) or {}, examples(shards.folder)
-    plots, notes = _plots(shards, found, seed)
-    plots += _measured(counted, manifest.stream)
-    drawn = list(read_samples(shards, chosen(manifest.samples, cards, seed)))
+    by_kind, rejects = refused(shards.folder, SHOWN_REJECTS)
+    table = columns(shards, *COUNTED)
+    statistics, dropped = stats(shards.folder) or {}, examples(shards.folder)
+    plots, notes = _plots(shards, table, seed)
+    plots += _record_plots(statistics, manifest.stream)
+    samples = list(read_samples(shards, chosen(manifest.samples, cards, seed)))
     return SetView(
-        summary(shards, found),
-        list(_funnel(shards, numbers, counted)),
-        list(_refused(numbers, rejects)),
-        list(_dropped(counted, kept)),
+        summary(shards, table),
+        list(_funnel(shards, by_kind, statistics)),
+        list(_refused(by_kind, rejects)),
+        list(_dropped(statistics, dropped)),
         _ignored(manifest.ignored),
-        [] if paint is None else _reconstructions(kept, paint),
+        [] if paint is None else _reconstructions(dropped, paint),
         plots,
         [*notes, *health(shards)],
-        [_card(found, tokenizer, manifest.image_tokens, paint) for found in drawn],
+        [_card(sample, tokenizer, manifest.image_tokens, paint) for sample in samples],
     )
 
 
-def _funnel(shards: ShardSet, by_kind: dict[str, int], counted: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
-    manifest, records = shards.manifest, counted.get("records")
+def _funnel(shards: ShardSet, by_kind: dict[str, int], statistics: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
+    """Yield (label, count, CSS class of the bar) from the records read to the samples to train on."""
+    manifest, records = shards.manifest, statistics.get("records")
     if records is not None:
         yield "records read", records, "all"
-    for kind, number in by_kind.items():
-        yield f"quarantined: {kind}", number, "bad"
-    untold = manifest.quarantined - sum(by_kind.values())
-    if untold > 0:
-        yield "quarantined, reasons not kept", untold, "bad"
-    dropped = counted.get("dropped", {})
-    for rule, number in sorted(dropped.items(), key=lambda pair: -pair[1]):
-        yield f"dropped by rule: {rule}", number, "bad"
+    for kind, count in by_kind.items():
+        yield f"quarantined: {kind}", count, "bad"
+    without_reason = manifest.quarantined - sum(by_kind.values())
+    if without_reason > 0:
+        yield "quarantined, reasons not kept", without_reason, "bad"
+    dropped = statistics.get("dropped", {})
+    for rule, count in sorted(dropped.items(), key=lambda pair: -pair[1]):
+        yield f"dropped by rule: {rule}", count, "bad"
     kept = None if records is None else records - manifest.quarantined - sum(dropped.values())
     if kept is not None and kept != manifest.samples:
         yield "records kept", kept, "good"
@@ -168,75 +170,82 @@ def _funnel(shards: ShardSet, by_kind: dict[str, int], counted: dict[str, Any]) 
         yield "samples", manifest.samples, "good"
 
 
-def _dropped(counted: dict[str, Any], kept: list[Example]) -> Iterator[Dropped]:
-    for rule, number in sorted(counted.get("dropped", {}).items(), key=lambda pair: -pair[1]):
-        shown = [one for one in kept if one.rule == rule][:SHOWN_EXAMPLES]
-        yield Dropped(rule, number, [(one, _data_url(one.image) if one.image else "") for one in shown])
+def _dropped(statistics: dict[str, Any], dropped: list[Example]) -> Iterator[Dropped]:
+    """Yield the dropped samples of each rule, the rule with the most of them first."""
+    for rule, count in sorted(statistics.get("dropped", {}).items(), key=lambda pair: -pair[1]):
+        shown = [example for example in dropped if example.rule == rule][:SHOWN_EXAMPLES]
+        images = [_data_url(example.image) if example.image else "" for example in shown]
+        yield Dropped(rule, count, list(zip(shown, images, strict=True)))
 
 
 def _ignored(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, int]]:
-    rows = [(key, reason, number) for key, reasons in counts.items() for reason, number in reasons.items()]
+    rows = [(key, reason, count) for key, reasons in counts.items() for reason, count in reasons.items()]
     return sorted(rows, key=lambda row: (-row[2], row[0]))
 
 
-def _reconstructions(kept: list[Example], paint: Paint) -> list[tuple[str, str, str]]:
-    shown = [one for one in kept if one.vq_ids][:SHOWN_EXAMPLES]
-    painted = paint([np.array(one.vq_ids) for one in shown])
-    return [(one.key, _data_url(one.image), _data_url(image)) for one, image in zip(shown, painted, strict=True)]
+def _reconstructions(examples: list[Example], paint: Paint) -> list[tuple[str, str, str]]:
+    """Return (key, data URL of a crop, data URL of its reconstruction) of the examples with VQ ids."""
+    shown = [example for example in examples if example.vq_ids][:SHOWN_EXAMPLES]
+    images = paint([np.array(example.vq_ids) for example in shown])
+    return [
+        (example.key, _data_url(example.image), _data_url(image)) for example, image in zip(shown, images, strict=True)
+    ]
 
 
-def _measured(counted: dict[str, Any], stream: str) -> list[tuple[str, str]]:
-    """Return histograms of what the pipeline measured of records before it made samples of them."""
-    found = []
+def _record_plots(statistics: dict[str, Any], stream: str) -> list[tuple[str, str]]:
+    """Return (title, SVG) of the histograms that the pipeline measured on records, before it made samples of them."""
+    plots = []
     for name, label in MEASURED.items():
-        bins = {float(edge): number for edge, number in counted.get("histograms", {}).get(name, {}).items()}
+        bins = {float(edge): count for edge, count in statistics.get("histograms", {}).get(name, {}).items()}
         if len(bins) > 1:
-            found.append((f"{label} of a record", plot.binned(bins, label, stream)))
-    return found
+            plots.append((f"{label} of a record", plot.binned(bins, label, stream)))
+    return plots
 
 
 def health(shards: ShardSet) -> Iterator[tuple[str, str]]:
-    """Yield what a look at the folder says of its files; `janus data lint` looks into them."""
+    """Yield (name, value) of figures from a listing of the folder; `janus data lint` checks the files' content."""
     table = shards.manifest.shards
     if not len(table):
         return
     sizes = fs.sizes(shards.folder)
     entries = list(table)
-    whole = sum(sizes.get(f"{one.name}.tar") == one.bytes and f"{one.name}.index.npy" in sizes for one in entries)
-    yield "shards there with their index, of the right size", f"{whole:,} of {len(entries):,}"
-    strays = {name for name in sizes if name.endswith(".tar")} - {f"{one.name}.tar" for one in entries}
+    complete = sum(
+        sizes.get(f"{shard.name}.tar") == shard.bytes and f"{shard.name}.index.npy" in sizes for shard in entries
+    )
+    yield "shards with the right size and an index", f"{complete:,} of {len(entries):,}"
+    strays = {name for name in sizes if name.endswith(".tar")} - {f"{shard.name}.tar" for shard in entries}
     if strays:
-        yield "tars of no shard", f"{len(strays):,}"
+        yield "tars that belong to no shard", f"{len(strays):,}"
     low, high = int(table.samples.min()), int(table.samples.max())
-    yield "samples in a shard", f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    yield "samples per shard", f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _refused(by_kind: dict[str, int], rejects: list[Reject]) -> Iterator[Refused]:
-    for kind, number in by_kind.items():
+    for kind, count in by_kind.items():
         shown = [reject for reject in rejects if reject.kind == kind]
-        yield Refused(kind, number, [(reject, head(reject.head)) for reject in shown])
+        yield Refused(kind, count, [(reject, head(reject.head)) for reject in shown])
 
 
 def _plots(
-    shards: ShardSet, found: dict[str, NDArray[Any]], seed: int
+    shards: ShardSet, table: dict[str, NDArray[Any]], seed: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return histograms, and (figure, value) of those that are the same in every sample."""
+    """Return (title, SVG) of the histograms, and (name, value) of figures that are the same in every sample."""
     plots: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
-    stream, tokens = shards.manifest.stream, found["tokens"]
+    stream, tokens = shards.manifest.stream, table["tokens"]
     if not len(tokens):
         return plots, notes
     for name, values in (
         ("tokens", tokens),
-        ("images", found["images"]),
-        ("VQ ids", found["image_ids"]),
+        ("images", table["images"]),
+        ("VQ ids", table["image_ids"]),
     ):
         if values.min() == values.max():
             notes += [(f"{name} in each sample", f"{int(values[0]):,}")] if values[0] else []
         else:
             plots.append((f"{name} in a sample", plot.histogram(values, name, stream)))
     if SPECS[stream].reads_images:
-        share = found["answer_labels"] / tokens
+        share = table["answer_labels"] / tokens
         plots.append(
             ("answers: share of a sample's tokens", plot.histogram(share, "share of tokens", stream, percent=True))
         )
@@ -256,20 +265,20 @@ def _plots(
 
 
 def _code_use(shards: ShardSet, seed: int) -> tuple[NDArray[np.int64], int]:
-    """Return (how often each id occurs that occurs at all, images counted)."""
-    found = decoded(shards, chosen(shards.manifest.samples, DRAWN_IMAGES, seed))
-    drawn = [one.vq_ids for one in found if isinstance(one, GenerationSample)]
-    return np.unique(np.concatenate(drawn), return_counts=True)[1], len(drawn)
+    """Return (number of uses of each VQ id in use: [ids] int64, number of images counted)."""
+    samples = decoded(shards, chosen(shards.manifest.samples, DRAWN_IMAGES, seed))
+    vq_ids = [sample.vq_ids for sample in samples if isinstance(sample, GenerationSample)]
+    return np.unique(np.concatenate(vq_ids), return_counts=True)[1], len(vq_ids)
 
 
-def _card(found: Found, tokenizer: Tokenizer, image_tokens: int, paint: Paint | None) -> Card:
-    sample, images = found.sample, []
+def _card(drawn: Found, tokenizer: Tokenizer, image_tokens: int, paint: Paint | None) -> Card:
+    sample, images = drawn.sample, []
     if isinstance(sample, UnderstandingSample):
         images = sample.images
     elif isinstance(sample, GenerationSample) and paint is not None:
         images = paint([sample.vq_ids])
-    place = f"sample {found.number} in {found.shard}, {int(found.record['tokens']):,} tokens"
-    return Card(found.key, place, [_data_url(image) for image in images], pieces(sample, tokenizer, image_tokens))
+    place = f"sample {drawn.number} in {drawn.shard}, {int(drawn.record['tokens']):,} tokens"
+    return Card(drawn.key, place, [_data_url(image) for image in images], pieces(sample, tokenizer, image_tokens))
 
 
 def _data_url(encoded: bytes) -> str:

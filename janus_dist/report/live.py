@@ -1,6 +1,6 @@
-"""The report of a run while it is trained, and when it ends, however that is.
+"""Report of a run, written while it is trained and when it ends for any reason.
 
-Invariant: what fails here is logged; it neither ends a run nor hides what did.
+Invariant: an error in here is logged; it neither ends the run nor hides the error that did.
 """
 
 import logging
@@ -15,9 +15,9 @@ from janus_dist.monitor.sinks import last_line
 from janus_dist.report.run import write_report
 
 EVERY_S = 60.0
-"""Seconds between two reports of a run that saves more often: each takes the driver a second or two."""
+"""Smallest number of seconds between two reports; each takes the driver a second or two."""
 POLL_S = 1.0
-"""Seconds between two looks for a new save."""
+"""Seconds between two checks for a new save."""
 
 log = logging.getLogger("janus_dist")
 
@@ -32,7 +32,7 @@ class Reported:
     def __init__(self, run_dir: Path, show: Callable[[str], None]):
         self.run_dir, self._show = run_dir, show
         self.saves = 0
-        """Number of `saved` events that a report was written after."""
+        """Number of `saved` events up to the last report."""
         self.due = time.monotonic()
         self.thread = threading.Thread(target=self._follow, name="report", daemon=True)
         self.has_ended = threading.Event()
@@ -42,7 +42,7 @@ class Reported:
         return self
 
     def begins(self) -> None:
-        """Take the run as this job's: an error from now on is the run's end, and its saves are followed."""
+        """Start to follow the saves of the run; an error from now on counts as the end of the run."""
         self.has_begun = True
         self.saves = self._count_saves()
         self.thread.start()
@@ -59,7 +59,9 @@ class Reported:
             return
         self.has_ended.set()
         self.thread.join()
-        if isinstance(error, JanusError) and not isinstance(error, ConfigError | PreemptedError):  # nothing began; said
+        if isinstance(error, JanusError) and not isinstance(
+            error, ConfigError | PreemptedError
+        ):  # no training began, or it was recorded
             step = int(last_line(self.run_dir / "metrics.jsonl").get("step", 0))
             events.record(self.run_dir, "failed", step, error.message)
         if path := self._write():
@@ -72,15 +74,15 @@ class Reported:
     def _count_saves(self) -> int:
         try:
             return sum(event.kind == "saved" for event in events.read(self.run_dir))
-        except OSError:  # a disk that does not answer for a moment
+        except OSError:  # the disk does not answer for a moment
             return self.saves
 
     def _write(self) -> Path | None:
         if not (self.run_dir / "metrics.jsonl").exists():
-            return None  # it failed before its first step
+            return None  # the run failed before its first step
         try:
             return write_report(self.run_dir)
         except Exception as error:
-            why = error.message if isinstance(error, JanusError) else f"{type(error).__name__}: {error}"
-            log.warning("the report of %s could not be written: %s", self.run_dir, why)
+            reason = error.message if isinstance(error, JanusError) else f"{type(error).__name__}: {error}"
+            log.warning("the report of %s could not be written: %s", self.run_dir, reason)
             return None

@@ -1,7 +1,7 @@
-"""Pages for people: HTML of one file that needs nothing else, not even a network.
+"""HTML pages that are one self-contained file each and need no network.
 
-Invariant: what comes from data or settings is escaped; only our own plots are markup. A name that a template misses is
-an error.
+Invariant: text from data or settings is escaped; only our own plots are markup. A variable that a template lacks is an
+error.
 """
 
 import json
@@ -14,11 +14,11 @@ import jinja2
 from janus_dist.monitor.console import count, duration, figure
 
 TEMPLATES = Path(__file__).parent / "templates"
-PLAIN_BARS = str.maketrans("｜▁", "|_")  # noqa: RUF001 - in the names of special tokens, and absent from many fonts
+PLAIN_BARS = str.maketrans("｜▁", "|_")  # noqa: RUF001 - used in the names of special tokens, missing in many fonts
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page of a template in `templates/`, as HTML."""
+    """Return the HTML of a template in `templates/` with `values` as its variables."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -18,24 +18,24 @@ from janus_dist.config.streams import SPECS
 
 STREAM_COLORS = {**{name: spec.color for name, spec in SPECS.items()}, "all": "#555555"}
 OTHER_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Of curves that are no stream's, in turn."""
+"""Colors of curves that belong to no stream, used in turn."""
 SMOOTHED_SHARE = 0.05
-"""Share of the steps over which a smoothed curve averages."""
-
+"""Share of all steps that a point of a smoothed curve is the mean of."""
 MAX_BARS = 40
-"""In a histogram."""
-
+"""Largest number of bars in a histogram."""
 BIN_RATIO = 2**0.25
-"""Upper over lower edge of a bin on a log scale."""
+"""Ratio of the upper to the lower edge of a bin on a log scale."""
+DEFAULT_COLOR = "#555555"
+"""Color of a plot that belongs to no stream."""
 
 Curve = tuple[Sequence[float], Sequence[float]]
+"""(steps, values), both of the same length."""
 
 
 def column(lines: Sequence[Mapping[str, float]], metric: str) -> Curve:
-    """Return the curve of a metric over the steps that have it, (steps, values) of the same length, from lines of
-    metrics.jsonl."""
-    there = [line for line in lines if metric in line]
-    return [line["step"] for line in there], [line[metric] for line in there]
+    """Return the curve of a metric over the steps that have it, from the lines of a metrics.jsonl."""
+    logged = [line for line in lines if metric in line]
+    return [line["step"] for line in logged], [line[metric] for line in logged]
 
 
 def curves(
@@ -46,15 +46,18 @@ def curves(
     percent: bool = False,
     marks: Sequence[float] = (),
 ) -> str:
-    """Return SVG of curves (steps, values) by stream, or by run, raw and thin under their smoothed selves; `levels` are
-    dashed, `marks` are steps at which something happened."""
+    """Return the SVG of curves by the name of their stream or run.
+
+    With `smooth` a smoothed curve is drawn over the raw, thin one. `levels` are dashed horizontal lines by the same
+    names, `marks` dotted vertical lines at the steps of events.
+    """
     figure = Figure(figsize=(5.2, 2.9), layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, (steps, values)) in enumerate(named.items()):
-        color = STREAM_COLORS.get(name, OTHER_COLORS[number % len(OTHER_COLORS)])
+    for index, (name, (steps, values)) in enumerate(named.items()):
+        color = STREAM_COLORS.get(name, OTHER_COLORS[index % len(OTHER_COLORS)])
         if smooth:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
-        dot = "o" if len(steps) == 1 else None  # no line to be seen
+        dot = "o" if len(steps) == 1 else None  # a line of one point is invisible
         axes.plot(steps, _smoothed(values) if smooth else values, color=color, linewidth=1.6, label=name, marker=dot)
         if levels and name in levels:
             axes.axhline(levels[name], color=color, linestyle=(0, (4, 3)), linewidth=1)
@@ -77,54 +80,58 @@ def curves(
 
 
 def histogram(values: NDArray[np.int64] | NDArray[np.float64], x_label: str, stream: str, percent: bool = False) -> str:
-    """Return SVG of how many samples have each value."""
-    whole = values.dtype.kind == "i"
+    """Return the SVG of a histogram of `values`: [samples] int64 or float64, one value for each sample."""
+    is_integer = values.dtype.kind == "i"
     low, high = float(values.min()), float(values.max())
-    if whole:
+    if is_integer:
         width = np.ceil((high - low + 1) / MAX_BARS)
         edges = np.arange(low - 0.5, high + width, width)
     else:
         edges = np.linspace(low, high if high > low else low + 1, MAX_BARS + 1)
-    figure, axes = _small(x_label, "samples")
-    numbers, _ = np.histogram(values, edges)
-    axes.bar(edges[:-1], numbers, np.diff(edges), align="edge", color=STREAM_COLORS.get(stream, "#555555"), alpha=0.85)
+    figure, axes = _small_figure(x_label, "samples")
+    counts, _ = np.histogram(values, edges)
+    axes.bar(
+        edges[:-1], counts, np.diff(edges), align="edge", color=STREAM_COLORS.get(stream, DEFAULT_COLOR), alpha=0.85
+    )
     if percent:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    elif whole:
+    elif is_integer:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _svg(figure)
 
 
-def binned(numbers: Mapping[float, int], x_label: str, stream: str) -> str:
-    """Return SVG of records by the lower edge of their bin, four bins from one power of two to the next, on a log
-    scale."""
-    figure, axes = _small(x_label, "records")
-    edges = np.array(sorted(numbers))
-    edges, heights = np.maximum(edges, edges[edges > 0].min() / BIN_RATIO), [numbers[edge] for edge in edges.tolist()]
+def binned(counts: Mapping[float, int], x_label: str, stream: str) -> str:
+    """Return the SVG of a histogram on a log scale, four bins from one power of two to the next.
+
+    `counts` are numbers of records by the lower edge of their bin.
+    """
+    figure, axes = _small_figure(x_label, "records")
+    edges = np.array(sorted(counts))
+    edges, heights = np.maximum(edges, edges[edges > 0].min() / BIN_RATIO), [counts[edge] for edge in edges.tolist()]
     widths = edges * (BIN_RATIO - 1)
-    axes.bar(edges, heights, widths, align="edge", color=STREAM_COLORS.get(stream, "#555555"), alpha=0.85)
+    axes.bar(edges, heights, widths, align="edge", color=STREAM_COLORS.get(stream, DEFAULT_COLOR), alpha=0.85)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     return _svg(figure)
 
 
-def ranked(numbers: NDArray[np.int64], x_label: str, y_label: str, stream: str) -> str:
-    """Return SVG of numbers from the largest to the smallest."""
-    figure, axes = _small(x_label, y_label)
-    color = STREAM_COLORS.get(stream, "#555555")
-    axes.fill_between(np.arange(1, len(numbers) + 1), np.sort(numbers)[::-1], step="mid", color=color, alpha=0.85)
+def ranked(counts: NDArray[np.int64], x_label: str, y_label: str, stream: str) -> str:
+    """Return the SVG of `counts`: [ids] int64 in descending order."""
+    figure, axes = _small_figure(x_label, y_label)
+    color = STREAM_COLORS.get(stream, DEFAULT_COLOR)
+    axes.fill_between(np.arange(1, len(counts) + 1), np.sort(counts)[::-1], step="mid", color=color, alpha=0.85)
     axes.set_xlim(left=1)
     axes.set_ylim(bottom=0)
     return _svg(figure)
 
 
 def points(named: Mapping[str, Sequence[float]], y_label: str, stream: str) -> str:
-    """Return SVG of single values by name, each a point, their mean a line."""
-    figure, axes = _small("", y_label)
-    color = STREAM_COLORS.get(stream, "#555555")
-    for place, values in enumerate(named.values()):
-        axes.hlines(float(np.mean(values)), place - 0.25, place + 0.25, color=color, linewidth=2)
-        axes.plot([place] * len(values), values, "o", color=color, alpha=0.6, markersize=4)
+    """Return the SVG of values by name: each value is a point, the mean of a name is a line."""
+    figure, axes = _small_figure("", y_label)
+    color = STREAM_COLORS.get(stream, DEFAULT_COLOR)
+    for index, values in enumerate(named.values()):
+        axes.hlines(float(np.mean(values)), index - 0.25, index + 0.25, color=color, linewidth=2)
+        axes.plot([index] * len(values), values, "o", color=color, alpha=0.6, markersize=4)
     axes.set_xticks(range(len(named)), list(named))
     axes.set_xlim(-0.6, len(named) - 0.4)
     axes.set_ylim(0, 1)
@@ -132,7 +139,7 @@ def points(named: Mapping[str, Sequence[float]], y_label: str, stream: str) -> s
     return _svg(figure)
 
 
-def _small(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def _small_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.2, 2.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
@@ -147,7 +154,7 @@ def _small(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Return a centred moving mean whose window shrinks at the ends instead of bending the curve."""
+    """Return the centred moving mean of `values`, over fewer values near the ends."""
     half = max(1, round(len(values) * SMOOTHED_SHARE / 2))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     low = np.maximum(np.arange(len(values)) - half, 0)
@@ -160,4 +167,4 @@ def _svg(figure: Figure) -> str:
     with mpl.rc_context({"svg.hashsalt": "janus-dist", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    return re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.S)  # an XML prologue has no place inside HTML
+    return re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.S)  # HTML must not contain the XML prologue

@@ -1,8 +1,8 @@
-"""The report of a run, or of the runs in a folder: one HTML file that needs nothing else, not even a network.
+"""Report of a run, or of all runs in a folder: one self-contained HTML file that needs no network.
 
-Read from what the runs left behind (config.json, metrics.jsonl, evaluation/evaluation.json), so that it can be
-written at any time, also of a run that is not over. Invariant: a figure in the report is a figure in one of those
-files.
+Everything is read from the files of the runs (config.json, metrics.jsonl, evaluation/evaluation.json), so the report
+can be written at any time, also while a run is still training. Invariant: every figure in the report is derived
+from one of those files.
 """
 
 import base64
@@ -25,9 +25,11 @@ from janus_dist.storage import fs
 from janus_dist.storage.json_lines import read_records
 
 LAST_STEPS = 20
+"""Number of last steps that figures are means of."""
 MARKED = ("resumed", "went back")
+"""Kinds of events that curves mark."""
 MOST_SAMPLES = 6
-"""Checkpoints whose samples are shown."""
+"""Largest number of checkpoints whose samples are shown."""
 OTHERS = (
     ("gradient", "optim/grad_norm", "norm before clipping", False),
     ("speed", "perf/tokens_per_s", "tokens per second", False),
@@ -35,29 +37,30 @@ OTHERS = (
     ("waiting for data", "perf/data_wait", "share of a step's time", True),
     ("most memory of the first rank so far", "mem/peak_gib", "GiB", False),
 )
-"""(title, metric, what its axis says, whether it shows percent) of plots with one curve, where the metric is there."""
+"""(title, metric, label of the y axis, is_percent) of plots with one curve, drawn when the metric exists."""
 STAGE_SECTIONS = ("stage", "mix", "batch", "optim", "train")
+"""Sections of the recipe that the table of settings shows."""
 
 
 @dataclass(frozen=True)
 class RunView:
-    """What the report shows of one run."""
+    """Content of the report about one run."""
 
     name: str
     facts: list[tuple[str, str]]
     losses: str
     loss: plot.Curve
-    """Of all streams together."""
+    """Loss of all streams together, in nats."""
     has_marks: bool
-    """It was resumed, or went back, at steps that its curves mark."""
+    """True when the run was resumed or rolled back; its curves mark these steps."""
     held_out: str | None
-    """None where nothing was validated."""
+    """SVG of the held-out losses; None when nothing was validated."""
     samples: list["Samples"]
     happened: list[tuple[events.Event, int]]
-    """In order, without saves; of warnings that say the same the first, and how many there were."""
+    """(event, number of such events) in order, without saves; repeated warnings are shown once."""
     mixture: str
     others: list[tuple[str, str]]
-    """(title, plot) of what else was measured."""
+    """(title, SVG) of the plots of `OTHERS`."""
     training_s: float
     config: dict[str, Any]
 
@@ -69,34 +72,37 @@ class RunView:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a checkpoint drew and answered at fixed prompts."""
+    """Drawings and answers of a checkpoint for fixed prompts."""
 
     step: int
     grid: str | None
-    """A data URL."""
+    """Data URL of a picture of all drawings."""
     answers: list[dict[str, Any]]
-    """Each with its `pictures`, data URLs."""
+    """Entries of samples.json, with `pictures` as data URLs."""
 
 
 def write_report(root: Path) -> Path:
-    """Write ROOT/report.html of the runs in ROOT, or of ROOT if it is one itself; DataError when there is none."""
+    """Write ROOT/report.html about the runs in ROOT, or about ROOT when it is a run.
+
+    Raises DataError when there is no run.
+    """
     runs = [view(folder) for folder in run_folders(root)]
     if not runs:
         raise DataError(
             f"no run under {root}: no folder with a metrics.jsonl", "give the folder of a run or of several"
         )
-    found = _evaluation(root)
+    evaluation = _evaluation(root)
     page = render(
         "run.html.j2",
         title=f"{root.name}: run report",
         warnings=events.WARNINGS,
         runs=runs,
         settings=list(settings_table([run.config for run in runs])),
-        beside=list(beside(runs)),
+        same_stage=list(same_stage_plots(runs)),
         training_time=duration(sum(run.training_s for run in runs)),
-        evaluation=found,
+        evaluation=evaluation,
         picture=lambda name: _data_url(root / "evaluation" / "images" / name),
-        prompts=_by_prompt(found) if found else {},
+        prompts=_by_prompt(evaluation) if evaluation else {},
     )
     path = root / "report.html"
     fs.write_whole(path, page.encode())
@@ -104,19 +110,19 @@ def write_report(root: Path) -> Path:
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Return ROOT if it is a run, else the runs directly in it, in the order in which they began."""
+    """Return [ROOT] when it is a run, else the runs directly in it in the order of their starts."""
     if (root / "metrics.jsonl").exists():
         return [root]
-    found = [path.parent for path in root.glob("*/metrics.jsonl") if read_records(path)]
-    return sorted(found, key=lambda folder: read_records(folder / "metrics.jsonl")[0]["time"])
+    folders = [path.parent for path in root.glob("*/metrics.jsonl") if read_records(path)]
+    return sorted(folders, key=lambda folder: read_records(folder / "metrics.jsonl")[0]["time"])
 
 
 def view(folder: Path) -> RunView:
-    """Return curves and facts of one run."""
+    """Return the content of the report about the run in `folder`."""
     lines = read_records(folder / "metrics.jsonl")
     config = _read_json(folder / "config.json") or {}
-    held_out, happened = _columns(lines, "validation/"), events.read(folder)
-    marks = [event.step for event in happened if event.kind in MARKED]
+    held_out, history = _columns(lines, "validation/"), events.read(folder)
+    marks = [event.step for event in history if event.kind in MARKED]
     return RunView(
         name=folder.name,
         facts=list(_facts(lines, config)),
@@ -125,9 +131,9 @@ def view(folder: Path) -> RunView:
         has_marks=bool(marks),
         held_out=plot.curves(held_out, "cross-entropy per label, nats", smooth=False) if held_out else None,
         samples=list(_samples(folder)),
-        happened=list(_once(happened)),
+        happened=list(_grouped(history)),
         mixture=plot.curves(
-            _columns(lines, "mix/"), "share of all so far", smooth=False, levels=_asked(config), percent=True
+            _columns(lines, "mix/"), "share of all so far", smooth=False, levels=_target_mixture(config), percent=True
         ),
         others=list(_others(lines)),
         training_s=sum(line["perf/step_s"] for line in lines),
@@ -142,8 +148,8 @@ def _others(lines: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
             yield title, plot.curves({"all": curve}, unit, percent=is_percent)
 
 
-def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:
-    """Yield (stage, losses of its runs in one plot) of stages of which there are several runs."""
+def same_stage_plots(runs: list[RunView]) -> Iterator[tuple[int, str]]:
+    """Yield (stage, SVG with the losses of all its runs) for each stage with several runs."""
     stages: dict[int, dict[str, plot.Curve]] = {}
     for run in runs:
         if run.loss[0]:
@@ -153,33 +159,33 @@ def beside(runs: list[RunView]) -> Iterator[tuple[int, str]]:
             yield stage, plot.curves(named, "loss, nats")
 
 
-def _once(happened: list[events.Event]) -> Iterator[tuple[events.Event, int]]:
-    number = Counter(event.group for event in happened)
-    for event in happened:
+def _grouped(history: list[events.Event]) -> Iterator[tuple[events.Event, int]]:
+    """Yield (event, number of such events) without saves; warnings of one group only once, at the first of them."""
+    counts = Counter(event.group for event in history)
+    for event in history:
         if event.kind not in events.WARNINGS:
             if event.kind != "saved":
                 yield event, 1
-        elif number[event.group]:
-            yield event, number.pop(event.group)
+        elif counts[event.group]:
+            yield event, counts.pop(event.group)
 
 
 def _samples(folder: Path) -> Iterator[Samples]:
-    """Yield the samples of some checkpoints, spread evenly over those that have any, first and last included."""
-    there = sample_folders(folder)
-    last = max(1, min(MOST_SAMPLES, len(there)) - 1)
-    for number in sorted({round(place * (len(there) - 1) / last) for place in range(last + 1)} if there else ()):
-        found = _read_json(there[number] / "samples.json") or {}
-        grid = there[number] / "grid.png"
+    """Yield the samples of up to MOST_SAMPLES checkpoints, evenly spread, with the first and the last of them."""
+    folders = sample_folders(folder)
+    last = max(1, min(MOST_SAMPLES, len(folders)) - 1)
+    for index in sorted({round(i * (len(folders) - 1) / last) for i in range(last + 1)} if folders else ()):
+        content = _read_json(folders[index] / "samples.json") or {}
+        grid = folders[index] / "grid.png"
         answers = [
-            one | {"pictures": [_data_url(there[number] / name) for name in one.get("pictures", ())]}
-            for one in found["answers"]
+            entry | {"pictures": [_data_url(folders[index] / name) for name in entry.get("pictures", ())]}
+            for entry in content["answers"]
         ]
-        yield Samples(found["step"], _data_url(grid) if grid.exists() else None, answers)
+        yield Samples(content["step"], _data_url(grid) if grid.exists() else None, answers)
 
 
 def settings_table(configs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], bool]]:
-    """Yield (setting, its value in each run, whether runs differ in it) of the settings that make a
-    stage what it is."""
+    """Yield (setting, its value in each run, True when runs differ in it) for the settings in STAGE_SECTIONS."""
     flat = [dict(_flat(config)) for config in configs]
     for name in dict.fromkeys(name for config in flat for name in config):
         if name.split(".")[0] in STAGE_SECTIONS:
@@ -198,22 +204,17 @@ def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def _facts(lines: list[dict[str, float]], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of the figures of a run."""
     if not lines:
         yield "steps", "none yet"
         return
-    asked = config.get("train", {}).get("steps")
-    yield "steps", f"{int(lines[-1]['step']):,}" + (f" of {asked:,}" if asked else "")
+    steps = config.get("train", {}).get("steps")
+    yield "steps", f"{int(lines[-1]['step']):,}" + (f" of {steps:,}" if steps else "")
     yield "tokens", count(sum(line["batch/tokens"] for line in lines))
     yield "training time", duration(sum(line["perf/step_s"] for line in lines))
     tail = lines[-LAST_STEPS:]
-    for name in STREAMS:
-        values = [line[f"loss/{name}"] for line in tail if f"loss/{name}" in line]
-        if values:
-            yield f"{name} loss", f"{sum(values) / len(values):.3f}"
-    for line in [line for line in lines if any(name.startswith("validation/") for name in line)][-1:]:
-        for name in STREAMS:
-            if f"validation/{name}" in line:
-                yield f"{name}, held out", f"{line[f'validation/{name}']:.3f}"
+    yield from _loss_facts(tail)
+    yield from _held_out_facts(lines)
     yield "tokens a second", count(statistics.median(line["perf/tokens_per_s"] for line in tail))
     if "perf/mfu" in tail[-1]:
         yield "MFU", f"{_mean(tail, 'perf/mfu'):.1%}"
@@ -224,31 +225,50 @@ def _facts(lines: list[dict[str, float]], config: dict[str, Any]) -> Iterator[tu
     yield "skipped steps", f"{int(lines[-1]['optim/skipped_steps'])}"
 
 
+def _loss_facts(lines: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
+    """Yield (name, mean loss in nats) of each stream with a loss in `lines`."""
+    for name in STREAMS:
+        values = [line[f"loss/{name}"] for line in lines if f"loss/{name}" in line]
+        if values:
+            yield f"{name} loss", f"{sum(values) / len(values):.3f}"
+
+
+def _held_out_facts(lines: list[dict[str, float]]) -> Iterator[tuple[str, str]]:
+    """Yield (name, held-out loss in nats) of each stream at the last step that was validated."""
+    validated = [line for line in lines if any(name.startswith("validation/") for name in line)]
+    for name in STREAMS if validated else ():
+        if f"validation/{name}" in validated[-1]:
+            yield f"{name}, held out", f"{validated[-1][f'validation/{name}']:.3f}"
+
+
 def _mean(lines: list[dict[str, float]], name: str) -> float:
     return sum(line[name] for line in lines) / len(lines)
 
 
 def _columns(lines: list[dict[str, float]], prefix: str) -> dict[str, plot.Curve]:
-    """Return curves of the streams that have any value other than 0."""
-    found = {name: plot.column(lines, prefix + name) for name in STREAMS}
-    return {name: curve for name, curve in found.items() if any(curve[1])}
+    """Return the curves of the streams that have a value other than 0, by stream."""
+    columns = {name: plot.column(lines, prefix + name) for name in STREAMS}
+    return {name: curve for name, curve in columns.items() if any(curve[1])}
 
 
-def _asked(config: dict[str, Any]) -> dict[str, float]:
+def _target_mixture(config: dict[str, Any]) -> dict[str, float]:
+    """Return the share of each stream that the recipe sets; empty when it sets none."""
     weights = {name: config.get("mix", {}).get(name, 0) for name in STREAMS}
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()} if total else {}
 
 
 def _evaluation(root: Path) -> dict[str, Any] | None:
-    found = _read_json(root / "evaluation" / "evaluation.json")
-    is_whole = found is not None and all(f"{name}_accuracy" in found for name in IMAGE_STREAMS)
-    return found if is_whole else None
+    """Return the evaluation of the runs in ROOT; None when it is missing or of one stream only."""
+    evaluation = _read_json(root / "evaluation" / "evaluation.json")
+    if evaluation is None or not all(f"{name}_accuracy" in evaluation for name in IMAGE_STREAMS):
+        return None
+    return evaluation
 
 
-def _by_prompt(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def _by_prompt(evaluation: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     grouped: dict[str, list[dict[str, Any]]] = {}
-    for drawing in found["drawings"]:
+    for drawing in evaluation["drawings"]:
         grouped.setdefault(drawing["prompt"], []).append(drawing)
     return grouped
 
@@ -259,5 +279,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _data_url(path: Path) -> str:
     if not path.exists():
-        raise DataError(f"evaluation.json names {path}, which is not there", "evaluate the run again")
+        raise DataError(f"evaluation.json names {path}, which does not exist", "evaluate the run again")
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

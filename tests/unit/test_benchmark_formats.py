@@ -209,7 +209,7 @@ def test_a_folder_without_the_files_is_refused(tmp_path: Path, read: Callable[[P
         ("evaluation_metadata.jsonl", "[1]\n", geneval.read, r"jsonl:1 is list, not an object"),
         ("coco/coco_pope_random.json", '{"image": "a"', pope.read, r"coco_pope_random\.json:1 is not JSON"),
         ("coco/coco_pope_random.json", '{"image": "a"}', pope.read, r"json:1 has no question_id, text, label"),
-        ("OCR/a.txt", "one?\tYes\n", mme.read, r"a\.txt has not two lines"),
+        ("OCR/a.txt", "one?\tYes\n", mme.read, r"a\.txt does not have two lines"),
         (
             "testdev_balanced_questions.json",
             '{"1": {"answer": "a"}}',

@@ -229,7 +229,7 @@ def test_what_is_refused(make, tmp_path: Path):
         run.evaluate(recipe.model_copy(update={"run": nowhere}), run.do_here)
     for path in (folder / "val2014").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"evaluate\.benchmarks\.pope=.*: 2 of 2 images are not there: .*_000000000000"):
+    with pytest.raises(DataError, match=r"evaluate\.benchmarks\.pope=.*: 2 of 2 images do not exist: .*_000000000000"):
         run.evaluate(recipe, run.do_here)
     (folder / "coco" / "coco_pope_random.json").write_text("")
     (folder / "coco" / "coco_pope_popular.json").write_text("")

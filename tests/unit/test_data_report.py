@@ -107,17 +107,17 @@ def test_what_rules_dropped_and_what_vq_ids_make(words, tmp_path):
 
 def test_shards_that_are_not_whole_show(words, tmp_path):
     folder = tmp_path / "data/understanding"
-    assert "of the right size2 of 2" in " ".join(Page(write(tmp_path, words, "understanding")).text.split())
+    assert "the right size and an index2 of 2" in " ".join(Page(write(tmp_path, words, "understanding")).text.split())
     (folder / "shard-00001.tar").write_bytes(b"cut")
     (folder / "left-over.tar").write_bytes(b"")
     flat = " ".join(Page(write(tmp_path, words, "text")).text.split())
     shards = ShardSet.open(folder)
     assert dict(health(shards)) == {
-        "shards there with their index, of the right size": "1 of 2",
-        "tars of no shard": "1",
-        "samples in a shard": "3 to 4",
+        "shards with the right size and an index": "1 of 2",
+        "tars that belong to no shard": "1",
+        "samples per shard": "3 to 4",
     }
-    assert "tars of no shard" not in flat
+    assert "tars that belong to no shard" not in flat
 
 
 def test_an_empty_shard_set(words, tmp_path):

@@ -97,7 +97,8 @@ def test_lines_wait_while_the_disk_refuses(tmp_path):
     sink.record({"step": 4})
     sink.close()
     assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
-    assert told == [f"{path} cannot be written: [Errno 27] File too large; training goes on, its lines wait"]
+    reason = "cannot be written: [Errno 27] File too large; training continues, the lines are kept in memory"
+    assert told == [f"{path} {reason}"]
 
 
 def test_the_dashboard_shows_every_metric():
@@ -222,7 +223,8 @@ def test_a_wandb_that_fails_costs_wandb_and_not_the_run(refused, tmp_path, monke
             sink.record({"step": step, "loss/all": 1.0})
     for sink in sinks:
         sink.close()
-    assert told == ["wandb is left out from here on: RuntimeError: api_key not configured (no-tty). Call wandb.login()"]
+    error = "RuntimeError: api_key not configured (no-tty). Call wandb.login()"
+    assert told == [f"wandb failed and gets no more metrics: {error}"]
     assert len(read_records(recipe.run.dir / "metrics.jsonl")) == 2
 
 

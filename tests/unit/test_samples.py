@@ -186,6 +186,6 @@ def test_what_is_refused(recipe, tmp_path):
     with pytest.raises(DataError, match=r"the image .*bad\.png: does not decode"):
         samples.make(recipe, checkpoint, [Asked(question="a", images=(str(tmp_path / "bad.png"),))], How(), tmp_path)
     long = How(max_new_tokens=10**6)
-    with pytest.raises(ConfigError, match=r"'a' takes \d+ positions with its images and answer, the model has \d+"):
+    with pytest.raises(ConfigError, match=r"'a' needs \d+ positions with its images and answer, the model has \d+"):
         samples.make(recipe, checkpoint, [Asked(question="a")], long, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*")), "nothing is left of what failed"

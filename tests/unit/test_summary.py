@@ -59,7 +59,7 @@ def test_outside_of_a_repository_the_commit_is_not_known(tmp_path, monkeypatch):
 
 
 def test_the_time_of_an_attempt_that_was_killed_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "NOTED_S", 0.02)
+    monkeypatch.setattr(summary, "SAVE_EVERY_S", 0.02)
     path = tmp_path / "summary.json"
     with Summary(path, []).working("scenes"):
         until(lambda: path.exists() and Summary(path, []).took_s("scenes") >= 0.1)  # as another process reads it

@@ -1,4 +1,4 @@
-"""What a user of `janus runs` sees: a list, one run, two beside each other."""
+"""What a user of `janus runs` sees: a list, one run, two compared."""
 
 import json
 import os
@@ -147,7 +147,8 @@ def test_compare_as_a_page(root, janus, tmp_path):
     found = Page(html)
     text = " ".join(found.text.split())
     for expected in (
-        "one beside two", "one is ahead by 0.2000 in held-out losses; equally fast", "the same losses until step 2",
+        "one compared with two",
+        "one is ahead by 0.2000 in held-out losses; equally fast", "the same losses until step 2",
         "optim.lr0.010.02", "loss/all3.6504.150 +0.5", "held-out losses (validation) of step 4", "loss, text",
     ):  # fmt: skip
         assert expected in text, expected

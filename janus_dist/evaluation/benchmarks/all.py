@@ -1,4 +1,4 @@
-"""All benchmarks by the names of `evaluate.benchmarks`. Invariant: each name that the recipe takes is here."""
+"""All benchmarks by their names in `evaluate.benchmarks`. Invariant: every name that the recipe accepts is here."""
 
 from janus_dist.config.evaluate import BenchmarkName
 from janus_dist.evaluation.benchmarks.geneval import GENEVAL

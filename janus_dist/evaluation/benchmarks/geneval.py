@@ -13,27 +13,27 @@ from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Quest
 
 
 def read(folder: Path) -> list[Question]:
-    """Return all prompts."""
+    """Return all prompts. Raises DataError when the file is missing or has another format."""
     path = folder / "evaluation_metadata.jsonl"
-    found: list[Question] = []
-    for number, entry in enumerate(load_lines(path)):
-        (prompt,) = fields(entry, ("prompt",), f"{path}:{number + 1}")
-        found.append(Question(f"{number:05d}", prompt, (), entry))
-    return found
+    questions: list[Question] = []
+    for index, entry in enumerate(load_lines(path)):
+        (prompt,) = fields(entry, ("prompt",), f"{path}:{index + 1}")
+        questions.append(Question(f"{index:05d}", prompt, (), entry))
+    return questions
 
 
 def sample(prompt: str, place: int) -> str:
-    """Return the path of drawing `place` of the prompt with this id."""
+    """Return the path of drawing number `place` of the prompt with id `prompt`."""
     return f"{prompt}/samples/{place:04d}.png"
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """Return `NNNNN/metadata.jsonl`; the drawings lie beside it."""
+    """Return the text of `NNNNN/metadata.jsonl` of each prompt; its drawings are in the same folder."""
     return {f"{question.id}/metadata.jsonl": json.dumps(question.entry) + "\n" for question, _ in answered}
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return nothing: a detector judges."""
+    """Return no scores, since an object detector judges the drawings."""
     return {}
 
 

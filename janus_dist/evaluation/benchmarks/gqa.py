@@ -4,7 +4,7 @@
     FOLDER/images/IMAGE_ID.jpg
 
 Sources: eval.py of GQA (cs.stanford.edu/people/dorarad/gqa/evaluate.html); haotian-liu/LLaVA scripts/v1_5/eval/gqa.sh
-and scripts/convert_gqa_for_eval.py. Invariant: every question has a prediction, which the scorer wants.
+and scripts/convert_gqa_for_eval.py. Invariant: every question has a prediction, as the scorer requires.
 """
 
 import json
@@ -22,13 +22,13 @@ from janus_dist.evaluation.benchmarks.question import (
 
 
 def read(folder: Path) -> list[Question]:
-    """Return the questions of testdev."""
+    """Return the questions of testdev. Raises DataError when the file is missing or has another format."""
     path = folder / "testdev_balanced_questions.json"
-    found: list[Question] = []
-    for own, entry in load_json(path).items():
-        image, text, _ = fields(entry, ("imageId", "question", "answer"), f"{path}, question {own},")
-        found.append(Question(own, text + SHORT_ANSWER, (folder / "images" / f"{image}.jpg",), entry))
-    return found
+    questions: list[Question] = []
+    for question_id, entry in load_json(path).items():
+        image, text, _ = fields(entry, ("imageId", "question", "answer"), f"{path}, question {question_id},")
+        questions.append(Question(question_id, text + SHORT_ANSWER, (folder / "images" / f"{image}.jpg",), entry))
+    return questions
 
 
 def write(answered: Answered) -> dict[str, str]:
@@ -38,12 +38,12 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return the share of predictions that are the answer, letter for letter."""
+    """Return the share of predictions that equal the answer exactly."""
     return {"accuracy": share(prediction(text) == question.entry["answer"] for question, text in answered)}
 
 
 def prediction(text: str) -> str:
-    """Return an answer in the form of the data set."""
+    """Return an answer in the spelling of the data set: lower case, without a final full stop."""
     return text.rstrip(".").lower()
 
 

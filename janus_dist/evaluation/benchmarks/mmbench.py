@@ -19,13 +19,13 @@ from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Quest
 
 OPTIONS = ("A", "B", "C", "D")
 NOTHING = {"", "nan", "none"}
-"""What a cell without a value holds."""
+"""Texts of a cell without a value."""
 REFERENCE_CHARS = 64
 FIELD_CHARS = 1 << 30
 
 
 def read(folder: Path) -> list[Question]:
-    """Return the questions of the one table in the folder."""
+    """Return the questions of the single table in the folder. Raises DataError unless it has one valid table."""
     paths = sorted(folder.glob("*.tsv"))
     if len(paths) != 1:
         raise DataError(
@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Question]:
 
 
 def _pictures(rows: Sequence[Mapping[str, str]], path: Path) -> dict[str, bytes]:
-    """Return the encoded image of each row, by its index."""
+    """Return the encoded image of each row by its index."""
     columns = {row["index"]: row["image"] for row in rows}
     found: dict[str, bytes] = {}
     for index, image in columns.items():
@@ -49,7 +49,7 @@ def _pictures(rows: Sequence[Mapping[str, str]], path: Path) -> dict[str, bytes]
             try:
                 found[holder] = b64decode(columns.get(holder, ""), validate=True)
             except binascii.Error as error:
-                raise DataError(f"{path}: the image of row {holder} is no base64: {error}") from error
+                raise DataError(f"{path}: the image of row {holder} is not base64: {error}") from error
         if not found[holder]:
             raise DataError(f"{path}: row {index} has no image (it names row {holder!r})")
         found[index] = found[holder]
@@ -62,7 +62,7 @@ def _prompt(row: Mapping[str, str]) -> str:
 
 
 def _options(row: Mapping[str, str]) -> list[str]:
-    """Return the choices up to the first one that is absent."""
+    """Return the choices up to the first missing one."""
     count = next((number for number, name in enumerate(OPTIONS) if _is_nothing(row.get(name))), len(OPTIONS))
     return [row[name] for name in OPTIONS[:count]]
 
@@ -76,7 +76,7 @@ def _without_image(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """Return `predictions.tsv`: the published columns but the image, and `prediction`."""
+    """Return `predictions.tsv`: the published columns without the image, and `prediction`."""
     text = io.StringIO()
     names = [*answered[0][0].entry, "prediction"]
     table = csv.DictWriter(text, names, dialect="excel-tab", quoting=csv.QUOTE_ALL, lineterminator="\n")
@@ -86,8 +86,7 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return nothing: a question counts by its answers in all orders, of which the scorer takes the letters with a
-    judge."""
+    """Return no scores, since the scorer needs a judge to extract letters from the answers in all orders."""
     return {}
 
 

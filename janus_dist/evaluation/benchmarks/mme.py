@@ -5,7 +5,7 @@
 
 FOLDER is MME_Benchmark_release_version. Sources: eval_tool/calculation.py of MME (BradyFU's
 Awesome-Multimodal-Large-Language-Models, branch Evaluation) and convert_answer_to_mme.py of LLaVA's evaluation files.
-Invariant: the two answers about an image stand beside each other.
+Invariant: the two answers about an image are consecutive.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def read(folder: Path) -> list[Question]:
-    """Return the questions of all tasks in the folder, task by task."""
+    """Return the questions of all tasks in the folder, task by task. Raises DataError when it has no task."""
     tasks = [task for task in (*PERCEPTION, *COGNITION) if (folder / task).is_dir()]
     if not tasks:
         raise DataError(
@@ -38,7 +38,7 @@ def _read_task(folder: Path) -> list[Question]:
     for path in sorted(texts.glob("*.txt")):
         lines = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
         if len(lines) != 2 or any(len(line) != 2 for line in lines):
-            raise DataError(f"{path} has not two lines of a question, a tab and an answer")
+            raise DataError(f"{path} does not have two lines of a question, a tab and an answer")
         picture = by_stem.get(path.stem, images / f"{path.stem}.jpg")
         for number, (question, truth) in enumerate(lines):
             entry = {"task": folder.name, "image": picture.name, "question": question.strip(), "label": truth.strip()}
@@ -58,9 +58,9 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return for each task 100 times accuracy plus 100 times the share of images with both answers right.
+    """Return for each task 100 times accuracy plus 100 times the share of images with two right answers.
 
-    `perception` and `cognition` are the sums over those of their tasks that were answered.
+    `perception` and `cognition` are the sums over their available tasks.
     """
     right: dict[str, list[bool]] = {}
     for question, text in answered:
@@ -77,7 +77,7 @@ def score(answered: Answered) -> dict[str, float]:
 
 
 def verdict(text: str) -> str:
-    """Return `yes`, `no` or `other`, by the first four characters of an answer."""
+    """Return `yes`, `no` or `other` by the first four characters of an answer."""
     beginning = " ".join(text.split()).lower()[:4]
     return next((word for word in ("yes", "no") if word in beginning), "other")
 

@@ -14,13 +14,13 @@ from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Quest
 
 
 def read(folder: Path) -> list[Question]:
-    """Return all questions."""
+    """Return all questions. Raises DataError when the file is missing or has another format."""
     path = folder / "mm-vet.json"
-    found: list[Question] = []
-    for own, entry in load_json(path).items():
-        image, text = fields(entry, ("imagename", "question"), f"{path}, question {own},")
-        found.append(Question(own, text, (folder / "images" / image,), entry))
-    return found
+    questions: list[Question] = []
+    for question_id, entry in load_json(path).items():
+        image, text = fields(entry, ("imagename", "question"), f"{path}, question {question_id},")
+        questions.append(Question(question_id, text, (folder / "images" / image,), entry))
+    return questions
 
 
 def write(answered: Answered) -> dict[str, str]:
@@ -29,7 +29,7 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return nothing: a language model judges."""
+    """Return no scores, since a language model judges the answers."""
     return {}
 
 

@@ -4,7 +4,7 @@
     FOLDER/val2014/                                           images of COCO
 
 Sources: AoiDragon/POPE output/coco and evaluate.py; haotian-liu/LLaVA llava/eval/model_vqa_loader.py and eval_pope.py.
-Invariant: answers stand in the order of the published lines, since both scorers compare them line by line.
+Invariant: answers are in the order of the published lines, since both scorers compare them line by line.
 """
 
 from pathlib import Path
@@ -25,10 +25,10 @@ PREFIX = "coco_pope_"
 
 
 def read(folder: Path) -> list[Question]:
-    """Return the questions of all categories in the folder."""
+    """Return the questions of all categories in the folder. Raises DataError when it has none."""
     paths = sorted((folder / "coco").glob(f"{PREFIX}*.json"))
     if not paths:
-        raise DataError(f"{folder}/coco has no {PREFIX}*.json", "take output/coco of AoiDragon/POPE")
+        raise DataError(f"{folder}/coco has no {PREFIX}*.json", "use output/coco of AoiDragon/POPE")
     found: list[Question] = []
     for path in paths:
         category = path.stem.removeprefix(PREFIX)
@@ -40,7 +40,7 @@ def read(folder: Path) -> list[Question]:
 
 
 def write(answered: Answered) -> dict[str, str]:
-    """Return the answers as both scorers read them.
+    """Return the answers in the formats of both scorers.
 
     `answers.jsonl` with `questions.jsonl` for LLaVA's, which needs ids that no two categories share;
     `answers_CATEGORY.jsonl` for POPE's own.
@@ -58,8 +58,7 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return accuracy, F1 and share of yes of each category, from 0 to 1, and the means of accuracy and
-    F1 over them."""
+    """Return accuracy, F1 and share of yes of each category, from 0 to 1, and the mean accuracy and F1."""
     found: dict[str, float] = {}
     categories = list(dict.fromkeys(question.entry["category"] for question, _ in answered))
     for category in categories:
@@ -81,7 +80,7 @@ def score(answered: Answered) -> dict[str, float]:
 
 
 def says_yes(text: str) -> bool:
-    """Return whether an answer counts as yes: its first sentence has none of the words No, no and not."""
+    """Return True when an answer counts as yes: its first sentence has none of the words No, no and not."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
 

@@ -1,10 +1,10 @@
-"""A run's newest checkpoint, or the published Janus that it would start from, asked published benchmarks.
+"""Published benchmarks on a run's newest checkpoint, or on the published Janus that the run would start from.
 
-    RUN/benchmarks/step-XXXXXXXX/NAME/    what NAME's scorer reads, jobs/, and summary.json, written last
-    RUN/benchmarks/start/NAME/            the same of a run without a checkpoint, by `run.start_weights.janus`
+    RUN/benchmarks/step-XXXXXXXX/NAME/    files for NAME's scorer, jobs/, and summary.json, written last
+    RUN/benchmarks/start/NAME/            the same for a run without a checkpoint, by `run.start_weights.janus`
 
-Invariant: what is written is made of the markers of all jobs, whoever did them and whenever; without a summary.json
-something is missing, and the same command does the rest.
+Invariant: results are made from the markers of all jobs, independent of the process and time that did them; without a
+summary.json something is missing, and the same command run again completes it.
 """
 
 import hashlib
@@ -34,8 +34,9 @@ from janus_dist.weights.vq import digest, load_vq
 
 SUMMARY = "summary.json"
 SHOWN = 3
+"""Largest number of names in a message."""
 Do = Callable[[StageRecipe, str | None, Sequence[Job]], None]
-"""Does jobs with a checkpoint, in this process or others; returns when all have a marker."""
+"""Function that does jobs with a checkpoint, in this process or others, and returns when all have a marker."""
 
 log = logging.getLogger("janus_dist")
 
@@ -51,29 +52,31 @@ class Work:
 
 
 def evaluate(recipe: StageRecipe, do: Do, dtype: DtypeChoice = "auto") -> dict[str, dict[str, Any]]:
-    """Ask all of `evaluate.benchmarks` and write what their scorers read; the summaries, by name.
+    """Run all of `evaluate.benchmarks`, write the files for their scorers and return the summaries by name.
 
-    `dtype`: what the model computes in, decided here for all processes (`sampler.dtype_for`). Jobs that an earlier call
-    did are not done again. CheckpointError when the run has no checkpoint, DataError when a
-    benchmark's files are absent or of another format.
+    `dtype` is what the model computes in, decided here for all processes (`sampler.dtype_for`). Jobs that an earlier
+    call did are not done again. Raises CheckpointError when the run has no checkpoint, DataError when a benchmark's
+    files are missing or have another format.
     """
     recipe = recipe.with_absolute_paths()
     checkpoint = _checkpoint(recipe)
     prepared = [_prepare(recipe, name, checkpoint, dtype) for name in recipe.evaluate.benchmarks]
-    jobs = [job for one in prepared for job in one.jobs if not _is_done(job, recipe.evaluate.images_per_prompt)]
-    total = sum(len(one.jobs) for one in prepared)
+    jobs = [
+        job for benchmark in prepared for job in benchmark.jobs if not _is_done(job, recipe.evaluate.images_per_prompt)
+    ]
+    total = sum(len(benchmark.jobs) for benchmark in prepared)
     source = checkpoint or recipe.run.start_weights["janus"]
     log.info("%s: %d of %d jobs of %s", source, len(jobs), total, ", ".join(recipe.evaluate.benchmarks))
     if jobs:
         do(recipe, checkpoint, jobs)
-    return {one.name: _finish(recipe, one, checkpoint) for one in prepared}
+    return {benchmark.name: _finish(recipe, benchmark, checkpoint) for benchmark in prepared}
 
 
 def do_here(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Job]) -> None:
     """Do jobs one after another in this process, on its GPU with `cluster.gpu`."""
     sampler = Sampler.load(recipe, checkpoint, _device(recipe), jobs[0].dtype)
     for number, job in enumerate(jobs, start=1):
-        if work.load(job) is None:  # an attempt before this one may have come so far
+        if work.load(job) is None:  # an earlier attempt may have done it
             work.do(sampler, job)
         log.info("%s: job %d of %d", job.benchmark, number, len(jobs))
 
@@ -83,17 +86,20 @@ def _device(recipe: StageRecipe) -> str:
 
 
 def _checkpoint(recipe: StageRecipe) -> str | None:
-    """Return the run's newest checkpoint; None when it has none and starts from a whole published Janus."""
+    """Return the run's newest checkpoint, or None when it has none but a whole Janus to start from.
+
+    Raises CheckpointError when it has neither.
+    """
     if "janus" in recipe.run.start_weights and commits.latest_committed(recipe.run.saved_in) is None:
         return None
     return require_checkpoint(recipe.run.saved_in)
 
 
 def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
-    """Return the sha256 of the checkpoint's marker, or of what the folder of weights lists."""
+    """Return the sha256 of the checkpoint's marker, or of the listing of the folder of weights."""
     if checkpoint is not None:
         return commits.identity(checkpoint)
-    open_weights(recipe.model, recipe.run.start_weights)  # here, where an error is the user's to read
+    open_weights(recipe.model, recipe.run.start_weights)  # fail here, where the user sees the error
     path = Path(recipe.run.start_weights["janus"])
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     listed = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
@@ -101,7 +107,7 @@ def _identity(recipe: StageRecipe, checkpoint: str | None) -> str:
 
 
 def _settings(recipe: StageRecipe, checkpoint: str | None, is_drawn: bool) -> dict[str, Any]:
-    """Return everything besides the questions that decides what comes out."""
+    """Return everything except the questions that determines the results."""
     how = recipe.evaluate
     shared = {
         "checkpoint": _identity(recipe, checkpoint),
@@ -119,7 +125,7 @@ def _settings(recipe: StageRecipe, checkpoint: str | None, is_drawn: bool) -> di
 
 
 def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, dtype: DtypeChoice) -> Work:
-    """Read a benchmark and cut it into jobs; what another cut or other settings left is removed."""
+    """Read a benchmark and cut it into jobs; remove the results of another cut or other settings."""
     how, benchmark, folder = recipe.evaluate, BENCHMARKS[name], Path(recipe.evaluate.benchmarks[name]).absolute()
     questions = benchmark.read(folder)
     questions = questions[: how.max_questions] if how.max_questions else questions
@@ -130,25 +136,25 @@ def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, d
     jobs = work.cut(name, questions, out, how.batch, how.images_per_prompt, settings, computed_in)
     if SUMMARY in fs.names(out):
         fs.remove(f"{out}/{SUMMARY}")
-    # before their drawings are overwritten, which they would vouch for wrongly
+    # remove old markers before their drawings are overwritten, or they would vouch for the wrong ones
     work.markers(out).remove_others(job.digest for job in jobs)
     return Work(name, out, questions, jobs)
 
 
 def _check(name: str, questions: Sequence[Question], folder: Path) -> None:
-    """Raise DataError unless there are questions, each with an id of its own and images that exist."""
+    """Raise DataError unless there are questions, each with a unique id and images that exist."""
     if not questions:
         raise DataError(f"evaluate.benchmarks.{name}={folder} has no questions")
     ids = {question.id for question in questions}
     if len(ids) != len(questions):
         raise DataError(f"evaluate.benchmarks.{name}={folder}: {len(questions)} questions have {len(ids)} ids")
-    files = dict.fromkeys(image for one in questions for image in one.images if isinstance(image, Path))
+    files = dict.fromkeys(image for question in questions for image in question.images if isinstance(image, Path))
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise DataError(
-            f"evaluate.benchmarks.{name}={folder}: {len(missing)} of {len(files)} images are not there: "
+            f"evaluate.benchmarks.{name}={folder}: {len(missing)} of {len(files)} images do not exist: "
             f"{', '.join(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}",
-            "docs/evaluation.md says where they belong",
+            "see docs/evaluation.md for their location",
         )
 
 
@@ -156,48 +162,56 @@ def _is_done(job: Job, each: int) -> bool:
     if work.load(job) is None:
         return False
     drawn = job.questions if BENCHMARKS[job.benchmark].is_drawn else ()
-    if all(fs.size(f"{job.out}/{sample(one.id, place)}") for one in drawn for place in range(each)):
+    if all(fs.size(f"{job.out}/{sample(question.id, index)}") for question in drawn for index in range(each)):
         return True
     fs.remove(job.marker)
     return False
 
 
-def _finish(recipe: StageRecipe, of: Work, checkpoint: str | None) -> dict[str, Any]:
-    """Write what the scorer reads, then the summary."""
-    markers = [work.load(job) for job in of.jobs]
-    assert all(markers), "`do` came back before all jobs had markers"
-    given = {own: text for marker in markers if marker for own, text in marker.answers.items()}
-    without_image = {own for marker in markers if marker for own in marker.unreadable}
-    unreadable = [question.id for question in of.questions if question.id in without_image]
-    answered = [(question, given.get(question.id, "")) for question in of.questions]
-    benchmark = BENCHMARKS[of.name]
+def _finish(recipe: StageRecipe, prepared: Work, checkpoint: str | None) -> dict[str, Any]:
+    """Write the files for the scorer, then the summary; return the summary and its folder `out`."""
+    answered, unreadable = _collect_answers(prepared)
+    benchmark = BENCHMARKS[prepared.name]
     if benchmark.is_drawn:
-        _remove_other_drawings(of, recipe.evaluate.images_per_prompt)
+        _remove_other_drawings(prepared, recipe.evaluate.images_per_prompt)
     for name, text in benchmark.write(answered).items():
-        fs.write_whole(f"{of.out}/{name}", text.encode())
+        fs.write_whole(f"{prepared.out}/{name}", text.encode())
     if unreadable:
-        log.warning("%s: %d questions have no readable image: %s", of.name, len(unreadable), unreadable[:SHOWN])
+        log.warning("%s: %d questions have no readable image: %s", prepared.name, len(unreadable), unreadable[:SHOWN])
     summary = {
         "checkpoint": checkpoint,
         "start_weights": None if checkpoint else recipe.run.start_weights["janus"],
-        "folder": recipe.evaluate.benchmarks[of.name],
+        "folder": recipe.evaluate.benchmarks[prepared.name],
         "questions": len(answered),
         "unreadable": unreadable,
         "evaluate": recipe.evaluate.model_dump(exclude={"benchmarks"}),
         "scores": benchmark.score(answered),
     }
-    fs.write_whole(f"{of.out}/{SUMMARY}", json.dumps(summary, indent=1).encode() + b"\n")
-    return summary | {"out": of.out}
+    fs.write_whole(f"{prepared.out}/{SUMMARY}", json.dumps(summary, indent=1).encode() + b"\n")
+    return summary | {"out": prepared.out}
 
 
-def _remove_other_drawings(of: Work, each: int) -> None:
-    """Remove what an evaluation with more prompts or more drawings left: the scorer would count it."""
-    kept = {question.id for question in of.questions}
-    for path in Path(of.out).iterdir():
+def _collect_answers(prepared: Work) -> tuple[list[tuple[Question, str]], list[str]]:
+    """Return (question, answer) in the published order, and the ids of questions without a readable image."""
+    answers: dict[str, str] = {}
+    without_image: set[str] = set()
+    for job in prepared.jobs:
+        marker = work.load(job)
+        assert marker, "`do` came back before all jobs had markers"
+        answers |= marker.answers
+        without_image |= set(marker.unreadable)
+    unreadable = [question.id for question in prepared.questions if question.id in without_image]
+    return [(question, answers.get(question.id, "")) for question in prepared.questions], unreadable
+
+
+def _remove_other_drawings(prepared: Work, each: int) -> None:
+    """Remove the drawings of an evaluation with more prompts or drawings, which the scorer would count."""
+    kept = {question.id for question in prepared.questions}
+    for path in Path(prepared.out).iterdir():
         if path.name.isdigit() and path.name not in kept:
             fs.remove_folder(path)
         elif path.name.isdigit():
-            names = {Path(sample(path.name, place)).name for place in range(each)}
+            names = {Path(sample(path.name, index)).name for index in range(each)}
             for other in fs.names(path / "samples"):
                 if other not in names:
                     fs.remove(path / "samples" / other)

@@ -7,7 +7,7 @@
 Without the folder of frames only images are asked about.
 
 Sources: AILab-CVC/SEED-Bench DATASET.md; haotian-liu/LLaVA docs/Evaluation.md, scripts/v1_5/eval/seed.sh and
-scripts/convert_seed_for_submission.py. Invariant: predictions stand in the published order.
+scripts/convert_seed_for_submission.py. Invariant: predictions are in the published order.
 """
 
 from pathlib import Path
@@ -31,7 +31,10 @@ FIELDS = ("question_id", "data_type", "data_id", "question", "answer", *CHOICES)
 
 
 def read(folder: Path) -> list[Question]:
-    """Return all questions about images, and those about videos of which there are frames."""
+    """Return all questions about images, and those about videos when the folder of frames exists.
+
+    Raises DataError when the file is missing or has another format.
+    """
     path = folder / "SEED-Bench.json"
     with_videos = (folder / FRAMES).is_dir()
     (entries,) = fields(load_json(path), ("questions",), str(path))
@@ -62,8 +65,7 @@ def write(answered: Answered) -> dict[str, str]:
 
 
 def score(answered: Answered) -> dict[str, float]:
-    """Return the share of answers that are the right letter and nothing else, of all questions and of those of each
-    kind."""
+    """Return the share of answers that are exactly the right letter, over all questions and by kind."""
     right: dict[str, list[bool]] = {"accuracy": []}
     for question, text in answered:
         for name in ("accuracy", f"{question.entry['data_type']}/accuracy"):

@@ -1,4 +1,4 @@
-"""One job of a benchmark: some of its questions, answered or drawn in one process, and the marker that it leaves.
+"""Jobs of a benchmark: some of its questions, answered or drawn in one process, and the marker of a finished job.
 
     OUT/jobs/DIGEST.json    the answers; drawings lie where GenEval's scorer wants them, before the marker is written
 
@@ -30,7 +30,7 @@ from janus_dist.storage.job_markers import JobMarkers, digest_of
 
 VERSION = 1  # goes into the digests of jobs; raise it with every change of what a question becomes
 BATCHES = 4
-"""Of questions in a job: more are redone after an interruption, fewer find others of their length."""
+"""Batches of questions in a job: with more, more is redone after an interruption; with fewer, lengths vary more."""
 MARKERS = "jobs"
 
 
@@ -43,11 +43,11 @@ class Job:
     """The folder of the benchmark's results."""
     questions: tuple[Question, ...]
     places: tuple[int, ...]
-    """Of its questions in the benchmark."""
+    """Positions of its questions in the benchmark."""
     digest: str
-    """sha256 of all that decides what it leaves."""
+    """sha256 of everything that determines its results."""
     dtype: Dtype = "float32"
-    """What the model computes in, the same in all processes of an evaluation."""
+    """Dtype that the model computes in, the same in all processes of an evaluation."""
 
     @property
     def marker(self) -> str:
@@ -57,14 +57,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Marker:
-    """What a finished job left."""
+    """Results of a finished job."""
 
     job: str
     """Digest of the job."""
     answers: Mapping[str, str]
-    """By the ids of the questions."""
+    """Answers by the ids of the questions."""
     unreadable: tuple[str, ...]
-    """Ids of questions with an image that is none; their answers are empty."""
+    """Ids of questions with an unreadable image; their answers are empty."""
 
 
 def markers(out: str) -> JobMarkers:
@@ -81,10 +81,9 @@ def cut(
     settings: Mapping[str, Any],
     dtype: Dtype = "float32",
 ) -> list[Job]:
-    """Return the jobs of a benchmark, a few batches of questions or one of drawings each; `each` prompt is drawn so
-    often.
+    """Return the jobs of a benchmark: a few batches of questions or one of drawings each, `each` drawings per prompt.
 
-    `settings`: all beside the questions that decides what comes out.
+    `settings` is everything except the questions that determines the results.
     """
     size = max(1, batch // each) if BENCHMARKS[name].is_drawn else BATCHES * batch
     by_length = sorted(range(len(questions)), key=lambda place: len(questions[place].prompt))
@@ -98,13 +97,13 @@ def cut(
 
 
 def _identity(question: Question) -> list[str]:
-    """Return the files by their names without their folder, which may be elsewhere next time."""
+    """Return id, prompt and images of a question; files by name only, since their folder may be moved."""
     images = (hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.name for one in question.images)
     return [question.id, question.prompt, *images]
 
 
 def do(sampler: Sampler, job: Job) -> None:
-    """Answer or draw, then write the marker. DataError or ConfigError when the model cannot take a question."""
+    """Answer or draw, then write the marker. Raises DataError or ConfigError when a question does not fit the model."""
     if BENCHMARKS[job.benchmark].is_drawn:
         _draw(sampler, job)
         marker = Marker(job.digest, {}, ())
@@ -122,7 +121,7 @@ def load(job: Job) -> Marker | None:
 
 
 def _answer(sampler: Sampler, job: Job) -> Marker:
-    """Return the likeliest answers; each image is encoded once."""
+    """Return the marker with the most likely answers; each image is encoded once."""
     found: dict[Path | bytes, int] = {}
     pictures: list[torch.Tensor] = []
     unreadable: list[str] = []
@@ -147,7 +146,7 @@ def _answer(sampler: Sampler, job: Job) -> Marker:
 
 
 def _draw(sampler: Sampler, job: Job) -> None:
-    """Write drawings of each prompt, with seeds by their places in the benchmark."""
+    """Write the drawings of each prompt, with seeds by their positions in the benchmark."""
     settings = sampler.recipe.evaluate
     each = settings.images_per_prompt
     seed = sampler.recipe.run.seed
