@@ -119,11 +119,7 @@ def lines(predicted: Forecast, recipe: StageRecipe) -> Iterator[str]:
                 f"{phase.most_rows} rows at most: {_fit(phase)}"
             )
     yield ""
-    advice = (
-        ""
-        if predicted.fill_that_fits is None
-        else f"; with batch.fill={predicted.fill_that_fits} they would fit, with smaller steps"
-    )
+    advice = "" if predicted.fill_that_fits is None else f"; smaller steps of batch.fill={predicted.fill_that_fits} fit"
     yield f"batch.rows={batch.rows}: {_fit(predicted)}{advice}"
 
 

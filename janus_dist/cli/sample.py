@@ -31,7 +31,7 @@ Guidance = Annotated[
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", min=0, help="The run's evaluate.temperature when absent; 0: the likeliest id."),
+    typer.Option("--temperature", min=0, help="The run's evaluate.temperature when absent; 0: the top id."),
 ]
 TopK = Annotated[
     int | None, typer.Option("--top-k", min=0, help="The run's evaluate.top_k when absent; 0: sample from all ids.")

@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_deleted_as_the_hint_says(run_dir: Path, capsys:
     commit = commits.read(path)
     Path(path, "__0_0.distcp").write_bytes(b"short")
     hint = hint_of(commits.verify, path, commit)
-    assert "delete them to make room" in hint_of(janus, "ckpt", "verify", run_dir)
+    assert "delete them to free disk space" in hint_of(janus, "ckpt", "verify", run_dir)
     shutil.rmtree(found(r"delete (\S+) to fall back on the previous checkpoint", hint)[1])
     janus("ckpt", "verify", run_dir)
     assert require_checkpoint(f"{run_dir}/checkpoints").endswith("3") and "whole" in capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_deleted_as_the_hint_says(run_dir: Path, capsys:
 def test_commands_on_checkpoints_that_hints_name_say_what_is_there(run_dir: Path, capsys: pytest.CaptureFixture[str]):
     for path in commits.folders(f"{run_dir}/checkpoints"):
         fs.remove(f"{path}/{commits.MARKER}")
-    command = found(r"`janus (ckpt list)` says", hint_of(janus, "ckpt", "show", run_dir))[1].split()
+    command = found(r"with `janus (ckpt list)`", hint_of(janus, "ckpt", "show", run_dir))[1].split()
     janus(*command, run_dir)
     assert capsys.readouterr().out.count("not committed") == 2
 

@@ -96,7 +96,7 @@ def test_a_long_run_says_how_much_was_planned(folder):
     )
     assert re.search(shares + r"4 rows at most: all 128 planned steps fit\n", done.stdout), done.stdout
     assert re.search(
-        r"\nbatch.rows=4: about \d\.\d% of the steps need more rows; with batch.fill=0.\d+ they would", done.stdout
+        r"\nbatch.rows=4: about \d\.\d% of the steps need more rows; smaller steps of batch.fill=0.\d+ fit", done.stdout
     )
     phases = json.loads(janus(folder, "train.steps=2000", "mix.then=[{from_step: 1500, text: 0}]", "--json").stdout)
     assert [phase["every_step_fits"] for phase in phases["phases"]] == [False, None] and not phases["every_step_fits"]
