@@ -15,7 +15,7 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from data_pipelines.job import Encoded
+from data_pipelines.stages import Encoded
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ClusterError

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.job import InputWork, first_reasons
+from data_pipelines.job import InputWork
+from data_pipelines.tally import first_reasons
 from data_pipelines.work import Marker
 from janus_dist.data import manifest as manifest_file
 from janus_dist.data.manifest import Manifest, ShardTable

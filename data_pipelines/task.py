@@ -10,8 +10,9 @@ import ray
 
 from data_pipelines import work
 from data_pipelines.encoder import EncoderPool, NearEncoders
-from data_pipelines.job import InputWork, first_reasons, run_job
+from data_pipelines.job import InputWork, run_job
 from data_pipelines.reports import ReportBoard
+from data_pipelines.tally import first_reasons
 from data_pipelines.work import Marker, ShardJob
 from janus_dist.inspection.inspect import kinds
 

@@ -167,8 +167,8 @@ def test_plain_webdataset_reads_the_shards(make_work, photos, tmp_path):
         (
             "understanding",
             {"messages": [{"role": "user", "content": "<image> why?"}, {"role": "assistant", "content": "so"}]},
-            "images: the text has the mark <image>, but the record has no image for it in image or images or jpg or png or "
-            "image_path, nor in a message",
+            "images: the text has the mark <image>, but the record has no image for it in image or images or jpg or "
+            "png or image_path, nor in a message",
         ),
     ],
 )  # fmt: skip

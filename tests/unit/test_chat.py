@@ -140,11 +140,7 @@ def test_images_are_where_their_marks_are(tokenizer, questions, images, prompt):
     [
         ([("<image> what?", "a")], 2, "images: 1 marks in the text for 2 images"),
         ([("<image> <image>", "a")], 1, "images: 2 marks in the text for 1 images"),
-        (
-            [("an <image> in HTML?", "a")],
-            0,
-            "images: the text has the mark <image>, but the record has no image for it",
-        ),
+        ([("an <image> in HTML?", "a")], 0, "images: the text has the mark <image>, and there is no image for it"),
         ([("what?", "a"), ("why?", "so: <image>")], 1, "images: the mark <image> is in answer 1"),
     ],
 )

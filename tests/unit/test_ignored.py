@@ -7,9 +7,10 @@ from pathlib import Path
 from data_pipelines import work
 from data_pipelines.gather import LISTED_KEYS, Gathered
 from data_pipelines.inputs import formats
-from data_pipelines.job import IGNORED_KEYS, OTHER_KEYS, InputWork, Tally, run_job
+from data_pipelines.job import InputWork, run_job
 from data_pipelines.record import Record
 from data_pipelines.stream import settings
+from data_pipelines.tally import IGNORED_KEYS, OTHER_KEYS, Tally
 from data_pipelines.tokenizer import PATH
 from janus_dist.config.load import load
 from janus_dist.config.pipeline import InputConfig

@@ -145,7 +145,7 @@ def test_the_plain_layout(values, text):
         ({"turns": (("what?", "i\0t"),)}, "no text: answer 0 has a NUL character"),
         ({"turns": (("<image> <image>", "it"),)}, "images: 2 marks in the text for 1 images"),
         ({"turns": (("what?", "it: <image>"),)}, "images: the mark <image> is in answer 0"),
-        ({"pictures": 0, "turns": (("<image>?", "it"),)}, "images: the text has the mark <image>, and there"),
+        ({"pictures": 0, "turns": (("<image>?", "it"),)}, "images: the text has the mark <image>, but the record"),
         ({"pictures": 0, "caption": "a cat"}, "images: a caption without an image"),
         ({"layout": "plain", "pictures": 0, "text": "a"}, "images: a plain text without an image belongs"),
         ({"layout": "plain", "text": "<image> "}, "empty: the text has no words"),
