@@ -16,7 +16,7 @@ from data_pipelines.inputs import formats
 from data_pipelines.inputs.versions import check_unchanged, digest
 from data_pipelines.record import Made
 from data_pipelines.reports import Reporter, Send
-from data_pipelines.stages import Clock, Encode, Kept, Outcome
+from data_pipelines.stages import Encode, Kept, Outcome, StepClock
 from data_pipelines.steps.generation import Generation, Prepared
 from data_pipelines.steps.text import Text
 from data_pipelines.steps.understanding import Understanding
@@ -86,7 +86,7 @@ def run_job(
 
 def prepared(input_work: InputWork) -> list[Prepared]:
     """Return the prompts and crops of a generation input's records that are neither bad nor dropped, in order."""
-    config, clock = _config(input_work), Clock()
+    config, clock = _config(input_work), StepClock()
     step = Generation(input_work.recipe, config, input_work.tokenizer)
     units = formats.units(input_work.source, input_work.recipe.pipeline.shard_samples)
     with ThreadPoolExecutor(stages.READERS, thread_name_prefix="pictures") as pool:
@@ -103,7 +103,7 @@ def _samples(outcomes: Iterator[Outcome[Made]], tally: Tally) -> Iterator[tuple[
             yield from outcome.value.samples
 
 
-def _outcomes(job: ShardJob, input_work: InputWork, encode: Encode | None, clock: Clock) -> Iterator[Outcome[Made]]:
+def _outcomes(job: ShardJob, input_work: InputWork, encode: Encode | None, clock: StepClock) -> Iterator[Outcome[Made]]:
     """Yield the outcomes of a job's records, kept ones in the order of the input."""
     recipe, config = input_work.recipe, _config(input_work)
     match input_work.stream:

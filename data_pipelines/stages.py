@@ -84,7 +84,7 @@ Outcome = Read | Kept[Result] | DroppedRecord | Rejected
 
 
 @dataclass
-class Clock:
+class StepClock:
     """Time spent in each step."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -110,7 +110,7 @@ def attempt(record: Record, do: Callable[[Record], Result]) -> Kept[Result] | Dr
 
 
 def read(
-    units: Sequence[Unit], limit: int | None, config: InputConfig, check: Callable[[Record], None], clock: Clock
+    units: Sequence[Unit], limit: int | None, config: InputConfig, check: Callable[[Record], None], clock: StepClock
 ) -> Iterator[Outcome[Record]]:
     """Yield the entries of all units, and the outcome of the check before their pictures are read."""
     readers = (formats.records(config, unit) for unit in units)
@@ -128,7 +128,7 @@ def read(
             yield attempt(entry, lambda record: check(record) or record)
 
 
-def fetch(outcomes: Iterator[Outcome[Record]], pool: ThreadPoolExecutor, clock: Clock) -> Iterator[Outcome[Record]]:
+def fetch(outcomes: Iterator[Outcome[Record]], pool: ThreadPoolExecutor, clock: StepClock) -> Iterator[Outcome[Record]]:
     """Add the bytes of their pictures to records; up to READERS records are read ahead."""
     waiting: deque[tuple[Record, list[Future[Picture]]]] = deque()
 
@@ -159,7 +159,7 @@ def _filled(reading: Sequence[Future[Picture]], record: Record) -> Record:
 
 
 def make(
-    outcomes: Iterator[Outcome[Record]], do: Callable[[Record], Result], clock: Clock
+    outcomes: Iterator[Outcome[Record]], do: Callable[[Record], Result], clock: StepClock
 ) -> Iterator[Outcome[Result]]:
     """Apply a step to records."""
     for outcome in outcomes:
@@ -172,7 +172,7 @@ def make(
 
 
 def encode_batches(
-    outcomes: Iterator[Outcome[Prepared]], step: Generation, encode: Encode, batch: int, clock: Clock
+    outcomes: Iterator[Outcome[Prepared]], step: Generation, encode: Encode, batch: int, clock: StepClock
 ) -> Iterator[Outcome[Made]]:
     """Add VQ ids to samples; full batches of crops wait for their ids while the next ones are made."""
     ready: list[Kept[Prepared]] = []
@@ -199,7 +199,9 @@ def encode_batches(
         yield from _finished(*waiting.popleft(), step, clock)
 
 
-def _finished(ready: list[Kept[Prepared]], encoded: Encoded, step: Generation, clock: Clock) -> Iterator[Kept[Made]]:
+def _finished(
+    ready: list[Kept[Prepared]], encoded: Encoded, step: Generation, clock: StepClock
+) -> Iterator[Kept[Made]]:
     """Wait for the VQ ids of a batch and yield its samples."""
     with clock.timed("encode"):
         vq_ids = encoded()

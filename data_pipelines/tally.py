@@ -13,7 +13,7 @@ from PIL import Image
 from data_pipelines.inputs import files
 from data_pipelines.record import Made, Record
 from data_pipelines.reports import Report, Reporter
-from data_pipelines.stages import Clock, DroppedRecord, Kept, Outcome, Read, Rejected
+from data_pipelines.stages import DroppedRecord, Kept, Outcome, Read, Rejected, StepClock
 from data_pipelines.steps import keep
 from data_pipelines.work import ShardJob
 from janus_dist.data import images
@@ -54,7 +54,7 @@ class Tally:
     """Records by key and reason of values that are not used."""
     histograms: dict[str, Counter[str]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
-    clock: Clock = field(default_factory=Clock)
+    clock: StepClock = field(default_factory=StepClock)
     kept: int = 0
     job: ShardJob | None = None
     reporter: Reporter = field(default_factory=lambda: Reporter(None))
