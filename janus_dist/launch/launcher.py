@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusE
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.failures import named_line, one_line, without_worker_info
 from janus_dist.launch.capacity import POLL_S, all_native, ranks_for, wait_for_others
+from janus_dist.launch.restart import RestartPolicy
 from janus_dist.launch.services import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
 from janus_dist.launch.session import connect
 from janus_dist.monitor import events
@@ -71,27 +72,27 @@ def train(
         if line is not None:
             show(line)
         begins(recipe)
-        given, recipe = recipe, _if_never(recipe)
+        requested, recipe = recipe, _if_never(recipe)
         with (
             Follower(lines, show),
             StopOnSignal(lambda: [recipe]),
             StopOnDrain(lines, recipe.run.dir),
             Samples(recipe, lines, show),
         ):
-            _until_done(given, recipe, lines, show, leases)
+            _until_done(requested, recipe, lines, show, leases)
 
 
 def _until_done(
-    given: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None], leases: Sequence[Lease] = ()
+    requested: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None], leases: Sequence[Lease] = ()
 ) -> None:
     """Start ranks, again where some are lost; LeaseLostError when the run is another job's by now."""
     run = recipe.run
-    lost, before, has_lost = 0, _latest_with_retries(run.saved_in), False
+    policy = RestartPolicy(recipe.cluster.restarts, _latest_with_retries(run.saved_in))
     while True:
         check_held(leases)
         try:
-            look = partial(_stop_if_asked, given, before)
-            workers = ranks_for(recipe, before is not None, has_lost, look)
+            look = partial(_stop_if_asked, requested, policy.checkpoint)
+            workers = ranks_for(recipe, policy.checkpoint is not None, policy.has_failed, look)
             ray.get(lines.begin.remote())
             wait_for_others(recipe, workers, show, look)
             look()
@@ -103,17 +104,16 @@ def _until_done(
             if any(isinstance(found, WorkerGroupStartupTimeoutError) for found in _chain(error)):
                 show("Ray found no place for all ranks at once: trying again")
                 continue
-            cause = _cause(error, given.run)
-            newest = _latest_with_retries(run.saved_in)
-            lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
-            if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
-                raise _with_resume_command(cause, resume_command(given.run)) from error
-            events.record(run.dir, "lost", _steps(newest), cause.message, cause.subject)
-            show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
+            cause = _cause(error, requested.run)
+            should_restart = policy.should_restart(isinstance(cause, LostRankError), _latest_with_retries(run.saved_in))
+            if not should_restart or not isinstance(cause, LostRankError):
+                raise _with_resume_command(cause, resume_command(requested.run)) from error
+            events.record(run.dir, "lost", _steps(policy.checkpoint), cause.message, cause.subject)
+            show(f"{cause.message}; starting again ({policy.losses} of {policy.max_losses} without a new checkpoint)")
         except RayError as error:
             raise ClusterError(
                 f"Ray lost what the run hangs on, the driver's own node perhaps: {one_line(error)}",
-                f"{resume_command(given.run)} goes on from the last checkpoint under {run.saved_in}",
+                f"{resume_command(requested.run)} goes on from the last checkpoint under {run.saved_in}",
             ) from error
 
 
@@ -260,26 +260,36 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _cause(error: TrainingFailedError, run: RunSettings) -> Exception:
-    """The first thing that went wrong, as an error to show."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    by_rank = sorted(failures.items())
-    dead = [rank for rank, failure in by_rank if _is_dead(failure)]
-    said = [found for _, failure in by_rank for found in _chain(failure) if isinstance(found, JanusError)]
-    of_deaths = (
-        (RankError, CheckpointError) if dead else RankError
-    )  # that it died in a save they can but call a failed one
-    meant = [found for found in said if not isinstance(found, of_deaths)]
-    if meant or (said and not dead):  # what others say of one that died may be anything
-        return (meant or said)[0]
-    rank = next(iter([*dead, *sorted(failures)]), None)  # a process that died says more than those that lost it
-    who = "" if rank is None else f"rank {rank}: "
-    where = run.dir / "logs" if rank is None else log_file(run.dir, rank)
-    failure = error if rank is None else failures[rank]
+    """Return the first thing that went wrong, as an error to show."""
+    failures = dict(sorted(error.worker_failures.items())) if isinstance(error, WorkerGroupError) else {}
+    dead = [rank for rank, failure in failures.items() if _is_dead(failure)]
+    raised = _raised_by_ranks(failures.values(), bool(dead))
+    if raised is not None:
+        return raised
+    rank = next(iter([*dead, *failures]), None)  # a process that died says more than those that lost it
+    return _lost_rank(error if rank is None else failures[rank], rank, run)
+
+
+def _raised_by_ranks(failures: Iterable[BaseException], has_dead: bool) -> JanusError | None:
+    """Return the JanusError of a rank that explains the failure, or None where a lost rank explains it."""
+    errors = [cause for failure in failures for cause in _chain(failure) if isinstance(cause, JanusError)]
+    # survivors of a rank that died in a save can only report that the save failed
+    effects = (RankError, CheckpointError) if has_dead else RankError
+    for error in errors:
+        if not isinstance(error, effects):
+            return error
+    return errors[0] if errors and not has_dead else None  # after a death, survivors may report anything
+
+
+def _lost_rank(failure: BaseException, rank: int | None, run: RunSettings) -> "LostRankError":
+    """Return the error for a failure that no rank explained; `rank` is None when no rank had started."""
+    prefix = "" if rank is None else f"rank {rank}: "
+    path = run.dir / "logs" if rank is None else log_file(run.dir, rank)
     kind = "died" if _is_dead(failure) else type(list(_chain(failure))[-1]).__name__
     return LostRankError(
-        f"a rank was lost: {who}{_in_short(failure)}",
-        f"what it printed is in {where}; {resume_command(run)} goes on from the last checkpoint under {run.saved_in}",
-        who + kind,
+        f"a rank was lost: {prefix}{_in_short(failure)}",
+        f"what it printed is in {path}; {resume_command(run)} goes on from the last checkpoint under {run.saved_in}",
+        prefix + kind,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from janus_dist.checkpoint import commits
 from janus_dist.cli.job import run_job
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.launch.launcher import capacity, launcher, services
+from janus_dist.launch import capacity, launcher, services
 from janus_dist.train import build
 from janus_dist.train.trainer import Trainer
 from tests import handed

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from janus_dist.errors import DataError, InterruptError, PreemptedError
-from janus_dist.launch.launcher import launcher, services
+from janus_dist.launch import launcher, services
 from janus_dist.train.stop import STOP
 from tests import prepared
 

@@ -24,7 +24,7 @@ from janus_dist.errors import (
     PreemptedError,
     RankError,
 )
-from janus_dist.launch.launcher import launcher
+from janus_dist.launch import launcher
 from janus_dist.monitor import events
 from janus_dist.storage import lease
 from janus_dist.storage.lease import LeaseLostError, Times
