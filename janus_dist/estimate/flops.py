@@ -48,7 +48,7 @@ class Counts:
 
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
-        """Those of one micro-step; dummies do not count."""
+        """Return the counts of one micro-step; dummies do not count."""
         return cls(
             tokens=sum(batch.document_lengths),
             squared_lengths=sum(length * length for length in batch.document_lengths),
@@ -59,7 +59,7 @@ class Counts:
 
 
 def model_flops(model: ModelConfig, trainable: Collection[Part], counts: Counts) -> int:
-    """FLOPs of forward and backward over what `counts` says, where the parts `trainable` learn."""
+    """Return the FLOPs of forward and backward for `counts` when the parts `trainable` are trained."""
     text, vision = model.text, model.vision
     tower, adaptor, llm, text_head, embedding, drawing, image_head = (
         part in trainable
@@ -85,7 +85,7 @@ def model_flops(model: ModelConfig, trainable: Collection[Part], counts: Counts)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a device by the name that CUDA gives it; None where unknown, or a slice of a GPU."""
+    """Return the dense bfloat16 FLOP/s of a device by its CUDA name; None when unknown or a slice of a GPU (MIG)."""
     words = set(re.split(r"[^A-Za-z0-9]+", device_name))
     if "MIG" in words:
         return None
@@ -93,7 +93,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def _linears(widths: Sequence[int], rows: int, learns: bool, before: bool) -> int:
-    """Of linear layers one behind the other; `before`: whether a gradient is wanted of what goes into the first."""
+    """Return the FLOPs of consecutive linear layers; `before`: the input of the first needs a gradient."""
     total = 0
     for width, out in pairwise(widths):
         total += 2 * width * out * rows * (1 + learns + before)
@@ -102,7 +102,7 @@ def _linears(widths: Sequence[int], rows: int, learns: bool, before: bool) -> in
 
 
 def _layer(matrices: int, rows: int, attention: int, learns: bool, before: bool) -> int:
-    """Of a transformer layer with so many values in its matrices and so many FLOPs in its forward attention.
+    """Return the FLOPs of a transformer layer with `matrices` weights and `attention` FLOPs of forward attention.
 
     Where it learns so do the embeddings before it, so a gradient is wanted of the first layer's input too.
     """

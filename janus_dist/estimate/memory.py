@@ -34,7 +34,7 @@ class Memory:
 
 
 def predict(recipe: StageRecipe, world: int) -> Memory:
-    """What one of `world` ranks needs for this recipe."""
+    """Return the memory that one of `world` ranks needs for this recipe."""
     shapes = parameter_shapes(recipe.model)
     trainable = set(recipe.train.trainable)
     low, hpz = DTYPE_BYTES[recipe.engine.dtype], recipe.engine.hpz_ranks
@@ -64,7 +64,7 @@ def predict(recipe: StageRecipe, world: int) -> Memory:
 
 
 def activation_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """What autograd keeps of a micro-step of `tokens` tokens from its forward to its backward."""
+    """Return the bytes that autograd keeps of a micro-step of `tokens` tokens from forward to backward."""
     model, every = recipe.model, recipe.engine.activation_checkpointing
     low, gpu = DTYPE_BYTES[recipe.engine.dtype], recipe.cluster.gpu
     text, vision = model.text, model.vision
@@ -82,7 +82,7 @@ def activation_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def recomputed_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """What a layer whose activations were not kept takes in the backward; one at a time, of either network."""
+    """Return the bytes of one recomputed layer in the backward; layers are recomputed one at a time."""
     model, low = recipe.model, DTYPE_BYTES[recipe.engine.dtype]
     text, vision = model.text, model.vision
     if recipe.engine.activation_checkpointing == 0:
@@ -95,7 +95,7 @@ def recomputed_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def head_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """What the two heads hold at their worst: a chunk of logits, and the gradients that wait for the backward."""
+    """Return the peak bytes of the two heads: a chunk of logits, and the gradients kept for the backward."""
     model, low = recipe.model, DTYPE_BYTES[recipe.engine.dtype]
     trainable: set[Part] = set(recipe.train.trainable)
     found = 0
@@ -111,7 +111,7 @@ def head_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def _llama_layer(hidden: int, mlp: int, heads: int, low: int, gpu: bool) -> int:
-    """Bytes a token that a layer of transformers' Llama keeps: each norm its input in float32 and in `low`, the inputs
+    """Return the bytes per token that a layer of transformers' Llama keeps: for each norm its input in float32 and in `low`, the inputs
     of the linear layers, queries, keys, values and result of attention (in float32 on a CPU, see attention.py)."""
     norms = 2 * hidden * (FLOAT32 + 2 * low)
     attention = 4 * hidden * low if gpu else 4 * hidden * FLOAT32 + hidden * low
@@ -119,7 +119,7 @@ def _llama_layer(hidden: int, mlp: int, heads: int, low: int, gpu: bool) -> int:
 
 
 def _siglip_layer(hidden: int, mlp: int, heads: int, low: int) -> int:
-    """Bytes a token that a layer of the vision tower keeps."""
+    """Return the bytes per token that a layer of the vision tower keeps."""
     return hidden * (2 * 2 * low + 4 * low) + FLOAT32 * heads + 2 * mlp * low
 
 
@@ -131,7 +131,7 @@ def most_images(recipe: StageRecipe, tokens: int) -> int:
 
 
 def _module_elements(shapes: dict[str, tuple[int, ...]]) -> list[int]:
-    """Elements of the modules that ZeRO-3 gathers at once: those that have parameters of their own."""
+    """Return the elements of each module that ZeRO-3 gathers at once: those with parameters of their own."""
     found: dict[str, int] = {}
     for name, shape in shapes.items():
         module = name.rpartition(".")[0]

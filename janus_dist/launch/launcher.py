@@ -1,8 +1,7 @@
-"""Start the ranks of a run by Ray Train, relay their lines and the first failure.
+"""The driver of a run: start its ranks with Ray Train, show their console lines and report the first failure.
 
-Of the library only ray_session.py, ray_process.py, room.py, beside.py, tasks.py and submit_cli.py name ray as well.
-Invariant: the driver holds no model and no data; it prints what the first rank says and turns what happened into one
-message and one exit code.
+Invariant: the driver holds no model and no data; it prints the lines of rank 0 and turns a failure into one message and
+one exit code.
 """
 
 import logging
@@ -35,7 +34,15 @@ from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.failures import named_line, one_line, without_worker_info
 from janus_dist.launch.capacity import POLL_S, all_native, ranks_for, wait_for_others
 from janus_dist.launch.restart import RestartPolicy
-from janus_dist.launch.services import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
+from janus_dist.launch.services import (
+    Follower,
+    RayMetrics,
+    RunServices,
+    Samples,
+    StopOnDrain,
+    StopOnSignal,
+    log_to_own_file,
+)
 from janus_dist.launch.session import connect
 from janus_dist.monitor import events
 from janus_dist.storage.lease import Claim, Lease
@@ -46,7 +53,7 @@ from janus_dist.train.ownership import check_held, follow, hold_run
 from janus_dist.train.stop import STOP, asked_by, forget_request
 
 GONE_S = 45.0
-"""Of a job whose node died Ray may take so long to end what it had."""
+"""Seconds Ray may need to release the actors of a job whose node died."""
 
 log = logging.getLogger("janus_dist")
 
@@ -85,7 +92,10 @@ def train(
 def _until_done(
     requested: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None], leases: Sequence[Lease] = ()
 ) -> None:
-    """Start ranks, again where some are lost; LeaseLostError when the run is another job's by now."""
+    """Start ranks, and start them again after some are lost, until training is done.
+
+    Raises LeaseLostError when another job has taken over the run.
+    """
     run = recipe.run
     policy = RestartPolicy(recipe.cluster.restarts, _latest_with_retries(run.saved_in))
     while True:
@@ -119,15 +129,16 @@ def _until_done(
 
 @contextmanager
 def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]:
-    """The actor that takes the run's lines; its name is the run's, so that what a job of this cluster left of the run
-    has ended before ranks are started. What the run before was asked is forgotten.
+    """Yield the run's RunServices actor and kill it at the end.
 
-    ConfigError where another job has it: both would write into one folder.
+    Its name contains the run's folder, so that ranks start only after everything that an earlier job of this cluster
+    left of the run has ended. Requests to stop an earlier job are deleted. Raises ConfigError when another job holds
+    the name: both would write into one folder.
     """
     run = recipe.run
     lines = _actor(f"lines of {run.dir.resolve()}", f"run {run.dir}", time.monotonic() + GONE_S, show)
     try:
-        forget_request(run.dir)  # of the run before; ranks come later, so that none of this run is missed
+        forget_request(run.dir)  # that of an earlier job; ranks start later, so that no request to this one is lost
         yield lines
     finally:
         with suppress(RayError):
@@ -135,9 +146,9 @@ def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]
 
 
 def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -> Any:
-    """An actor of this name, when it is free; ConfigError when it is not by the deadline."""
+    """Start the actor when its name is free. Raises ConfigError when it is still taken at the deadline."""
     here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
-    only = Lines.options(name=name, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
+    only = RunServices.options(name=name, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
     is_said = False
     while True:
         try:
@@ -157,7 +168,10 @@ def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -
 
 
 def _latest_with_retries(saved_in: str) -> str | None:
-    """Return `latest_committed`; ask a disk or a store that is away again, as long as readers do."""
+    """Return `latest_committed`; retry a disk or store that does not answer for PATIENCE_S, as readers do.
+
+    Raises CheckpointError after that.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -169,7 +183,7 @@ def _latest_with_retries(saved_in: str) -> str | None:
 
 
 def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
-    """PreemptedError where the run was asked to stop and has no ranks that would see it."""
+    """Raise PreemptedError when the run was asked to stop while it has no ranks that would see the request."""
     run_dir = recipe.run.dir
     if by := asked_by(run_dir / STOP):
         events.record(run_dir, "stopped", _steps(newest), f"asked to stop before its ranks began: {by}")
@@ -180,7 +194,11 @@ def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
 
 
 def _if_never(recipe: StageRecipe) -> StageRecipe:
-    """`run.resume=never` is of a job's start: when a rank is lost the job goes on from what it has saved itself."""
+    """Return the recipe with `run.resume=never` replaced by `auto`.
+
+    `never` applies to the start of a job: after a lost rank the job resumes from its own checkpoints. Raises
+    ConfigError when `never` is set and the run has a checkpoint.
+    """
     refuse_if_never(recipe.run)
     if recipe.run.resume != "never":
         return recipe
@@ -232,16 +250,16 @@ def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[
 
 
 class LostRankError(ClusterError):
-    """A rank ended without saying why: its process or node died."""
+    """Loss of a rank that did not report an error: its process or node died."""
 
     def __init__(self, message: str, hint: str | None = None, subject: str | None = None):
         super().__init__(message, hint)
         self.subject = subject
-        """Which rank was lost and by which kind of failure, as in events.Event."""
+        """Lost rank and kind of failure, as in events.Event."""
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """What each rank does."""
+    """Train on one rank."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     lines, rank = settings["lines"], get_context().get_world_rank()
     lines.join.remote(ray.get_runtime_context().get_node_id())
@@ -298,7 +316,7 @@ def _is_dead(failure: BaseException) -> bool:
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """A failure and what it was caused by, in Ray's several ways to say so."""
+    """Yield a failure and then its causes, which Ray keeps in several attributes."""
     found: BaseException | None = failure
     while found is not None:
         yield found
@@ -307,7 +325,7 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _in_short(failure: BaseException) -> str:
-    """A failure in a line: Ray's own text of a process that died lists its arguments, and guesses why."""
+    """Return one line for a failure. Ray's own text for a dead process lists its arguments and guesses why it died."""
     if _is_dead(failure):
         return "its process died, or its node"
     return without_worker_info(named_line(list(_chain(failure))[-1]))

@@ -19,14 +19,14 @@ from janus_dist.model import vq as vq_model
 
 STEPS, BATCH, LR, WARMUP_STEPS = 2_000, 64, 1e-3, 50
 SCALE, BIAS = math.log(10), -10.0
-"""Of the logits at first, as in the paper."""
+"""Initial scale and bias of the logits, as in the paper."""
 HOLDOUT_SHARE = 0.02
 """Share of the images kept for the reported accuracy."""
 LOG_EVERY_STEPS = 100
 
 
 def siglip_config(config: ModelConfig, caption_ids: int) -> SiglipConfig:
-    """The vision tower of a recipe beside a text tower of its width and of one layer, for captions of so many ids."""
+    """Return the recipe's vision tower with a one-layer text tower of its width, for captions of `caption_ids` ids."""
     vision = config.vision
     sizes = {
         "hidden_size": vision.hidden, "num_attention_heads": vision.heads, "intermediate_size": vision.mlp,
@@ -80,13 +80,13 @@ def train_siglip(
 
 @torch.no_grad()
 def accuracy(model: SiglipModel, images: Tensor, captions: Tensor, kind: Tensor) -> float:
-    """Share of `images` [image, 3, side, side] uint8 to which, of `captions` [caption, id], that of their `kind`
-    [image] is the nearest."""
+    """Return the share of `images` [image, 3, side, side] uint8 to which, of `captions` [caption, id], that of their
+    `kind` [image] is the nearest."""
     found = model(input_ids=captions, pixel_values=vq_model.to_float(images))
     return float((found.logits_per_image.argmax(1) == kind).float().mean())
 
 
 def padded(prompts: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Captions [caption, id] int64, filled with `pad` to the length of the longest, as SigLIP reads them."""
+    """Return captions [caption, id] int64, filled with `pad` to the length of the longest, as SigLIP reads them."""
     longest = max(map(len, prompts))
     return torch.tensor([[*prompt, *[pad] * (longest - len(prompt))] for prompt in prompts])

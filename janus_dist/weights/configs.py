@@ -27,7 +27,7 @@ VQ16 = {"base_channels": 128, "channel_multipliers": (1, 1, 2, 2, 4), "res_block
 
 
 def write_transformers(folder: Path, model: ModelConfig, tokenizer: Tokenizer, dtype: str, guidance: float) -> None:
-    """What JanusForConditionalGeneration and JanusProcessor read."""
+    """Write the files that JanusForConditionalGeneration and JanusProcessor read."""
     config = transformers_config(model)
     text = config.text_config
     assert isinstance(text, LlamaConfig)
@@ -67,7 +67,7 @@ def write_transformers(folder: Path, model: ModelConfig, tokenizer: Tokenizer, d
 
 
 def write_deepseek(folder: Path, model: ModelConfig, dtype: str) -> None:
-    """What MultiModalityCausalLM and VLChatProcessor read."""
+    """Write the files that MultiModalityCausalLM and VLChatProcessor read."""
     write_json(folder / "config.json", deepseek_config(model, dtype))
     write_json(
         folder / "preprocessor_config.json",
@@ -98,7 +98,7 @@ def write_deepseek(folder: Path, model: ModelConfig, dtype: str) -> None:
 
 
 def deepseek_config(model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """config.json of a MultiModalityCausalLM; sizes that its code does not know by name are written out beside it."""
+    """Return the config.json of a MultiModalityCausalLM; sizes that its code does not know by name are written out."""
     text, vision, vq = model.text, model.vision, model.vq
     tower = {"image_size": model.image_size, "select_feature": "same", "select_layer": -1}
     if is_published_tower(model):
@@ -139,12 +139,12 @@ def deepseek_config(model: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def is_published_tower(model: ModelConfig) -> bool:
-    """Whether the understanding encoder is SigLIP-Large with patches of 16 at 384 pixels."""
+    """Return whether the understanding encoder is SigLIP-Large with patches of 16 at 384 pixels."""
     return model.vision.model_dump() == SIGLIP and model.image_size == 384
 
 
 def is_published_vq(model: ModelConfig) -> bool:
-    """Whether the VQ tokenizer is built as LlamaGen's VQ-16; the number of codes and their size may differ."""
+    """Return whether the VQ tokenizer is built as LlamaGen's VQ-16; the number of codes and their size may differ."""
     return {name: getattr(model.vq, name) for name in VQ16} == VQ16
 
 

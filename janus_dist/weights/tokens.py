@@ -45,7 +45,7 @@ as in training, unless they bring their own. Names in capitals are set before it
 
 
 def chat_template(chat: ChatConfig) -> str:
-    """The Jinja template of a recipe's conversation format."""
+    """Return the Jinja template of a recipe's conversation format."""
     values = {
         "IMAGE": IMAGE,
         "USER": chat.user,
@@ -82,7 +82,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, source: str | Path, max_
 
 
 def _with_begin(source: str | Path, bos: int) -> str:
-    """A `tokenizer.json` that puts begin-of-sentence before a text, as the published ones do; else as it is."""
+    """Return a `tokenizer.json` that puts begin-of-sentence before a text, as the published ones do."""
     content = Path(source).read_text(encoding="utf-8")
     inner = tokenizers.Tokenizer.from_str(content)
     if inner.encode("").ids[:1] == [bos]:

@@ -21,7 +21,7 @@ from janus_dist.evaluation.benchmarks import run, work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.work import Job
 from janus_dist.evaluation.sampler import Sampler
-from janus_dist.launch.launcher import task_pool
+from janus_dist.launch import task_pool
 from janus_dist.model.sample import Choice
 from tests import benchmarks, prepared, published
 from tests.checkpoints import IDENTITY

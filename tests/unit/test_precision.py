@@ -12,7 +12,7 @@ from janus_dist.config.train import EngineConfig
 from janus_dist.engine.world import World
 from janus_dist.errors import CheckpointError, ClusterError
 from janus_dist.evaluation.sampler import dtype_for
-from janus_dist.launch.launcher import capacity
+from janus_dist.launch import capacity
 from janus_dist.model import native
 from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other

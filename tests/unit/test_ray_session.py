@@ -12,7 +12,7 @@ import pytest
 from ray._private import services
 
 from janus_dist.errors import ClusterError, ConfigError
-from janus_dist.launch.launcher import session
+from janus_dist.launch import session
 from tests import limits
 
 SILENT = "import time; time.sleep(600)"

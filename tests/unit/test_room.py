@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from janus_dist.launch.launcher import capacity
+from janus_dist.launch import capacity
 from tests import prepared
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import PreemptedError
-from janus_dist.launch.launcher import task_pool
+from janus_dist.launch import task_pool
 from tests import prepared
 
 Wait = Callable[..., tuple[list[str], list[str]]]
@@ -32,7 +32,7 @@ def train_all(monkeypatch, tmp_path) -> Callable[[Wait], list[str]]:
         remote = staticmethod(lambda: None)
 
     monkeypatch.setattr(task_pool, "connect", lambda: None)
-    monkeypatch.setattr(task_pool, "Lines", Nothing)
+    monkeypatch.setattr(task_pool, "RunServices", Nothing)
     monkeypatch.setattr(task_pool, "Follower", lambda lines, show: nullcontext())
     monkeypatch.setattr(task_pool, "_driver", Driver)
     monkeypatch.setattr(task_pool, "_runs_at_once", lambda recipe: 1)

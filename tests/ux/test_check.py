@@ -14,7 +14,7 @@ from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, load, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import DataError
-from janus_dist.launch.launcher import session
+from janus_dist.launch import session
 from tests import prepared
 
 

@@ -19,7 +19,7 @@ from janus_dist.data.plan import open_shards
 from janus_dist.data.tokenizer import REQUIRED, Tokenizer
 from janus_dist.errors import JanusError
 from janus_dist.inspection.makers import find_tokenizer
-from janus_dist.launch.launcher import session
+from janus_dist.launch import session
 from janus_dist.launch.session import NoAnswerError
 from janus_dist.storage.ranges import protocol
 from janus_dist.train.validation import held_out
