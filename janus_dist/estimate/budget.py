@@ -39,7 +39,7 @@ class Budget:
     """Training alone, without start, saves and faults; None where no speed is known."""
     rank_hours: float | None
     checkpoint_bytes: int
-    """Bytes of one checkpoint: weights and moments of what learns in float32, what is frozen in the dtype that it has."""
+    """Bytes of one checkpoint: trainable weights and moments in float32, frozen weights in their dtype."""
     checkpoints_kept: int
     stall_s: float
     """Seconds by which a save delays its step: the copy of a rank's share at an assumed speed."""
@@ -82,7 +82,7 @@ def budget(recipe: StageRecipe, found: Forecast, mfu: float | None, device: str 
 
 
 def checkpoint_bytes(recipe: StageRecipe) -> int:
-    """Return the bytes of a checkpoint: weights and both moments of trainable parts in float32, the rest in engine.dtype."""
+    """Return the bytes of a checkpoint: trainable weights and both moments in float32, the rest in engine.dtype."""
     shapes = parameter_shapes(recipe.model)
     learned, frozen = (sum(_elements(shapes, recipe, learns)) for learns in (True, False))
     return 3 * FLOAT32 * learned + DTYPE_BYTES[recipe.engine.dtype] * frozen
