@@ -112,7 +112,8 @@ def head_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 def _llama_layer(hidden: int, mlp: int, heads: int, low: int, gpu: bool) -> int:
     """Return the bytes per token that a layer of transformers' Llama keeps: for each norm its input in float32 and in
-    `low`, the inputs of the linear layers, queries, keys, values and result of attention (in float32 on a CPU, see attention.py)."""
+    `low`, the inputs of the linear layers, queries, keys, values and result of attention (in float32
+    on a CPU, see attention.py)."""
     norms = 2 * hidden * (FLOAT32 + 2 * low)
     attention = 4 * hidden * low if gpu else 4 * hidden * FLOAT32 + hidden * low
     return norms + attention + FLOAT32 * heads + 4 * mlp * low
