@@ -1,6 +1,6 @@
-"""What a run takes beside memory: time, GPU-hours, checkpoints, bytes read; each figure with what it rests on.
+"""Resources of a run other than memory: time, GPU-hours, checkpoints, bytes read; each figure with its basis.
 
-Invariant: what is assumed is a named figure here or given by the user, and said beside the result.
+Invariant: an assumption is a named constant here or set by the user, and is shown with the result.
 """
 
 import math
@@ -23,38 +23,35 @@ GPUS_A_NODE = 8
 COPY_BYTES_S = {True: 20e9, False: 4e9}
 """Device to pinned host memory over PCIe 5, and from memory to memory by one core; assumed."""
 LAST_STEPS = 50
-"""Of a run, by which its speed is judged."""
+"""Number of last steps of a run whose median gives its speed."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run takes."""
+    """Resources of a run."""
 
     tflop_per_step: float
     """Model FLOPs of all ranks."""
     speed_from: str
-    """What the times rest on."""
+    """Basis of the times, as text."""
     step_s: float | None
     run_s: float | None
     """Training alone, without start, saves and faults; None where no speed is known."""
     rank_hours: float | None
     checkpoint_bytes: int
-    """One; weights and moments of what learns in float32, what is frozen in the dtype that it has."""
+    """Bytes of one checkpoint: trainable weights and moments in float32, frozen weights in their dtype."""
     checkpoints_kept: int
     stall_s: float
-    """That a save holds up its step, by copying a rank's share at an assumed speed."""
+    """Seconds by which a save delays its step: the copy of a rank's share at an assumed speed."""
     nodes: int
     node_read_bytes: int
-    """Of shards, by each node over the run."""
+    """Bytes of shards that each node reads over the run."""
     node_read_bytes_s: float | None
 
 
 def budget(recipe: StageRecipe, found: Forecast, mfu: float | None, device: str | None) -> Budget:
-    """Return what a run takes, from its forecast.
-
-    `mfu` and `device` are assumed where given; else the run's own speed counts if it has trained steps. Raises
-    ConfigError when the device is unknown.
-    """
+    """Return the resources of a forecast run. `mfu` and `device` are assumed where set; otherwise the measured speed of
+    the run is used if it has steps. Raises ConfigError when the device is unknown."""
     flops = model_flops(recipe.model, recipe.train.trainable, Counts(**{k: round(v) for k, v in found.work.items()}))
     rank_flops_s, speed_from = _speed(recipe, mfu, device)
     step_s = flops / rank_flops_s / found.world if rank_flops_s else None
@@ -85,15 +82,14 @@ def budget(recipe: StageRecipe, found: Forecast, mfu: float | None, device: str 
 
 
 def checkpoint_bytes(recipe: StageRecipe) -> int:
-    """Return the bytes of one checkpoint: float32 weights and both moments of trained parameters, the others in the
-    engine's dtype."""
+    """Return the bytes of a checkpoint: trainable weights and both moments in float32, the rest in engine.dtype."""
     shapes = parameter_shapes(recipe.model)
     learned, frozen = (sum(_elements(shapes, recipe, learns)) for learns in (True, False))
     return 3 * FLOAT32 * learned + DTYPE_BYTES[recipe.engine.dtype] * frozen
 
 
 def _speed(recipe: StageRecipe, mfu: float | None, device: str | None) -> tuple[float | None, str]:
-    """Return (FLOP/s of a rank, where that is from)."""
+    """Return FLOP/s of a rank (None if unknown) and its basis. Raises ConfigError when the device is unknown."""
     measured = [line["perf/tflops_per_rank"] for line in read_records(recipe.run.dir / "metrics.jsonl")[-LAST_STEPS:]]
     if measured and mfu is None and device is None:
         rate = sorted(measured)[len(measured) // 2]

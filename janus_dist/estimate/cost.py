@@ -66,7 +66,7 @@ def measure(recipe: StageRecipe, rounds: int = 5) -> Measured:
 
 
 def makes(recipe: StageRecipe) -> list[Batch]:
-    """Return the micro-steps that differ in what they are made of: lengths, streams, images, labels."""
+    """Return micro-steps that differ in lengths, streams, images and labels."""
     tokens = recipe.batch.micro_rows * recipe.batch.row_tokens
     model = recipe.model
     form = DocumentFormat(0, 1, 2, 3, model.image_tokens, model.image_size, answers_only=True)
@@ -95,14 +95,12 @@ def makes(recipe: StageRecipe) -> list[Batch]:
 
 
 def counts(batch: Batch) -> list[float]:
-    """Return [cost] float64: how much of each thing in COSTLY a micro-step holds, in that order, and 1 for its fixed
-    cost."""
+    """Return the counts of a micro-step in the order of COSTLY, and 1 for its fixed cost."""
     return [*map(float, astuple(Counts.of(batch))), 1.0]
 
 
 def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> NDArray[np.float64]:
-    """Return the median seconds of each run; all run in every round, so that a slow moment of the machine hits all
-    alike."""
+    """Return the median seconds of each run; every round runs all, so that a slow moment affects all equally."""
     for run in runs:
         run()  # the first call also compiles, allocates and warms caches
     times = np.empty((rounds, len(runs)))
@@ -115,8 +113,7 @@ def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> NDArray[np.f
 
 
 def fit(held: NDArray[np.float64], seconds: NDArray[np.float64]) -> Measured:
-    """Return least squares of relative errors with no coefficient below zero; `held` [micro-step, thing] as `counts`
-    gives."""
+    """Fit non-negative costs by least squares of relative errors; `held`: [micro-steps, counts] float64."""
     scaled = held / seconds[:, None]
     left = list(range(held.shape[1]))
     while True:

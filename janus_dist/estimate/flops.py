@@ -59,7 +59,7 @@ class Counts:
 
 
 def model_flops(model: ModelConfig, trainable: Collection[Part], counts: Counts) -> int:
-    """Return the FLOPs of forward and backward over what `counts` says, where the parts `trainable` learn."""
+    """Return the FLOPs of forward and backward for `counts` when the parts `trainable` are trained."""
     text, vision = model.text, model.vision
     tower, adaptor, llm, text_head, embedding, drawing, image_head = (
         part in trainable
@@ -85,8 +85,7 @@ def model_flops(model: ModelConfig, trainable: Collection[Part], counts: Counts)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the dense bfloat16 FLOP/s of a device by the name that CUDA gives it; None where unknown, or a slice of a
-    GPU."""
+    """Return the dense bfloat16 FLOP/s of a device by its CUDA name; None when unknown or a slice of a GPU (MIG)."""
     words = set(re.split(r"[^A-Za-z0-9]+", device_name))
     if "MIG" in words:
         return None
@@ -94,8 +93,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def _linears(widths: Sequence[int], rows: int, learns: bool, before: bool) -> int:
-    """Return the FLOPs of consecutive linear layers; `before` says whether the gradient of the first one's input is
-    needed."""
+    """Return the FLOPs of consecutive linear layers; `before`: the input of the first needs a gradient."""
     total = 0
     for width, out in pairwise(widths):
         total += 2 * width * out * rows * (1 + learns + before)
@@ -104,7 +102,7 @@ def _linears(widths: Sequence[int], rows: int, learns: bool, before: bool) -> in
 
 
 def _layer(matrices: int, rows: int, attention: int, learns: bool, before: bool) -> int:
-    """Return the FLOPs of a transformer layer with `matrices` weights and `attention` FLOPs in its forward attention.
+    """Return the FLOPs of a transformer layer with `matrices` weights and `attention` FLOPs of forward attention.
 
     Where a layer is trained, so are the embeddings before it, so the gradient of the first layer's input is needed too.
     """

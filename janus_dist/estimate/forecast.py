@@ -36,9 +36,9 @@ class SourceForecast:
     tokens: int
     epochs: float
     share: float
-    """Of all tokens."""
+    """Share of all tokens."""
     bytes: int
-    """To be read, by the mean over planned steps."""
+    """Bytes to read, from the mean over planned steps."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PhaseForecast:
     fill: float
     straggler_ratio: float
     shares: dict[str, float]
-    """Of the planned tokens, by source."""
+    """Share of the planned tokens by source."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Forecast:
     steps_beyond_rows: float
     """Share of steps that take more rows than `batch.rows`."""
     every_step_fits: bool | None
-    """As in `PhaseForecast`."""
+    """True and False are certain; None when all planned steps fit but not every step was planned."""
     micro_steps: float
     fill: float
     cuts_per_document: float
@@ -159,7 +159,7 @@ def _sources(plan: Plan, steps: int, bytes_read: NDArray[np.float64]) -> tuple[S
 
 
 def _spread(span: range) -> list[int]:
-    """Return `SAMPLED_STEPS` steps of a phase, its first and last among them; all of a short one."""
+    """Return `SAMPLED_STEPS` steps of a phase including its first and last; all steps of a short phase."""
     return np.unique(np.linspace(span[0], span[-1], min(len(span), SAMPLED_STEPS)).astype(int)).tolist()
 
 
@@ -183,8 +183,7 @@ def _phase(plan: Plan, number: int, span: range, found: Sequence[dict[str, Any]]
 
 
 def _surely_fits(plan: Plan, phase: int) -> bool:
-    """Return whether no step of a phase can take more than `batch.rows`, by its quotas and the longest sample of each
-    lane."""
+    """Return whether quotas and longest samples exclude a step of more than `batch.rows` rows in a phase."""
     images = text = longest_whole = 0
     split_text = plan.batch.packing == "split_text"
     for lane, shards, quota in zip(plan.lanes, plan.shards, plan.mixture.phases[phase].per_step, strict=True):
@@ -231,7 +230,7 @@ def _look_at(plan: Plan, step: int, world: int) -> dict[str, Any]:
 
 
 def _fill_that_fits(plan: Plan, found: Sequence[dict[str, Any]]) -> float:
-    """Return the share of `batch.rows` that steps ask for, reduced by as much as the worst step exceeds its rows."""
+    """Return the planned fill divided by the worst overshoot of `batch.rows`, rounded down to 0.01."""
     capacity = plan.batch.rows * plan.batch.row_tokens
     asked = float(np.mean([each["tokens"] for each in found])) / capacity
     worst = max(each["rows"] for each in found) / plan.batch.rows

@@ -64,7 +64,7 @@ def predict(recipe: StageRecipe, world: int) -> Memory:
 
 
 def activation_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """Return the bytes that autograd keeps from the forward to the backward of a micro-step of `tokens` tokens."""
+    """Return the bytes that autograd keeps of a micro-step of `tokens` tokens from forward to backward."""
     model, every = recipe.model, recipe.engine.activation_checkpointing
     low, gpu = DTYPE_BYTES[recipe.engine.dtype], recipe.cluster.gpu
     text, vision = model.text, model.vision
@@ -82,8 +82,7 @@ def activation_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def recomputed_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """Return the bytes of a layer whose activations are recomputed in the backward; one layer of either network at a
-    time."""
+    """Return the bytes of one recomputed layer in the backward; layers are recomputed one at a time."""
     model, low = recipe.model, DTYPE_BYTES[recipe.engine.dtype]
     text, vision = model.text, model.vision
     if recipe.engine.activation_checkpointing == 0:
@@ -96,7 +95,7 @@ def recomputed_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def head_bytes(recipe: StageRecipe, tokens: int) -> int:
-    """Return the peak bytes of the two heads: a chunk of logits, and the gradients that wait for the backward."""
+    """Return the peak bytes of the two heads: a chunk of logits, and the gradients kept for the backward."""
     model, low = recipe.model, DTYPE_BYTES[recipe.engine.dtype]
     trainable: set[Part] = set(recipe.train.trainable)
     found = 0
@@ -112,16 +111,16 @@ def head_bytes(recipe: StageRecipe, tokens: int) -> int:
 
 
 def _llama_layer(hidden: int, mlp: int, heads: int, low: int, gpu: bool) -> int:
-    """Return the bytes a token that a layer of transformers' Llama keeps: each norm its input in float32 and in `low`,
-    the inputs of the linear layers, queries, keys, values and result of attention (in float32 on a CPU, see
-    attention.py)."""
+    """Return the bytes per token that a layer of transformers' Llama keeps: for each norm its input in float32 and in
+    `low`, the inputs of the linear layers, queries, keys, values and result of attention (in float32
+    on a CPU, see attention.py)."""
     norms = 2 * hidden * (FLOAT32 + 2 * low)
     attention = 4 * hidden * low if gpu else 4 * hidden * FLOAT32 + hidden * low
     return norms + attention + FLOAT32 * heads + 4 * mlp * low
 
 
 def _siglip_layer(hidden: int, mlp: int, heads: int, low: int) -> int:
-    """Return the bytes a token that a layer of the vision tower keeps."""
+    """Return the bytes per token that a layer of the vision tower keeps."""
     return hidden * (2 * 2 * low + 4 * low) + FLOAT32 * heads + 2 * mlp * low
 
 
@@ -133,7 +132,7 @@ def most_images(recipe: StageRecipe, tokens: int) -> int:
 
 
 def _module_elements(shapes: dict[str, tuple[int, ...]]) -> list[int]:
-    """Return the elements of the modules that ZeRO-3 gathers at once: those that have parameters of their own."""
+    """Return the elements of each module that ZeRO-3 gathers at once: those with parameters of their own."""
     found: dict[str, int] = {}
     for name, shape in shapes.items():
         module = name.rpartition(".")[0]

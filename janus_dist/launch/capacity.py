@@ -1,7 +1,7 @@
-"""What a Ray cluster has room for: ranks on its nodes, counted before any is started.
+"""Capacity of a Ray cluster: the number of ranks that fit on its nodes, counted before any is started.
 
-Invariant: what a cluster can never place is refused, and what others have taken for now is waited for, however long
-they take.
+Invariant: a run that the cluster can never place is refused; resources that others use at present are waited for
+without a limit.
 """
 
 import time
@@ -21,13 +21,13 @@ POLL_S = 0.5
 NATIVE_TIMEOUT_S = 120.0
 """Seconds within which nodes say whether they compute in bfloat16; the first process of a node may take long."""
 ANSWER_S = 15.0
-"""A node that takes longer is not there."""
+"""Seconds within which a node must answer; one that does not counts as lost."""
 NODES_BACK_S = 60.0
-"""After a loss nodes are waited for so long before a run goes on with fewer."""
+"""Seconds to wait for lost nodes to return before a run resumes with fewer ranks."""
 FREED_S = 5.0
-"""Ranks of a run before have ended by then."""
+"""Seconds within which the previous ranks have released their resources."""
 Resources = Mapping[str, float]
-"""Of a node, by Ray's names."""
+"""Resources of one node, by Ray's names."""
 
 
 def of_nodes() -> list[Resources]:
@@ -36,10 +36,10 @@ def of_nodes() -> list[Resources]:
 
 
 def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool, look: Callable[[], object]) -> int:
-    """Return the ranks that there is room for: all of them, or of a run that `is_resumed` after a while as many as
-    `cluster.min_workers` allows. `look` is called again and again, and ends the wait by raising.
+    """Return the number of ranks to start: all, or for a run that `is_resumed` fewer (at least `cluster.min_workers`)
+    after NODES_BACK_S. `look` is called repeatedly and ends the wait by raising.
 
-    ClusterError rather than a wait for ever for what the cluster can never place.
+    Raises ClusterError when the cluster is too small.
     """
     cluster, deadline = recipe.cluster, time.monotonic() + NODES_BACK_S
     while True:
@@ -56,7 +56,7 @@ def ranks_for(recipe: StageRecipe, is_resumed: bool, has_lost: bool, look: Calla
 
 
 def room_in(there: Iterable[Resources], recipe: StageRecipe) -> int:
-    """Return the ranks that nodes have room for, each on one of them."""
+    """Return the number of ranks that fit on the nodes; a rank does not span nodes."""
     cluster, room = recipe.cluster, 0
     for node in there:
         cores = int(node.get("CPU", 0) // cluster.cpus_per_worker)
@@ -65,7 +65,7 @@ def room_in(there: Iterable[Resources], recipe: StageRecipe) -> int:
 
 
 def check_room_in(there: Sequence[Resources], recipe: StageRecipe) -> None:
-    """Raise ClusterError when nodes have too little room for a run."""
+    """Raise ClusterError when the nodes are too small for a run."""
     cluster, room = recipe.cluster, room_in(there, recipe)
     if room >= (cluster.min_workers or cluster.workers):
         return
@@ -79,8 +79,8 @@ def check_room_in(there: Sequence[Resources], recipe: StageRecipe) -> None:
 
 
 def wait_for_others(recipe: StageRecipe, workers: int, show: Callable[[str], None], look: Callable[[], object]) -> None:
-    """Return when what `workers` ranks need is free, which is said where it takes longer than ranks of a run before
-    take to end; `look` is called again and again, and ends the wait by raising."""
+    """Wait until the resources of `workers` ranks are free, and show a line when that takes longer than FREED_S. `look`
+    is called repeatedly and ends the wait by raising."""
     cluster = recipe.cluster
     kind, needed = ("GPU", workers) if cluster.gpu else ("CPU", workers * cluster.cpus_per_worker)
     deadline, is_said = time.monotonic() + FREED_S, False
@@ -95,7 +95,7 @@ def wait_for_others(recipe: StageRecipe, workers: int, show: Callable[[str], Non
 
 @ray.remote(num_cpus=0)
 def _answer() -> None:
-    """Return, which shows that the node of this task is alive."""
+    """Do nothing; the node that runs this task is alive."""
 
 
 @ray.remote(num_cpus=0)
@@ -112,7 +112,7 @@ def all_native(gpu: bool) -> bool:
 
 
 def _of_nodes_that_answer() -> list[Resources]:
-    """Return the resources of each node that answers; Ray counts a dead node as alive for half a minute."""
+    """Return the resources of each node that answers; Ray lists a dead node for another 30 s."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return [node["Resources"] for node, _ in _ask(nodes, _answer, timeout_s=ANSWER_S)]
 

@@ -1,15 +1,14 @@
-"""Start the ranks of a run by Ray Train, relay their lines and the first failure.
+"""The driver of a run: start its ranks with Ray Train, show their console lines and report the first failure.
 
-Of the library only ray_session.py, ray_process.py, room.py, beside.py, tasks.py and submit_cli.py name ray as well.
-Invariant: the driver holds no model and no data; it prints what the first rank says and turns what happened into one
-message and one exit code.
+Invariant: the driver holds no model and no data; it prints the lines of rank 0 and turns a failure into one message and
+one exit code.
 """
 
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,16 @@ from janus_dist.errors import CheckpointError, ClusterError, ConfigError, JanusE
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.failures import named_line, one_line, without_worker_info
 from janus_dist.launch.capacity import POLL_S, all_native, ranks_for, wait_for_others
-from janus_dist.launch.services import Follower, Lines, RayMetrics, Samples, StopOnDrain, StopOnSignal, log_to_own_file
+from janus_dist.launch.restart import RestartPolicy
+from janus_dist.launch.services import (
+    Follower,
+    RayMetrics,
+    RunServices,
+    Samples,
+    StopOnDrain,
+    StopOnSignal,
+    log_to_own_file,
+)
 from janus_dist.launch.session import connect
 from janus_dist.monitor import events
 from janus_dist.storage.lease import Claim, Lease
@@ -45,7 +53,7 @@ from janus_dist.train.ownership import check_held, follow, hold_run
 from janus_dist.train.stop import STOP, asked_by, forget_request
 
 GONE_S = 45.0
-"""Of a job whose node died Ray may take so long to end what it had."""
+"""Seconds Ray may need to release the actors of a job whose node died."""
 
 log = logging.getLogger("janus_dist")
 
@@ -71,27 +79,30 @@ def train(
         if line is not None:
             show(line)
         begins(recipe)
-        given, recipe = recipe, _if_never(recipe)
+        requested, recipe = recipe, _if_never(recipe)
         with (
             Follower(lines, show),
             StopOnSignal(lambda: [recipe]),
             StopOnDrain(lines, recipe.run.dir),
             Samples(recipe, lines, show),
         ):
-            _until_done(given, recipe, lines, show, leases)
+            _until_done(requested, recipe, lines, show, leases)
 
 
 def _until_done(
-    given: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None], leases: Sequence[Lease] = ()
+    requested: StageRecipe, recipe: StageRecipe, lines: Any, show: Callable[[str], None], leases: Sequence[Lease] = ()
 ) -> None:
-    """Start ranks, again where some are lost; LeaseLostError when the run is another job's by now."""
+    """Start ranks, and start them again after some are lost, until training is done.
+
+    Raises LeaseLostError when another job has taken over the run.
+    """
     run = recipe.run
-    lost, before, has_lost = 0, _latest_with_retries(run.saved_in), False
+    policy = RestartPolicy(recipe.cluster.restarts, _latest_with_retries(run.saved_in))
     while True:
         check_held(leases)
         try:
-            look = partial(_stop_if_asked, given, before)
-            workers = ranks_for(recipe, before is not None, has_lost, look)
+            look = partial(_stop_if_asked, requested, policy.checkpoint)
+            workers = ranks_for(recipe, policy.checkpoint is not None, policy.has_failed, look)
             ray.get(lines.begin.remote())
             wait_for_others(recipe, workers, show, look)
             look()
@@ -103,31 +114,31 @@ def _until_done(
             if any(isinstance(found, WorkerGroupStartupTimeoutError) for found in _chain(error)):
                 show("Ray found no place for all ranks at once: trying again")
                 continue
-            cause = _cause(error, given.run)
-            newest = _latest_with_retries(run.saved_in)
-            lost, before, has_lost = (lost + 1 if newest == before else 1), newest, True
-            if not isinstance(cause, LostRankError) or lost > recipe.cluster.restarts:
-                raise _with_resume_command(cause, resume_command(given.run)) from error
-            events.record(run.dir, "lost", _steps(newest), cause.message, cause.subject)
-            show(f"{cause.message}; starting again ({lost} of {recipe.cluster.restarts} without a new checkpoint)")
+            cause = _cause(error, requested.run)
+            should_restart = policy.should_restart(isinstance(cause, LostRankError), _latest_with_retries(run.saved_in))
+            if not should_restart or not isinstance(cause, LostRankError):
+                raise _with_resume_command(cause, resume_command(requested.run)) from error
+            events.record(run.dir, "lost", _steps(policy.checkpoint), cause.message, cause.subject)
+            show(f"{cause.message}; starting again ({policy.losses} of {policy.max_losses} without a new checkpoint)")
         except RayError as error:
             raise ClusterError(
                 f"Ray lost what the run hangs on, the driver's own node perhaps: {one_line(error)}",
-                f"{resume_command(given.run)} goes on from the last checkpoint under {run.saved_in}",
+                f"{resume_command(requested.run)} goes on from the last checkpoint under {run.saved_in}",
             ) from error
 
 
 @contextmanager
 def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]:
-    """Yield the actor that takes the run's console lines, and forget what a run before was asked.
+    """Yield the run's RunServices actor and kill it at the end.
 
-    Its name is the run's, so that ranks are started only when those of an earlier job of this cluster have ended.
-    Raises ConfigError when another job has it: both would write into one folder.
+    Its name contains the run's folder, so that ranks start only after everything that an earlier job of this cluster
+    left of the run has ended. Requests to stop an earlier job are deleted. Raises ConfigError when another job holds
+    the name: both would write into one folder.
     """
     run = recipe.run
     lines = _actor(f"lines of {run.dir.resolve()}", f"run {run.dir}", time.monotonic() + GONE_S, show)
     try:
-        forget_request(run.dir)  # of the run before; ranks come later, so that none of this run is missed
+        forget_request(run.dir)  # that of an earlier job; ranks start later, so that no request to this one is lost
         yield lines
     finally:
         with suppress(RayError):
@@ -135,9 +146,9 @@ def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]
 
 
 def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -> Any:
-    """Return an actor of this name as soon as the name is free. Raises ConfigError when it is not by the deadline."""
+    """Start the actor when its name is free. Raises ConfigError when it is still taken at the deadline."""
     here = ray.get_runtime_context().get_node_id()  # an actor elsewhere would be lost with its node
-    only = Lines.options(name=name, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
+    only = RunServices.options(name=name, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False))
     is_said = False
     while True:
         try:
@@ -157,7 +168,10 @@ def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -
 
 
 def _latest_with_retries(saved_in: str) -> str | None:
-    """Return `latest_committed`; ask a disk or a store that is away again, as long as readers do."""
+    """Return `latest_committed`; retry a disk or store that does not answer for PATIENCE_S, as readers do.
+
+    Raises CheckpointError after that.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -169,7 +183,7 @@ def _latest_with_retries(saved_in: str) -> str | None:
 
 
 def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
-    """Raise PreemptedError where the run was asked to stop and has no ranks that would see it."""
+    """Raise PreemptedError when the run was asked to stop while it has no ranks that would see the request."""
     run_dir = recipe.run.dir
     if by := asked_by(run_dir / STOP):
         events.record(run_dir, "stopped", _steps(newest), f"asked to stop before its ranks began: {by}")
@@ -180,8 +194,11 @@ def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
 
 
 def _if_never(recipe: StageRecipe) -> StageRecipe:
-    """Return the recipe for ranks: `run.resume=never` holds at a job's start, and later it resumes from its own
-    checkpoints."""
+    """Return the recipe with `run.resume=never` replaced by `auto`.
+
+    `never` applies to the start of a job: after a lost rank the job resumes from its own checkpoints. Raises
+    ConfigError when `never` is set and the run has a checkpoint.
+    """
     refuse_if_never(recipe.run)
     if recipe.run.resume != "never":
         return recipe
@@ -233,12 +250,12 @@ def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[
 
 
 class LostRankError(ClusterError):
-    """A rank ended without saying why: its process or node died."""
+    """Loss of a rank that did not report an error: its process or node died."""
 
     def __init__(self, message: str, hint: str | None = None, subject: str | None = None):
         super().__init__(message, hint)
         self.subject = subject
-        """Which rank was lost and by which kind of failure, as in events.Event."""
+        """Lost rank and kind of failure, as in events.Event."""
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -261,26 +278,36 @@ def _worker(settings: dict[str, Any]) -> None:
 
 
 def _cause(error: TrainingFailedError, run: RunSettings) -> Exception:
-    """Return the first failure of a run as an error to show."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    by_rank = sorted(failures.items())
-    dead = [rank for rank, failure in by_rank if _is_dead(failure)]
-    said = [found for _, failure in by_rank for found in _chain(failure) if isinstance(found, JanusError)]
-    of_deaths = (
-        (RankError, CheckpointError) if dead else RankError
-    )  # that it died in a save they can but call a failed one
-    meant = [found for found in said if not isinstance(found, of_deaths)]
-    if meant or (said and not dead):  # what others say of one that died may be anything
-        return (meant or said)[0]
-    rank = next(iter([*dead, *sorted(failures)]), None)  # a process that died says more than those that lost it
-    who = "" if rank is None else f"rank {rank}: "
-    where = run.dir / "logs" if rank is None else log_file(run.dir, rank)
-    failure = error if rank is None else failures[rank]
+    """Return the first thing that went wrong, as an error to show."""
+    failures = dict(sorted(error.worker_failures.items())) if isinstance(error, WorkerGroupError) else {}
+    dead = [rank for rank, failure in failures.items() if _is_dead(failure)]
+    raised = _raised_by_ranks(failures.values(), bool(dead))
+    if raised is not None:
+        return raised
+    rank = next(iter([*dead, *failures]), None)  # a process that died says more than those that lost it
+    return _lost_rank(error if rank is None else failures[rank], rank, run)
+
+
+def _raised_by_ranks(failures: Iterable[BaseException], has_dead: bool) -> JanusError | None:
+    """Return the JanusError of a rank that explains the failure, or None where a lost rank explains it."""
+    errors = [cause for failure in failures for cause in _chain(failure) if isinstance(cause, JanusError)]
+    # survivors of a rank that died in a save can only report that the save failed
+    effects = (RankError, CheckpointError) if has_dead else RankError
+    for error in errors:
+        if not isinstance(error, effects):
+            return error
+    return errors[0] if errors and not has_dead else None  # after a death, survivors may report anything
+
+
+def _lost_rank(failure: BaseException, rank: int | None, run: RunSettings) -> "LostRankError":
+    """Return the error for a failure that no rank explained; `rank` is None when no rank had started."""
+    prefix = "" if rank is None else f"rank {rank}: "
+    path = run.dir / "logs" if rank is None else log_file(run.dir, rank)
     kind = "died" if _is_dead(failure) else type(list(_chain(failure))[-1]).__name__
     return LostRankError(
-        f"a rank was lost: {who}{_in_short(failure)}",
-        f"what it printed is in {where}; {resume_command(run)} goes on from the last checkpoint under {run.saved_in}",
-        who + kind,
+        f"a rank was lost: {prefix}{_in_short(failure)}",
+        f"what it printed is in {path}; {resume_command(run)} goes on from the last checkpoint under {run.saved_in}",
+        prefix + kind,
     )
 
 
@@ -289,7 +316,7 @@ def _is_dead(failure: BaseException) -> bool:
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """Yield a failure and its causes, in the several ways in which Ray stores them."""
+    """Yield a failure and then its causes, which Ray keeps in several attributes."""
     found: BaseException | None = failure
     while found is not None:
         yield found
@@ -298,7 +325,7 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _in_short(failure: BaseException) -> str:
-    """Return a failure in one line, without the arguments and guesses that Ray adds to a dead process."""
+    """Return one line for a failure. Ray's own text for a dead process lists its arguments and guesses why it died."""
     if _is_dead(failure):
         return "its process died, or its node"
     return without_worker_info(named_line(list(_chain(failure))[-1]))

@@ -1,7 +1,7 @@
-"""What goes on beside a run: in its driver lines for the console, the wish to stop and samples of its checkpoints, each
-a `with` block around the run; in its ranks files of their own and gauges.
+"""Services of a run. In the driver, each is a `with` block around the run: console lines, requests to stop and samples
+of checkpoints. In the ranks: log files and gauges.
 
-Invariant: what fails in one of these costs the run nothing.
+Invariant: a failure of one of these services never ends the run.
 """
 
 import logging
@@ -33,17 +33,17 @@ log = logging.getLogger("janus_dist")
 POLL_S = 0.5
 DRAIN_POLL_S = 5.0
 GRACE_S = 600.0
-"""Seconds that a run has to save after Ctrl-C, as many as `janus submit` gives a job that is stopped."""
+"""Seconds that a run has to save after Ctrl-C; `janus submit` gives a stopped job as many."""
 SAMPLES_S = 600.0
-"""Longest wait for the samples of the last checkpoint when training is over."""
+"""Longest wait in seconds for the samples of the last checkpoint when training has ended."""
 SAMPLES_EACH = 2
-"""Drawings of a prompt."""
+"""Images drawn for each prompt."""
 
 
 class StopOnSignal:
-    """While a `with` block runs, SIGTERM to the driver (`ray job stop`) and Ctrl-C ask the runs to save and stop.
+    """A `with` block in which SIGTERM to the driver (`ray job stop`) and Ctrl-C ask the runs to save and stop.
 
-    After Ctrl-C the block ends with InterruptError where it would have ended with PreemptedError or well. A second
+    After Ctrl-C the block raises InterruptError instead of PreemptedError, or instead of ending normally. A second
     Ctrl-C raises KeyboardInterrupt at once, and so does the end of GRACE_S.
     """
 
@@ -85,9 +85,9 @@ class StopOnSignal:
 
 
 class StopOnDrain:
-    """While a `with` block runs, the notice that a node of a rank is about to go asks the run to save and stop.
+    """A `with` block in which the notice that a node with a rank will be removed asks the run to save and stop.
 
-    Ray is told by `ray drain-node`, by KubeRay, or by a cloud's notice; it drains idle nodes too, which say nothing.
+    Ray gets the notice from `ray drain-node`, KubeRay or a cloud. It also drains idle nodes; those are ignored.
     """
 
     def __init__(self, lines: Any, run_dir: Path):
@@ -104,17 +104,16 @@ class StopOnDrain:
 
     def _look(self) -> None:
         while not self.ended.wait(DRAIN_POLL_S):
-            with suppress(Exception):  # Ray's head may not answer for a moment: errors of several kinds; asked again
-                # the same call by which Ray Train learns of it; its public way wants all ranks to ask together
-                going = ray_state.get_draining_nodes()
-                if set(going) & set(ray.get(self.lines.nodes_of_ranks.remote())):
+            with suppress(Exception):  # Ray's head may not answer for a moment, with errors of several kinds; retried
+                # Ray Train uses the same call; the public API needs all ranks to call it together
+                draining = ray_state.get_draining_nodes()
+                if set(draining) & set(ray.get(self.lines.nodes_of_ranks.remote())):
                     request_stop(self.run_dir, "a node of it is about to go")
                     return
 
 
 def log_to_own_file(path: Path) -> None:
-    """Send what this process and its libraries print to a file; the console has what the first rank
-    says."""
+    """Redirect all output of this process and its libraries to a file; the console shows only the lines of rank 0."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
@@ -130,13 +129,15 @@ def log_to_own_file(path: Path) -> None:
 
 
 class RayMetrics:
-    """The newest metrics as Ray's gauges, which its agents offer to Prometheus; the first rank has one.
+    """A sink on rank 0 that shows the newest metrics as Ray gauges, which Ray's agents export to Prometheus.
 
     Labels: `run`, and `project`, which is WANDB_PROJECT or, where that is not set, the folder of the runs.
     """
 
     def __init__(self, run: RunConfig):
-        self.gauges = {one.name: Gauge(gauge_name(one.name), one.meaning, tag_keys=GAUGE_LABELS) for one in METRICS}
+        self.gauges = {
+            metric.name: Gauge(gauge_name(metric.name), metric.meaning, tag_keys=GAUGE_LABELS) for metric in METRICS
+        }
         project = os.environ.get("WANDB_PROJECT") or str(Path(run.root).absolute())
         for gauge in self.gauges.values():
             gauge.set_default_tags({"project": project, "run": run.name})
@@ -150,11 +151,10 @@ class RayMetrics:
 
 
 class Samples:
-    """While a `with` block runs, a process beside the ranks gives `monitor.prompts` to each checkpoint.
+    """A `with` block in which a separate process samples `monitor.prompts` from each checkpoint.
 
-    It is started when the ranks have their places, and ended before ranks are placed anew, so that it takes a GPU that
-    no rank needs, as soon as there is one; where there are none it shares the ranks' cores. Whatever becomes of it,
-    the run goes on.
+    The process starts after the ranks have their resources and is killed before ranks are placed again, so that it
+    only takes a GPU that no rank needs. Without GPUs it shares the ranks' cores. The run continues if it fails.
     """
 
     def __init__(self, recipe: StageRecipe, lines: Any, show: Callable[[str], None]):
@@ -179,7 +179,7 @@ class Samples:
 
 @ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3)
 class _Sampler:
-    """The process for samples; an actor, since `ray.cancel` of a task that comes to its end aborts the driver."""
+    """The process that draws samples; an actor, since `ray.cancel` of a task that is ending aborts the driver."""
 
     def follow(self, settings: dict[str, Any], lines: Any) -> None:
         from janus_dist.evaluation import samples  # here, so that the driver needs no model
@@ -194,54 +194,94 @@ class _Sampler:
         samples.follow(recipe.run.dir, asked, how, recipe.run.dir / "samples", lambda line: lines.put.remote(line))
 
 
-@ray.remote(num_cpus=0)
-class Lines:
-    """Lines on their way from the first rank to the driver's console, the nodes that ranks are on, and the process that
-    makes samples while they are there."""
+class ConsoleQueue:
+    """Lines on their way from the ranks to the driver's console, in order."""
 
     def __init__(self) -> None:
-        self.waiting: list[str] = []
-        self.nodes: set[str] = set()
-        self.recipe: dict[str, Any] | None = None
-        self.sampler: Any = None
-        self.running: list[ray.ObjectRef] = []
+        self.lines: list[str] = []
 
-    def begin(self) -> None:
-        """Forget the nodes of earlier ranks: new ones are about to be started."""
-        self.nodes.clear()
+    def put(self, line: str) -> None:
+        """Add a line."""
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        """Remove and return all lines."""
+        lines, self.lines = self.lines, []
+        return lines
+
+
+class SamplerSupervisor:
+    """Owner of the process that draws samples of a run's checkpoints; it lives no longer than the ranks."""
+
+    def __init__(self) -> None:
+        self.recipe: dict[str, Any] | None = None
+        """Recipe of the run as JSON values, or None while samples are not requested."""
+        self.sampler: Any = None
+        self.tasks: list[ray.ObjectRef] = []
+
+    def request(self, recipe: dict[str, Any]) -> None:
+        """Draw samples from the next start of the process on."""
+        self.recipe = recipe
+
+    def start(self) -> None:
+        """Start the process unless it runs or samples are not requested; its lines go to the current actor."""
+        if self.recipe is not None and self.sampler is None:
+            gpus = int(self.recipe["cluster"]["gpu"])
+            self.sampler = _Sampler.options(num_gpus=gpus).remote()
+            self.tasks = [self.sampler.follow.remote(self.recipe, ray.get_runtime_context().current_actor)]
+
+    def stop(self) -> None:
+        """Kill the process, if it runs, so that its GPU is free."""
         if self.sampler is not None:
             ray.kill(self.sampler)
             self.sampler = None
 
+
+@ray.remote(num_cpus=0)
+class RunServices:
+    """The actor of a run: its console queue, the nodes of its ranks and the process that draws samples.
+
+    Its name also is a lock: Ray refuses a second actor of the same name, so that one job of a cluster holds a run.
+    """
+
+    def __init__(self) -> None:
+        self.console = ConsoleQueue()
+        self.nodes: set[str] = set()
+        self.samples = SamplerSupervisor()
+
+    def begin(self) -> None:
+        """Forget the previous ranks, which may have been on other nodes, before ranks are started."""
+        self.nodes.clear()
+        self.samples.stop()
+
     def sample(self, recipe: dict[str, Any]) -> None:
-        """Sample a run's checkpoints from now on."""
-        self.recipe = recipe
+        """Draw samples of the run's checkpoints from now on."""
+        self.samples.request(recipe)
 
     def join(self, node: str) -> None:
-        """Record the node of a rank that has started; Ray places all ranks together, so all have their places."""
+        """Register the node of a rank that has started. All ranks have their resources then: Ray places all at once."""
         self.nodes.add(node)
-        if self.recipe is not None and self.sampler is None:
-            gpus = int(self.recipe["cluster"]["gpu"])
-            self.sampler = _Sampler.options(num_gpus=gpus).remote()
-            self.running = [self.sampler.follow.remote(self.recipe, ray.get_runtime_context().current_actor)]
+        self.samples.start()
 
     def sampled(self) -> list[ray.ObjectRef]:
-        """Return when the samples of the last checkpoint are made."""
-        return self.running
+        """Return the task that ends when the samples of the last checkpoint are drawn; empty without samples."""
+        return self.samples.tasks
 
     def nodes_of_ranks(self) -> set[str]:
+        """Return the ids of the nodes that ranks run on."""
         return self.nodes
 
     def put(self, line: str) -> None:
-        self.waiting.append(line)
+        """Add a line for the console."""
+        self.console.put(line)
 
     def take(self) -> list[str]:
-        taken, self.waiting = self.waiting, []
-        return taken
+        """Remove and return the lines for the console."""
+        return self.console.take()
 
 
 class Follower:
-    """Shows the lines of an actor while a `with` block runs, to the last one."""
+    """A `with` block that shows the console lines of a RunServices actor, including the last ones at its end."""
 
     def __init__(self, lines: Any, show: Callable[[str], None]):
         self.lines, self.show = lines, show

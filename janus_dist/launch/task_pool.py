@@ -1,7 +1,7 @@
-"""Work that is shared out as Ray tasks: several runs beside each other, the jobs of an evaluation.
+"""Work distributed as Ray tasks: several runs in parallel, and the jobs of an evaluation.
 
-Invariant: what a task leaves is whole or absent, so that whatever ends the tasks the same command does what is missing;
-and when one fails the others are asked to end before its error is raised.
+Invariant: the output of a task is complete or absent, so that the same command completes an interrupted job; when one
+task fails, the others are asked to end before its error is raised.
 """
 
 import logging
@@ -20,7 +20,7 @@ from janus_dist.errors import ClusterError, JanusError, PreemptedError
 from janus_dist.failures import one_line
 from janus_dist.launch.capacity import POLL_S, of_nodes, room_in
 from janus_dist.launch.launcher import train
-from janus_dist.launch.services import Follower, Lines, StopOnSignal
+from janus_dist.launch.services import Follower, RunServices, StopOnSignal
 from janus_dist.launch.session import connect
 from janus_dist.storage import fs
 from janus_dist.train.stop import request_stop
@@ -41,7 +41,7 @@ def train_all(
     """
     connect()
     waiting, running = deque(recipes), dict[ray.ObjectRef, StageRecipe]()
-    lines = Lines.remote()  # pyright: ignore[reportAttributeAccessIssue]
+    lines = RunServices.remote()  # pyright: ignore[reportAttributeAccessIssue]
     stop = StopOnSignal(running.values)
     with Follower(lines, show), stop:
         try:
@@ -74,7 +74,7 @@ def _ended(running: Mapping[ray.ObjectRef, StageRecipe], stopped_by: str | None)
 
 
 def _runs_at_once(recipe: StageRecipe) -> int:
-    """Return how many runs of this size fit the cluster, at least one: its own driver refuses what never fits."""
+    """Return how many runs of this size fit on the cluster, at least 1: the driver refuses a run that never fits."""
     return max(1, room_in(of_nodes(), recipe) // recipe.cluster.workers)
 
 
@@ -91,7 +91,7 @@ def _driver(settings: dict[str, Any], lines: Any, then: Callable[[StageRecipe], 
 
 @ray.remote
 def _do(settings: dict[str, Any], what: Callable[[StageRecipe], object]) -> None:
-    """Call a function on a run that was trained."""
+    """Call `what` with the recipe of a trained run."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     what(StageRecipe.model_validate(settings))
 
@@ -144,7 +144,7 @@ def cancel(running: Sequence[ray.ObjectRef]) -> None:
 
 @ray.remote(scheduling_strategy="SPREAD")
 def _share(settings: dict[str, Any], checkpoint: str | None, jobs: Sequence[Any]) -> None:
-    """Answer this process's share of an evaluation's jobs."""
+    """Do the jobs of one process of an evaluation."""
     from janus_dist.evaluation.benchmarks.run import do_here  # here, so that a driver that trains needs no model
 
     warnings.filterwarnings("ignore", category=FutureWarning)

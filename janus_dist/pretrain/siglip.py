@@ -19,14 +19,14 @@ from janus_dist.model import vq as vq_model
 
 STEPS, BATCH, LR, WARMUP_STEPS = 2_000, 64, 1e-3, 50
 SCALE, BIAS = math.log(10), -10.0
-"""Of the logits at first, as in the paper."""
+"""Initial scale and bias of the logits, as in the paper."""
 HOLDOUT_SHARE = 0.02
 """Share of the images kept for the reported accuracy."""
 LOG_EVERY_STEPS = 100
 
 
 def siglip_config(config: ModelConfig, caption_ids: int) -> SiglipConfig:
-    """Return the recipe's vision tower with a text tower of its width and one layer, for `caption_ids` ids."""
+    """Return the recipe's vision tower with a one-layer text tower of its width, for captions of `caption_ids` ids."""
     vision = config.vision
     sizes = {
         "hidden_size": vision.hidden, "num_attention_heads": vision.heads, "intermediate_size": vision.mlp,

@@ -24,7 +24,7 @@ LOG_EVERY_STEPS = 50
 WARM_START_STEPS = 100
 """Steps without quantisation, at most half of all; after them the codes are taken from real latents."""
 RESEED_EVERY_STEPS = 50
-"""How often codes that nothing used are moved onto real latents."""
+"""Steps between moves of unused codes onto real latents."""
 RESEED_UNTIL = 0.8
 """Share of the steps after which codes are left alone."""
 HOLDOUT_SHARE = 0.02
@@ -71,7 +71,7 @@ def train_vq(vq: JanusVQVAE, images: Tensor, config: VqTrainConfig, seed: int, l
 
 
 def measure(vq: JanusVQVAE, images: Tensor, batch: int = 64) -> VqQuality:
-    """Return quality of `vq` on `images` [image, 3, side, side] uint8."""
+    """Return the quality of `vq` on `images` [image, 3, side, side] uint8."""
     squared, counts = 0.0, torch.zeros(vq.quantize.num_embeddings, dtype=torch.int64)
     for chunk in images.split(batch):
         pixels = vq_model.to_float(chunk)

@@ -27,7 +27,7 @@ VQ16 = {"base_channels": 128, "channel_multipliers": (1, 1, 2, 2, 4), "res_block
 
 
 def write_transformers(folder: Path, model: ModelConfig, tokenizer: Tokenizer, dtype: str, guidance: float) -> None:
-    """Write the configuration files that JanusForConditionalGeneration and JanusProcessor read."""
+    """Write the files that JanusForConditionalGeneration and JanusProcessor read."""
     config = transformers_config(model)
     text = config.text_config
     assert isinstance(text, LlamaConfig)
@@ -67,7 +67,7 @@ def write_transformers(folder: Path, model: ModelConfig, tokenizer: Tokenizer, d
 
 
 def write_deepseek(folder: Path, model: ModelConfig, dtype: str) -> None:
-    """Write the configuration files that MultiModalityCausalLM and VLChatProcessor read."""
+    """Write the files that MultiModalityCausalLM and VLChatProcessor read."""
     write_json(folder / "config.json", deepseek_config(model, dtype))
     write_json(
         folder / "preprocessor_config.json",
@@ -98,8 +98,7 @@ def write_deepseek(folder: Path, model: ModelConfig, dtype: str) -> None:
 
 
 def deepseek_config(model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """Return config.json of a MultiModalityCausalLM; sizes that its code does not know by name are written out beside
-    it."""
+    """Return the config.json of a MultiModalityCausalLM; sizes that its code does not know by name are written out."""
     text, vision, vq = model.text, model.vision, model.vq
     tower = {"image_size": model.image_size, "select_feature": "same", "select_layer": -1}
     if is_published_tower(model):

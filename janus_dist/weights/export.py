@@ -31,7 +31,7 @@ from janus_dist.weights.vq import read_vq
 Layout = Literal["transformers", "deepseek"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 MAX_SHARD_BYTES = 5_000_000_000
-"""As transformers has it."""
+"""Largest size in bytes of a file of weights; the default of transformers."""
 CODES_USED = "gen_vision_model.quantize.codebook_used"
 CODES_USED_LENGTH = 65_536
 """A buffer of DeepSeek's VQ tokenizer that counts codes in its own training; a new model has zeros."""
@@ -63,7 +63,7 @@ def export(
     holds anything, CheckpointError or DataError when a part is absent, damaged or does not fit.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already", "give another folder, or delete this one first")
+        raise ConfigError(f"{target} already exists", "give another folder, or delete this one first")
     recipe, checkpoint = find(source, overrides)
     if recipe.model.reads_by != "siglip":
         raise ConfigError(
@@ -115,7 +115,7 @@ def _write_weights(
 
 
 def _joined(own: Sequence[Tensor], place: Place) -> Tensor:
-    """Return a tensor of another layout from our parameters that it holds, in order."""
+    """Return the tensor of another layout that holds our tensors `own`, in order."""
     if len(own) == 1:
         return own[0].reshape(place.shape)
     assert sum(value.numel() for value in own) == math.prod(place.shape), place.name

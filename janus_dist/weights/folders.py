@@ -37,7 +37,7 @@ class Entry:
 
     shape: Shape
     dtype: torch.dtype | None
-    """None of what is no floating point number."""
+    """Floating point type, or None for any other type."""
     source: Any
 
     @property
@@ -102,7 +102,7 @@ class Folder:
         ]
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> Tensor:
-        """Return the elements [first, last) of a flattened tensor, one-dimensional, on the CPU, in the stored type."""
+        """Return elements [first, last) of the flattened tensor: [last - first] on the CPU, in the stored dtype."""
         entry = self.entries[name]
         last = entry.elements if last is None else last
         assert 0 <= first <= last <= entry.elements, f"{name}: [{first}, {last}) of {entry.elements}"
@@ -117,7 +117,7 @@ class Folder:
 
 
 def _files(folder: Path, where: str) -> list[Path]:
-    """Return the files that hold the weights of a folder."""
+    """Return the files that hold the weights of a folder. Raises CheckpointError when that is ambiguous."""
     for name in WHOLE:
         if (folder / name).is_file():
             return _shards(folder / name, where) if name.endswith(".json") else [folder / name]
@@ -158,7 +158,7 @@ def _safetensors(path: Path, where: str) -> dict[str, Entry]:
 
 
 def _pickled(path: Path, where: str) -> dict[str, Entry]:
-    """Return tensors of a file of torch.save, mapped rather than read when it is of torch's own (zip) format."""
+    """Return the tensors of a file of torch.save, mapped rather than read when it is of torch's own (zip) format."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -196,5 +196,5 @@ def _config(path: Path, where: str) -> Mapping[str, Any] | None:
 
 
 def show(shape: Shape) -> str:
-    """Return a shape for people, as 2048x5632."""
+    """Return a shape as text: 2048x5632."""
     return "x".join(map(str, shape)) or "a scalar"

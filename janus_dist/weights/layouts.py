@@ -42,13 +42,13 @@ class Rule(NamedTuple):
 
 
 def _fused(theirs: str) -> list[Rule]:
-    """Query, key and value of a block of DeepSeek's vision tower, weights and biases."""
+    """Return the rules of query, key and value of a block of DeepSeek's vision tower, weights and biases."""
     ours = "model.vision_model.encoder.layers.*.self_attn."
     return [Rule(f"{ours}{name}_proj.", theirs, position) for position, name in enumerate("qkv")]
 
 
 def _vq(prefix: str) -> list[Rule]:
-    """Return DeepSeek's and LlamaGen's names of the VQ tokenizer."""
+    """Return the rules of DeepSeek's and LlamaGen's names of the VQ tokenizer."""
     middle = [
         Rule(f"{VQ}{side}.mid.{ours}.", f"{prefix}{side}.mid.{number}.")
         for side in ("encoder", "decoder")
@@ -99,8 +99,7 @@ RULES: dict[Layout, list[Rule]] = {
 
 
 def places(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Place]:
-    """Return where the parameters of `shapes` (by our names) are stored; those that the layout has no place for are
-    left out."""
+    """Return the location of each parameter of `shapes` (our names); those not in the layout are omitted."""
     found: dict[str, Place] = {}
     for name, shape in shapes.items():
         for rule in RULES[layout]:
@@ -112,7 +111,7 @@ def places(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Place]:
 
 
 def closest(layouts: Iterable[Layout], shapes: Mapping[str, Shape], names: Collection[str]) -> Layout | None:
-    """Return the layout in which most parameters of `shapes` are among `names`; None when none is in any layout."""
+    """Return the layout in which most parameters of `shapes` are among `names`; None when none is in any."""
     counts: dict[Layout, int] = {
         layout: sum(place.name in names for place in places(layout, shapes).values()) for layout in layouts
     }
@@ -121,7 +120,7 @@ def closest(layouts: Iterable[Layout], shapes: Mapping[str, Shape], names: Colle
 
 
 def pattern(name: str) -> str:
-    """Return a name with `*` for its numbers, which is the same for all layers."""
+    """Return the name with `*` for its numbers, which is the same for all layers."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 

@@ -24,14 +24,14 @@ STARTS: dict[str, tuple[Part, ...]] = {
     "language_model": ("language_model", "text_head"),
     "vision_tower": ("vision_tower",),
 }
-"""What can be started from, and the parts that it gives."""
+"""Kinds of start weights and the parts that each provides."""
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "janus": ("transformers", "deepseek"),
     "language_model": ("llama", "transformers", "deepseek"),
     "vision_tower": ("siglip", "transformers", "deepseek"),
 }
 SHOWN_TENSORS = 3
-"""Tensors that a message on another model names."""
+"""Number of tensors named in a message about a different model."""
 SETTING = "run.start_weights"
 
 _TEXT = (
@@ -185,12 +185,12 @@ def _elements(shape: Shape, there: int) -> int:
 
 
 def _sections(what: str) -> tuple[str, ...]:
-    """Return settings that weights of a kind must fit."""
+    """Return the prefixes of the settings that weights of a kind must fit."""
     return {"language_model": ("text.",), "vision_tower": ("vision.", "image_size")}.get(what, ("",))
 
 
 def _told(config: ModelConfig, layout: Layout, folder: Folder) -> Iterator[tuple[str, str, Any]]:
-    """Yield (setting, key, value) of what config.json says otherwise than the recipe."""
+    """Yield (setting, key, value) of each value in config.json that differs from the recipe."""
     for setting, key in _CONFIG[layout]:
         theirs = _at(folder, key)
         if isinstance(theirs, int | float) and theirs != _ours(config, setting):
@@ -198,7 +198,7 @@ def _told(config: ModelConfig, layout: Layout, folder: Folder) -> Iterator[tuple
 
 
 def _unsupported(layout: Layout, folder: Folder) -> list[str]:
-    """Return faults for what a language model's config.json asks for that ours lacks and that no shape reveals."""
+    """Return the features in a language model's config.json that our model lacks and shapes need not show."""
     root = _TEXT_AT[layout]
     heads, groups = _at(folder, f"{root}num_attention_heads"), _at(folder, f"{root}num_key_value_heads")
     faults = []
@@ -216,7 +216,7 @@ def _unsupported(layout: Layout, folder: Folder) -> list[str]:
 
 
 def _may_be_tied(folder: Folder, layout: Layout) -> bool:
-    """Return whether an absent text head may be the embedding: unless config.json denies it."""
+    """Return whether an absent text head may be the embedding; False only when config.json denies it."""
     said = [_at(folder, key) for key in (f"{_TEXT_AT[layout]}tie_word_embeddings", "tie_word_embeddings")]
     return False not in said or True in said
 

@@ -38,8 +38,7 @@ def load_vq(model: ModelConfig, path: str | Path) -> JanusVQVAE:
 
 
 def read_vq(vq: JanusVQVAE, path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors at `path` by the names of `vq`, float32, with the shapes of its parameters. Raises
-    CheckpointError when they do not fit."""
+    """Return the tensors at `path` by the names of `vq`, float32. Raises CheckpointError when they do not fit."""
     folder = Folder.open(path, SETTING)
     shapes = {VQ + name: tuple(value.shape) for name, value in vq.state_dict().items()}
     layout = closest(LAYOUTS, shapes, folder.entries)
@@ -66,8 +65,7 @@ def save_vq(vq: JanusVQVAE, path: Path) -> None:
 
 
 def digest(vq: JanusVQVAE) -> str:
-    """Return the sha256 of the file that `save_vq` writes: the same for the same weights, whatever they
-    were read from."""
+    """Return the sha256 of the file that `save_vq` writes; it does not depend on the source of the weights."""
     return hashlib.sha256(_serialized(vq)).hexdigest()
 
 

@@ -235,7 +235,7 @@ def test_nothing_is_left_behind_when_it_fails(recipe, tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.name != "deep"] == []
     out.mkdir(parents=True)
     (out / "note").touch()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         export(str(recipe.run.dir), out, "transformers")
 
 

@@ -54,7 +54,7 @@ def test_each_start_of_ranks_forgets_the_nodes_of_the_one_before(monkeypatch, tm
 
 
 def new_lines() -> Any:
-    return services.Lines.__ray_metadata__.modified_class()  # pyright: ignore[reportAttributeAccessIssue]
+    return services.RunServices.__ray_metadata__.modified_class()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("gpu", [True, False])

@@ -97,7 +97,7 @@ def test_what_a_killed_job_left_on_the_cluster_is_waited_for(monkeypatch, tmp_pa
             names.append(name)
             return Named
 
-    monkeypatch.setattr(launcher, "Lines", Actor)
+    monkeypatch.setattr(launcher, "RunServices", Actor)
     monkeypatch.setattr(launcher.ray, "get_runtime_context", lambda: Mock(get_node_id=lambda: "0" * 56))
     monkeypatch.setattr(launcher, "POLL_S", 0.01)
     recipe = prepared.recipe(tmp_path, tmp_path)

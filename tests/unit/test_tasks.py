@@ -32,7 +32,7 @@ def train_all(monkeypatch, tmp_path) -> Callable[[Wait], list[str]]:
         remote = staticmethod(lambda: None)
 
     monkeypatch.setattr(task_pool, "connect", lambda: None)
-    monkeypatch.setattr(task_pool, "Lines", Nothing)
+    monkeypatch.setattr(task_pool, "RunServices", Nothing)
     monkeypatch.setattr(task_pool, "Follower", lambda lines, show: nullcontext())
     monkeypatch.setattr(task_pool, "_driver", Driver)
     monkeypatch.setattr(task_pool, "_runs_at_once", lambda recipe: 1)

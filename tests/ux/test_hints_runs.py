@@ -241,7 +241,7 @@ def test_options_of_plan_sample_and_export(run_dir: Path, tmp_path: Path, capsys
     (tmp_path / "out" / "a").write_text("")
     assert "give another folder, or delete this one" in hint_of(janus, "export", run_dir, tmp_path / "out")
     other = refused(janus, "export", run_dir, tmp_path / "other")
-    assert "is there already" not in other.message
+    assert "already exists" not in other.message
     gpu = tmp_path / "gpu.json"
     gpu.write_text(
         json.dumps(recipe_with(tmp_path, cluster={"gpu": True}, run={"name": "new"}).model_dump(mode="json"))
