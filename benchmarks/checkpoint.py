@@ -43,7 +43,7 @@ import torch.multiprocessing as mp
 from benchmarks.train_step import BOI, EOI, IMAGE, PAD, TINY, found_by, make_samples
 from janus_dist.batch import Batch
 from janus_dist.checkpoint import commits, state
-from janus_dist.checkpoint.commits import Keep
+from janus_dist.checkpoint.commits import RetentionPolicy
 from janus_dist.checkpoint.saver import Saver
 from janus_dist.config.model import ModelConfig, TextConfig, VisionConfig, VqConfig
 from janus_dist.config.streams import STREAMS
@@ -125,7 +125,7 @@ class Ours:
         self.is_done = True
 
     def begin(self) -> None:
-        assert self.saver.start(self.training.number, IDENTITY, Keep(1))
+        assert self.saver.start(self.training.number, IDENTITY, RetentionPolicy(1))
         self.is_done = False
 
     def is_busy(self) -> bool:

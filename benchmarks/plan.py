@@ -33,7 +33,7 @@ from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data import packing
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.plan import Plan
-from janus_dist.data.reader import Range, Reader
+from janus_dist.data.reader import ByteRange, RangeReader
 from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry, block_columns
 
 SHARD_SAMPLES = 10_000
@@ -68,14 +68,14 @@ def records(stream: Stream) -> np.ndarray:
     return found
 
 
-class SameShards(Reader):
+class SameShards(RangeReader):
     """Answers every range of an index with the records of the one shard."""
 
     def __init__(self, content: bytes):
         super().__init__(ReadConfig())
         self.content = bytes(INDEX_HEADER_BYTES) + content
 
-    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         return [self.content[wanted.offset : wanted.offset + wanted.bytes] for wanted in ranges]
 
 

@@ -29,7 +29,7 @@ import fsspec
 import numpy as np
 
 from janus_dist.config.data import ReadConfig
-from janus_dist.data.reader import Range, Reader
+from janus_dist.data.reader import ByteRange, RangeReader
 
 ROOT = Path(__file__).parents[1]
 PATH = "s3://shards/shard"
@@ -53,7 +53,7 @@ def store(latency_ms: float, mib: int) -> Iterator[None]:
         server.wait()
 
 
-def steps(pattern: str, given: argparse.Namespace, seed: int) -> list[list[Range]]:
+def steps(pattern: str, given: argparse.Namespace, seed: int) -> list[list[ByteRange]]:
     """Ranges of each step's samples, none twice in a step."""
     dice, size = np.random.default_rng(seed), given.sample_bytes
     span = WINDOW_BYTES if pattern == "near" else given.mib << 20
@@ -61,16 +61,16 @@ def steps(pattern: str, given: argparse.Namespace, seed: int) -> list[list[Range
     for _ in range(given.steps):
         start = int(dice.integers(0, (given.mib << 20) - span + 1))
         places = dice.choice(span // size, given.samples, replace=False)
-        found.append([Range(PATH, start + int(place) * size, size) for place in places])
+        found.append([ByteRange(PATH, start + int(place) * size, size) for place in places])
     return found
 
 
-def one_by_one(threads: int) -> tuple[Callable[[list[Range]], object], Callable[[], None]]:
+def one_by_one(threads: int) -> tuple[Callable[[list[ByteRange]], object], Callable[[], None]]:
     """Reads each sample by a request of its own, on so many threads."""
     files = fsspec.filesystem("s3", config_kwargs={"max_pool_connections": threads})
     pool = ThreadPoolExecutor(threads)
 
-    def cat(one: Range) -> bytes:
+    def cat(one: ByteRange) -> bytes:
         return files.cat_file(one.path, start=one.offset, end=one.stop)
 
     return lambda ranges: list(pool.map(cat, ranges)), pool.shutdown
@@ -80,8 +80,8 @@ def measure(pattern: str, given: argparse.Namespace, seed: int, cache: str) -> d
     """Of each arm: samples a second, and bytes fetched over bytes asked for."""
     work, found = steps(pattern, given, seed), {}
 
-    def timed(name: str, read: Callable[[list[Range]], object]) -> None:
-        read([Range(PATH, 0, 1)])  # connects
+    def timed(name: str, read: Callable[[list[ByteRange]], object]) -> None:
+        read([ByteRange(PATH, 0, 1)])  # connects
         began = time.perf_counter()
         for ranges in work:
             read(ranges)
@@ -92,7 +92,7 @@ def measure(pattern: str, given: argparse.Namespace, seed: int, cache: str) -> d
         timed(name, read)
         close()
     for name, folder in (("reader", None), ("cache, empty", cache), ("cache, full", cache)):
-        reader = Reader(ReadConfig(cache_dir=folder), threads=given.threads)
+        reader = RangeReader(ReadConfig(cache_dir=folder), threads=given.threads)
         timed(name, reader.read)
         counters = reader.counters()
         found[name] = (found[name][0], counters.bytes_fetched / counters.bytes_asked)

@@ -15,12 +15,12 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from data_pipelines.stages import Encoded
+from data_pipelines.stages import PendingIds
 from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.errors import ClusterError
 
-GIVE_UP_S = 1_800.0
+ENCODER_TIMEOUT_S = 1_800.0
 """Seconds without an answer of any VQ tokenizer, after which a job fails; lost nodes return sooner than that."""
 PAUSE_S = 2.0
 """Longest pause, in seconds, before a batch is sent again."""
@@ -80,7 +80,7 @@ class EncoderPool:
             ray.kill(actor)
 
 
-class NearEncoders:
+class LocalEncoders:
     """The client of a job: sends batches in turn to the encoders of its node, or to all when its node has none."""
 
     def __init__(self, pool: EncoderPool):
@@ -89,7 +89,7 @@ class NearEncoders:
         self.all = pool.actors
         self.turn = cycle(random.sample(near or list(pool.actors), len(near or pool.actors)))
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Encoded:
+    def __call__(self, pixels: NDArray[np.uint8]) -> PendingIds:
         return partial(self._ids, next(self.turn).encode.remote(pixels), pixels)
 
     def _ids(self, ids_ref: ray.ObjectRef, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
@@ -102,7 +102,7 @@ class NearEncoders:
             try:
                 return ray.get(ids_ref)
             except (RayActorError, ObjectLostError) as error:
-                if time.monotonic() - began > GIVE_UP_S:
+                if time.monotonic() - began > ENCODER_TIMEOUT_S:
                     raise ClusterError(f"no VQ tokenizer answers: {error}", "see `ray list actors`") from error
             ids_ref = random.choice(self.all).encode.remote(pixels)
             time.sleep(PAUSE_S * random.random())

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.job import InputWork
 from data_pipelines.tally import first_reasons
-from data_pipelines.work import Marker
+from data_pipelines.work import JobMarker
 from janus_dist.data import manifest as manifest_file
 from janus_dist.data.manifest import Manifest, ShardTable
 from janus_dist.data.shard import ShardEntry
@@ -61,7 +61,7 @@ class Gathered:
     """Time of all jobs by step."""
     entries: list[ShardEntry] = field(default_factory=list)
 
-    def add(self, marker: Marker) -> None:
+    def add(self, marker: JobMarker) -> None:
         """Add the counts and shards of a job."""
         self.jobs += 1
         self.records += marker.records
@@ -112,7 +112,7 @@ class Gathered:
         return lines + [f"ignored {len(keys) - LISTED_KEYS} more keys: see {STATS}"] * (len(keys) > LISTED_KEYS)
 
 
-def gather(folder: str, markers: Iterable[Marker]) -> Gathered:
+def gather(folder: str, markers: Iterable[JobMarker]) -> Gathered:
     """Return the sums over markers; write the quarantine table, the examples and `stats.json` into the folder."""
     sums = Gathered()
     with (

@@ -14,14 +14,14 @@ from itertools import islice
 from data_pipelines import stages, work
 from data_pipelines.inputs import formats
 from data_pipelines.inputs.versions import check_unchanged, digest
-from data_pipelines.record import Made
+from data_pipelines.record import StepResult
 from data_pipelines.reports import Reporter, Send
-from data_pipelines.stages import Encode, Kept, Outcome, StepClock
-from data_pipelines.steps.generation import Generation, Prepared
+from data_pipelines.stages import EncodeFunction, Kept, Outcome, StepClock
+from data_pipelines.steps.generation import Generation, PromptAndCrop
 from data_pipelines.steps.text import Text
 from data_pipelines.steps.understanding import Understanding
-from data_pipelines.tally import Tally, escaped
-from data_pipelines.work import Marker, ShardJob
+from data_pipelines.tally import JobTally, escaped
+from data_pipelines.work import JobMarker, ShardJob
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.streams import Stream
@@ -29,7 +29,7 @@ from janus_dist.data.sample import Sample
 from janus_dist.data.shard import ShardEntry, write_shard
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.inspection.inspect import Reject
-from janus_dist.storage.lease import Claim
+from janus_dist.storage.lease import LeaseClaim
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class InputWork:
     source: InputConfig
     recipe: BaseRecipe
     tokenizer: Tokenizer
-    claim: Claim | None = None
+    claim: LeaseClaim | None = None
     """The lease of the folder, which every commit checks."""
 
 
 def run_job(
-    job: ShardJob, input_work: InputWork, encode: Encode | None, with_examples: bool, send: Send | None = None
-) -> Marker | None:
+    job: ShardJob, input_work: InputWork, encode: EncodeFunction | None, with_examples: bool, send: Send | None = None
+) -> JobMarker | None:
     """Do a job, commit it and return its marker; None when another attempt has already committed it.
 
     `encode` is needed for the generation stream; `send` receives reports of progress. Raises OSError when the input's
@@ -57,7 +57,7 @@ def run_job(
     when another run has taken over the folder.
     """
     check_unchanged(job.units)
-    tally = Tally(with_examples, has_rules=bool(input_work.source.where), job=job, reporter=Reporter(send))
+    tally = JobTally(with_examples, has_rules=bool(input_work.source.where), job=job, reporter=Reporter(send))
     attempt, shards = work.attempt_name(), list[ShardEntry]()
     special = (input_work.tokenizer.boi, input_work.tokenizer.image, input_work.tokenizer.eoi)
     samples = _samples(_outcomes(job, input_work, encode, tally.clock), tally)
@@ -65,7 +65,7 @@ def run_job(
         with tally.clock.timed("write"):
             name = work.shard_name(job, len(shards), attempt)
             shards.append(write_shard(input_work.folder, name, part, input_work.recipe.model, special))
-    marker = Marker(
+    marker = JobMarker(
         job=job.digest,
         number=job.number,
         attempt=attempt,
@@ -84,7 +84,7 @@ def run_job(
     return marker if work.commit(input_work.folder, marker, input_work.claim) else None
 
 
-def prepared(input_work: InputWork) -> list[Prepared]:
+def prepared(input_work: InputWork) -> list[PromptAndCrop]:
     """Return the prompts and crops of a generation input's records that are neither bad nor dropped, in order."""
     config, clock = _config(input_work), StepClock()
     step = Generation(input_work.recipe, config, input_work.tokenizer)
@@ -95,7 +95,7 @@ def prepared(input_work: InputWork) -> list[Prepared]:
         return [outcome.value for outcome in outcomes if isinstance(outcome, Kept)]
 
 
-def _samples(outcomes: Iterator[Outcome[Made]], tally: Tally) -> Iterator[tuple[str, Sample]]:
+def _samples(outcomes: Iterator[Outcome[StepResult]], tally: JobTally) -> Iterator[tuple[str, Sample]]:
     """Count all outcomes and yield the (key, sample) pairs of kept records."""
     for outcome in outcomes:
         tally.count(outcome)
@@ -103,7 +103,9 @@ def _samples(outcomes: Iterator[Outcome[Made]], tally: Tally) -> Iterator[tuple[
             yield from outcome.value.samples
 
 
-def _outcomes(job: ShardJob, input_work: InputWork, encode: Encode | None, clock: StepClock) -> Iterator[Outcome[Made]]:
+def _outcomes(
+    job: ShardJob, input_work: InputWork, encode: EncodeFunction | None, clock: StepClock
+) -> Iterator[Outcome[StepResult]]:
     """Yield the outcomes of a job's records, kept ones in the order of the input."""
     recipe, config = input_work.recipe, _config(input_work)
     match input_work.stream:

@@ -15,10 +15,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from data_pipelines.encoder import EncoderPool
 from data_pipelines.job import InputWork
-from data_pipelines.judge import Judge
-from data_pipelines.progress import Progress
+from data_pipelines.judge import BadRecordJudge
+from data_pipelines.progress import PipelineProgress
 from data_pipelines.reports import ReportBoard
-from data_pipelines.task import Summary, do_job
+from data_pipelines.task import JobSummary, do_job
 from data_pipelines.work import ShardJob
 from janus_dist.config.streams import SPECS
 from janus_dist.errors import ClusterError, JanusError
@@ -39,7 +39,7 @@ ENCODED_CPUS = 0.5
 """Cores of a job that mostly waits for VQ ids: of two per core, one feeds the encoders while one starts or ends."""
 POLL_S = 1.0
 """Longest wait, in seconds, for a job to finish before reports are read."""
-LOOK_EVERY_S = 5.0
+READ_REPORTS_INTERVAL_S = 5.0
 """Seconds between two reads of the reports of running jobs."""
 
 log = logging.getLogger("janus_dist")
@@ -58,14 +58,14 @@ class Watcher:
     """A reader of running jobs' reports, for the console and for the judge."""
 
     board: ReportBoard
-    progress: Progress
-    judge: Judge
+    progress: PipelineProgress
+    judge: BadRecordJudge
     looked_at: float = field(default_factory=time.monotonic)
 
     def look(self, running: Iterable[ShardJob]) -> None:
         """Read the latest reports, LOOK_EVERY_S apart; a board that does not answer is read again later."""
         now = time.monotonic()
-        if now - self.looked_at < LOOK_EVERY_S and not self.progress.is_due:
+        if now - self.looked_at < READ_REPORTS_INTERVAL_S and not self.progress.is_due:
             return
         self.looked_at = now
         reports = self.board.read()
@@ -76,8 +76,12 @@ class Watcher:
 
 
 def finished_jobs(
-    input_work: InputWork, jobs: Sequence[ShardJob], failures: list[Failure], progress: Progress, judge: Judge
-) -> Iterator[tuple[ShardJob, Summary]]:
+    input_work: InputWork,
+    jobs: Sequence[ShardJob],
+    failures: list[Failure],
+    progress: PipelineProgress,
+    judge: BadRecordJudge,
+) -> Iterator[tuple[ShardJob, JobSummary]]:
     """Do jobs on the cluster and yield each as it is done; append to `failures` why others could not be.
 
     Ends before all are done when those that run report too many bad records.

@@ -11,7 +11,7 @@ from data_pipelines.job import InputWork
 from data_pipelines.outcome import shown_reasons
 from data_pipelines.record import Unit
 from data_pipelines.reports import Report
-from data_pipelines.task import Summary
+from data_pipelines.task import JobSummary
 from janus_dist.errors import DataError
 from janus_dist.inspection.inspect import QUARANTINE
 
@@ -21,7 +21,7 @@ DOUBT = 1.25
 """Factor by which the number of records that is estimated from bytes of input may be too low."""
 
 
-class Judge:
+class BadRecordJudge:
     """Counts of good and bad records of an input, and the decision whether too many are bad."""
 
     def __init__(self, input_work: InputWork):
@@ -43,7 +43,7 @@ class Judge:
         """Return the number of bad records, also those of running jobs."""
         return self.bad_done.total() + self.bad_running.total()
 
-    def add(self, summary: Summary, share_done: float) -> None:
+    def add(self, summary: JobSummary, share_done: float) -> None:
         """Add a finished job. `share_done`: share of the input that is done, by bytes."""
         self.records_done += summary.records
         self.bad_done.update(summary.bad_kinds)

@@ -13,7 +13,7 @@ from data_pipelines.inputs.columns import check_rule_columns, rule_columns
 from data_pipelines.inputs.contents import contents
 from data_pipelines.job import InputWork
 from data_pipelines.record import Unit
-from data_pipelines.task import Summary
+from data_pipelines.task import JobSummary
 from janus_dist.errors import DataError
 
 SHOWN_COUNTS = 8
@@ -34,7 +34,7 @@ class RuleWatch:
         self.records = 0
         self.is_settled = not rule_columns(input_work.source.where)
 
-    def add(self, summary: Summary) -> None:
+    def add(self, summary: JobSummary) -> None:
         """Add a finished job.
 
         Raises DataError when after WATCHED_RECORDS neither the records read nor the first entries of units that are

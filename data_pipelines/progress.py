@@ -13,13 +13,13 @@ from data_pipelines.reports import Report
 from janus_dist.data.manifest import Manifest
 from janus_dist.monitor.console import count, duration
 
-SAY_EVERY_S = 30.0
+PRINT_INTERVAL_S = 30.0
 """Seconds between two lines on the console."""
 
 log = logging.getLogger("janus_dist")
 
 
-class Progress:
+class PipelineProgress:
     """Jobs done, their bytes of input, and the progress of running jobs."""
 
     def __init__(self, name: str, jobs: int, size: int):
@@ -49,7 +49,7 @@ class Progress:
     @property
     def is_due(self) -> bool:
         """Return whether the last line was printed SAY_EVERY_S ago or longer."""
-        return time.monotonic() - self.printed_at >= SAY_EVERY_S
+        return time.monotonic() - self.printed_at >= PRINT_INTERVAL_S
 
     def found(self, size: int) -> None:
         """Count a job that an earlier run did, of `size` bytes."""

@@ -74,7 +74,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Made:
+class StepResult:
     """The result of a stream's step for a record."""
 
     samples: list[tuple[str, Sample]]
@@ -83,7 +83,7 @@ class Made:
     """(name, value) pairs for histograms: `width`, `height`, `aspect` of each picture, `caption_chars`."""
 
 
-class Dropped(Exception):
+class DroppedByRule(Exception):
     """A record that a rule of the recipe (`where`) excludes."""
 
     def __init__(self, rule: str, value: str):

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-REPORT_EVERY_S = 2.0
+REPORT_INTERVAL_S = 2.0
 """Seconds between two reports of a job."""
 READ_TIMEOUT_S = 5.0
 """Seconds to wait for the board of reports."""
@@ -47,7 +47,7 @@ class Reporter:
     @property
     def is_due(self) -> bool:
         """Return whether a report is due."""
-        return self.send is not None and time.monotonic() - self.sent_at >= REPORT_EVERY_S
+        return self.send is not None and time.monotonic() - self.sent_at >= REPORT_INTERVAL_S
 
     def put(self, report: Report) -> None:
         """Send a report."""

@@ -21,8 +21,8 @@ from data_pipelines.inputs import formats
 from data_pipelines.inputs.entries import HEAD_BYTES
 from data_pipelines.inputs.pictures import read_picture
 from data_pipelines.limit import read_evenly
-from data_pipelines.record import Dropped, Made, Picture, Record, Unit
-from data_pipelines.steps.generation import Generation, Prepared
+from data_pipelines.record import DroppedByRule, Picture, Record, StepResult, Unit
+from data_pipelines.steps.generation import Generation, PromptAndCrop
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.errors import DataError
 from janus_dist.inspection.inspect import Reject
@@ -34,14 +34,14 @@ BATCHES_AHEAD = 2
 
 Value = TypeVar("Value", covariant=True)
 Result = TypeVar("Result")
-Encoded = Callable[[], NDArray[np.uint16]]
+PendingIds = Callable[[], NDArray[np.uint16]]
 """Waits for the VQ ids of a batch: [images, ids] uint16."""
 
 
-class Encode(Protocol):
+class EncodeFunction(Protocol):
     """A function that sends a batch of crops, [images, side, side, 3] uint8, to a VQ tokenizer."""
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Encoded: ...
+    def __call__(self, pixels: NDArray[np.uint8]) -> PendingIds: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def attempt(record: Record, do: Callable[[Record], Result]) -> Kept[Result] | Dr
         return Kept(record, do(record))
     except DataError as error:
         return Rejected(Reject(record.source, record.key, error.kind, error.message, _first_bytes(record)))
-    except Dropped as dropped:
+    except DroppedByRule as dropped:
         return DroppedRecord(record, dropped.rule, dropped.value)
 
 
@@ -172,11 +172,11 @@ def make(
 
 
 def encode_batches(
-    outcomes: Iterator[Outcome[Prepared]], step: Generation, encode: Encode, batch: int, clock: StepClock
-) -> Iterator[Outcome[Made]]:
+    outcomes: Iterator[Outcome[PromptAndCrop]], step: Generation, encode: EncodeFunction, batch: int, clock: StepClock
+) -> Iterator[Outcome[StepResult]]:
     """Add VQ ids to samples; full batches of crops wait for their ids while the next ones are made."""
-    ready: list[Kept[Prepared]] = []
-    waiting: deque[tuple[list[Kept[Prepared]], Encoded]] = deque()
+    ready: list[Kept[PromptAndCrop]] = []
+    waiting: deque[tuple[list[Kept[PromptAndCrop]], PendingIds]] = deque()
 
     def send() -> None:
         with clock.timed("encode"):
@@ -200,8 +200,8 @@ def encode_batches(
 
 
 def _finished(
-    ready: list[Kept[Prepared]], encoded: Encoded, step: Generation, clock: StepClock
-) -> Iterator[Kept[Made]]:
+    ready: list[Kept[PromptAndCrop]], encoded: PendingIds, step: Generation, clock: StepClock
+) -> Iterator[Kept[StepResult]]:
     """Wait for the VQ ids of a batch and yield its samples."""
     with clock.timed("encode"):
         vq_ids = encoded()

@@ -17,11 +17,11 @@ from data_pipelines.committed import refuse_other_settings
 from data_pipelines.inputs import formats, versions
 from data_pipelines.job import InputWork
 from data_pipelines.job_runner import Failure, finished_jobs
-from data_pipelines.judge import Judge
+from data_pipelines.judge import BadRecordJudge
 from data_pipelines.limit import limit_line
 from data_pipelines.outcome import SHOWN_REASONS, RuleWatch, check_outcome, report_counts
-from data_pipelines.progress import Progress
-from data_pipelines.task import Summary
+from data_pipelines.progress import PipelineProgress
+from data_pipelines.task import JobSummary
 from data_pipelines.work import ShardJob
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.streams import SPECS
@@ -64,8 +64,8 @@ def _make(input_work: InputWork, limit: int | None, anew: bool, lease: Lease) ->
     if limit is not None:
         line = limit_line([job.units for job in jobs], [job.limit or 0 for job in jobs])
         log.info("%s: %s", input_work.name, line)
-    progress = Progress(input_work.name, len(jobs), sum(job.size for job in jobs))
-    judge = Judge(input_work)
+    progress = PipelineProgress(input_work.name, len(jobs), sum(job.size for job in jobs))
+    judge = BadRecordJudge(input_work)
     failures = _do_missing(input_work, jobs, RuleWatch(input_work, units), progress, judge, lease)
     lease.check()
     gathered = gather.gather(input_work.folder, work.markers(input_work.folder, jobs))
@@ -86,8 +86,8 @@ def _do_missing(
     input_work: InputWork,
     jobs: Sequence[ShardJob],
     rules: RuleWatch,
-    progress: Progress,
-    judge: Judge,
+    progress: PipelineProgress,
+    judge: BadRecordJudge,
     lease: Lease,
 ) -> list[Failure]:
     """Do the jobs that no earlier run did, and return the failures of others; stop when too many records are bad."""
@@ -193,18 +193,18 @@ def settings(input_work: InputWork, vq: str | None = None) -> dict[str, Any]:
     }
 
 
-def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, Summary]:
+def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[str, JobSummary]:
     """Return what earlier runs did, by the digest of the job.
 
     Jobs whose files have changed since lose their markers and are done again. Where the earlier jobs alone have too
     many bad records, or no sample, the run would always fail, even after the source was repaired: jobs that refused
     records lose their markers, too.
     """
-    by_digest, summaries, changed = {job.digest: job for job in jobs}, dict[str, Summary](), list[ShardJob]()
+    by_digest, summaries, changed = {job.digest: job for job in jobs}, dict[str, JobSummary](), list[ShardJob]()
     for marker in work.done(input_work.folder, jobs):
         job = by_digest[marker.job]
         if marker.versions in ("", versions.digest(job.units)):
-            summaries[marker.job] = Summary.of(marker)
+            summaries[marker.job] = JobSummary.of(marker)
         else:
             changed.append(job)
     if changed:
@@ -228,10 +228,10 @@ def _earlier_summaries(input_work: InputWork, jobs: Sequence[ShardJob]) -> dict[
 
 
 def _jobs_to_repeat(
-    input_work: InputWork, jobs: Sequence[ShardJob], summaries: Mapping[str, Summary]
+    input_work: InputWork, jobs: Sequence[ShardJob], summaries: Mapping[str, JobSummary]
 ) -> list[ShardJob]:
     """Return the jobs with bad records where earlier runs read too many of them or made no sample; else none."""
-    judge = Judge(input_work)
+    judge = BadRecordJudge(input_work)
     for summary in summaries.values():
         judge.add(summary, 1.0)
     with_bad = [job for job in jobs if job.digest in summaries and summaries[job.digest].bad]

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.inputs import files
-from data_pipelines.record import Made, Record
+from data_pipelines.record import Record, StepResult
 from data_pipelines.reports import Report, Reporter
 from data_pipelines.stages import DroppedRecord, Kept, Outcome, Read, Rejected, StepClock
 from data_pipelines.steps import keep
@@ -39,7 +39,7 @@ MOST_COLUMNS = 500
 
 
 @dataclass
-class Tally:
+class JobTally:
     """Counts of a job's records while it runs."""
 
     with_examples: bool
@@ -66,7 +66,7 @@ class Tally:
             name = key if key in self.ignored or len(self.ignored) < IGNORED_KEYS else OTHER_KEYS
             self.ignored.setdefault(escaped(name), Counter())[reason] += 1
 
-    def count(self, outcome: Outcome[Made]) -> None:
+    def count(self, outcome: Outcome[StepResult]) -> None:
         """Count an outcome of a job's stages."""
         match outcome:
             case Read():
@@ -106,7 +106,7 @@ class Tally:
             if (name in self.columns or len(self.columns) < MOST_COLUMNS) and not keep.is_missing(value):
                 self.columns[name] += 1
 
-    def keep(self, kept: Kept[Made]) -> None:
+    def keep(self, kept: Kept[StepResult]) -> None:
         """Count a record that was kept."""
         self.kept += 1
         self.report()

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import ray
 
 from data_pipelines import work
-from data_pipelines.encoder import EncoderPool, NearEncoders
+from data_pipelines.encoder import EncoderPool, LocalEncoders
 from data_pipelines.job import InputWork, run_job
 from data_pipelines.reports import ReportBoard
 from data_pipelines.tally import first_reasons
-from data_pipelines.work import Marker, ShardJob
+from data_pipelines.work import JobMarker, ShardJob
 from janus_dist.inspection.inspect import kinds
 
 
 @dataclass(frozen=True)
-class Summary:
+class JobSummary:
     """The counts of a finished job that the driver keeps."""
 
     records: int
@@ -34,7 +34,7 @@ class Summary:
     """Columns with a value in some record, where the recipe has rules; None for markers of earlier versions."""
 
     @classmethod
-    def of(cls, marker: Marker) -> "Summary":
+    def of(cls, marker: JobMarker) -> "JobSummary":
         """Return the summary of a marker."""
         columns = None if marker.columns is None else frozenset(marker.columns)
         by_kind = kinds(marker.rejects)
@@ -45,14 +45,14 @@ class Summary:
 @ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
 def do_job(
     job: ShardJob, input_work: InputWork, encoders: EncoderPool | None, with_examples: bool, board: ReportBoard
-) -> Summary:
+) -> JobSummary:
     """Do a job and return its summary, unless an attempt that was lost has already committed it."""
     marker = work.load_marker(input_work.folder, job)
     if marker is None:
         marker = run_job(
-            job, input_work, NearEncoders(encoders) if encoders else None, with_examples, board.send_for(job.number)
+            job, input_work, LocalEncoders(encoders) if encoders else None, with_examples, board.send_for(job.number)
         )
     if marker is None:
         marker = work.load_marker(input_work.folder, job)
     assert marker is not None, "another attempt has committed the job, but its marker is absent"
-    return Summary.of(marker)
+    return JobSummary.of(marker)

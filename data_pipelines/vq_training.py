@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_pipelines.job import prepared
 from data_pipelines.prepare import input_work
-from data_pipelines.steps.generation import Prepared
+from data_pipelines.steps.generation import PromptAndCrop
 from janus_dist.config.recipe import BaseRecipe
 from janus_dist.config.streams import SPECS
 from janus_dist.data.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def pictures(recipe: BaseRecipe) -> tuple[Tensor, list[NDArray[np.uint32]]]:
 
     Raises DataError when there are fewer than two.
     """
-    samples: list[Prepared] = []
+    samples: list[PromptAndCrop] = []
     for name in generation_inputs(recipe):
         samples += prepared(input_work(name, recipe, Tokenizer.load(recipe.data.tokenizer)))
     if len(samples) < 2:

@@ -21,7 +21,7 @@ from janus_dist.data.shard import INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 from janus_dist.inspection.inspect import COMMITS, Example, Reject, kind_in_old_reason
 from janus_dist.storage import fs
 from janus_dist.storage.job_markers import JobMarkers, digest_of, name_of
-from janus_dist.storage.lease import Claim
+from janus_dist.storage.lease import LeaseClaim
 
 LISTERS = 32
 """Markers that are read at once."""
@@ -47,7 +47,7 @@ class ShardJob:
 
 
 @dataclass(frozen=True)
-class Marker:
+class JobMarker:
     """The result of a finished job."""
 
     job: str
@@ -136,7 +136,7 @@ def shard_name(job: ShardJob, part: int, attempt: str) -> str:
     return f"{job.number:06d}-{part:02d}-{attempt}"
 
 
-def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
+def commit(folder: str, marker: JobMarker, claim: LeaseClaim | None = None) -> bool:
     """Create a job's marker and return True; when another attempt has done so before, remove the shards, return False.
 
     Raises LeaseLostError when another run has taken over the folder, whose lease is `claim`.
@@ -156,19 +156,19 @@ def commit(folder: str, marker: Marker, claim: Claim | None = None) -> bool:
     return False
 
 
-def load_marker(folder: str, job: ShardJob) -> Marker | None:
+def load_marker(folder: str, job: ShardJob) -> JobMarker | None:
     """Return the marker of a job; None when it is absent or not in our format."""
     return _markers(folder).load(job.digest, _decoded)
 
 
-def _decoded(values: dict[str, Any]) -> Marker:
+def _decoded(values: dict[str, Any]) -> JobMarker:
     shards = tuple(ShardEntry.from_json(entry) for entry in values.pop("shards"))
     rejects = tuple(map(_reject, values.pop("rejects")))
     examples = tuple(
         Example(**example | {"image": b64decode(example["image"]), "vq_ids": tuple(example["vq_ids"])})
         for example in values.pop("examples")
     )
-    return Marker(**values, shards=shards, rejects=rejects, examples=examples)
+    return JobMarker(**values, shards=shards, rejects=rejects, examples=examples)
 
 
 def _reject(values: Mapping[str, Any]) -> Reject:
@@ -177,7 +177,7 @@ def _reject(values: Mapping[str, Any]) -> Reject:
     return Reject(**values | {"kind": kind, "head": b64decode(values["head"])})  # pyright: ignore
 
 
-def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
+def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[JobMarker]:
     """Yield the markers of jobs that have one, in the order of the jobs; only some are read ahead."""
     with ThreadPoolExecutor(LISTERS) as pool:
         for start in range(0, len(jobs), 8 * LISTERS):
@@ -185,7 +185,7 @@ def markers(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
             yield from (marker for marker in loaded if marker is not None)
 
 
-def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[Marker]:
+def done(folder: str, jobs: Sequence[ShardJob]) -> Iterator[JobMarker]:
     """Yield the markers whose shards are complete; remove the others, so that their jobs are done again."""
     committed = _markers(folder).names()
     sizes = fs.sizes(folder)  # after the markers: the shards of each were written before it

@@ -9,7 +9,7 @@ import pytest
 from data_pipelines import stream
 from data_pipelines.job import InputWork, run_job
 from data_pipelines.prepare import input_work
-from data_pipelines.task import Summary
+from data_pipelines.task import JobSummary
 from data_pipelines.tokenizer import PATH
 from data_pipelines.work import ShardJob
 from janus_dist.config.load import load
@@ -35,10 +35,10 @@ def work_on(name: str, path: Path | str, root: Path | str, *overrides: str, form
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Let `stream.run` do its jobs here, in their order."""
 
-    def finished(of: InputWork, jobs: Sequence[ShardJob], *_: Any) -> Iterator[tuple[ShardJob, Summary]]:
+    def finished(of: InputWork, jobs: Sequence[ShardJob], *_: Any) -> Iterator[tuple[ShardJob, JobSummary]]:
         for job in jobs:
             marker = run_job(job, of, None, with_examples=True)
             assert marker is not None
-            yield job, Summary.of(marker)
+            yield job, JobSummary.of(marker)
 
     patch.setattr(stream, "finished_jobs", finished)

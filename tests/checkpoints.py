@@ -8,7 +8,7 @@ from torch import Tensor
 from janus_dist.checkpoint import commits, state
 from janus_dist.checkpoint.find import require_checkpoint
 from janus_dist.checkpoint.stored import StoredWeights
-from janus_dist.engine.world import Background
+from janus_dist.engine.world import BackgroundGroup
 from janus_dist.engine.zero import ZeroEngine
 
 IDENTITY = {"plan_digest": "p", "plan": {}, "cursors": {}, "recipe": {}, "tokens": 7, "losses": [], "left_out": []}
@@ -46,5 +46,5 @@ def load_weights(saved_in: str) -> dict[str, Tensor]:
 
 def save(engine: ZeroEngine, run_dir: Path, step: int, **identity: Any) -> None:
     """Save and commit the state of all ranks."""
-    snapshot = state.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, state.Hosts())
-    state.write(snapshot, Background.of(engine.world))
+    snapshot = state.snapshot(engine, saved_in(run_dir), step, IDENTITY | identity, state.HostBuffers())
+    state.write(snapshot, BackgroundGroup.of(engine.world))

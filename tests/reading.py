@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from janus_dist.data.reader import Range
+from janus_dist.data.reader import ByteRange
 from janus_dist.storage import page_files
 from tests.s3_faults import noise
 
@@ -34,5 +34,5 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def wanted(ranges: list[Range]) -> list[bytes]:
+def wanted(ranges: list[ByteRange]) -> list[bytes]:
     return [DATA[one.offset : one.stop] for one in ranges]

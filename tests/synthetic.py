@@ -10,18 +10,18 @@ from janus_dist.config.mix import Lane
 from janus_dist.config.streams import STREAMS, Stream
 from janus_dist.data.manifest import VERSION, Manifest, ShardSet, ShardTable
 from janus_dist.data.plan import StepPlan
-from janus_dist.data.reader import Range, Reader
+from janus_dist.data.reader import ByteRange, RangeReader
 from janus_dist.data.shard import INDEX_HEADER_BYTES, ShardEntry, block_columns
 
 
-class RecordsReader(Reader):
+class RecordsReader(RangeReader):
     """Answers ranges of index files from records in memory."""
 
     def __init__(self, by_path: dict[str, bytes]):
         super().__init__(ReadConfig())
         self.by_path = by_path
 
-    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         return [self.by_path[wanted.path][wanted.offset : wanted.offset + wanted.bytes] for wanted in ranges]
 
 

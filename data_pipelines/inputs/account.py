@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipelines.inputs import media
 from data_pipelines.inputs.files import short
-from data_pipelines.inputs.media import Sight
+from data_pipelines.inputs.media import MediaValue
 from data_pipelines.record import Picture
 from janus_dist.config.streams import Stream
 from janus_dist.errors import DataError, RecordError
@@ -82,7 +82,9 @@ class Account:
         if self.stream == "generation" and BEFORE.fullmatch(key) and not _is_web_address(value) and _may_be_file(value):
             raise edited(path)
 
-    def _image_reason(self, path: str, key: str, images: Sequence[Sight], has_pictures: bool, image_key: str) -> str:
+    def _image_reason(
+        self, path: str, key: str, images: Sequence[MediaValue], has_pictures: bool, image_key: str
+    ) -> str:
         """Return the reason why an entry's further images are ignored; raises DataError when nothing says which
         image counts."""
         if self.is_image_named:
@@ -140,7 +142,7 @@ def _medium_of_key(key: str, value: Any) -> media.Medium | None:
     return None if isinstance(value, bool | int | float) else media.KEYS.get(key.lower())
 
 
-def _is_shown_by(sight: Sight, pictures: Sequence[Picture]) -> bool:
+def _is_shown_by(sight: MediaValue, pictures: Sequence[Picture]) -> bool:
     """Return whether a value is a path of one of the pictures."""
     return bool(sight.path) and any(media.is_name_of(sight.path, picture.source) for picture in pictures)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import unquote
 
 from data_pipelines.steps.keep import COMPUTED
-from janus_dist.config.pipeline import Keep
+from janus_dist.config.pipeline import KeepRule
 from janus_dist.errors import DataError
 
 PARTITION = re.compile(r"([A-Za-z_][\w.-]*)=([^/]*)")
@@ -24,13 +24,13 @@ def partition_columns(path: str) -> dict[str, str]:
     return {name: value for name, value in columns.items() if value != NULL_PARTITION}
 
 
-def rule_columns(where: Mapping[str, Keep]) -> list[str]:
+def rule_columns(where: Mapping[str, KeepRule]) -> list[str]:
     """Return the names in `where` that are columns of the input rather than values that a step computes."""
     computed = {name for names in COMPUTED.values() for name in names}
     return [name for name in where if name not in computed]
 
 
-def check_rule_columns(input_name: str, where: Mapping[str, Keep], names: Iterable[str]) -> None:
+def check_rule_columns(input_name: str, where: Mapping[str, KeepRule], names: Iterable[str]) -> None:
     """Raise DataError for the first rule on a column that is not among `names`, those with a value in some record."""
     known = sorted(set(names))
     absent = [name for name in rule_columns(where) if name not in known]

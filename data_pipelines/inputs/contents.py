@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.inputs import files, jsonl, tar
 from data_pipelines.inputs.columns import partition_columns
-from data_pipelines.inputs.tar_stream import DamagedError, TarStream
+from data_pipelines.inputs.tar_stream import DamagedTarError, TarStream
 from data_pipelines.record import Unit
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data import images
@@ -125,7 +125,7 @@ def _members(unit: Unit) -> Iterator[Mapping[str, Any]]:
         for _ in range(SAMPLED_MEMBERS):
             try:
                 member = stream.next()
-            except DamagedError:
+            except DamagedTarError:
                 return
             if member is None:
                 return

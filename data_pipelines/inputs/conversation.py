@@ -69,7 +69,7 @@ def as_list(value: Any) -> Sequence[Any]:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ConversationReader:
     """Reads the messages of an entry."""
 
     name: str

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipelines.inputs import marks, media
 from data_pipelines.inputs.account import NOT_USED, Account, check_editing
-from data_pipelines.inputs.conversation import IMAGES, Conversation, Reader, as_list
+from data_pipelines.inputs.conversation import IMAGES, Conversation, ConversationReader, as_list
 from data_pipelines.inputs.files import image_folder, mean_size_of_others, short
 from data_pipelines.inputs.keys import drawn, safe_key
 from data_pipelines.inputs.marks import Mark
@@ -293,7 +293,7 @@ def _conversation(values: Mapping[str, Any], names: Sequence[str], origin: Origi
                 f"{filled[0]} and {other} are different conversations; "
                 f"say which one counts: columns: {{turns: {filled[0]}}}",
             )
-    return Reader(filled[0], origin, account).read(lists[filled[0]])
+    return ConversationReader(filled[0], origin, account).read(lists[filled[0]])
 
 
 def _system(values: Mapping[str, Any], names: Sequence[str], conversation: Conversation) -> str:

@@ -39,7 +39,7 @@ SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
-class Found:
+class InputFile:
     """A file of an input."""
 
     path: str
@@ -71,7 +71,7 @@ class UnreachableError(OSError):
     """A failure of a store or a disk to return bytes that it has or had."""
 
 
-def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
+def find(config: InputConfig, endings: Sequence[str]) -> list[InputFile]:
     """Return the input's files in the order of their paths; folders are searched for `endings`, without hidden files.
 
     One request to a store lists a thousand objects. Raises DataError when a path or pattern names no file, or when the
@@ -81,7 +81,7 @@ def find(config: InputConfig, endings: Sequence[str]) -> list[Found]:
     shared = _shared_folder([root for root, _ in listings])
     roots = {path: root for root, sizes in listings for path in sizes}
     sizes = {path: size for _, sizes in listings for path, size in sizes.items()}
-    files = [Found(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
+    files = [InputFile(path, sizes[path], _stem(path, shared, endings), roots[path]) for path in sorted(sizes)]
     by_stem: dict[str, str] = {}
     for file in files:
         if by_stem.setdefault(file.stem, file.path) != file.path:

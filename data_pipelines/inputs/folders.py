@@ -25,7 +25,7 @@ def units(config: InputConfig, shard_samples: int) -> list[Unit]:
     Raises DataError when there are no folders, when `class_names` has no name for one, or when most images have a
     caption in a file of their own, which would not be used.
     """
-    files_by_folder: dict[tuple[str, str], list[tuple[str, files.Found]]] = {}
+    files_by_folder: dict[tuple[str, str], list[tuple[str, files.InputFile]]] = {}
     for file in files.find(config, ("",)):
         name, _, inside = file.path.removeprefix(f"{file.root}/").partition("/")
         files_by_folder.setdefault((file.root, name if inside else ""), []).append((inside or name, file))
@@ -68,7 +68,7 @@ def records(config: InputConfig, unit: Unit) -> Iterator[Record | Reject]:
             yield Record(key, path, (Picture(path, root=root),), caption=caption)
 
 
-def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, files.Found]]]) -> None:
+def _check_no_captions(classes: Mapping[tuple[str, str], Sequence[tuple[str, files.InputFile]]]) -> None:
     """Raise DataError when most images have a text file of the same name: then folders are not classes."""
     paths = {file.path for members in classes.values() for _, file in members}
     image_paths = [path for path in paths if path.rpartition(".")[2].lower() in images.ENDINGS]

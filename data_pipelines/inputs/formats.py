@@ -27,19 +27,19 @@ class InputFormat(Protocol):
 
 
 @dataclass(frozen=True)
-class Reader:
+class FormatReader:
     """An `InputFormat` that consists of two functions."""
 
     units: Callable[[InputConfig, int], list[Unit]]
     records: Callable[[InputConfig, Unit], Iterator[Record | Reject]]
 
 
-BUILT_IN_READER = Reader(built_in.units, built_in.records)
+BUILT_IN_READER = FormatReader(built_in.units, built_in.records)
 FORMATS: Mapping[Format, InputFormat] = {
-    "webdataset": Reader(tar.units, tar.records),
-    "parquet": Reader(parquet.units, parquet.records),
-    "jsonl": Reader(jsonl.units, jsonl.records),
-    "folders": Reader(folders.units, folders.records),
+    "webdataset": FormatReader(tar.units, tar.records),
+    "parquet": FormatReader(parquet.units, parquet.records),
+    "jsonl": FormatReader(jsonl.units, jsonl.records),
+    "folders": FormatReader(folders.units, folders.records),
     "easy-vqa": BUILT_IN_READER,
     "pydoc": BUILT_IN_READER,
     "scenes": BUILT_IN_READER,

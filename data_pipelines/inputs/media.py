@@ -92,7 +92,7 @@ def has_value(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Sight:
+class MediaValue:
     """A value that names or holds a file of a medium."""
 
     medium: Medium
@@ -104,12 +104,12 @@ class Sight:
     """Whether it is a web address, at which the file was once."""
 
 
-def look(value: Any, key: str = "") -> list[Sight]:
+def look(value: Any, key: str = "") -> list[MediaValue]:
     """Return all images, videos and sounds that a value names or holds; lists and objects are searched.
 
     `key`: the key of the value.
     """
-    sights: list[Sight] = []
+    sights: list[MediaValue] = []
     pending, count = [value], 0
     while pending and count < LONGEST_LOOK:
         item, count = pending.pop(), count + 1
@@ -118,10 +118,10 @@ def look(value: Any, key: str = "") -> list[Sight]:
         elif isinstance(item, list | tuple):
             pending += item[:LONGEST_LOOK]
         elif isinstance(item, bytes) and (medium := _medium_of_bytes(item)):
-            sights.append(Sight(medium, f"{len(item)} bytes"))
+            sights.append(MediaValue(medium, f"{len(item)} bytes"))
         elif isinstance(item, str) and (medium := medium_of_text(item, key)):
             is_file = len(item) <= LONGEST_PATH and not item.lower().startswith("data:")
-            sights.append(Sight(medium, short(item), item if is_file else "", item.lower().startswith(WEB)))
+            sights.append(MediaValue(medium, short(item), item if is_file else "", item.lower().startswith(WEB)))
     return sights
 
 

@@ -92,7 +92,7 @@ def _footer(path: str) -> tuple[list[str], list[Group]] | DataError:
             return DataError(str(error))
 
 
-def _cut_file(file: files.Found, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
+def _cut_file(file: files.InputFile, groups: list[Group], shard_samples: int) -> Iterator[Unit]:
     """Yield runs of row groups of up to `shard_samples` rows, at least one group each."""
     start = 0
     while start < len(groups):

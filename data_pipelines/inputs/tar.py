@@ -14,7 +14,7 @@ from data_pipelines.inputs import entries, files, media
 from data_pipelines.inputs.account import NOT_USED, edited, is_input
 from data_pipelines.inputs.files import short
 from data_pipelines.inputs.keys import record_key, safe_key
-from data_pipelines.inputs.tar_stream import DamagedError, Member, TarStream
+from data_pipelines.inputs.tar_stream import DamagedTarError, Member, TarStream
 from data_pipelines.inputs.values import parsed, utf8
 from data_pipelines.record import Picture, Record, Unit
 from janus_dist.config.pipeline import InputConfig
@@ -205,7 +205,7 @@ def _take_image_names(config: InputConfig, values: dict[str, Any], image_count: 
 def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]:
     """Yield the members grouped by key, in their order; a damage between entries is an entry of its own."""
     current: _Entry | None = None
-    fault: DamagedError | None = None
+    fault: DamagedTarError | None = None
     try:
         while (member := tar.next()) is not None:
             if member.kind == "folder" or _is_metadata(member.name):
@@ -220,7 +220,7 @@ def _entries(tar: TarStream, limit_of: Callable[[str], int]) -> Iterator[_Entry]
             current.endings.append(ending)
             if limit and not current.fault:
                 current.contents[ending] = tar.read(member)
-    except DamagedError as error:
+    except DamagedTarError as error:
         if current is not None and error.inside:
             current.fault, current.is_last = error, True
         else:

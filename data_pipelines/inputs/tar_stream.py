@@ -30,7 +30,7 @@ KINDS = {
 }
 
 
-class DamagedError(RecordError):
+class DamagedTarError(RecordError):
     """A tar that cannot be read any further; `inside` is the damaged member, empty between members."""
 
     def __init__(self, what: str, inside: str = ""):
@@ -70,9 +70,9 @@ class TarStream:
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except (tarfile.TarError, ValueError) as error:
-                raise DamagedError(f"no member begins at byte {begin}: {error}") from error
+                raise DamagedTarError(f"no member begins at byte {begin}: {error}") from error
             if info.size < 0 or info.type == tarfile.GNUTYPE_SPARSE:
-                raise DamagedError(f"the member at byte {begin} is sparse, or has no size")
+                raise DamagedTarError(f"the member at byte {begin} is sparse, or has no size")
             if info.type in (LONG_NAME, *ATTRIBUTES, *IGNORED):
                 content = self._header_content(info.size, begin)
                 if info.type == LONG_NAME:
@@ -103,16 +103,18 @@ class TarStream:
         except UnreachableError:
             raise
         except (OSError, EOFError, zlib.error) as error:  # of gzip
-            raise DamagedError(f"{error}, behind byte {self.offset}", self._member) from error
+            raise DamagedTarError(f"{error}, behind byte {self.offset}", self._member) from error
         self.offset += len(content)
         if len(content) < count:
             between = "" if self._member else " without the block of zeros that ends one"
-            raise DamagedError(f"the tar ends at byte {self.offset}{between}", self._member)
+            raise DamagedTarError(f"the tar ends at byte {self.offset}{between}", self._member)
         return content
 
     def _header_content(self, size: int, begin: int) -> bytes:
         if size > LONGEST_HEADER_BYTES:
-            raise DamagedError(f"the header at byte {begin} has {size} bytes, at most {LONGEST_HEADER_BYTES} are read")
+            raise DamagedTarError(
+                f"the header at byte {begin} has {size} bytes, at most {LONGEST_HEADER_BYTES} are read"
+            )
         return self._take(_padded(size))[:size]
 
     def _attributes(
@@ -133,7 +135,7 @@ class TarStream:
             if size is not None and size < 0:
                 raise ValueError(f"a size of {size} bytes")
         except ValueError as error:
-            raise DamagedError(f"no attributes at byte {begin}: {error}") from error
+            raise DamagedTarError(f"no attributes at byte {begin}: {error}") from error
         return name, size
 
     def _check_end(self) -> None:
@@ -141,7 +143,7 @@ class TarStream:
         end = self.offset
         while content := self._rest():
             if any(content):
-                raise DamagedError(f"the tar ends at byte {end}, but more than zeros follow")
+                raise DamagedTarError(f"the tar ends at byte {end}, but more than zeros follow")
 
     def _rest(self) -> bytes:
         try:
@@ -149,7 +151,7 @@ class TarStream:
         except UnreachableError:
             raise
         except (OSError, EOFError, zlib.error) as error:
-            raise DamagedError(f"{error}, behind byte {self.offset}") from error
+            raise DamagedTarError(f"{error}, behind byte {self.offset}") from error
 
 
 def _padded(size: int) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.inputs import marks, media
 from data_pipelines.inputs.keys import drawn
-from data_pipelines.record import Made, Record
+from data_pipelines.record import Record, StepResult
 from data_pipelines.steps import keep
 from data_pipelines.steps.words import check_length, check_texts, first_sentence, words
 from janus_dist.config.pipeline import InputConfig
@@ -23,7 +23,7 @@ from janus_dist.errors import RecordError
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PromptAndCrop:
     """A sample without its VQ ids."""
 
     key: str
@@ -55,7 +55,7 @@ class Generation:
         if len(record.pictures) != 1:
             raise RecordError("images", f"{len(record.pictures)} images, but a caption describes one")
 
-    def prepare(self, record: Record) -> Prepared:
+    def prepare(self, record: Record) -> PromptAndCrop:
         """Return prompt and crop of a record; raises DataError or Dropped."""
         caption = words(record.caption, "the caption")
         if is_shortened(record.key, self.first_sentence_share):
@@ -70,11 +70,11 @@ class Generation:
         position = 0.5 if self.crop == "center" else drawn(f"crop {record.key}")
         pixels = np.asarray(images.resize_and_crop(images.decode(image), self.model.image_size, position))
         facts = (*measures.items(), (keep.CAPTION_CHARS, len(record.caption.strip())))
-        return Prepared(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
+        return PromptAndCrop(record.key, np.array(prompt_ids, dtype=np.uint32), pixels, facts)
 
-    def finish(self, prepared: Prepared, vq_ids: NDArray[np.uint16]) -> Made:
+    def finish(self, prepared: PromptAndCrop, vq_ids: NDArray[np.uint16]) -> StepResult:
         """Return the sample. `vq_ids`: ids of its pixels, [ids] uint16."""
-        return Made([(prepared.key, GenerationSample(prepared.prompt_ids, vq_ids))], prepared.facts)
+        return StepResult([(prepared.key, GenerationSample(prepared.prompt_ids, vq_ids))], prepared.facts)
 
 
 def is_shortened(key: str, share: float) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.record import Dropped
-from janus_dist.config.pipeline import Keep
+from data_pipelines.record import DroppedByRule
+from janus_dist.config.pipeline import KeepRule
 from janus_dist.config.streams import SPECS, Stream
 from janus_dist.data import images
 
@@ -29,7 +29,7 @@ FALSE_WORDS = ("false", "no", "off")
 SHOWN = 100
 """Characters of a value that a message shows."""
 
-Rules = Mapping[str, Keep]
+Rules = Mapping[str, KeepRule]
 
 
 def split(where: Rules) -> tuple[Rules, Rules]:
@@ -57,23 +57,23 @@ def is_missing(value: Any) -> bool:
     return value is None or _text(value).lower() in ("", "nan", "nat")
 
 
-def _check(name: str, rule: Keep, value: Any) -> None:
+def _check(name: str, rule: KeepRule, value: Any) -> None:
     """Raise Dropped when a value breaks a rule."""
     if isinstance(value, np.generic):
         value = value.item()
     if is_missing(value):
-        raise Dropped(f"{name} is missing", "")
+        raise DroppedByRule(f"{name} is missing", "")
     shown = _formatted(value)
     for bound, sign in ((rule.min, ">="), (rule.max, "<=")):
         if bound is None:
             continue
         converted = _date(value) if isinstance(bound, datetime) else _number(value)
         if converted is None:
-            raise Dropped(f"{name} is no {'date' if isinstance(bound, datetime) else 'number'}", shown)
+            raise DroppedByRule(f"{name} is no {'date' if isinstance(bound, datetime) else 'number'}", shown)
         if not (converted >= bound if sign == ">=" else converted <= bound):  # pyright: ignore[reportOperatorIssue]
-            raise Dropped(f"{name} {sign} {_formatted(bound)}", shown)
+            raise DroppedByRule(f"{name} {sign} {_formatted(bound)}", shown)
     if rule.one_of and not any(_equals(value, choice) for choice in rule.one_of):
-        raise Dropped(f"{name} is one of {', '.join(map(_formatted, rule.one_of))}", shown)
+        raise DroppedByRule(f"{name} is one of {', '.join(map(_formatted, rule.one_of))}", shown)
 
 
 def _equals(value: Any, choice: str | float | bool) -> bool:

@@ -3,7 +3,7 @@
 Invariant: every id of a document, except begin-of-sentence, is a label of exactly one sample.
 """
 
-from data_pipelines.record import Made, Record
+from data_pipelines.record import Record, StepResult
 from data_pipelines.steps import keep
 from data_pipelines.steps.words import words
 from janus_dist.config.pipeline import InputConfig
@@ -25,7 +25,7 @@ class Text:
         keep.check(self.rules, {**record.columns, keep.TEXT_CHARS: len(record.text)})
         words(record.text, "the text")
 
-    def make(self, record: Record) -> Made:
+    def make(self, record: Record) -> StepResult:
         """Return the sample `KEY`, or `KEY-000`, `KEY-001`, ... when `pipeline.text_document_tokens` are exceeded.
 
         Raises DataError for a document without words.
@@ -33,4 +33,4 @@ class Text:
         pieces = text_ids(self.tokenizer, words(record.text, "the text"), self.max_tokens)
         keys = [record.key] if len(pieces) == 1 else [f"{record.key}-{index:03d}" for index in range(len(pieces))]
         samples = [(key, TextSample(piece)) for key, piece in zip(keys, pieces, strict=True)]
-        return Made([*samples], (("text_chars", len(record.text)),))
+        return StepResult([*samples], (("text_chars", len(record.text)),))

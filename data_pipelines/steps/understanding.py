@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.inputs.conversation import IMAGES
-from data_pipelines.record import Made, Record, Turn
+from data_pipelines.record import Record, StepResult, Turn
 from data_pipelines.steps import keep
 from data_pipelines.steps.words import check_length, check_texts, words
 from janus_dist.config.pipeline import InputConfig
@@ -55,7 +55,7 @@ class Understanding:
                 "images", f"the text has the mark {chat.IMAGE_MARK}, but the record has no image for it in {places}"
             )
 
-    def make(self, record: Record) -> Made:
+    def make(self, record: Record) -> StepResult:
         """Return the sample of a record, under the same key, which is safe as the name of a tar's member.
 
         Raises DataError for bad pictures and for more tokens than positions, Dropped when a picture breaks a rule.
@@ -74,7 +74,7 @@ class Understanding:
         )
         sample = UnderstandingSample(np.array(ids, dtype=np.uint32), learned, crops, unlearned.reshape(-1, 2))
         facts = [fact for values in measures for fact in values.items()]
-        return Made([(record.key, sample)], (*facts, (keep.CAPTION_CHARS, _char_count(record))))
+        return StepResult([(record.key, sample)], (*facts, (keep.CAPTION_CHARS, _char_count(record))))
 
     def _crop(self, encoded: bytes) -> bytes:
         """Return an image padded to a square of the model's size, encoded."""

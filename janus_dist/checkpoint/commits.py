@@ -25,9 +25,9 @@ from janus_dist.storage import fs
 
 VERSION = 2
 MARKER = "COMMIT.json"
-ASIDE = MARKER + ".aside"
+ASIDE_MARKER = MARKER + ".aside"
 """Name of the marker of a checkpoint that was set aside and no longer counts."""
-NAME = re.compile(r"step-\d{8,}")
+FOLDER_PATTERN = re.compile(r"step-\d{8,}")
 """Pattern of the names of checkpoint folders; a copy that a user made under another name does not count."""
 READ_BYTES = 16 << 20
 """Bytes of each read while a file is hashed."""
@@ -56,7 +56,7 @@ class Ranks(Protocol):
         ...
 
 
-class DamagedError(CheckpointError):
+class DamagedCheckpointError(CheckpointError):
     """A file of a checkpoint differs from what was written."""
 
 
@@ -109,7 +109,7 @@ def step_of(path: str) -> int:
     Raises the errors of `read`.
     """
     name = name_of(path)
-    return int(name.removeprefix("step-")) if NAME.fullmatch(name) else read(path).step
+    return int(name.removeprefix("step-")) if FOLDER_PATTERN.fullmatch(name) else read(path).step
 
 
 def name_of(path: str) -> str:
@@ -123,7 +123,7 @@ def folders(saved_in: str) -> list[str]:
     Raises CheckpointError when `saved_in` cannot be read.
     """
     with fs.reached(saved_in, CheckpointError):
-        paths = [f"{saved_in}/{name}" for name in fs.names(saved_in) if NAME.fullmatch(name)]
+        paths = [f"{saved_in}/{name}" for name in fs.names(saved_in) if FOLDER_PATTERN.fullmatch(name)]
     return sorted(paths, key=step_of)
 
 
@@ -171,7 +171,7 @@ def latest_verified(ranks: Ranks, saved_in: str, say: Callable[[str], None]) -> 
         try:
             verify_on_ranks(ranks, path)
             return path
-        except DamagedError as error:
+        except DamagedCheckpointError as error:
             say(f"passed over {path}: {error.message}")
     if paths:
         raise CheckpointError(
@@ -190,7 +190,7 @@ def is_committed(path: str) -> bool:
         sizes = fs.sizes(path)
     try:
         return MARKER in sizes and all(sizes.get(name) == file["bytes"] for name, file in read(path).files.items())
-    except (DamagedError, NoMarkerError):  # `janus ckpt prune` may delete the marker at the same time
+    except (DamagedCheckpointError, NoMarkerError):  # `janus ckpt prune` may delete the marker at the same time
         return False
 
 
@@ -257,10 +257,12 @@ def verify_on_ranks(ranks: Ranks, path: str) -> None:
     ranks.run_on_all_ranks(lambda: verify(path, commit, sorted(commit.files)[ranks.rank :: ranks.size]))
 
 
-def _damaged(file: str, reason: str) -> DamagedError:
+def _damaged(file: str, reason: str) -> DamagedCheckpointError:
     """Return the error for a damaged file of a checkpoint."""
     path = file.rsplit("/", 1)[0]
-    return DamagedError(f"{file} is damaged: {reason}", f"delete {path} to fall back on the previous checkpoint")
+    return DamagedCheckpointError(
+        f"{file} is damaged: {reason}", f"delete {path} to fall back on the previous checkpoint"
+    )
 
 
 def _digest(values: dict[str, Any]) -> str:
@@ -269,7 +271,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
     """Rule that selects the checkpoints of a run to keep."""
 
     last: int
@@ -283,7 +285,7 @@ class Keep:
         return {*paths[-self.last :], *(path for path in paths if period and step_of(path) % period == 0)}
 
 
-def prunable(saved_in: str, keep: Keep) -> list[str]:
+def prunable(saved_in: str, keep: RetentionPolicy) -> list[str]:
     """Return the checkpoints older than the newest committed one that `keep` does not select, oldest first.
 
     They include older folders that are not committed. Raises CheckpointError when a folder cannot be read.
@@ -306,7 +308,7 @@ def delete(path: str) -> None:
         fs.remove_folder(path)
 
 
-def prune(saved_in: str, keep: Keep) -> list[str]:
+def prune(saved_in: str, keep: RetentionPolicy) -> list[str]:
     """Delete the checkpoints that `keep` does not select, and return their folders.
 
     Raises CheckpointError when one cannot be deleted.
@@ -343,7 +345,7 @@ def set_aside_from(saved_in: str, path: str, step: int) -> list[str]:
     others = [other for other in with_marker(saved_in) if step_of(other) >= step and not _is_same(other, path)]
     for other in others:
         with fs.reached(other, CheckpointError):
-            fs.rename(f"{other}/{MARKER}", f"{other}/{ASIDE}")
+            fs.rename(f"{other}/{MARKER}", f"{other}/{ASIDE_MARKER}")
     return others
 
 

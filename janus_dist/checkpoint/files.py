@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 from torch.serialization import set_crc32_options
 
-from janus_dist.checkpoint.commits import DamagedError
+from janus_dist.checkpoint.commits import DamagedCheckpointError
 from janus_dist.storage import fs
 
 METADATA = ".metadata"
@@ -183,7 +183,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """Return a type of METADATA_TYPES. Raises DamagedError for any other."""
         if (module_name, global_name) not in METADATA_TYPES:
-            raise DamagedError(
+            raise DamagedCheckpointError(
                 f"{METADATA} names {module_name}.{global_name}, which is not a type that describes tensors",
                 "the file may be an attempt to run code; only use checkpoints from sources that you trust",
             )

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from janus_dist.checkpoint import commits, state
-from janus_dist.checkpoint.state import Hosts, Snapshot
-from janus_dist.engine.world import Background
+from janus_dist.checkpoint.state import HostBuffers, Snapshot
+from janus_dist.engine.world import BackgroundGroup
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.errors import JanusError
 
 
 @dataclass(frozen=True)
-class Saved:
+class SaveResult:
     """Outcome of a save."""
 
     path: str
@@ -38,15 +38,15 @@ class Saver:
 
     def __init__(self, engine: ZeroEngine, saved_in: str):
         self.engine, self.saved_in = engine, saved_in
-        self._ranks = Background.of(engine.world)
+        self._ranks = BackgroundGroup.of(engine.world)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._hosts = Hosts()
-        self._running: Future[Saved] | None = None
+        self._hosts = HostBuffers()
+        self._running: Future[SaveResult] | None = None
         self.check: Callable[[], None] = lambda: None
         """Function that raises when another job owns the folder by now; rank 0 calls it before each write, commit and
         deletion."""
 
-    def start(self, step: int, identity: dict[str, Any], keep: commits.Keep) -> bool:
+    def start(self, step: int, identity: dict[str, Any], keep: commits.RetentionPolicy) -> bool:
         """Copy the state after `step` steps and start to write it; return False while another save is being written."""
         if self.engine.world.any(self._running is not None and not self._running.done()):
             return False
@@ -54,20 +54,20 @@ class Saver:
         self._running = self._thread.submit(self._write, snapshot, keep)
         return True
 
-    def done(self) -> Saved | None:
+    def done(self) -> SaveResult | None:
         """Return the outcome of the save that ended since the last call, or None."""
         if self._running is None or not self._running.done():
             return None
         return self.wait()
 
-    def wait(self) -> Saved | None:
+    def wait(self) -> SaveResult | None:
         """Wait for the save that is being written and return its outcome; None without a save."""
         if self._running is None:
             return None
         running, self._running = self._running, None
         return running.result()
 
-    def _write(self, snapshot: Snapshot, keep: commits.Keep) -> Saved:
+    def _write(self, snapshot: Snapshot, keep: commits.RetentionPolicy) -> SaveResult:
         """Write and commit a snapshot, then prune older checkpoints; return the outcome."""
         began, failure, not_pruned, subject = time.perf_counter(), None, None, None
         try:
@@ -80,7 +80,9 @@ class Saver:
                 commits.prune(self.saved_in, keep)
             except Exception as error:
                 not_pruned, subject = _one_line(error), f"delete: {_kind_of(error)}"
-        return Saved(snapshot.path, snapshot.commit.step, time.perf_counter() - began, failure, not_pruned, subject)
+        return SaveResult(
+            snapshot.path, snapshot.commit.step, time.perf_counter() - began, failure, not_pruned, subject
+        )
 
 
 def _one_line(error: Exception) -> str:

@@ -23,8 +23,8 @@ from janus_dist.checkpoint.commits import Commit
 from janus_dist.checkpoint.files import HashedWriter, StoredReader
 from janus_dist.checkpoint.stored import WEIGHTS
 from janus_dist.engine import partitions
-from janus_dist.engine.shares import SharesToLoad, SharesToSave, alone
-from janus_dist.engine.world import Background
+from janus_dist.engine.shares import ShareLoadPlanner, ShareSavePlanner, alone
+from janus_dist.engine.world import BackgroundGroup
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.model.size import check_shapes
 from janus_dist.storage import fs
@@ -50,7 +50,7 @@ class Snapshot:
     """Content of the marker, without files."""
 
 
-class Hosts:
+class HostBuffers:
     """Host memory for one snapshot, allocated once and reused, so that saves need no further memory."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Hosts:
         return {id(flat): host for flat, host in zip(flats, self.tensors, strict=True)}
 
 
-def snapshot(engine: ZeroEngine, saved_in: str, step: int, identity: dict[str, Any], hosts: Hosts) -> Snapshot:
+def snapshot(engine: ZeroEngine, saved_in: str, step: int, identity: dict[str, Any], hosts: HostBuffers) -> Snapshot:
     """Copy the state after `step` steps and return the copy; all ranks call it.
 
     `identity` has the fields of the marker that do not come from the engine.
@@ -99,7 +99,7 @@ def snapshot(engine: ZeroEngine, saved_in: str, step: int, identity: dict[str, A
     return Snapshot(commits.folder(saved_in, step), state, commit)
 
 
-def write(snapshot: Snapshot, ranks: Background, check: Callable[[], None] = lambda: None) -> None:
+def write(snapshot: Snapshot, ranks: BackgroundGroup, check: Callable[[], None] = lambda: None) -> None:
     """Write and commit a snapshot; all ranks call it, from any thread.
 
     `check` raises when another job owns the folder by now; rank 0 calls it before it deletes or commits.
@@ -117,7 +117,7 @@ def write(snapshot: Snapshot, ranks: Background, check: Callable[[], None] = lam
     ranks.run_on_rank0(clear_folder)
     writer = HashedWriter(snapshot.path)
     try:
-        dcp.save(snapshot.state, storage_writer=writer, planner=SharesToSave(), process_group=ranks.group)
+        dcp.save(snapshot.state, storage_writer=writer, planner=ShareSavePlanner(), process_group=ranks.group)
     except CheckpointException as error:  # the same on every rank
         rank, (cause, _) = min(error.failures.items())
         full_disk = _full_disk(snapshot)
@@ -214,7 +214,7 @@ def _load(engine: ZeroEngine, path: str, with_moments: bool) -> None:
                 converted.append((target, torch.empty_like(target, dtype=dtype)))
                 target = converted[-1][1]
             state[key] = piece.share(target)
-    dcp.load(state, storage_reader=reader, planner=SharesToLoad())
+    dcp.load(state, storage_reader=reader, planner=ShareLoadPlanner())
     for target, values in converted:
         target.copy_(values)
     partitions.end(engine, restored=True)

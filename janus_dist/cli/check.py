@@ -21,7 +21,7 @@ from janus_dist.config.load import Loaded, RecipeError
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.streams import SPECS
 from janus_dist.data.manifest import ShardSet, is_there
-from janus_dist.data.plan import Base, Plan, open_shards
+from janus_dist.data.plan import Plan, PlanBase, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError, JanusError
 from janus_dist.estimate.budget import checkpoint_bytes
@@ -221,7 +221,7 @@ def _resume(recipe: StageRecipe, checkpoint: str) -> Iterator[str]:
     if not recipe.run.rebase:
         plan = Plan.of(recipe, open_shards(recipe.data, recipe.mix))
         base = commit.plan["base"]
-        plan = plan.rebased(Base(**base) if base else None)
+        plan = plan.rebased(PlanBase(**base) if base else None)
     check_resume(recipe, plan, learning(recipe, commit), checkpoint, commit)
     yield f"resumes at step {commit.step:,} of {recipe.train.steps:,} from {checkpoint}"
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from janus_dist.checkpoint import commits
-from janus_dist.checkpoint.commits import Commit, DamagedError, Keep
+from janus_dist.checkpoint.commits import Commit, DamagedCheckpointError, RetentionPolicy
 from janus_dist.checkpoint.find import recipe_of, saved_in
 from janus_dist.config.paths import path_or_url
 from janus_dist.errors import CheckpointError
@@ -59,7 +59,7 @@ def verify_command(source: RunOrCheckpoint) -> None:
             commit = commits.read(path)
             commits.verify(path, commit)
             print(f"{path}: whole, {count(_bytes(commit))}B in {several(len(commit.files), 'file')}")
-        except DamagedError as error:
+        except DamagedCheckpointError as error:
             damaged += 1
             print(f"{path}: {error.message}")
     if damaged:
@@ -95,7 +95,7 @@ def prune_command(
 ) -> None:
     """Delete all checkpoints but those to keep, and incomplete saves before the newest whole one."""
     folder = _folder(run)
-    for path in commits.prunable(folder, Keep(keep, every)):
+    for path in commits.prunable(folder, RetentionPolicy(keep, every)):
         if not is_dry:
             commits.delete(path)
         print(f"{'would delete' if is_dry else 'deleted'} {path}")
@@ -116,11 +116,11 @@ def _summary(path: str) -> dict[str, Any]:
     names = set(fs.names(path))
     summary: dict[str, Any] = {"path": path, "step": commits.step_of(path), "ranks": 0, "tokens": 0, "bytes": 0}
     if commits.MARKER not in names:
-        return summary | {"state": "set aside" if commits.ASIDE in names else "not committed"}
+        return summary | {"state": "set aside" if commits.ASIDE_MARKER in names else "not committed"}
     try:
         commit = commits.read(path)
     except CheckpointError as error:
-        return summary | {"state": "damaged" if isinstance(error, DamagedError) else "of another version"}
+        return summary | {"state": "damaged" if isinstance(error, DamagedCheckpointError) else "of another version"}
     state = WHOLE if commits.is_committed(path) else "damaged"
     return summary | {"state": state, "ranks": commit.world, "tokens": commit.tokens, "bytes": _bytes(commit)}
 

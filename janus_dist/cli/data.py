@@ -26,7 +26,7 @@ from janus_dist.data.plan import Plan, open_shards
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.inspection.compare import difference
-from janus_dist.inspection.inspect import Found, chosen, number_of_key, read_samples, shard_set_folders, summary
+from janus_dist.inspection.inspect import LocatedSample, chosen, number_of_key, read_samples, shard_set_folders, summary
 from janus_dist.inspection.lint import Fault, Findings, Scope, ShardFindings, lint
 from janus_dist.inspection.makers import check_vq, find_codes, find_tokenizer, need_tokenizer
 from janus_dist.inspection.quarantine import lines_of_table, quarantine_folders, write_csv
@@ -269,7 +269,7 @@ def _sample_indices(
 
 
 def _show(
-    console: Console, colored: bool, manifest: Manifest, sample: Found, tokenizer: Tokenizer, answers_only: bool
+    console: Console, colored: bool, manifest: Manifest, sample: LocatedSample, tokenizer: Tokenizer, answers_only: bool
 ) -> None:
     document = pieces(sample.sample, tokenizer, manifest.image_tokens)
     labels = sample.record["answer_labels" if answers_only else "text_labels"] + sample.record["image_ids"]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from janus_dist.inspection.compare import Difference
+from janus_dist.inspection.compare import ShardSetDifference
 from janus_dist.inspection.lint import Findings
 from janus_dist.inspection.render import visible
 from janus_dist.monitor.console import count
@@ -51,7 +51,7 @@ def lint_lines(findings: dict[str, Findings]) -> Iterator[str]:
             yield f"  not checked: {note}"
 
 
-def diff_lines(result: Difference) -> Iterator[str]:
+def diff_lines(result: ShardSetDifference) -> Iterator[str]:
     """Yield the lines about the differences between two shard sets."""
     for name, old, new in result.values:
         yield f"{name}: {json.dumps(old)} -> {json.dumps(new)}"

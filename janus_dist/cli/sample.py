@@ -13,7 +13,7 @@ from janus_dist.config.evaluate import EvaluateConfig
 from janus_dist.config.paths import path_or_url
 from janus_dist.config.train import DtypeChoice
 from janus_dist.errors import ConfigError
-from janus_dist.evaluation.prompts import Asked, read_prompts
+from janus_dist.evaluation.prompts import UserPrompt, read_prompts
 from janus_dist.monitor.console import print_json
 
 Source = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder (its newest checkpoint), or a checkpoint.")]
@@ -67,14 +67,14 @@ def sample_command(
     # here, because it takes seconds to import torch and transformers, and no other command needs them
     from janus_dist.checkpoint.find import find, recipe_of
     from janus_dist.evaluation import samples
-    from janus_dist.model.sample import Choice
+    from janus_dist.model.sample import TokenChoice
 
     requests = _requests(prompt or (), question, image or (), prompts) or samples.fixed_prompts()
     source = path_or_url(source)
     recipe, checkpoint = (recipe_of(Path(source)), None) if is_followed else find(source)
     guidance, temperature, top_k = _sampling(recipe.evaluate, guidance, temperature, top_k)
-    choice = Choice(temperature, top_k)
-    how = samples.How(seed, images_per_prompt, guidance, choice, max_new_tokens, device, dtype)
+    choice = TokenChoice(temperature, top_k)
+    how = samples.SamplingSettings(seed, images_per_prompt, guidance, choice, max_new_tokens, device, dtype)
     if checkpoint is None:
         samples.follow(Path(source), requests, how, out or Path(source) / "samples", print)
         return
@@ -89,16 +89,16 @@ def sample_command(
 
 def _requests(
     captions: Sequence[str], question: str | None, images: Sequence[str], prompts: Path | None
-) -> list[Asked]:
+) -> list[UserPrompt]:
     """Return the prompts and questions of a command line.
 
     Raises ConfigError for images without a question and for a file of prompts that is not valid.
     """
     if images and question is None:
         raise ConfigError(f"--image {images[0]} without --question", "ask something about it: --question TEXT")
-    requests = [Asked(caption=caption) for caption in captions]
+    requests = [UserPrompt(caption=caption) for caption in captions]
     if question is not None:
-        requests.append(Asked(question=question, images=tuple(images)))
+        requests.append(UserPrompt(question=question, images=tuple(images)))
     if prompts is not None:
         requests += read_prompts(prompts)
     return requests

@@ -32,7 +32,7 @@ class SettingFault:
     kind: FaultKind = "rule"
 
 
-class SettingFaults(ValueError):
+class InvalidSettings(ValueError):
     """All faults that a validator found; pydantic passes them on in the context of its own error."""
 
     def __init__(self, faults: Sequence[SettingFault]):
@@ -44,4 +44,4 @@ def refuse(faults: Iterable[SettingFault]) -> None:
     """Raise one SettingFaults with all faults, if there are any; the loader shows each fault separately."""
     collected = list(faults)
     if collected:
-        raise SettingFaults(collected)
+        raise InvalidSettings(collected)

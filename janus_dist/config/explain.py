@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from janus_dist.config.base import FaultKind, SettingFaults
+from janus_dist.config.base import FaultKind, InvalidSettings
 from janus_dist.config.fields import close_matches, keys, section_at, section_of
 from janus_dist.config.mix import STREAMS
 from janus_dist.config.settings import LocatedFault, Setting
@@ -42,7 +42,7 @@ def located_faults(kind: type[BaseModel], root: Setting, detail: ErrorDetails) -
         yield LocatedFault(place, f"{name}: {message}", KINDS.get(detail["type"], "value"))
         return
     error = detail.get("ctx", {})["error"]
-    if not isinstance(error, SettingFaults):  # raised by the validator of a single value
+    if not isinstance(error, InvalidSettings):  # raised by the validator of a single value
         yield LocatedFault(root.find(path).place, f"{name}: {error}" if name else str(error), "value")
         return
     for fault in error.faults:

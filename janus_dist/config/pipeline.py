@@ -24,7 +24,7 @@ COLUMNS: Mapping[Format, tuple[Column, ...]] = {
 """Keys that `columns` may have, by format."""
 
 
-class Keep(Config):
+class KeepRule(Config):
     """Rule on one value of a record; a record without the value is dropped too."""
 
     min: float | datetime | None = None
@@ -55,7 +55,7 @@ class Keep(Config):
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Keep":
+    def _consistent(self) -> "KeepRule":
         faults: list[SettingFault] = []
         texts = [value for value in self.one_of if isinstance(value, str)]
         if texts and len(texts) < len(self.one_of) and any(isinstance(value, bool) for value in self.one_of):
@@ -108,7 +108,7 @@ class InputConfig(Config):
     crop: Literal["center", "random"] = "center"
     """Position of the square crop of an image to generate; `random` depends on the image's key, so it is the same in
     every run. The papers do not specify it."""
-    where: dict[str, Keep] = Field(default={})
+    where: dict[str, KeepRule] = Field(default={})
     """Records to keep, by `width`, `height`, `aspect` (long side over short side) of each image, `caption_chars`
     (characters of the caption, or of all turns of a conversation), `text_chars` (text stream), or any other column."""
 

@@ -21,7 +21,7 @@ from janus_dist.data import packing
 from janus_dist.data.collate import Document, DocumentFormat, collate, decode_images
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan, StepPlan
-from janus_dist.data.reader import Range
+from janus_dist.data.reader import ByteRange
 from janus_dist.data.sample import UnderstandingSample, decode
 from janus_dist.errors import DataError
 from janus_dist.storage.repair import REMAKE_SHARD
@@ -72,7 +72,7 @@ class Loader:
         """
         self.form, self.rank, self.world = form, rank, world
         self.threads, self.ahead_bytes = threads, ahead_bytes
-        self.bad = BadSamples(max_bad_share)
+        self.bad = BadSampleCounter(max_bad_share)
         self.node = node or range(rank, rank + 1)
         self.use(plan)
 
@@ -194,7 +194,7 @@ class Loader:
             return Document(None, tokens)
 
 
-class BadSamples:
+class BadSampleCounter:
     """A rank's counter of samples and damaged samples, which tolerates a share of damaged ones."""
 
     def __init__(self, max_share: float):
@@ -220,7 +220,7 @@ class BadSamples:
         log.warning("%s is damaged, training continues without it: %s", which, error.message)
 
 
-def payload_ranges(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -> list[Range]:
+def payload_ranges(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -> list[ByteRange]:
     """Return the range of each sample's stored bytes.
 
     `samples`: [sample] int64 indices in the shard set; `records`: [sample] INDEX_DTYPE.
@@ -228,7 +228,7 @@ def payload_ranges(shards: ShardSet, samples: np.ndarray, records: np.ndarray) -
     shard_indices = shards.shard_of(samples).tolist()
     paths = {shard: shards.path(shard) for shard in set(shard_indices)}
     return [
-        Range(paths[shard], offset, size)
+        ByteRange(paths[shard], offset, size)
         for shard, offset, size in zip(
             shard_indices, records["offset"].tolist(), records["bytes"].tolist(), strict=True
         )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from janus_dist.config.data import ReadConfig
 from janus_dist.config.streams import Stream
 from janus_dist.data.order import Blocks
-from janus_dist.data.reader import Range, Reader
+from janus_dist.data.reader import ByteRange, RangeReader
 from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE, INDEX_HEADER_BYTES, ShardEntry
 from janus_dist.errors import DataError
 from janus_dist.storage.fs import reached, read, size, write_whole
@@ -215,10 +215,10 @@ class ShardSet:
 
     folder: str
     manifest: Manifest
-    reader: Reader
+    reader: RangeReader
 
     @classmethod
-    def open(cls, folder: str | Path, reader: Reader | None = None) -> "ShardSet":
+    def open(cls, folder: str | Path, reader: RangeReader | None = None) -> "ShardSet":
         """Read the manifest of a folder; raise DataError when it is missing or its counts do not add up."""
         manifest = Manifest.load(folder)
         table = manifest.shards
@@ -230,7 +230,7 @@ class ShardSet:
                 f"its shards hold {samples} of {tokens}",
                 REMAKE_MISSING,
             )
-        return cls(str(folder), manifest, reader or Reader(ReadConfig()))
+        return cls(str(folder), manifest, reader or RangeReader(ReadConfig()))
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -278,15 +278,15 @@ class ShardSet:
         """Return the number of samples of the shard before a block."""
         return (block - int(self.manifest.shards.first_blocks[shard])) * BLOCK_SAMPLES
 
-    def _index_range(self, shard: int, block: int) -> Range:
+    def _index_range(self, shard: int, block: int) -> ByteRange:
         """Return the range of a block's records in the index file of its shard."""
         first = self._block_in_shard(shard, block)
         samples = min(BLOCK_SAMPLES, int(self.manifest.shards.samples[shard]) - first)
         size = INDEX_DTYPE.itemsize
         path = f"{self.folder}/{self.manifest.shards.name(shard)}.index.npy"
-        return Range(path, INDEX_HEADER_BYTES + first * size, samples * size)
+        return ByteRange(path, INDEX_HEADER_BYTES + first * size, samples * size)
 
-    def _checked(self, stored: Range, content: bytes, block: int) -> bytes:
+    def _checked(self, stored: ByteRange, content: bytes, block: int) -> bytes:
         """Return the bytes of a block's records, read once more when their checksum is wrong.
 
         Raises DataError when it is still wrong.

@@ -22,7 +22,7 @@ SHORTEST_PIECE = 2
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRows:
     """Pieces of documents in rows. A piece is a document or, where text was cut, a part of one."""
 
     document: NDArray[np.int64]
@@ -48,7 +48,7 @@ Piece = tuple[int, int, int]
 """(document, its first token, tokens)."""
 
 
-def pack_whole(lengths: NDArray[np.int64], row_tokens: int) -> Packed:
+def pack_whole(lengths: NDArray[np.int64], row_tokens: int) -> PackedRows:
     """Return documents packed into as many rows of `row_tokens` tokens as they need; each row keeps their order.
 
     `lengths`: [document] int64 tokens. A document longer than a row is cut into pieces of one row and a remainder; only
@@ -67,25 +67,25 @@ def pack_whole(lengths: NDArray[np.int64], row_tokens: int) -> Packed:
         insort(spaces, (free - length, row))
     order = np.array([piece for row in rows for piece in sorted(row)], dtype=np.int64)
     starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    return Packed(document[order], first[order], tokens[order], starts)
+    return PackedRows(document[order], first[order], tokens[order], starts)
 
 
 def pack_split(
     lengths: NDArray[np.int64], costs: NDArray[np.float64], is_text: NDArray[np.bool_], rows: int, row_tokens: int
-) -> Packed:
+) -> PackedRows:
     """Return documents packed into `rows` rows of `row_tokens` tokens, more rows when they do not fit.
 
     Images are spread whole by cost, then text is poured between them and cut where a row ends. `lengths`: [document]
     int64 tokens; `costs`: [document] float64 in units of a token; `is_text`: [document] bool, which may be cut.
     """
-    filled = Rows(rows, row_tokens)
+    filled = RowBuilder(rows, row_tokens)
     images, text = np.flatnonzero(~is_text), np.flatnonzero(is_text)
     filled.spread(images[np.argsort(-costs[images], kind="stable")].tolist(), lengths, costs)
     filled.pour(text[np.argsort(-lengths[text], kind="stable")].tolist(), lengths)
     return filled.packed()
 
 
-class Rows:
+class RowBuilder:
     """Rows that are being filled. Invariant: tokens of a row's pieces and its free tokens add up to `row_tokens`."""
 
     def __init__(self, rows: int, row_tokens: int):
@@ -145,11 +145,11 @@ class Rows:
                     break
                 first += tokens - 1  # the next piece starts with the token that this one ends with
 
-    def packed(self) -> Packed:
+    def packed(self) -> PackedRows:
         """Return the pieces of all rows that are not empty."""
         filled = [row for row in self.pieces if row]
         columns = np.array([piece for row in filled for piece in row], dtype=np.int64).reshape(-1, 3).T.copy()
-        return Packed(columns[0], columns[1], columns[2], np.cumsum([0, *map(len, filled)], dtype=np.int64))
+        return PackedRows(columns[0], columns[1], columns[2], np.cumsum([0, *map(len, filled)], dtype=np.int64))
 
 
 def surely_fit(image_tokens: int, text_tokens: int, longest: int, split_text: bool, rows: int, row_tokens: int) -> bool:

@@ -25,7 +25,7 @@ from janus_dist.data.keys import shard_keys
 from janus_dist.data.line import Cursor, SourceLine
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.mixture import Mixture
-from janus_dist.data.reader import Reader
+from janus_dist.data.reader import RangeReader
 from janus_dist.errors import DataError
 
 PLAN_VERSION = 2
@@ -39,7 +39,7 @@ CUT_STREAMS = np.array([spec.is_cut for spec in SPECS.values()])
 
 
 @dataclass(frozen=True)
-class Base:
+class PlanBase:
     """The point from which a run continues after its mixture or data were changed on purpose.
 
     From `step` on, the quotas are those of the new mixture, and each source continues at its cursor; a source that is
@@ -67,7 +67,7 @@ class StepPlan:
     """Index record: [D] INDEX_DTYPE."""
     drop_prompt: NDArray[np.bool_]
     """Whether pad tokens replace a generation document's prompt: [D] bool."""
-    rows: packing.Packed
+    rows: packing.PackedRows
     row_costs: NDArray[np.float64]
     """Cost of each row for a rank: [row] float64, in units of `batch.cost`."""
     labels: dict[Stream, int]
@@ -108,7 +108,7 @@ class Plan:
         batch: BatchConfig,
         seed: int,
         answers_only: bool,
-        base: Base | None = None,
+        base: PlanBase | None = None,
     ):
         """Plan over `shards`, which holds a shard set for every lane that ever has a share in `mix`.
 
@@ -208,12 +208,12 @@ class Plan:
             for lane, line, position in zip(self.lanes, self.lines, self.positions(step), strict=True)
         }
 
-    def rebased(self, base: Base | None) -> "Plan":
+    def rebased(self, base: PlanBase | None) -> "Plan":
         """Return this plan continued from the point where another plan was at a step."""
         shards = dict(zip(self.lanes, self.shards, strict=True))
         return Plan(shards, self.mix, self.batch, self.seed, self.answers_only, base)
 
-    def _start(self, lane: int, base: Base) -> int:
+    def _start(self, lane: int, base: PlanBase) -> int:
         """Return the position in a lane's line at the step of `base`, in units of the mixture."""
         cursor = base.cursors.get(self.lanes[lane].source)
         if cursor is None or cursor["manifest"] != self.shards[lane].manifest.digest:
@@ -247,7 +247,7 @@ class Plan:
 
     def _pack(
         self, tokens: NDArray[np.int64], costs: NDArray[np.float64], is_text: NDArray[np.bool_]
-    ) -> packing.Packed:
+    ) -> packing.PackedRows:
         """Return the documents of a step packed into rows.
 
         `tokens`: [D] int64; `costs`: [D] float64; `is_text`: [D] bool.
@@ -277,7 +277,7 @@ class Plan:
 
     def _row_costs(
         self,
-        rows: packing.Packed,
+        rows: packing.PackedRows,
         tokens: NDArray[np.int64],
         text_labels: NDArray[np.int64],
         record: NDArray[np.void],
@@ -314,7 +314,7 @@ def open_shards(data: DataConfig, mix: MixConfig, node_member: int = 0) -> dict[
     up.
     """
     lanes = data.lanes
-    reader = Reader(data.read, node_member)
+    reader = RangeReader(data.read, node_member)
     used = {
         lane
         for _, state in mix.states()

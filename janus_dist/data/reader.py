@@ -14,7 +14,7 @@ from janus_dist.config.data import ReadConfig
 from janus_dist.errors import DataError
 from janus_dist.storage.cache import PAGE_BYTES, RUN_PAGES, PageCache
 from janus_dist.storage.page_files import BLOCK_BYTES
-from janus_dist.storage.ranges import Fetcher, ReadCounters, Tally, is_local
+from janus_dist.storage.ranges import Fetcher, ReadCounters, ReadTally, is_local
 from janus_dist.storage.repair import REMAKE_SHARD
 
 SPAN_BYTES = RUN_PAGES * PAGE_BYTES
@@ -28,13 +28,13 @@ PATIENCE_S = 240.0
 TIMEOUT_S = 15.0
 """Seconds without an answer after which a request has failed; also the longest wait for a page that another rank reads
 into the cache."""
-ALONE_S = 0.01
+INLINE_READ_S = 0.01
 """Seconds for which the calling thread itself reads local bytes, which mostly arrive sooner than another thread wakes
 up. Bytes that take longer are on a slow or a network disk, where concurrent reads are faster."""
 
 
 @dataclass(frozen=True)
-class Range:
+class ByteRange:
     """Bytes of one file or object."""
 
     path: str
@@ -58,7 +58,7 @@ class Span:
     """Indices of the requested ranges that lie in the span."""
 
 
-class Reader:
+class RangeReader:
     """Reader of shard ranges for one rank. Threads may share it; requests and slow reads of a call run concurrently."""
 
     def __init__(
@@ -72,7 +72,7 @@ class Reader:
     ):
         """Create the reader of a rank with index `node_member` on its node; index 0 warns of a broken cache disk."""
         self.coalesce_gap_bytes = coalesce_gap_bytes
-        self._tally = Tally()
+        self._tally = ReadTally()
         self._fetcher = Fetcher(timeout_s, threads, patience_s, self._tally)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
         self._closed = False
@@ -88,7 +88,7 @@ class Reader:
         """Return whether a cache on the node's disk keeps the bytes that are read."""
         return self._cache is not None
 
-    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+    def read(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         """Return the bytes of each range, in their order; raise DataError when one cannot be read completely."""
         began = time.monotonic()
         spans = [
@@ -108,7 +108,7 @@ class Reader:
         self._tally.add(bytes_asked=sum(map(len, parts)))
         return parts
 
-    def read_again(self, range: Range) -> bytes:
+    def read_again(self, range: ByteRange) -> bytes:
         """Return the bytes of a range from the store, not from the cache, and drop the cached pages of its object.
 
         Called for a payload whose checksum is wrong. Raises DataError when the range cannot be read.
@@ -119,7 +119,7 @@ class Reader:
             return b""
         return extract(range, self._fetcher.fetch(range.path, range.offset, range.stop), range.offset)
 
-    def expect(self, uses: Mapping[int, Sequence[Range]], now: int | None = None) -> None:
+    def expect(self, uses: Mapping[int, Sequence[ByteRange]], now: int | None = None) -> None:
         """Tell the cache which ranges the node will read at which step, so that it keeps the pages needed next.
 
         The steps are added to those of earlier calls. Steps before `now` (default: the first step of this call) are
@@ -156,7 +156,7 @@ class Reader:
 
     def _read_spans(self, spans: Sequence[Span]) -> list[bytes]:
         """Return the bytes of each span: this thread reads local ones for `ALONE_S`, the pool all others."""
-        alone_until_s = time.monotonic() + ALONE_S
+        alone_until_s = time.monotonic() + INLINE_READ_S
         contents: list[bytes | Future[bytes]] = []
         try:
             for span in spans:
@@ -194,7 +194,7 @@ class Reader:
         return self._fetcher.fetch(path, first * PAGE_BYTES, stop * PAGE_BYTES)
 
 
-def indices_by_path(ranges: Sequence[Range]) -> dict[str, list[int]]:
+def indices_by_path(ranges: Sequence[ByteRange]) -> dict[str, list[int]]:
     """Return the indices of the ranges that are not empty, by path."""
     indices: dict[str, list[int]] = {}
     for index, range in enumerate(ranges):
@@ -204,7 +204,7 @@ def indices_by_path(ranges: Sequence[Range]) -> dict[str, list[int]]:
     return indices
 
 
-def join_ranges(ranges: Sequence[Range], indices: list[int], align_bytes: int, gap_bytes: int) -> list[Span]:
+def join_ranges(ranges: Sequence[ByteRange], indices: list[int], align_bytes: int, gap_bytes: int) -> list[Span]:
     """Return spans that cover the ranges with these indices, which are of one path.
 
     Spans are aligned, and joined over gaps up to `SPAN_BYTES`; only a range that is longer gives a longer span.
@@ -223,12 +223,12 @@ def join_ranges(ranges: Sequence[Range], indices: list[int], align_bytes: int, g
     return spans
 
 
-def page_numbers(wanted: Range) -> range:
+def page_numbers(wanted: ByteRange) -> range:
     """Return the pages that hold a range."""
     return range(wanted.offset // PAGE_BYTES, -(-wanted.stop // PAGE_BYTES))
 
 
-def extract(range: Range, content: bytes, start: int) -> bytes:
+def extract(range: ByteRange, content: bytes, start: int) -> bytes:
     """Return the bytes of a range from content that begins at byte `start` of the object.
 
     Raises DataError when the object ends before the range does.

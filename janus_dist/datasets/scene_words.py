@@ -17,7 +17,7 @@ Turn = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedScene:
     """A question about a scene."""
 
     kind: Kind
@@ -58,7 +58,7 @@ def plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def questions(scene: Scene, seed: int = 0) -> tuple[Asked, ...]:
+def questions(scene: Scene, seed: int = 0) -> tuple[AskedScene, ...]:
     """Return two or three questions, one of each kind that the scene can be asked; of `counting` two.
 
     No more: the answer to one gives away part of the next.
@@ -66,17 +66,17 @@ def questions(scene: Scene, seed: int = 0) -> tuple[Asked, ...]:
     dice = Dice("questions", seed, scene.key)
     if scene.kind == "counting":
         forms = dice.shuffled(range(4))[:2]
-        asked = [Asked("counting", *_counting(scene.things, dice, form)) for form in forms]
+        asked = [AskedScene("counting", *_counting(scene.things, dice, form)) for form in forms]
     elif scene.kind in PAIRED:
         a, b = dice.shuffled(scene.things)
         asked = [
-            Asked("two objects", *_two_objects(a, b, dice)),
-            Asked("position", *_position(scene, dice)),
-            Asked("color attribution", *_attribution(a, b, dice)),
+            AskedScene("two objects", *_two_objects(a, b, dice)),
+            AskedScene("position", *_position(scene, dice)),
+            AskedScene("color attribution", *_attribution(a, b, dice)),
         ]
     else:
         (thing,) = scene.things
-        asked = [Asked("single object", *_single(thing, dice)), Asked("colors", *_colors(thing, dice))]
+        asked = [AskedScene("single object", *_single(thing, dice)), AskedScene("colors", *_colors(thing, dice))]
     return tuple(dice.shuffled(asked))
 
 

@@ -18,7 +18,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Piece:
+class ParameterPiece:
     """This rank's share of one parameter, as consecutive elements of a flat tensor."""
 
     name: str
@@ -51,7 +51,7 @@ class Piece:
         return Share(values, self.first, self.elements)
 
 
-class Order:
+class ModuleOrderMonitor:
     """Counts how often modules ran in another order than the one that ZeRO-3 recorded for prefetching parameters.
 
     ZeRO-3 then records the order again, and meanwhile every module waits for its parameters. DeepSpeed reports this
@@ -74,7 +74,7 @@ class Order:
         self._invalidate_trace()
 
 
-def pieces(engine: ZeroEngine) -> list[Piece]:
+def pieces(engine: ZeroEngine) -> list[ParameterPiece]:
     """Return this rank's share of every parameter, including frozen ones, sorted by name."""
     unsorted = []
     zero = engine.optimizer
@@ -89,7 +89,7 @@ def pieces(engine: ZeroEngine) -> list[Piece]:
     return sorted(unsorted, key=lambda piece: piece.name)
 
 
-def moments(engine: ZeroEngine, piece: Piece) -> dict[str, Tensor]:
+def moments(engine: ZeroEngine, piece: ParameterPiece) -> dict[str, Tensor]:
     """Return the AdamW moments of a trainable piece by name, laid out like `piece.flat`.
 
     They are created as zeros before the first step.
@@ -139,10 +139,10 @@ def end(engine: ZeroEngine, restored: bool) -> None:
     zero.checkpoint_event_epilogue()
 
 
-def _piece(engine: ZeroEngine, parameter: Tensor, flat: Tensor, offset: int, trainable: bool) -> Piece:
+def _piece(engine: ZeroEngine, parameter: Tensor, flat: Tensor, offset: int, trainable: bool) -> ParameterPiece:
     """Return this rank's share of a partitioned parameter that begins at `offset` of `flat`."""
     total, share = parameter.ds_numel, parameter.partition_numel()  # pyright: ignore[reportAttributeAccessIssue]
     valid = max(0, min(share, total - engine.world.rank * share))
     name = engine.names[parameter.ds_id]  # pyright: ignore[reportAttributeAccessIssue]
     first = min(total, engine.world.rank * share)
-    return Piece(name, tuple(parameter.ds_shape), first, valid, flat, offset, trainable)  # pyright: ignore[reportAttributeAccessIssue]
+    return ParameterPiece(name, tuple(parameter.ds_shape), first, valid, flat, offset, trainable)  # pyright: ignore[reportAttributeAccessIssue]

@@ -48,7 +48,7 @@ class Share:
         ]
 
 
-class SharesToSave(DefaultSavePlanner):
+class ShareSavePlanner(DefaultSavePlanner):
     """Plans the writing of shares."""
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
@@ -56,7 +56,7 @@ class SharesToSave(DefaultSavePlanner):
         return self.state_dict[index.fqn].values
 
 
-class SharesToLoad(DefaultLoadPlanner):
+class ShareLoadPlanner(DefaultLoadPlanner):
     """Plans the reading into shares."""
 
     def __init__(self) -> None:

@@ -124,14 +124,14 @@ class World:
 
 
 @dataclass(frozen=True)
-class Background:
+class BackgroundGroup:
     """A second process group of the same ranks, on gloo, for communication between background threads."""
 
     world: World
     group: Any
 
     @classmethod
-    def of(cls, world: World) -> "Background":
+    def of(cls, world: World) -> "BackgroundGroup":
         """Return a new group; all ranks call it, from their main threads."""
         return cls(world, dist.new_group(backend="gloo", timeout=timedelta(seconds=BACKGROUND_TIMEOUT_S)))
 

@@ -29,7 +29,7 @@ FIRST_ID = 8
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCost:
     """Coefficients, and how well they explain what was timed."""
 
     cost: dict[Costly, float]
@@ -40,7 +40,7 @@ class Measured:
     micro_steps: int
 
 
-def measure(recipe: StageRecipe, rounds: int = 5) -> Measured:
+def measure(recipe: StageRecipe, rounds: int = 5) -> MeasuredCost:
     """Time forward and backward of micro-steps of this recipe's model on this machine's device, without ZeRO.
 
     `engine.dtype` must be decided (train/precision.py).
@@ -112,7 +112,7 @@ def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> NDArray[np.f
     return np.median(times, axis=0)
 
 
-def fit(held: NDArray[np.float64], seconds: NDArray[np.float64]) -> Measured:
+def fit(held: NDArray[np.float64], seconds: NDArray[np.float64]) -> MeasuredCost:
     """Fit non-negative costs by least squares of relative errors; `held`: [micro-steps, counts] float64."""
     scaled = held / seconds[:, None]
     left = list(range(held.shape[1]))
@@ -127,7 +127,7 @@ def fit(held: NDArray[np.float64], seconds: NDArray[np.float64]) -> Measured:
     relative: dict[Costly, float] = {
         name: float(f"{value / token:.3g}") for name, value in zip(COSTLY, coefficients, strict=False)
     }
-    return Measured(
+    return MeasuredCost(
         relative,
         1e6 * float(coefficients[0]),
         float(np.abs(held @ coefficients / seconds - 1).max()),

@@ -19,7 +19,7 @@ from janus_dist.evaluation.shapes import Detection, detect
 
 
 @dataclass(frozen=True)
-class Question:
+class EasyVqaQuestion:
     """Held-out question; `image` is the position of its image among the test images."""
 
     image: int
@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class EasyVqaPrompt:
     """Prompt of a drawing: the color and the shape that it must show."""
 
     color: str
@@ -47,7 +47,7 @@ class Prompt:
         return easy_vqa.caption(self.color, self.shape)
 
 
-PROMPTS = tuple(Prompt(color, shape) for shape in easy_vqa.SHAPES for color in easy_vqa.COLORS)
+PROMPTS = tuple(EasyVqaPrompt(color, shape) for shape in easy_vqa.SHAPES for color in easy_vqa.COLORS)
 
 
 class EasyVqa:
@@ -55,10 +55,10 @@ class EasyVqa:
 
     name = "easy_vqa"
 
-    def questions(self, most: int) -> list[Question]:
+    def questions(self, most: int) -> list[EasyVqaQuestion]:
         """Return the first `most` held-out questions in the data set's order, or all when 0."""
         questions = [
-            Question(index, question, answer)
+            EasyVqaQuestion(index, question, answer)
             for index, image in enumerate(easy_vqa.load("test"))
             for question, answer in image.questions
         ]
@@ -72,11 +72,11 @@ class EasyVqa:
         """Return the test images [images, 3, side, side] uint8, `padded` (understanding) or `cropped` (generation)."""
         return squares((images.load(image.path.read_bytes()) for image in easy_vqa.load("test")), side, square)
 
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[EasyVqaPrompt]:
         """Return the prompts of every shape in every color."""
         return list(PROMPTS)
 
-    def judge(self, prompts: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+    def judge(self, prompts: Sequence[EasyVqaPrompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
         """Return a verdict on each drawing [height, width, 3] uint8 of the prompt at the same position."""
         return [_verdict(prompt, detect(drawing)) for prompt, drawing in zip(prompts, drawings, strict=True)]
 
@@ -100,7 +100,7 @@ class EasyVqa:
         return sum(right) / len(right)
 
 
-def _verdict(prompt: Prompt, detection: Detection) -> Verdict:
+def _verdict(prompt: EasyVqaPrompt, detection: Detection) -> Verdict:
     parts = {"color": detection.color == prompt.color, "shape": detection.shape == prompt.shape}
     seen = f"{detection.color or 'no color'}, {detection.shape or 'no shape'}"
     return Verdict((prompt.shape, prompt.color), seen, all(parts.values()), parts)

@@ -18,7 +18,7 @@ from torch import Tensor
 from janus_dist.data import images
 
 
-class Asked(Protocol):
+class HeldOutQuestion(Protocol):
     """Held-out question of a data set."""
 
     @property
@@ -44,14 +44,14 @@ class Verdict:
     """Further criteria by name, True when met."""
 
 
-class Captioned(Protocol):
+class DrawingPrompt(Protocol):
     """Prompt of a drawing."""
 
     @property
     def caption(self) -> str: ...
 
 
-P = TypeVar("P", bound=Captioned)
+P = TypeVar("P", bound=DrawingPrompt)
 
 
 class DataSet(Protocol[P]):
@@ -62,7 +62,7 @@ class DataSet(Protocol[P]):
         """Name in evaluation.json; results of another name are not reused."""
         ...
 
-    def questions(self, most: int) -> Sequence[Asked]:
+    def questions(self, most: int) -> Sequence[HeldOutQuestion]:
         """Return the first `most` held-out questions, or all when 0."""
         ...
 
@@ -103,13 +103,13 @@ def right_by_kind(kinds: Sequence[tuple[str, ...]], right: Sequence[bool]) -> di
     return by_kind
 
 
-def answers_by_kind(questions: Sequence[Asked], answers: Sequence[str]) -> dict[str, list[bool]]:
+def answers_by_kind(questions: Sequence[HeldOutQuestion], answers: Sequence[str]) -> dict[str, list[bool]]:
     """Return True for each right answer, by kind of question, and for all of them under `all`."""
     right = [answer == question.answer for question, answer in zip(questions, answers, strict=True)]
     return right_by_kind([(question.kind,) for question in questions], right)
 
 
-def accuracy_by_kind(questions: Sequence[Asked], answers: Sequence[str]) -> dict[str, float]:
+def accuracy_by_kind(questions: Sequence[HeldOutQuestion], answers: Sequence[str]) -> dict[str, float]:
     """Return the share of right answers to each kind of question, and to all of them under `all`."""
     return {kind: sum(right) / len(right) for kind, right in answers_by_kind(questions, answers).items()}
 
@@ -119,7 +119,7 @@ def majority_answer(trained: Iterable[tuple[str, str]]) -> str:
     return Counter(answer for _, answer in trained).most_common(1)[0][0]
 
 
-def blind_answers(questions: Sequence[Asked], trained: Sequence[tuple[str, str]]) -> list[str]:
+def blind_answers(questions: Sequence[HeldOutQuestion], trained: Sequence[tuple[str, str]]) -> list[str]:
     """Return the best answers from the training split and the question alone, without the image.
 
     These are the most frequent training answer to the same question, or `majority_answer` for a question that the
@@ -133,7 +133,7 @@ def blind_answers(questions: Sequence[Asked], trained: Sequence[tuple[str, str]]
     return [likeliest.get(question.question, majority) for question in questions]
 
 
-def balanced(questions: Sequence[Asked], number: int) -> list[int]:
+def balanced(questions: Sequence[HeldOutQuestion], number: int) -> list[int]:
     """Return the positions of about `number` questions, the same number of each kind; always the same positions."""
     by_kind: dict[str, list[int]] = {}
     for position, question in enumerate(questions):

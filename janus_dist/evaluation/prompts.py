@@ -16,7 +16,7 @@ SHOWN = 100
 
 
 @dataclass(frozen=True)
-class Asked:
+class UserPrompt:
     """Caption to draw, or question about some images."""
 
     caption: str | None = None
@@ -24,7 +24,7 @@ class Asked:
     images: tuple[str, ...] = ()
 
 
-def read_prompts(path: Path) -> list[Asked]:
+def read_prompts(path: Path) -> list[UserPrompt]:
     """Return the prompts of a JSONL file; a line is {"prompt": TEXT} or {"question": TEXT, "images": [FILE, ...]}.
 
     Image files are relative to the folder of `path`. Raises ConfigError that names the wrong line.
@@ -39,7 +39,7 @@ def read_prompts(path: Path) -> list[Asked]:
     return prompts
 
 
-def _asked(line: bytes, where: str, folder: Path) -> Asked:
+def _asked(line: bytes, where: str, folder: Path) -> UserPrompt:
     try:
         values = json_lines.parse(line)
     except ValueError as error:
@@ -51,8 +51,8 @@ def _asked(line: bytes, where: str, folder: Path) -> Asked:
         if key in values and (not isinstance(values[key], str) or not values[key].strip()):
             raise ConfigError(f"{where}: {key} is {json.dumps(values[key])[:SHOWN]}, not a text with words", RULE)
     if "prompt" in values:
-        return Asked(caption=values["prompt"])
-    return Asked(question=values["question"], images=_files(values, where, folder))
+        return UserPrompt(caption=values["prompt"])
+    return UserPrompt(question=values["question"], images=_files(values, where, folder))
 
 
 def _files(values: Mapping[str, Any], where: str, folder: Path) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from janus_dist.evaluation.interval import measured
 from janus_dist.evaluation.sampler import Sampler
 from janus_dist.evaluation.scenes import Scenes
 from janus_dist.model import vq as vq_model
-from janus_dist.model.sample import Choice
+from janus_dist.model.sample import TokenChoice
 from janus_dist.storage.local import write_whole
 from janus_dist.weights.vq import digest, load_vq
 
@@ -159,7 +159,7 @@ def generation(sampler: Sampler, out: Path) -> dict[str, Any]:
         [prompt.caption for prompt in prompts],
         [sampler.recipe.run.seed + index for index in range(len(prompts))],
         settings.guidance,
-        Choice(settings.temperature, settings.top_k),
+        TokenChoice(settings.temperature, settings.top_k),
     )
     verdicts: list[Verdict] = dataset.judge(prompts, list(drawings))
     shown = []

@@ -23,7 +23,7 @@ from janus_dist.errors import ConfigError, DataError
 from janus_dist.model import janus, native, sample, single
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import Janus
-from janus_dist.model.sample import LIKELIEST, Choice
+from janus_dist.model.sample import LIKELIEST, TokenChoice
 from janus_dist.model.size import check_shapes
 from janus_dist.weights.start import load_start
 from janus_dist.weights.vq import load_vq
@@ -88,7 +88,7 @@ class Sampler:
         features: Tensor,
         images_of: Sequence[Sequence[int]],
         max_new_tokens: int,
-        choice: Choice = LIKELIEST,
+        choice: TokenChoice = LIKELIEST,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
         """Return the answers to questions about images; `images_of` are positions in `features`, see `image_features`.
@@ -125,7 +125,9 @@ class Sampler:
             return single.image_features(self.model, self.vq, pictures, self.recipe.evaluate.batch)
         return sample.image_features(self.model, pictures, self.recipe.evaluate.batch)
 
-    def draw(self, captions: Sequence[str], seeds: Sequence[int], guidance: float, choice: Choice) -> NDArray[np.uint8]:
+    def draw(
+        self, captions: Sequence[str], seeds: Sequence[int], guidance: float, choice: TokenChoice
+    ) -> NDArray[np.uint8]:
         """Return drawings [images, height, width, 3] uint8, one for each caption and its seed.
 
         Raises ConfigError when a caption is too long for the model.

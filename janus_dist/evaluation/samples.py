@@ -23,9 +23,9 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.train import DtypeChoice
 from janus_dist.errors import JanusError
 from janus_dist.evaluation import easy_vqa
-from janus_dist.evaluation.prompts import Asked
+from janus_dist.evaluation.prompts import UserPrompt
 from janus_dist.evaluation.sampler import Sampler
-from janus_dist.model.sample import LIKELIEST, Choice
+from janus_dist.model.sample import LIKELIEST, TokenChoice
 from janus_dist.storage.local import whole_folder
 
 POLL_S = 5.0
@@ -37,13 +37,13 @@ FIXED_DRAWINGS = 8
 
 
 @dataclass(frozen=True)
-class How:
+class SamplingSettings:
     """Settings of answers and drawings."""
 
     seed: int = 0
     images_per_prompt: int = 1
     guidance: float = 5.0
-    choice: Choice = LIKELIEST
+    choice: TokenChoice = LIKELIEST
     """Choice of VQ ids; answers are always the most likely ones."""
     max_new_tokens: int = 64
     device: str = "cpu"
@@ -51,12 +51,14 @@ class How:
     """Dtype that the model computes in; for `auto` see `sampler.dtype_for`."""
 
 
-def fixed_prompts() -> list[Asked]:
+def fixed_prompts() -> list[UserPrompt]:
     """Return prompts of drawings that show the progress of a run on easy-vqa."""
-    return [Asked(caption=prompt.caption) for prompt in easy_vqa.PROMPTS[::3][:FIXED_DRAWINGS]]
+    return [UserPrompt(caption=prompt.caption) for prompt in easy_vqa.PROMPTS[::3][:FIXED_DRAWINGS]]
 
 
-def make(recipe: StageRecipe, checkpoint: str, prompts: Sequence[Asked], how: How, out: Path) -> dict[str, Any]:
+def make(
+    recipe: StageRecipe, checkpoint: str, prompts: Sequence[UserPrompt], how: SamplingSettings, out: Path
+) -> dict[str, Any]:
     """Answer and draw, write OUT/step-XXXXXXXX and return the content of its samples.json and its `folder`."""
     sampler = Sampler.load(recipe, checkpoint, how.device, how.dtype)
     folder = out / commits.name_of(checkpoint)
@@ -77,7 +79,9 @@ def make(recipe: StageRecipe, checkpoint: str, prompts: Sequence[Asked], how: Ho
     return samples | {"folder": str(folder)}
 
 
-def follow(run_dir: Path, prompts: Sequence[Asked], how: How, out: Path, say: Callable[[str], None]) -> None:
+def follow(
+    run_dir: Path, prompts: Sequence[UserPrompt], how: SamplingSettings, out: Path, say: Callable[[str], None]
+) -> None:
     """Make samples of each checkpoint that a run commits, until that of its last step; existing samples are kept."""
     done: set[str] = {path.name for path in out.glob("step-*")}
     last = -1
@@ -101,7 +105,7 @@ def follow(run_dir: Path, prompts: Sequence[Asked], how: How, out: Path, say: Ca
         time.sleep(POLL_S)
 
 
-def _draw(sampler: Sampler, captions: Sequence[str], how: How, folder: Path) -> list[dict[str, Any]]:
+def _draw(sampler: Sampler, captions: Sequence[str], how: SamplingSettings, folder: Path) -> list[dict[str, Any]]:
     """Draw the captions, save drawings and grid in `folder` and return the entries of samples.json."""
     if not captions:
         return []
@@ -122,7 +126,9 @@ def _draw(sampler: Sampler, captions: Sequence[str], how: How, folder: Path) -> 
     return entries
 
 
-def _answer(sampler: Sampler, prompts: Sequence[Asked], how: How, folder: Path) -> list[dict[str, Any]]:
+def _answer(
+    sampler: Sampler, prompts: Sequence[UserPrompt], how: SamplingSettings, folder: Path
+) -> list[dict[str, Any]]:
     """Answer the questions, save their pictures in `folder` and return their entries of samples.json."""
     if not prompts:
         return []

@@ -36,7 +36,7 @@ PALETTE = np.array(list(COLORS.values()), dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class Seen:
+class DetectedObject:
     """One object in an image."""
 
     shape: str | None
@@ -46,7 +46,7 @@ class Seen:
     """(left, top, right, bottom) in 1/64 of the image."""
 
 
-def detect(image: NDArray[np.uint8]) -> list[Seen]:
+def detect(image: NDArray[np.uint8]) -> list[DetectedObject]:
     """Return all objects in a square image [side, side, 3] uint8, the largest first."""
     pixels = _shrunk(image).astype(np.float64)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -54,7 +54,7 @@ def detect(image: NDArray[np.uint8]) -> list[Seen]:
     contrast = np.linalg.norm(pixels - background, axis=-1)
     differing = contrast > MIN_CONTRAST
     named = _named(pixels, contrast)
-    objects: list[tuple[float, Seen]] = []
+    objects: list[tuple[float, DetectedObject]] = []
     owner = np.where(differing, named + 1, 0)
     for color in np.unique(named[differing]):
         labels = pieces(differing & (named == color))
@@ -103,7 +103,7 @@ def _grown(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _seen(share: NDArray[np.float64], color: str) -> Seen:
+def _seen(share: NDArray[np.float64], color: str) -> DetectedObject:
     """Return the object of a piece; `share`: [y, x] float64 is the share of each pixel that it covers."""
     area = share.sum()
     middle = np.arange(UNITS) + 0.5
@@ -119,8 +119,10 @@ def _seen(share: NDArray[np.float64], color: str) -> Seen:
     if overlap < MIN_OVERLAP:
         clear = share > share.max() / 2
         rows, columns = np.flatnonzero(clear.any(axis=1)), np.flatnonzero(clear.any(axis=0))
-        return Seen(None, color, (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)))
-    return Seen(shape, color, box)
+        return DetectedObject(
+            None, color, (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        )
+    return DetectedObject(shape, color, box)
 
 
 @cache

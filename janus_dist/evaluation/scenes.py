@@ -17,14 +17,14 @@ from torch import Tensor
 from janus_dist.datasets import scene_words, scenes
 from janus_dist.datasets.scenes import KINDS, Scene, Thing, draw, relations
 from janus_dist.evaluation.held_out import Verdict, squares
-from janus_dist.evaluation.scene_detector import Seen, detect
+from janus_dist.evaluation.scene_detector import DetectedObject, detect
 
 PROMPTS_EACH = 40
 """Number of prompts of each kind; GenEval has 80 to 100."""
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """Held-out question; `image` is the position of its image among the test images."""
 
     image: int
@@ -34,7 +34,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ScenePrompt:
     """Prompt of a drawing: the caption of a held-out scene."""
 
     scene: Scene
@@ -50,10 +50,10 @@ class Scenes:
 
     name = "scenes"
 
-    def questions(self, most: int) -> list[Question]:
+    def questions(self, most: int) -> list[SceneQuestion]:
         """Return the first `most` held-out questions in the data set's order, or all when 0."""
         questions = [
-            Question(index, question.question, question.answer, question.kind)
+            SceneQuestion(index, question.question, question.answer, question.kind)
             for index, scene in enumerate(_held_out())
             for question in scene_words.questions(scene)
         ]
@@ -71,21 +71,21 @@ class Scenes:
         """Return the test images [images, 3, side, side] uint8, `padded` (understanding) or `cropped` (generation)."""
         return squares((Image.fromarray(draw(scene)) for scene in _held_out()), side, square)
 
-    def prompts(self) -> list[Prompt]:
+    def prompts(self) -> list[ScenePrompt]:
         """Return the captions of the first PROMPTS_EACH held-out scenes of each kind.
 
         Scenes of kind `counting` with a single thing (`one ring`) are left out, since they test no counting.
         """
-        prompts: list[Prompt] = []
+        prompts: list[ScenePrompt] = []
         counts: Counter[str] = Counter()
         for scene in _held_out():
             is_usable = scene.kind != "counting" or len(scene.things) > 1
             if is_usable and counts[scene.kind] < PROMPTS_EACH:
                 counts[scene.kind] += 1
-                prompts.append(Prompt(scene))
+                prompts.append(ScenePrompt(scene))
         return prompts
 
-    def judge(self, prompts: Sequence[Prompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
+    def judge(self, prompts: Sequence[ScenePrompt], drawings: Sequence[NDArray[np.uint8]]) -> list[Verdict]:
         """Return a verdict on each drawing [height, width, 3] uint8 of the prompt at the same position."""
         return [verdict(prompt.scene, detect(drawing)) for prompt, drawing in zip(prompts, drawings, strict=True)]
 
@@ -108,7 +108,7 @@ class Scenes:
         return sum(right) / len(right)
 
 
-def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
+def verdict(scene: Scene, seen: Sequence[Thing | DetectedObject]) -> Verdict:
     """Return the verdict on a drawing of `scene` that shows the things `seen`.
 
     `right` follows GenEval's rule: the things that the caption names are seen; for `counting` exactly as many, and no
@@ -121,7 +121,7 @@ def verdict(scene: Scene, seen: Sequence[Thing | Seen]) -> Verdict:
     return Verdict((scene.kind,), words, right, {"exact": right and len(seen) == len(scene.things)})
 
 
-def is_seen(scene: Scene, seen: Sequence[Seen]) -> bool:
+def is_seen(scene: Scene, seen: Sequence[DetectedObject]) -> bool:
     """Return True when `seen` are exactly the things of a scene, with centers within 1/16 of the canvas."""
     remaining = list(seen)
     for thing in scene.things:
@@ -136,12 +136,12 @@ def is_seen(scene: Scene, seen: Sequence[Seen]) -> bool:
     return not remaining
 
 
-def _is_near(candidate: Seen, thing: Thing) -> bool:
+def _is_near(candidate: DetectedObject, thing: Thing) -> bool:
     offsets = [(candidate.box[i] + candidate.box[i + 2] - thing.box[i] - thing.box[i + 2]) / 2 for i in (0, 1)]
     return max(map(abs, offsets)) <= scenes.UNITS / 16
 
 
-def _is_shown(scene: Scene, seen: Sequence[Thing | Seen]) -> bool:
+def _is_shown(scene: Scene, seen: Sequence[Thing | DetectedObject]) -> bool:
     shapes = [thing.shape for thing in seen]
     first, *others = scene.things
     if scene.kind == "counting":

@@ -27,7 +27,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ShardSetDifference:
     """What differs between two shard sets."""
 
     values: list[tuple[str, Any, Any]]
@@ -38,13 +38,13 @@ class Difference:
     """Samples with the same key and other bytes."""
 
 
-def difference(first: ShardSet, second: ShardSet) -> Difference:
+def difference(first: ShardSet, second: ShardSet) -> ShardSetDifference:
     """Return what differs between two shard sets, down to the keys and the bytes of samples."""
     one, two = _digests(first), _digests(second)
     values = list(_values(first.manifest, second.manifest))
     _, in_one, in_two = np.intersect1d(one, two, return_indices=True)
     other = np.sort(in_one[column(first, "crc32")[in_one] != column(second, "crc32")[in_two]])
-    return Difference(
+    return ShardSetDifference(
         values,
         _name(first, np.flatnonzero(~np.isin(one, two))),
         _name(second, np.flatnonzero(~np.isin(two, one))),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from janus_dist.config.streams import SPECS, STREAMS, Stream
 from janus_dist.data.keys import keys_in_tar, see_lint, shard_keys
 from janus_dist.data.manifest import NAME, Manifest, ShardSet
-from janus_dist.data.reader import Range
+from janus_dist.data.reader import ByteRange
 from janus_dist.data.sample import Sample, decode
 from janus_dist.data.shard import BLOCK_SAMPLES, INDEX_DTYPE
 from janus_dist.errors import DataError
@@ -41,7 +41,7 @@ ROWS = 10_000
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedSample:
     """A sample with its place and its index record."""
 
     number: int
@@ -167,7 +167,7 @@ def number_of_key(shards: ShardSet, key: str) -> int | None:
     return None
 
 
-def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[Found]:
+def read_samples(shards: ShardSet, numbers: Iterable[int]) -> Iterator[LocatedSample]:
     """Yield samples by their numbers, in ascending order. Raises DataError when one cannot be read."""
     places = [(number, *locate(shards.manifest, number)) for number in sorted(numbers)]
     for shard, mine in groupby(places, key=lambda place: place[1]):
@@ -194,7 +194,7 @@ def decoded(shards: ShardSet, numbers: Sequence[int]) -> list[Sample]:
     known, records = shards.records(np.unique(blocks))
     records = records[np.searchsorted(known, wanted)]
     ranges = [
-        Range(shards.path(shard), int(record["offset"]), int(record["bytes"]))
+        ByteRange(shards.path(shard), int(record["offset"]), int(record["bytes"]))
         for shard, record in zip(inside.tolist(), records, strict=True)
     ]
     try:
@@ -204,12 +204,12 @@ def decoded(shards: ShardSet, numbers: Sequence[int]) -> list[Sample]:
         raise DataError(f"{shards.folder} cannot be read: {error}", see_lint(shards.folder)) from error
 
 
-def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.void, key: str | None) -> Found:
+def _found(file: BinaryIO, stream: Stream, number: int, shard: str, record: np.void, key: str | None) -> LocatedSample:
     """Return the sample that an index record points at; a conversation's key is in its own bytes."""
     file.seek(int(record["offset"]))
     payload = file.read(int(record["bytes"]))
     sample = _decoded(stream, number, record, payload)
-    return Found(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
+    return LocatedSample(number, key or keys_in_tar(io.BytesIO(payload), stream)[0], shard, record, sample)
 
 
 def _decoded(stream: Stream, number: int, record: np.void, payload: bytes) -> Sample:

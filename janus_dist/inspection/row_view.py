@@ -17,7 +17,7 @@ from janus_dist.data.loader import Loader
 from janus_dist.data.plan import Plan, StepPlan
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.errors import ConfigError
-from janus_dist.inspection.inspect import Found, read_samples
+from janus_dist.inspection.inspect import LocatedSample, read_samples
 from janus_dist.inspection.render import Kind, Piece, kind_of, special_names, text_of, visible
 
 
@@ -148,7 +148,7 @@ def document_pieces(batch: Batch, tokenizer: Tokenizer, image_tokens: int) -> It
         start += length
 
 
-def _stored(plan: Plan, planned: StepPlan, documents: Sequence[int]) -> dict[tuple[int, int], Found]:
+def _stored(plan: Plan, planned: StepPlan, documents: Sequence[int]) -> dict[tuple[int, int], LocatedSample]:
     """Return the samples by lane and number: those of some documents of a step; what they share of a shard is read
     once."""
     return {
@@ -160,7 +160,7 @@ def _stored(plan: Plan, planned: StepPlan, documents: Sequence[int]) -> dict[tup
 
 
 def _document(
-    plan: Plan, planned: StepPlan, number: int, stored: dict[tuple[int, int], Found], found: list[Piece]
+    plan: Plan, planned: StepPlan, number: int, stored: dict[tuple[int, int], LocatedSample], found: list[Piece]
 ) -> DocumentView:
     rows = planned.rows
     document = int(rows.document[number])

@@ -20,11 +20,11 @@ from janus_dist.model import native
 POLL_S = 0.5
 NATIVE_TIMEOUT_S = 120.0
 """Seconds within which nodes say whether they compute in bfloat16; the first process of a node may take long."""
-ANSWER_S = 15.0
+NODE_PING_TIMEOUT_S = 15.0
 """Seconds within which a node must answer; one that does not counts as lost."""
 NODES_BACK_S = 60.0
 """Seconds to wait for lost nodes to return before a run resumes with fewer ranks."""
-FREED_S = 5.0
+RELEASE_TIMEOUT_S = 5.0
 """Seconds within which the previous ranks have released their resources."""
 Resources = Mapping[str, float]
 """Resources of one node, by Ray's names."""
@@ -83,7 +83,7 @@ def wait_for_others(recipe: StageRecipe, workers: int, show: Callable[[str], Non
     is called repeatedly and ends the wait by raising."""
     cluster = recipe.cluster
     kind, needed = ("GPU", workers) if cluster.gpu else ("CPU", workers * cluster.cpus_per_worker)
-    deadline, is_said = time.monotonic() + FREED_S, False
+    deadline, is_said = time.monotonic() + RELEASE_TIMEOUT_S, False
     while (free := int(ray.available_resources().get(kind, 0))) < needed:
         look()
         if not is_said and time.monotonic() > deadline:
@@ -114,7 +114,7 @@ def all_native(gpu: bool) -> bool:
 def _of_nodes_that_answer() -> list[Resources]:
     """Return the resources of each node that answers; Ray lists a dead node for another 30 s."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    return [node["Resources"] for node, _ in _ask(nodes, _answer, timeout_s=ANSWER_S)]
+    return [node["Resources"] for node, _ in _ask(nodes, _answer, timeout_s=NODE_PING_TIMEOUT_S)]
 
 
 def _ask(

@@ -38,21 +38,21 @@ from janus_dist.launch.services import (
     Follower,
     RayMetrics,
     RunServices,
-    Samples,
+    SampleProcess,
     StopOnDrain,
     StopOnSignal,
     log_to_own_file,
 )
 from janus_dist.launch.session import connect
 from janus_dist.monitor import events
-from janus_dist.storage.lease import Claim, Lease
+from janus_dist.storage.lease import Lease, LeaseClaim
 from janus_dist.train import precision
 from janus_dist.train.compatible import refuse_other
 from janus_dist.train.failure import log_file, told
 from janus_dist.train.ownership import check_held, follow, hold_run
 from janus_dist.train.stop import STOP, asked_by, forget_request
 
-GONE_S = 45.0
+RAY_CLEANUP_TIMEOUT_S = 45.0
 """Seconds Ray may need to release the actors of a job whose node died."""
 
 log = logging.getLogger("janus_dist")
@@ -84,7 +84,7 @@ def train(
             Follower(lines, show),
             StopOnSignal(lambda: [recipe]),
             StopOnDrain(lines, recipe.run.dir),
-            Samples(recipe, lines, show),
+            SampleProcess(recipe, lines, show),
         ):
             _until_done(requested, recipe, lines, show, leases)
 
@@ -136,7 +136,7 @@ def _lines_of(recipe: StageRecipe, show: Callable[[str], None]) -> Iterator[Any]
     the name: both would write into one folder.
     """
     run = recipe.run
-    lines = _actor(f"lines of {run.dir.resolve()}", f"run {run.dir}", time.monotonic() + GONE_S, show)
+    lines = _actor(f"lines of {run.dir.resolve()}", f"run {run.dir}", time.monotonic() + RAY_CLEANUP_TIMEOUT_S, show)
     try:
         forget_request(run.dir)  # that of an earlier job; ranks start later, so that no request to this one is lost
         yield lines
@@ -161,7 +161,8 @@ def _actor(name: str, what: str, deadline: float, show: Callable[[str], None]) -
                 ) from error
         if not is_said:
             show(
-                f"{what} is another job's of this cluster; if that was killed, Ray takes up to {GONE_S:.0f} s to see it"
+                f"{what} belongs to another job of this cluster; if that was killed, Ray takes up to "
+                f"{RAY_CLEANUP_TIMEOUT_S:.0f} s to see it"
             )
             is_said = True
         time.sleep(POLL_S)
@@ -220,7 +221,7 @@ def _steps(checkpoint: str | None) -> int:
     return 0 if checkpoint is None else commits.step_of(checkpoint)
 
 
-def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[Claim]) -> None:
+def _train_once(recipe: StageRecipe, lines: Any, workers: int, claims: Sequence[LeaseClaim]) -> None:
     """Start the ranks and wait for them."""
     cluster = recipe.cluster
     recipe = recipe.model_copy(update={"cluster": cluster.model_copy(update={"workers": workers})})

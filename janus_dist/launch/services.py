@@ -36,7 +36,7 @@ GRACE_S = 600.0
 """Seconds that a run has to save after Ctrl-C; `janus submit` gives a stopped job as many."""
 SAMPLES_S = 600.0
 """Longest wait in seconds for the samples of the last checkpoint when training has ended."""
-SAMPLES_EACH = 2
+IMAGES_PER_PROMPT = 2
 """Images drawn for each prompt."""
 
 
@@ -150,7 +150,7 @@ class RayMetrics:
         pass
 
 
-class Samples:
+class SampleProcess:
     """A `with` block in which a separate process samples `monitor.prompts` from each checkpoint.
 
     The process starts after the ranks have their resources and is killed before ranks are placed again, so that it
@@ -183,13 +183,15 @@ class _Sampler:
 
     def follow(self, settings: dict[str, Any], lines: Any) -> None:
         from janus_dist.evaluation import samples  # here, so that the driver needs no model
-        from janus_dist.model.sample import Choice
+        from janus_dist.model.sample import TokenChoice
 
         recipe = StageRecipe.model_validate(settings)
         given = recipe.evaluate
         device = "cuda" if recipe.cluster.gpu else "cpu"
-        choice = Choice(given.temperature, given.top_k)
-        how = samples.How(images_per_prompt=SAMPLES_EACH, guidance=given.guidance, choice=choice, device=device)
+        choice = TokenChoice(given.temperature, given.top_k)
+        how = samples.SamplingSettings(
+            images_per_prompt=IMAGES_PER_PROMPT, guidance=given.guidance, choice=choice, device=device
+        )
         asked = read_prompts(Path(recipe.monitor.prompts or ""))
         samples.follow(recipe.run.dir, asked, how, recipe.run.dir / "samples", lambda line: lines.put.remote(line))
 

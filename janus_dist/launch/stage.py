@@ -11,7 +11,7 @@ from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError
 from janus_dist.launch.launcher import train
-from janus_dist.report.live import Reported
+from janus_dist.report.live import ReportWriter
 
 Prepare = Callable[[StageRecipe], object]
 """Makes the shards of a recipe that are missing; data_pipelines/prepare.py has it."""
@@ -37,7 +37,7 @@ def train_with_start(loaded: Loaded[StageRecipe]) -> None:
     """Train a stage whose shards are there, and before it the runs that it starts from."""
     prepare_start(loaded)
     run_dir = loaded.recipe.run.dir
-    with Reported(run_dir, print) as reported:
+    with ReportWriter(run_dir, print) as reported:
 
         def begins(recipe: StageRecipe) -> None:
             save(replace(loaded, recipe=recipe), run_dir)

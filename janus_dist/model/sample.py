@@ -17,7 +17,7 @@ from janus_dist.model.janus import Janus
 
 
 @dataclass(frozen=True)
-class Choice:
+class TokenChoice:
     """How an id is chosen from logits."""
 
     temperature: float = 0.0
@@ -26,7 +26,7 @@ class Choice:
     """Of so many likeliest ids; 0: of all."""
 
 
-LIKELIEST = Choice()
+LIKELIEST = TokenChoice()
 
 
 @torch.inference_mode()
@@ -47,7 +47,7 @@ def answer(
     eos: int,
     max_new_tokens: int,
     batch: int,
-    choice: Choice = LIKELIEST,
+    choice: TokenChoice = LIKELIEST,
     seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Return the answers (ids before `eos`) to prompts that hold a placeholder `image` for each of their images, or
@@ -81,7 +81,7 @@ def draw(
     num_ids: int,
     pad: int,
     guidance: float,
-    choice: Choice,
+    choice: TokenChoice,
     seeds: Sequence[int],
     batch: int,
 ) -> Tensor:
@@ -109,7 +109,7 @@ def draw(
     return drawn
 
 
-def choose(logits: Tensor, choice: Choice, chances: Tensor) -> Tensor:
+def choose(logits: Tensor, choice: TokenChoice, chances: Tensor) -> Tensor:
     """Return the ids [row] int64 from logits [row, class], by a chance [row] from 0 to 1, below 1, where one is drawn
     at random.
 

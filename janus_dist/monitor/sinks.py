@@ -76,7 +76,7 @@ class JsonlSink:
         self.waiting.clear()
 
 
-class Spared:
+class FaultTolerantSink:
     """Sink that is dropped at its first failure, with a message; the run continues without it."""
 
     def __init__(self, name: str, make: Callable[[], Sink], tell: Callable[[str], None]):
@@ -165,7 +165,7 @@ def make_sinks(recipe: StageRecipe, steps_done: int, tell: Callable[[str], None]
     if monitor.wandb != "disabled":
         settings = recipe.model_dump(mode="json")
         name, mode = f"{Path(run.root).name}-{run.name}", monitor.wandb
-        sinks.append(Spared("wandb", lambda: WandbSink(mode, name, run.dir, settings), tell))
+        sinks.append(FaultTolerantSink("wandb", lambda: WandbSink(mode, name, run.dir, settings), tell))
     return sinks
 
 

@@ -77,7 +77,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Followed:
+class CurveComparison:
     """Result of the comparison of a run with a reference curve."""
 
     steps: int
@@ -122,7 +122,7 @@ def machine() -> str:
     return " ".join([platform.machine(), widest, *model]).strip()
 
 
-def follow(curve: Curve, reference: Curve) -> Followed:
+def follow(curve: Curve, reference: Curve) -> CurveComparison:
     """Compare a curve with a reference step by step. Raises DataError when their streams differ."""
     if curve.losses.keys() != reference.losses.keys():
         raise DataError(
@@ -140,7 +140,7 @@ def follow(curve: Curve, reference: Curve) -> Followed:
         name: _worst(means[name], expected) for name, expected in reference_means.items() if means[name] or expected
     }
     same = (curve.machine, curve.packages) == (reference.machine, reference.packages)
-    return Followed(steps, same, equal, worst)
+    return CurveComparison(steps, same, equal, worst)
 
 
 def _at(losses: Mapping[str, Sequence[float | None]], step: int) -> list[Any]:

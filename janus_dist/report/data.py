@@ -21,7 +21,7 @@ from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.inspection.inspect import (
     COUNTED,
     Example,
-    Found,
+    LocatedSample,
     Reject,
     chosen,
     columns,
@@ -69,7 +69,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectedKind:
     """Samples quarantined for one kind of reason."""
 
     kind: str
@@ -79,7 +79,7 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedCount:
     """Samples dropped by one rule of the recipe."""
 
     rule: str
@@ -96,8 +96,8 @@ class SetView:
     """Figures of `inspect.summary`."""
     funnel: list[tuple[str, int, str]]
     """(label, count, CSS class of the bar), from the records read to the samples to train on."""
-    refused: list[Refused]
-    dropped: list[Dropped]
+    refused: list[RejectedKind]
+    dropped: list[DroppedCount]
     ignored: list[tuple[str, str, int]]
     """(key of the source, reason why its values were not used, number of records)."""
     reconstructions: list[tuple[str, str, str]]
@@ -170,12 +170,12 @@ def _funnel(shards: ShardSet, by_kind: dict[str, int], statistics: dict[str, Any
         yield "samples", manifest.samples, "good"
 
 
-def _dropped(statistics: dict[str, Any], dropped: list[Example]) -> Iterator[Dropped]:
+def _dropped(statistics: dict[str, Any], dropped: list[Example]) -> Iterator[DroppedCount]:
     """Yield the dropped samples of each rule, the rule with the most of them first."""
     for rule, count in sorted(statistics.get("dropped", {}).items(), key=lambda pair: -pair[1]):
         shown = [example for example in dropped if example.rule == rule][:SHOWN_EXAMPLES]
         images = [_data_url(example.image) if example.image else "" for example in shown]
-        yield Dropped(rule, count, list(zip(shown, images, strict=True)))
+        yield DroppedCount(rule, count, list(zip(shown, images, strict=True)))
 
 
 def _ignored(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, int]]:
@@ -220,10 +220,10 @@ def health(shards: ShardSet) -> Iterator[tuple[str, str]]:
     yield "samples per shard", f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _refused(by_kind: dict[str, int], rejects: list[Reject]) -> Iterator[Refused]:
+def _refused(by_kind: dict[str, int], rejects: list[Reject]) -> Iterator[RejectedKind]:
     for kind, count in by_kind.items():
         shown = [reject for reject in rejects if reject.kind == kind]
-        yield Refused(kind, count, [(reject, head(reject.head)) for reject in shown])
+        yield RejectedKind(kind, count, [(reject, head(reject.head)) for reject in shown])
 
 
 def _plots(
@@ -271,7 +271,7 @@ def _code_use(shards: ShardSet, seed: int) -> tuple[NDArray[np.int64], int]:
     return np.unique(np.concatenate(vq_ids), return_counts=True)[1], len(vq_ids)
 
 
-def _card(drawn: Found, tokenizer: Tokenizer, image_tokens: int, paint: Paint | None) -> Card:
+def _card(drawn: LocatedSample, tokenizer: Tokenizer, image_tokens: int, paint: Paint | None) -> Card:
     sample, images = drawn.sample, []
     if isinstance(sample, UnderstandingSample):
         images = sample.images

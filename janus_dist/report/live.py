@@ -22,7 +22,7 @@ POLL_S = 1.0
 log = logging.getLogger("janus_dist")
 
 
-class Reported:
+class ReportWriter:
     """Write the report of a run while a `with` block trains it: after its saves, and once more at the end.
 
     A save is an event of kind `saved` in the run's folder. Nothing is written before `begins`; an error that ends the
@@ -38,7 +38,7 @@ class Reported:
         self.has_ended = threading.Event()
         self.has_begun = False
 
-    def __enter__(self) -> "Reported":
+    def __enter__(self) -> "ReportWriter":
         return self
 
     def begins(self) -> None:

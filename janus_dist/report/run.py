@@ -55,7 +55,7 @@ class RunView:
     """True when the run was resumed or rolled back; its curves mark these steps."""
     held_out: str | None
     """SVG of the held-out losses; None when nothing was validated."""
-    samples: list["Samples"]
+    samples: list["CheckpointSamples"]
     happened: list[tuple[events.Event, int]]
     """(event, number of such events) in order, without saves; repeated warnings are shown once."""
     mixture: str
@@ -71,7 +71,7 @@ class RunView:
 
 
 @dataclass(frozen=True)
-class Samples:
+class CheckpointSamples:
     """Drawings and answers of a checkpoint for fixed prompts."""
 
     step: int
@@ -170,7 +170,7 @@ def _grouped(history: list[events.Event]) -> Iterator[tuple[events.Event, int]]:
             yield event, counts.pop(event.group)
 
 
-def _samples(folder: Path) -> Iterator[Samples]:
+def _samples(folder: Path) -> Iterator[CheckpointSamples]:
     """Yield the samples of up to MOST_SAMPLES checkpoints, evenly spread, with the first and the last of them."""
     folders = sample_folders(folder)
     last = max(1, min(MOST_SAMPLES, len(folders)) - 1)
@@ -181,7 +181,7 @@ def _samples(folder: Path) -> Iterator[Samples]:
             entry | {"pictures": [_data_url(folders[index] / name) for name in entry.get("pictures", ())]}
             for entry in content["answers"]
         ]
-        yield Samples(content["step"], _data_url(grid) if grid.exists() else None, answers)
+        yield CheckpointSamples(content["step"], _data_url(grid) if grid.exists() else None, answers)
 
 
 def settings_table(configs: list[dict[str, Any]]) -> Iterator[tuple[str, list[str], bool]]:

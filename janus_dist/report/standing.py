@@ -149,7 +149,7 @@ def state(run: Path, series: RunSeries) -> str:
     return "training" if series.lines else "starting"
 
 
-def _ended(run: Path, holder: lease_files.Holder) -> str | None:
+def _ended(run: Path, holder: lease_files.LeaseHolder) -> str | None:
     """Return `dead` or `silent` when the driver that held the run's lease last does not train it; None when it does."""
     if holder.process.is_gone:
         return "dead"

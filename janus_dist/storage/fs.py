@@ -34,7 +34,7 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 """Error numbers of a file system without hard links."""
 NO_CONDITIONS = (errno.ENOSYS, errno.EINVAL, errno.EPERM)
 """Error numbers for a store's refusal of a request header (HTTP 501, 400, 405)."""
-SECOND_LOOK_S = 3.0
+CONFLICT_CHECK_DELAY_S = 3.0
 """Seconds between a write and the check whether another writer has replaced its content: longer than a PUT takes."""
 
 
@@ -106,7 +106,7 @@ def create(path: str | Path, content: bytes, conditional: bool = True, quick: bo
     if files.exists(name):
         return False
     files.pipe_file(name, content)
-    time.sleep(SECOND_LOOK_S)
+    time.sleep(CONFLICT_CHECK_DELAY_S)
     return files.cat_file(name) == content
 
 

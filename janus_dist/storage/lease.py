@@ -25,8 +25,8 @@ from janus_dist.errors import ClusterError, ConfigError, DataError, JanusError
 from janus_dist.storage import fs
 from janus_dist.storage.lease_files import (
     NAME,
-    Holder,
-    Process,
+    LeaseHolder,
+    ProcessIdentity,
     has_ended,
     helper_file,
     helpers,
@@ -41,7 +41,7 @@ BEAT_BYTES = 64
 
 
 @dataclass(frozen=True)
-class Times:
+class LeaseTimes:
     """Limits of leases, in seconds; each allows for the one before it."""
 
     renew_s: float = 5.0
@@ -61,7 +61,7 @@ class Times:
     """Seconds for which a waiting process tolerates a folder that cannot be read."""
 
 
-TIMES = Times()
+TIMES = LeaseTimes()
 
 
 class Clock(Protocol):
@@ -81,13 +81,13 @@ class LeaseLostError(ClusterError):
 
 
 @dataclass(frozen=True)
-class Claim:
+class LeaseClaim:
     """Identity of a lease for other processes of the holder's job; can be pickled."""
 
     folder: str
     number: int
     owner: str
-    process: Process
+    process: ProcessIdentity
     conditional: bool
     """Whether the store honours conditional writes."""
 
@@ -96,7 +96,7 @@ class Claim:
         if replacement := self.replaced_by():
             raise lost(self.folder, replacement)
 
-    def replaced_by(self) -> Holder | None:
+    def replaced_by(self) -> LeaseHolder | None:
         """Return the holder that has taken the lease since, or None; raise one of `fs.FAILURES` on a failure."""
         holder = newest(self.folder)
         return None if holder is None or holder.owner == self.owner else holder
@@ -105,7 +105,7 @@ class Claim:
 class Lease:
     """A lease that this process holds. `hold` takes and releases it."""
 
-    def __init__(self, folder: str, claim: Claim, times: Times, clock: Clock):
+    def __init__(self, folder: str, claim: LeaseClaim, times: LeaseTimes, clock: Clock):
         self.folder, self.claim, self._times, self._clock = folder, claim, times, clock
         self._beats = 0
         self._seen_s = clock.monotonic()
@@ -198,7 +198,7 @@ def take(
     purpose: str,
     show: Callable[[str], None],
     hint: str,
-    times: Times = TIMES,
+    times: LeaseTimes = TIMES,
     clock: Clock = time,  # pyright: ignore[reportArgumentType]
 ) -> Lease:
     """Return the lease of a folder that is free or whose holder is dead; the lease is not renewed yet.
@@ -210,7 +210,7 @@ def take(
     if not conditional:
         show(
             f"{folder}: this store ignores If-None-Match, so a second read distinguishes two writers: taking the "
-            f"folder takes {times.settle_s:.0f} s, each commit {fs.SECOND_LOOK_S:.0f} s"
+            f"folder takes {times.settle_s:.0f} s, each commit {fs.CONFLICT_CHECK_DELAY_S:.0f} s"
         )
     observer, holder = _HolderObserver(folder, times, clock), newest(folder)
     has_shown = False
@@ -237,12 +237,12 @@ def take(
 class _HolderObserver:
     """The observations of a waiting process, from which it decides whether a holder is alive."""
 
-    def __init__(self, folder: str, times: Times, clock: Clock):
+    def __init__(self, folder: str, times: LeaseTimes, clock: Clock):
         self.folder, self.times, self.clock = folder, times, clock
         self.last: tuple[int, bytes] | None = None
         self.since_s = 0.0
 
-    def next_holder(self) -> Holder | None:
+    def next_holder(self) -> LeaseHolder | None:
         """Return the holder after a pause; time in which the folder cannot be read does not count as its silence.
 
         Raises one of `fs.FAILURES` when the folder cannot be read for longer than the patience.
@@ -257,7 +257,7 @@ class _HolderObserver:
                     raise
                 self.last = None
 
-    def judge(self, holder: Holder) -> str:
+    def judge(self, holder: LeaseHolder) -> str:
         """Return the state of a holder: free, silent, alive or unknown."""
         try:
             beat = read(f"{prefix(self.folder, holder.number)}.beat")
@@ -276,10 +276,10 @@ class _HolderObserver:
         return "silent" if now - self.since_s >= self.times.silence_s else "unknown"
 
 
-class Watch:
+class LeaseWatch:
     """A helper's watch over the leases of its job: detects that another job took one, or that the holder is dead."""
 
-    def __init__(self, claims: Sequence[Claim], times: Times = TIMES, clock: Clock = time):  # pyright: ignore[reportArgumentType]
+    def __init__(self, claims: Sequence[LeaseClaim], times: LeaseTimes = TIMES, clock: Clock = time):  # pyright: ignore[reportArgumentType]
         self.claims, self.times, self.clock = claims, times, clock
         self.beats: dict[str, tuple[bytes, float]] = {}
         self.looked_s: float | None = None
@@ -289,7 +289,7 @@ class Watch:
 
         Raises LeaseLostError when another job holds a lease, ClusterError when a folder cannot be read or written.
         """
-        content = json.dumps(asdict(Process.current()), sort_keys=True).encode()
+        content = json.dumps(asdict(ProcessIdentity.current()), sort_keys=True).encode()
         for claim in self.claims:
             with fs.reached(claim.folder, ClusterError):
                 fs.write_whole(helper_file(claim.folder, claim.number), content, quick=True)
@@ -338,7 +338,7 @@ class Watch:
         end(reason)
 
 
-def lost(folder: str, replacement: Holder) -> LeaseLostError:
+def lost(folder: str, replacement: LeaseHolder) -> LeaseLostError:
     """Return the error of a job whose lease another job took."""
     return LeaseLostError(
         f"{folder} was taken over by another job while this one could not renew its lease: {replacement}; "
@@ -347,11 +347,11 @@ def lost(folder: str, replacement: Holder) -> LeaseLostError:
     )
 
 
-def _create(folder: str, number: int, purpose: str, conditional: bool) -> Claim | None:
+def _create(folder: str, number: int, purpose: str, conditional: bool) -> LeaseClaim | None:
     """Return the claim of the lease with a number, or None when another job took that number first."""
-    owner, process = uuid.uuid4().hex, Process.current()
+    owner, process = uuid.uuid4().hex, ProcessIdentity.current()
     since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    content = json.dumps(asdict(Holder(number, owner, process, purpose, since)), sort_keys=True).encode()
+    content = json.dumps(asdict(LeaseHolder(number, owner, process, purpose, since)), sort_keys=True).encode()
     path = f"{prefix(folder, number)}.json"
     try:
         if conditional:
@@ -363,10 +363,10 @@ def _create(folder: str, number: int, purpose: str, conditional: bool) -> Claim 
             raise
     # the content decides: a request whose answer was lost is sent twice and then finds its own file
     created = read(path)
-    return Claim(folder, number, owner, process, conditional) if created == content else None
+    return LeaseClaim(folder, number, owner, process, conditional) if created == content else None
 
 
-def _remove_older(claim: Claim) -> None:
+def _remove_older(claim: LeaseClaim) -> None:
     """Remove the files of earlier holders."""
     with suppress(*fs.FAILURES):
         for name in names(claim.folder):
@@ -375,7 +375,7 @@ def _remove_older(claim: Claim) -> None:
                     fs.remove(f"{claim.folder}/{NAME}/{name}", quick=True)
 
 
-def _write_beat(claim: Claim, beats: int, has_ended: bool) -> None:
+def _write_beat(claim: LeaseClaim, beats: int, has_ended: bool) -> None:
     """Write a holder's counter; in place, which a full disk allows: its holder must not look dead."""
     content = json.dumps({"beats": beats, "has_ended": has_ended}).encode().ljust(BEAT_BYTES)
     fs.write_over(f"{prefix(claim.folder, claim.number)}.beat", content)

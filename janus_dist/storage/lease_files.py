@@ -29,7 +29,7 @@ LOOKS = 10
 
 
 @dataclass(frozen=True)
-class Process:
+class ProcessIdentity:
     """Identity of a process for other processes."""
 
     user: str
@@ -41,7 +41,7 @@ class Process:
     """Start time in ticks since boot, since process numbers are reused; None when unknown."""
 
     @classmethod
-    def current(cls) -> "Process":
+    def current(cls) -> "ProcessIdentity":
         """Return the identity of this process."""
         try:
             user = getpass.getuser()
@@ -66,13 +66,13 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseHolder:
     """The current or a former holder of a lease."""
 
     number: int
     owner: str
     """Identifier of one acquisition of a lease."""
-    process: Process
+    process: ProcessIdentity
     purpose: str
     since: str
     """Time of the acquisition by the clock of the holder, for messages."""
@@ -82,11 +82,11 @@ class Holder:
         return f"{process.user} on {process.host} ({self.purpose}, process {process.pid}, since {self.since})"
 
 
-UNKNOWN = Process("unknown", "unknown", None, 0, None)
+UNKNOWN = ProcessIdentity("unknown", "unknown", None, 0, None)
 """Process of a file that cannot be parsed."""
 
 
-def newest(folder: str) -> Holder | None:
+def newest(folder: str) -> LeaseHolder | None:
     """Return the newest holder of a folder's lease, alive or not; None when the folder never had one.
 
     Raises one of `fs.FAILURES` when the folder cannot be read.
@@ -108,7 +108,7 @@ def has_ended(beat: bytes) -> bool:
         return False
 
 
-def helpers(folder: str, number: int) -> list[Process]:
+def helpers(folder: str, number: int) -> list[ProcessIdentity]:
     """Return the registered helpers of a holder."""
     content = read(helper_file(folder, number))
     try:
@@ -117,19 +117,19 @@ def helpers(folder: str, number: int) -> list[Process]:
         return [UNKNOWN]
 
 
-def _parsed(number: int, content: bytes) -> Holder:
+def _parsed(number: int, content: bytes) -> LeaseHolder:
     """Return the holder that a file describes, or an unknown holder when the content cannot be parsed."""
     try:
         values = json.loads(content)
-        return replace(Holder(**values | {"process": _process(values["process"])}), number=number)
+        return replace(LeaseHolder(**values | {"process": _process(values["process"])}), number=number)
     except (ValueError, KeyError, TypeError):
-        return Holder(number, content.hex()[:32], UNKNOWN, "unknown", "unknown")
+        return LeaseHolder(number, content.hex()[:32], UNKNOWN, "unknown", "unknown")
 
 
-def _process(values: Any) -> Process:
+def _process(values: Any) -> ProcessIdentity:
     """Return the process with these fields, or UNKNOWN when fields are missing or unknown."""
     try:
-        return Process(**values)
+        return ProcessIdentity(**values)
     except TypeError:
         return UNKNOWN
 

@@ -94,7 +94,7 @@ class ReadCounters:
     """Seconds that callers spent in `read`, summed over threads."""
 
 
-class Tally:
+class ReadTally:
     """Read counters that several threads increase."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Tally:
             return replace(self._counters)
 
 
-class FailureError(Exception):
+class AttemptError(Exception):
     """Failure of one attempt: its cause, whether another attempt may succeed, and a hint for the user."""
 
     def __init__(self, cause: str, transient: bool, hint: str):
@@ -135,7 +135,7 @@ class Store(Protocol):
 class Fetcher:
     """Reader of ranges from any store, with retries. Threads may share it; `close` ends their pauses."""
 
-    def __init__(self, timeout_s: float, threads: int, patience_s: float, tally: Tally):
+    def __init__(self, timeout_s: float, threads: int, patience_s: float, tally: ReadTally):
         """Create a fetcher whose requests fail after `timeout_s` without an answer and are retried for `patience_s`."""
         self.patience_s, self.tally = patience_s, tally
         self._closing = threading.Event()
@@ -152,7 +152,7 @@ class Fetcher:
                 content = store.get(path, start, stop)
                 self.tally.add(bytes_fetched=len(content))
                 return content
-            except FailureError as failure:
+            except AttemptError as failure:
                 tried_s, pause = time.monotonic() - began, pause_s(attempt)
                 is_retried = failure.transient and tried_s + pause < self.patience_s
                 if not is_retried or self._closing.wait(pause):
@@ -195,7 +195,7 @@ def pause_s(attempt: int) -> float:
 class LocalStore:
     """Store of local files. Each file is opened for one read and closed, so each reading thread has one open file."""
 
-    def __init__(self, tally: Tally):
+    def __init__(self, tally: ReadTally):
         self.tally = tally
 
     def get(self, path: str, start: int, stop: int) -> bytes:
@@ -207,11 +207,11 @@ class LocalStore:
             finally:
                 os.close(file)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise FailureError("the file does not exist", False, REMAKE_MISSING) from error
+            raise AttemptError("the file does not exist", False, REMAKE_MISSING) from error
         except (PermissionError, IsADirectoryError) as error:
-            raise FailureError(str(error.strerror), False, "check the path and its permissions") from error
+            raise AttemptError(str(error.strerror), False, "check the path and its permissions") from error
         except OSError as error:  # a network disk: stale handle, time-out or another transient error
-            raise FailureError(f"{error.strerror} (errno {error.errno})", True, "check the disk and its log") from error
+            raise AttemptError(f"{error.strerror} (errno {error.errno})", True, "check the disk and its log") from error
 
     def close(self) -> None:
         """Do nothing: no file is open between reads."""
@@ -226,7 +226,7 @@ def pread(file: int, start: int, stop: int) -> bytes:
     return b"".join(parts)
 
 
-class Pace:
+class LatencyTracker:
     """Recent durations of requests, and the allowance of second requests. Used only by the event loop's thread."""
 
     def __init__(self) -> None:
@@ -262,8 +262,8 @@ class Pace:
 class S3Store:
     """Store of objects in S3 or a compatible service. Requests of all threads run on fsspec's event loop."""
 
-    def __init__(self, timeout_s: float, threads: int, tally: Tally):
-        self.timeout_s, self.threads, self.tally, self.pace = timeout_s, threads, tally, Pace()
+    def __init__(self, timeout_s: float, threads: int, tally: ReadTally):
+        self.timeout_s, self.threads, self.tally, self.pace = timeout_s, threads, tally, LatencyTracker()
         self._files: Any = None
         self._lock = threading.Lock()
 
@@ -276,7 +276,7 @@ class S3Store:
             return running.result(2 * limit_s + CONNECT_TIMEOUT_S)
         except TimeoutError as error:
             running.cancel()
-            raise FailureError(f"no complete answer within {limit_s:.1f} s", True, RESUME) from error
+            raise AttemptError(f"no complete answer within {limit_s:.1f} s", True, RESUME) from error
         except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as error:
             raise explained(error) from error
 
@@ -348,7 +348,7 @@ class S3Store:
         finally:
             answer["Body"].close()
         if len(content) != expected:
-            raise FailureError(f"received {len(content)} bytes instead of {expected}", True, RESUME)
+            raise AttemptError(f"received {len(content)} bytes instead of {expected}", True, RESUME)
         self.pace.add(len(content), time.monotonic() - began)
         return content
 
@@ -363,37 +363,37 @@ def answered_bytes(answer: dict[str, Any], start: int, stop: int) -> int:
         first, size = int(header.split()[1].split("-")[0]), int(header.rpartition("/")[2])
     except (IndexError, ValueError) as error:
         hint = "the store must support range requests (HTTP 206)"
-        raise FailureError("the store answered with more than the range", False, hint) from error
+        raise AttemptError("the store answered with more than the range", False, hint) from error
     if first != start:
-        raise FailureError(f"the store answered from byte {first}", True, RESUME)
+        raise AttemptError(f"the store answered from byte {first}", True, RESUME)
     return min(stop, size) - start
 
 
-def explained(error: BaseException) -> FailureError:
+def explained(error: BaseException) -> AttemptError:
     """Return the failure for an error of the S3 client: whether it is transient, and a hint for the user."""
     if isinstance(error, ClientError):
         return _refused(error)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return FailureError(
+        return AttemptError(
             str(error), False, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
         )
     cause = f"{type(error).__name__}: {error}"
     if isinstance(error, (*TRANSIENT_ERRORS, OSError)):
-        return FailureError(f"the connection failed ({cause})", True, RESUME)
-    return FailureError(cause, False, "check AWS_ENDPOINT_URL, region and credentials")
+        return AttemptError(f"the connection failed ({cause})", True, RESUME)
+    return AttemptError(cause, False, "check AWS_ENDPOINT_URL, region and credentials")
 
 
-def _refused(error: ClientError) -> FailureError:
+def _refused(error: ClientError) -> AttemptError:
     """Return the failure for an error answer of the store."""
     details = error.response.get("Error", {})
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = details.get("Code", "")
     cause = f"the store answered {status} {code} ({details.get('Message', '')})"
     if status >= 500 or status == 429 or code in TRANSIENT_CODES:
-        return FailureError(cause, True, RESUME)
+        return AttemptError(cause, True, RESUME)
     hints = {
         404: f"it was removed or never written: {REMAKE_MISSING}",
         403: "check the credentials, AWS_ENDPOINT_URL, and what the bucket's policy allows",
         416: f"the object is shorter than its index says; {REMAKE_SHARD}",
     }
-    return FailureError(cause, False, hints.get(status, "check AWS_ENDPOINT_URL, region and credentials"))
+    return AttemptError(cause, False, hints.get(status, "check AWS_ENDPOINT_URL, region and credentials"))

@@ -4,7 +4,7 @@ Invariant: a failed save never ends the run, except for the last checkpoint, wit
 """
 
 from janus_dist.checkpoint import commits
-from janus_dist.checkpoint.saver import Saved, Saver
+from janus_dist.checkpoint.saver import Saver, SaveResult
 from janus_dist.errors import CheckpointError
 from janus_dist.train.context import TrainingRun
 from janus_dist.train.step import TrainedStep
@@ -51,14 +51,14 @@ class Checkpointing:
                 "fix the cause and run the same command again: it resumes from the previous checkpoint",
             )
 
-    def wait(self) -> Saved | None:
+    def wait(self) -> SaveResult | None:
         """Wait for the save that is being written, which may take long; return its outcome, None without a save."""
         self.run.watchdog.pause(MAX_SAVE_S)
         saved = self.saver.wait()
         self.run.watchdog.pause()
         return saved
 
-    def tell(self, saved: Saved | None) -> None:
+    def tell(self, saved: SaveResult | None) -> None:
         """Report the outcome of a save."""
         if saved is None:
             return
@@ -75,5 +75,5 @@ class Checkpointing:
     def _begin(self) -> bool:
         """Start to save the newest step; return False while another save is being written."""
         train = self.run.recipe.train
-        keep = commits.Keep(train.keep_checkpoints, train.keep_every_steps)
+        keep = commits.RetentionPolicy(train.keep_checkpoints, train.keep_every_steps)
         return self.saver.start(self.run.progress.step, self.run.identity(), keep)

@@ -12,7 +12,7 @@ from janus_dist.data.loader import Loader
 from janus_dist.data.plan import Plan
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.monitor import events
-from janus_dist.train.progress import Progress
+from janus_dist.train.progress import RunProgress
 from janus_dist.train.spikes import LossSpikeDetector
 from janus_dist.train.step import StepOutcome
 from janus_dist.train.watchdog import Watchdog
@@ -25,7 +25,7 @@ class TrainingRun:
         self.recipe, self.plan, self.loader, self.engine = recipe, plan, loader, engine
         self.world = engine.world
         self.say = say if self.world.is_first else lambda line: None
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.spikes = LossSpikeDetector(recipe.train.spike_sigmas)
         stacks = recipe.run.dir / "logs" / f"stacks-{self.world.rank:04d}.txt"
         self.watchdog = Watchdog(stacks, recipe.engine.timeout_s)

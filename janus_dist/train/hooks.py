@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from janus_dist.engine.partitions import Order
+from janus_dist.engine.partitions import ModuleOrderMonitor
 from janus_dist.monitor.console import step_line
 from janus_dist.monitor.sinks import Sink, last_line, make_sinks
 from janus_dist.train.context import TrainingRun
 from janus_dist.train.speed import peak_gib, speed
 from janus_dist.train.step import TrainedStep
-from janus_dist.train.straggler import Stragglers
+from janus_dist.train.straggler import StragglerDetector
 from janus_dist.train.validation import Validation
 
 ORDER_CHANGED = "the model's modules ran in another order {changes} times, and ZeRO-3 prefetched nothing for them"
@@ -26,8 +26,8 @@ class StragglerMonitor:
         self.run = run
         self.slowest_rank = 1.0
         """Time that the slowest rank takes for the same small piece of work, divided by the median over all ranks."""
-        self._stragglers = Stragglers(run.world)
-        self._order = Order(run.engine)
+        self._stragglers = StragglerDetector(run.world)
+        self._order = ModuleOrderMonitor(run.engine)
 
     def after_step(self, trained: TrainedStep) -> None:
         """Compare the ranks at steps that are logged; all ranks call it."""

@@ -12,7 +12,7 @@ from janus_dist.data.plan import Plan
 from janus_dist.errors import DataError
 from janus_dist.inspection.inspect import read_samples
 
-MOST_STEPS = 16
+MAX_LISTED_STEPS = 16
 """Maximum number of steps whose samples are listed: the last steps, which include the skipped ones."""
 
 log = logging.getLogger("janus_dist")
@@ -32,7 +32,7 @@ def write_left_out(path: Path, plan: Plan, first: int, stop: int) -> None:
     """
     try:
         with path.open("a") as file:
-            for step in range(max(first, stop - MOST_STEPS), stop):
+            for step in range(max(first, stop - MAX_LISTED_STEPS), stop):
                 file.write(json.dumps({"plan_step": step, "sources": _samples(plan, step)}) + "\n")
     except (OSError, DataError) as error:
         log.warning("%s is not complete: %s", path, error)

@@ -15,7 +15,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.reader import PATIENCE_S
 from janus_dist.errors import ClusterError, ConfigError
 from janus_dist.storage import fs
-from janus_dist.storage.lease import Claim, Lease, LeaseLostError, Watch, hold
+from janus_dist.storage.lease import Lease, LeaseClaim, LeaseLostError, LeaseWatch, hold
 
 POLL_S = 1.0
 """Seconds between two attempts to check a lease when the store does not answer."""
@@ -58,12 +58,12 @@ def check_held(leases: Sequence[Lease]) -> None:
             time.sleep(POLL_S)
 
 
-def follow(claims: Sequence[Claim]) -> Watch:
+def follow(claims: Sequence[LeaseClaim]) -> LeaseWatch:
     """Watch the leases from rank 0 and end this process when its job loses the run or its driver is gone.
 
     Raises LeaseLostError when the run is lost already, ClusterError when the leases cannot be read.
     """
-    watch = Watch(claims)
+    watch = LeaseWatch(claims)
     watch.join()
     watch.start(_exit)
     return watch

@@ -14,7 +14,7 @@ from janus_dist.engine.world import World
 from janus_dist.errors import ClusterError
 from janus_dist.model import native
 
-RULE = "engine.dtype=auto uses bfloat16 when every node computes in it natively, otherwise float32"
+AUTO_DTYPE_RULE = "engine.dtype=auto uses bfloat16 when every node computes in it natively, otherwise float32"
 
 
 def resolve(recipe: StageRecipe, is_native: Callable[[], bool]) -> tuple[StageRecipe, str | None]:
@@ -77,7 +77,7 @@ def check_device(recipe: StageRecipe, device: torch.device) -> None:
         raise ClusterError(
             f"engine.dtype=bfloat16 needs GPUs of compute capability {required} or more (A100, H100, RTX 30), "
             f"but {torch.cuda.get_device_name(device)} has {actual}",
-            f"set engine.dtype=float32 or auto: {RULE}",
+            f"set engine.dtype=float32 or auto: {AUTO_DTYPE_RULE}",
         )
 
 

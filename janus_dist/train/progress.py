@@ -7,7 +7,7 @@ from janus_dist.train.left_out import plan_step
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Position of a run; a checkpoint stores all fields except `skipped_steps`."""
 
     step: int = 0

@@ -10,7 +10,7 @@ from janus_dist.checkpoint import commits, state
 from janus_dist.checkpoint.commits import Commit
 from janus_dist.checkpoint.find import refuse_if_never
 from janus_dist.config.recipe import RunConfig, StageRecipe
-from janus_dist.data.plan import Base, Plan
+from janus_dist.data.plan import Plan, PlanBase
 from janus_dist.engine.zero import ZeroEngine
 from janus_dist.train.compatible import check_rebase, check_resume
 from janus_dist.train.left_out import plan_step
@@ -48,12 +48,12 @@ def plan_from(plan: Plan, recipe: StageRecipe, trainable: Sequence[str], path: s
     Raises CheckpointError when the checkpoint does not match the recipe; its plan may differ with `run.rebase`.
     """
     base = commit.plan["base"]
-    plan = plan.rebased(Base(**base) if base else None)
+    plan = plan.rebased(PlanBase(**base) if base else None)
     if not recipe.run.rebase or plan.digest == commit.plan_digest:
         check_resume(recipe, plan, trainable, path, commit)
         return plan, ""
     check_rebase(plan, path, commit)
-    plan = plan.rebased(Base(plan_step(commit.step, commit.left_out), commit.cursors))
+    plan = plan.rebased(PlanBase(plan_step(commit.step, commit.left_out), commit.cursors))
     continued = [
         lane.source
         for lane, shards in zip(plan.lanes, plan.shards, strict=True)

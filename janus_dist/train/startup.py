@@ -20,7 +20,7 @@ from janus_dist.storage import fs
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 """Packages whose versions must be the same on all ranks."""
-SHOWN = 4
+MAX_NAMED_RANKS = 4
 """Maximum number of differing ranks that an error names."""
 GIB = 2**30
 
@@ -76,9 +76,9 @@ def _refuse_differences(node_facts: list[Any]) -> None:
             for rank, (node, facts) in enumerate(node_facts)
             if str(facts[name]) != majority
         ]
-        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        more = f" and {len(others) - MAX_NAMED_RANKS} more" if len(others) > MAX_NAMED_RANKS else ""
         raise ClusterError(
-            f"ranks differ in {name}: most have {majority}, {'; '.join(others[:SHOWN])}{more}",
+            f"ranks differ in {name}: most have {majority}, {'; '.join(others[:MAX_NAMED_RANKS])}{more}",
             "start all ranks from the same image and code, and the same number of ranks on every node",
         )
 

@@ -14,15 +14,15 @@ import torch
 
 from janus_dist.engine.world import World
 
-SLOW = 1.5
+SLOW_FACTOR = 1.5
 """Multiple of the median above which a rank counts as slow; a noisy host reaches 1.2."""
-LEAST_WAIT_S = 0.05
+MIN_EXTRA_WAIT_S = 0.05
 """Minimum seconds by which a rank must exceed the usual wait for a step's data to count as slow."""
-PATIENCE = 3
+SLOW_COMPARISONS = 3
 """Number of comparisons in a row in which a rank must be slow before it is reported."""
-SIDES = {"cuda": 4096, "cpu": 256}
+MATRIX_SIDES = {"cuda": 4096, "cpu": 256}
 """Side of the square matrices that are multiplied: milliseconds of work on an H100 or on a CPU core."""
-SMALL = 50
+NUM_SMALL_OPERATIONS = 50
 """Number of small operations after the matrix product, which reveal a slow host."""
 
 
@@ -44,7 +44,7 @@ class SlowRank:
 
 
 @dataclass(frozen=True)
-class Look:
+class RankComparison:
     """Result of a comparison of all ranks, the same on every rank."""
 
     slowest: float
@@ -60,13 +60,13 @@ class Look:
         return [rank.line for rank in self.slow]
 
 
-class Stragglers:
+class StragglerDetector:
     """Compares the pace of all ranks; every rank has one and calls `look` at the same steps."""
 
     def __init__(self, world: World):
         self.world = world
         self.nodes = [str(node) for node in world.gather(platform.node())]
-        side = SIDES[world.device.type]
+        side = MATRIX_SIDES[world.device.type]
         dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
         self._matrix = torch.ones(side, side, device=world.device, dtype=dtype)
         self._waited_s, self._steps = 0.0, 0
@@ -78,7 +78,7 @@ class Stragglers:
         self._waited_s += seconds
         self._steps += 1
 
-    def look(self, slowest_step_s: float) -> Look:
+    def look(self, slowest_step_s: float) -> RankComparison:
         """Compare all ranks; all ranks call it, each with the seconds of its slowest step so far."""
         own_times = torch.tensor([self.work_s(), self._waited_s / max(1, self._steps), slowest_step_s])
         self._waited_s, self._steps = 0.0, 0
@@ -89,10 +89,10 @@ class Stragglers:
         median_work, median_wait = float(work.median()), float(waits.median())
         slow: list[SlowRank] = []
         for rank in range(self.world.size):
-            is_slow = float(work[rank]) > SLOW * median_work
-            is_waiting = float(waits[rank]) > SLOW * median_wait + LEAST_WAIT_S
+            is_slow = float(work[rank]) > SLOW_FACTOR * median_work
+            is_waiting = float(waits[rank]) > SLOW_FACTOR * median_wait + MIN_EXTRA_WAIT_S
             self._slow_counts[rank] = self._slow_counts.get(rank, 0) + 1 if is_slow or is_waiting else 0
-            if self._slow_counts[rank] == PATIENCE:
+            if self._slow_counts[rank] == SLOW_COMPARISONS:
                 reason = (
                     f"it takes {float(work[rank]) / median_work:.1f} times the median of all ranks for the same work"
                     if is_slow
@@ -102,7 +102,7 @@ class Stragglers:
                 node = self.nodes[rank]
                 line = f"rank {rank} on {node} is slow: {reason}"
                 slow.append(SlowRank(rank, node, "computing" if is_slow else "waiting for data", line))
-        return Look(float(work.max()) / median_work, float(times[:, 2].max()), slow)
+        return RankComparison(float(work.max()) / median_work, float(times[:, 2].max()), slow)
 
     def work_s(self) -> float:
         """Return the seconds that a fixed piece of work takes, the best of three."""
@@ -112,7 +112,7 @@ class Stragglers:
             began = time.perf_counter()
             product = self._matrix @ self._matrix
             corner = product[:8, :8]
-            for _ in range(SMALL):
+            for _ in range(NUM_SMALL_OPERATIONS):
                 corner = corner + 1
             self._synchronize()
             best = min(best, time.perf_counter() - began)

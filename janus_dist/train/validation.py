@@ -15,7 +15,7 @@ from janus_dist.data.collate import DocumentFormat
 from janus_dist.data.loader import Loader
 from janus_dist.data.manifest import NAME, ShardSet, is_there
 from janus_dist.data.plan import Plan
-from janus_dist.data.reader import Reader
+from janus_dist.data.reader import RangeReader
 from janus_dist.data.tokenizer import Tokenizer
 from janus_dist.engine.world import World
 from janus_dist.engine.zero import ZeroEngine
@@ -72,7 +72,7 @@ def held_out(recipe: StageRecipe, trained: Mapping[Lane, ShardSet]) -> dict[Lane
             "make held-out shards there with jobs/prepare.py (data.root=...), or leave data.validation_root out",
         )
     # without the node's cache, whose eviction follows the plan of training
-    reader = Reader(recipe.data.read.model_copy(update={"cache_dir": None}))
+    reader = RangeReader(recipe.data.read.model_copy(update={"cache_dir": None}))
     shard_sets = {lane: ShardSet.open(folder, reader) for lane, folder in folders.items()}
     for shards in shard_sets.values():
         for lane, other in trained.items():

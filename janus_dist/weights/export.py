@@ -23,7 +23,7 @@ from janus_dist.model.janus import parameter_shapes, vq_config
 from janus_dist.model.size import check_shapes
 from janus_dist.storage.local import whole_folder
 from janus_dist.weights import configs
-from janus_dist.weights.layouts import VQ, Place, places
+from janus_dist.weights.layouts import VQ, TensorLocation, places
 from janus_dist.weights.shards import Planned, write_shards
 from janus_dist.weights.tokens import chat_template, write_tokenizer
 from janus_dist.weights.vq import read_vq
@@ -114,7 +114,7 @@ def _write_weights(
     return write_shards(folder, planned, make, max_bytes)
 
 
-def _joined(own: Sequence[Tensor], place: Place) -> Tensor:
+def _joined(own: Sequence[Tensor], place: TensorLocation) -> Tensor:
     """Return the tensor of another layout that holds our tensors `own`, in order."""
     if len(own) == 1:
         return own[0].reshape(place.shape)

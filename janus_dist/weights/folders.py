@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from janus_dist.errors import CheckpointError
-from janus_dist.weights.layouts import Place, Shape, pattern
+from janus_dist.weights.layouts import Shape, TensorLocation, pattern
 
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that say where a folder's weights are, the best first."""
@@ -72,7 +72,7 @@ class Folder:
             entries |= _safetensors(file, where) if file.suffix == ".safetensors" else _pickled(file, where)
         return cls(path, entries, _config(path / "config.json", where) if path.is_dir() else None)
 
-    def differences(self, places: Iterable[Place], may_have_fewer_rows: Collection[str] = ()) -> list[str]:
+    def differences(self, places: Iterable[TensorLocation], may_have_fewer_rows: Collection[str] = ()) -> list[str]:
         """Return how the tensors differ from those that `places` ask for, layers of one kind told together; [] in
         nothing.
 

@@ -25,7 +25,7 @@ FUSED = 3
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """The elements from `offset` on of the flattened tensor `name`, whose own shape is `shape`."""
 
     name: str
@@ -98,9 +98,9 @@ RULES: dict[Layout, list[Rule]] = {
 }
 
 
-def places(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Place]:
+def places(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, TensorLocation]:
     """Return the location of each parameter of `shapes` (our names); those not in the layout are omitted."""
-    found: dict[str, Place] = {}
+    found: dict[str, TensorLocation] = {}
     for name, shape in shapes.items():
         for rule in RULES[layout]:
             theirs = _renamed(rule, name)
@@ -135,9 +135,9 @@ def _renamed(rule: Rule, name: str) -> str | None:
     return theirs + name[match.end() :]
 
 
-def _place(theirs: str, shape: Shape, fused: int | None) -> Place:
+def _place(theirs: str, shape: Shape, fused: int | None) -> TensorLocation:
     if theirs.endswith(".pos_embed"):
-        return Place(theirs, 0, (1, *shape))
+        return TensorLocation(theirs, 0, (1, *shape))
     if fused is None:
-        return Place(theirs, 0, shape)
-    return Place(theirs, fused * math.prod(shape), (FUSED * shape[0], *shape[1:]))
+        return TensorLocation(theirs, 0, shape)
+    return TensorLocation(theirs, fused * math.prod(shape), (FUSED * shape[0], *shape[1:]))

@@ -17,7 +17,7 @@ from janus_dist.errors import CheckpointError, ConfigError
 from janus_dist.model.janus import parameter_shapes
 from janus_dist.model.parts import PREFIXES, part_of
 from janus_dist.weights.folders import Folder
-from janus_dist.weights.layouts import EMBEDDING, HEAD, Layout, Place, Shape, closest, places
+from janus_dist.weights.layouts import EMBEDDING, HEAD, Layout, Shape, TensorLocation, closest, places
 
 STARTS: dict[str, tuple[Part, ...]] = {
     "janus": tuple(PREFIXES),
@@ -73,11 +73,11 @@ _CONFIG: dict[Layout, tuple[tuple[str, str], ...]] = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredParameter:
     """One parameter in the files of others."""
 
     folder: Folder
-    place: Place
+    place: TensorLocation
     shape: Shape
     """The parameter's shape in our model."""
     elements: int
@@ -96,7 +96,7 @@ class Stored:
         return self.folder.read(self.place.name, self.place.offset + first, self.place.offset + last)
 
 
-def open_weights(config: ModelConfig, start: Mapping[Any, str]) -> dict[str, Stored]:
+def open_weights(config: ModelConfig, start: Mapping[Any, str]) -> dict[str, StoredParameter]:
     """Return the parameters that `start` gives, by name: `{janus: DIR}`, or any of `{language_model: DIR, vision_tower:
     DIR}`.
 
@@ -110,7 +110,7 @@ def open_weights(config: ModelConfig, start: Mapping[Any, str]) -> dict[str, Sto
             "it takes janus alone, or any of language_model and vision_tower",
         )
     shapes = parameter_shapes(config)
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredParameter] = {}
     for what, path in start.items():
         wanted = {name: shape for name, shape in shapes.items() if part_of(name) in STARTS[what]}
         found |= _open(config, what, path, wanted)
@@ -125,7 +125,7 @@ def load_start(model: nn.Module, config: ModelConfig, start: Mapping[Any, str]) 
         parameters[name].view(-1)[: stored.elements].copy_(stored.read(0, stored.elements))
 
 
-def _open(config: ModelConfig, what: str, path: str, wanted: Mapping[str, Shape]) -> dict[str, Stored]:
+def _open(config: ModelConfig, what: str, path: str, wanted: Mapping[str, Shape]) -> dict[str, StoredParameter]:
     """Return the parameters `wanted` of one folder. Raises CheckpointError when it has another layout or model."""
     folder = Folder.open(path, f"{SETTING}.{what}")
     layout = _layout_of(folder, what, path, wanted)
@@ -135,7 +135,9 @@ def _open(config: ModelConfig, what: str, path: str, wanted: Mapping[str, Shape]
     _refuse_other_model(config, what, path, folder, layout, folder.differences(at.values(), growing))
     entries = folder.entries
     return {
-        name: Stored(folder, place, wanted[name], _elements(wanted[name], entries[place.name].elements - place.offset))
+        name: StoredParameter(
+            folder, place, wanted[name], _elements(wanted[name], entries[place.name].elements - place.offset)
+        )
         for name, place in at.items()
     }
 
@@ -151,7 +153,7 @@ def _layout_of(folder: Folder, what: str, path: str, wanted: Mapping[str, Shape]
     return layout
 
 
-def _place_parameters(folder: Folder, layout: Layout, wanted: Mapping[str, Shape]) -> dict[str, Place]:
+def _place_parameters(folder: Folder, layout: Layout, wanted: Mapping[str, Shape]) -> dict[str, TensorLocation]:
     """Return where each parameter is in a folder; a text head that is absent and tied is where the embedding is."""
     at = places(layout, wanted)
     if HEAD in at and at[HEAD].name not in folder.entries and _may_be_tied(folder, layout):

@@ -12,7 +12,7 @@ from janus_dist.config.train import EngineConfig
 from janus_dist.engine.world import World
 from janus_dist.model import janus, sample
 from janus_dist.model.parts import PREFIXES
-from janus_dist.model.sample import Choice
+from janus_dist.model.sample import TokenChoice
 from tests.ranks import run_ranks
 
 MODEL = ModelConfig(
@@ -96,7 +96,7 @@ def test_steps_under_zero_are_those_without_it(request, kind, batch, tmp_path):
     assert under_zero == pytest.approx(without, rel=2e-3) and under_zero[-1] < under_zero[0]
 
 
-@pytest.mark.parametrize("choice", [Choice(), Choice(1.0), Choice(0.7, top_k=20)])
+@pytest.mark.parametrize("choice", [TokenChoice(), TokenChoice(1.0), TokenChoice(0.7, top_k=20)])
 def test_ids_are_drawn_as_on_a_cpu(cuda, choice):
     logits, chances = 3 * torch.randn(64, 1_000), torch.rand(64, dtype=torch.float64)
     wanted = sample.choose(logits, choice, chances)
@@ -112,7 +112,7 @@ def test_images_and_answers_are_those_of_a_cpu(cuda):
     def found() -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
         features = sample.image_features(model, images, batch=1)
         answers = sample.answer(model, prompts[:2], features, [[1], [0]], 2, 0, max_new_tokens=6, batch=2)
-        drawn = sample.draw(model, prompts, MODEL.image_ids, 4, 2.0, Choice(1.0), [7, 8, 9], batch=2)
+        drawn = sample.draw(model, prompts, MODEL.image_ids, 4, 2.0, TokenChoice(1.0), [7, 8, 9], batch=2)
         return features.cpu(), answers, drawn
 
     features, answers, drawn = found()

@@ -9,10 +9,10 @@ import torch
 from janus_dist.data.collate import collate
 from janus_dist.model import janus, sample
 from janus_dist.model import vq as vq_model
-from janus_dist.model.sample import Choice
+from janus_dist.model.sample import TokenChoice
 from tests import tiny
 
-AT_RANDOM = Choice(temperature=1.0)
+AT_RANDOM = TokenChoice(temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_answers_equal_a_loop_without_cache_and_batch(model, images):
 def test_drawings_equal_two_rows_by_formula(model, guidance):
     rng = np.random.default_rng(1)
     prompts = [[tiny.BOS, *tiny.words(rng, number), tiny.BOI] for number in (4, 6, 4)]
-    drawn = sample.draw(model, prompts, 16, tiny.PAD, guidance, Choice(), [0, 0, 0], batch=8)
+    drawn = sample.draw(model, prompts, 16, tiny.PAD, guidance, TokenChoice(), [0, 0, 0], batch=8)
     core = model.model
     for prompt, ids in zip(prompts, drawn.tolist(), strict=True):
         without = [prompt[0], *[tiny.PAD] * (len(prompt) - 2), prompt[-1]]
@@ -103,7 +103,7 @@ def test_an_image_depends_on_its_own_prompt_and_seed_only(model):
     prompts = [[tiny.BOS, *tiny.words(rng, number), tiny.BOI] for number in (4, 6, 4, 4, 6)]
     seeds = [7, 8, 9, 7, 8]
 
-    def draw(chosen: list[int], batch: int, choice: Choice = AT_RANDOM) -> list[list[int]]:
+    def draw(chosen: list[int], batch: int, choice: TokenChoice = AT_RANDOM) -> list[list[int]]:
         asked = [prompts[number] for number in chosen]
         return sample.draw(model, asked, 16, tiny.PAD, 2.0, choice, [seeds[n] for n in chosen], batch).tolist()
 
@@ -114,14 +114,14 @@ def test_an_image_depends_on_its_own_prompt_and_seed_only(model):
     seeds[0] = 70
     changed = draw([0, 1, 2, 3, 4], 8)
     assert changed[0] != together[0] and changed[1:] == together[1:]
-    assert draw([0, 2], 8, Choice(0.0)) == draw([0, 2], 8, Choice(5.0, top_k=1))
+    assert draw([0, 2], 8, TokenChoice(0.0)) == draw([0, 2], 8, TokenChoice(5.0, top_k=1))
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (0.5, 0), (2.0, 3), (1.0, 100)])
 def test_ids_are_drawn_as_often_as_their_probability_says(temperature, top_k):
     logits = torch.tensor([0.3, -1.0, 2.0, 1.5, 0.0])
     chances = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    found = sample.choose(logits.expand(20_000, -1), Choice(temperature, top_k), chances)
+    found = sample.choose(logits.expand(20_000, -1), TokenChoice(temperature, top_k), chances)
     weights = [math.exp(value / temperature) for value in logits.tolist()]
     kept = sorted(weights)[-top_k:] if 0 < top_k < 5 else weights
     expected = [weight / sum(kept) if weight in kept else 0.0 for weight in weights]
@@ -131,8 +131,8 @@ def test_ids_are_drawn_as_often_as_their_probability_says(temperature, top_k):
 
 def test_the_last_chance_is_still_an_id():
     logits = torch.tensor([[0.0, 0.0, -50.0]])
-    assert sample.choose(logits, Choice(1.0), torch.tensor([1 - 1e-16], dtype=torch.float64)) in (0, 1, 2)
-    assert sample.choose(logits, Choice(1.0), torch.tensor([0.0], dtype=torch.float64)) == 0
+    assert sample.choose(logits, TokenChoice(1.0), torch.tensor([1 - 1e-16], dtype=torch.float64)) in (0, 1, 2)
+    assert sample.choose(logits, TokenChoice(1.0), torch.tensor([0.0], dtype=torch.float64)) == 0
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def test_the_row_without_prompt_is_the_one_that_training_drops(model):
 
     hook = language.register_forward_hook(keep, with_kwargs=True)
     prompt = drawn_sample.prompt_ids.tolist()
-    sample.draw(model, [prompt], 1, tiny.PAD, 1.0, Choice(), [0], batch=1)
+    sample.draw(model, [prompt], 1, tiny.PAD, 1.0, TokenChoice(), [0], batch=1)
     language.set_attn_implementation(janus.PACKED)
     model(batch, torch.ones(3))
     language.set_attn_implementation("sdpa")
@@ -183,6 +183,6 @@ def test_other_image_sizes(side, patch, multipliers):
     prompt = [tiny.BOS, tiny.BOI, tiny.IMAGE, tiny.EOI, 9]
     (answer,) = sample.answer(other, [prompt], features, [[1]], tiny.IMAGE, tiny.EOS, max_new_tokens=2, batch=1)
     assert len(answer) <= 2
-    ids = sample.draw(other, [[tiny.BOS, 9, tiny.BOI]], config.image_ids, tiny.PAD, 2.0, Choice(1.0), [3], batch=1)
+    ids = sample.draw(other, [[tiny.BOS, 9, tiny.BOI]], config.image_ids, tiny.PAD, 2.0, TokenChoice(1.0), [3], batch=1)
     decoded = vq_model.decode(vq_model.build(janus.vq_config(config)).eval(), ids)
     assert decoded.shape == (1, 3, side, side)

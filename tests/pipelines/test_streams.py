@@ -233,7 +233,7 @@ def test_an_input_of_no_stream_is_a_fault_of_the_recipe(make_recipe):
 
 
 def test_prepare_makes_what_is_missing_and_touches_nothing_else(make_recipe, photos, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(progress, "SAY_EVERY_S", math.inf)  # lines of progress come by the clock
+    monkeypatch.setattr(progress, "PRINT_INTERVAL_S", math.inf)  # lines of progress come by the clock
 
     def recipe(number):
         asked, drawn, said = conversations(tmp_path, 9), captions(tmp_path, 9), documents(tmp_path / "a", number)

@@ -10,7 +10,7 @@ import torch
 
 from janus_dist.checkpoint import commits
 from janus_dist.checkpoint import state as checkpoint
-from janus_dist.checkpoint.commits import Keep
+from janus_dist.checkpoint.commits import RetentionPolicy
 from janus_dist.config.train import ClusterConfig, EngineConfig, OptimConfig
 from janus_dist.engine import partitions
 from janus_dist.engine.world import join
@@ -296,13 +296,13 @@ def steps(run_dir: Path) -> list[int]:
 def test_prune_keeps_the_newest_whole_ones(tmp_path):
     run_ranks(save_three, 1, tmp_path / "a", tmp_path / "run")
     (folder_of(tmp_path / "run", 1) / commits.MARKER).unlink()
-    commits.prune(saved_in(tmp_path / "run"), Keep(last=2))
+    commits.prune(saved_in(tmp_path / "run"), RetentionPolicy(last=2))
     assert [commits.name_of(path) for path in commits.committed(saved_in(tmp_path / "run"))] == [
         "step-00000002",
         "step-00000003",
     ]
     assert not folder_of(tmp_path / "run", 1).exists()
-    commits.prune(saved_in(tmp_path / "run"), Keep(last=1))
+    commits.prune(saved_in(tmp_path / "run"), RetentionPolicy(last=1))
     assert steps(tmp_path / "run") == [3]
 
 
@@ -324,7 +324,7 @@ def go_on_from_one_of_three(run_dir: Path, damaged: tuple[int, ...]) -> list[str
     path = checkpoint.latest_to_resume(engine, saved_in(run_dir), said.append)
     assert path == str(folder_of(run_dir, 1))
     save(engine, run_dir, 2)
-    commits.prune(saved_in(run_dir), Keep(last=2))
+    commits.prune(saved_in(run_dir), RetentionPolicy(last=2))
     return said
 
 
@@ -336,4 +336,4 @@ def test_what_was_passed_over_does_not_push_out_what_is_saved_after(tmp_path):
         f"passed over {folder_of(run, 9)}", f"passed over {folder_of(run, 5)}",
         f"set aside {folder_of(run, 5)}", f"set aside {folder_of(run, 9)}",
     ]  # fmt: skip
-    assert (folder_of(run, 9) / commits.ASIDE).exists(), "its files are there to be looked at"
+    assert (folder_of(run, 9) / commits.ASIDE_MARKER).exists(), "its files are there to be looked at"

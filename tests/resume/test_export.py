@@ -30,7 +30,7 @@ from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.evaluation import sampler
 from janus_dist.model import janus, sample, vq
 from janus_dist.model.parts import set_trainable
-from janus_dist.model.sample import Choice
+from janus_dist.model.sample import TokenChoice
 from janus_dist.weights.export import export
 from janus_dist.weights.shards import Planned, write_shards
 from janus_dist.weights.start import open_weights
@@ -135,7 +135,7 @@ def test_transformers_answers_and_draws_the_same(recipe, folders, dtype):
     assert inputs["input_ids"][0].tolist() == asked
     drawn = plain.generate(**inputs, generation_mode="image", do_sample=False)
     expected = sample.draw(
-        mine, [asked], recipe.model.image_ids, tokenizer.pad, recipe.evaluate.guidance, Choice(), [0], 1
+        mine, [asked], recipe.model.image_ids, tokenizer.pad, recipe.evaluate.guidance, TokenChoice(), [0], 1
     )
     assert torch.equal(drawn, expected) and len(drawn.unique()) > 2
 

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from janus_dist.checkpoint import commits, state
-from janus_dist.checkpoint.commits import Keep
+from janus_dist.checkpoint.commits import RetentionPolicy
 from janus_dist.checkpoint.saver import Saver
 from janus_dist.engine import partitions
 from tests.checkpoints import IDENTITY
@@ -24,15 +24,15 @@ def overtaken(saved: str) -> list[float]:
     go_on, real = threading.Event(), state.write
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(state, "write", lambda *given: (go_on.wait(60), real(*given)))
-        assert saver.start(1, IDENTITY, Keep(last=2))
+        assert saver.start(1, IDENTITY, RetentionPolicy(last=2))
         losses += train_steps(engine, 1, 3)  # changes everything that is being written
         assert saver.done() is None
-        assert not saver.start(3, IDENTITY, Keep(last=2)), "a save is being written"
+        assert not saver.start(3, IDENTITY, RetentionPolicy(last=2)), "a save is being written"
         go_on.set()
         done = saver.wait()
     assert done is not None and (done.step, done.failure) == (1, None)
     assert saver.wait() is None and saver.done() is None
-    assert saver.start(3, IDENTITY, Keep(last=2))
+    assert saver.start(3, IDENTITY, RetentionPolicy(last=2))
     saver.wait()
     return losses
 
@@ -59,7 +59,7 @@ def saves_with_faults(saved: str) -> list[tuple[str | None, str | None]]:
     for step, (owner, name) in enumerate([(state, "write"), (commits, "prune"), (commits, "absent")], start=1):
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(owner, name, Mock(side_effect=KeyError("why")), raising=False)
-            assert saver.start(step, IDENTITY, Keep(last=2))
+            assert saver.start(step, IDENTITY, RetentionPolicy(last=2))
             done = saver.wait()
         assert done is not None
         told.append((done.failure, done.not_pruned))
@@ -80,7 +80,7 @@ def host_memory(folder: Path) -> tuple[int, int, list[set[int]]]:
     for piece in partitions.pieces(engine):
         found = [piece.flat, *(partitions.moments(engine, piece).values() if piece.trainable else ())]
         flats |= {id(flat): flat for flat in found}
-    hosts, places = state.Hosts(), []
+    hosts, places = state.HostBuffers(), []
     for step in (1, 2, 3):
         taken = state.snapshot(engine, str(folder), step, IDENTITY, hosts)
         places.append({share.values.data_ptr() for share in taken.state.values()})
@@ -123,7 +123,7 @@ def save_to_a_full_disk(run_dir: str) -> str | None:
     state.HashedWriter.write_data = full  # type: ignore[method-assign]
     shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 5, 5)  # type: ignore[attr-defined]
     saver = Saver(engine, run_dir)
-    assert saver.start(1, IDENTITY, Keep(last=2))
+    assert saver.start(1, IDENTITY, RetentionPolicy(last=2))
     done = saver.wait()
     return None if done is None else done.failure
 

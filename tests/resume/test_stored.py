@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from janus_dist.checkpoint import commits, files, state
-from janus_dist.checkpoint.commits import DamagedError, Keep
+from janus_dist.checkpoint.commits import DamagedCheckpointError, RetentionPolicy
 from janus_dist.checkpoint.saver import Saver
 from janus_dist.checkpoint.stored import StoredWeights
 from janus_dist.engine.world import World
@@ -33,7 +33,7 @@ def save_two(saved: str) -> list[float]:
     saver = Saver(engine, saved)
     for step in (1, 2):
         train_steps(engine, step - 1, step)
-        assert saver.start(step, IDENTITY, Keep(last=2))
+        assert saver.start(step, IDENTITY, RetentionPolicy(last=2))
         done = saver.wait()
         assert done is not None and done.failure is None and done.not_pruned is None, done
     return train_steps(engine, 2, 3)
@@ -81,7 +81,7 @@ def make_names() -> list[tuple[str, Any]]:
 def refused(saved: str) -> tuple[str | None, list[float]]:
     engine = make_engine()
     saver = Saver(engine, saved)
-    saver.start(0, IDENTITY, Keep(last=2))
+    saver.start(0, IDENTITY, RetentionPolicy(last=2))
     done = saver.wait()
     assert done is not None
     return done.failure, train_steps(engine, 0, 1)
@@ -178,7 +178,9 @@ def test_a_checkpoint_of_a_stranger_runs_nothing(two, tmp_path):
     commit.files[".metadata"].update(commits.describe(str(path / ".metadata")))
     commits.write_marker(str(path), commit)
     commits.verify(str(path), commits.read(str(path)))
-    with pytest.raises(DamagedError, match=r"\.metadata names .*, which is not a type that describes tensors"):
+    with pytest.raises(
+        DamagedCheckpointError, match=r"\.metadata names .*, which is not a type that describes tensors"
+    ):
         StoredWeights(str(path)).read(["lm_head.weight"])
     assert not target.exists()
 
@@ -188,7 +190,7 @@ def test_a_marker_is_of_one_piece(two, tmp_path):
     run = shutil.copytree(two, tmp_path / "run")
     marker = folder_of(run, 2) / commits.MARKER
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"step": 7}))
-    with pytest.raises(DamagedError, match="do not match the sha256 that it states"):
+    with pytest.raises(DamagedCheckpointError, match="do not match the sha256 that it states"):
         commits.read(str(folder_of(run, 2)))
 
 
@@ -200,7 +202,7 @@ def test_a_disk_that_denies_to_delete_is_told_and_the_save_counts(two, tmp_path,
 
     monkeypatch.setattr(fs, "remove_folder", denied)
     with pytest.raises(CheckpointError, match="step-00000001 cannot be reached: PermissionError"):
-        commits.prune(saved_in(run), Keep(last=1))
+        commits.prune(saved_in(run), RetentionPolicy(last=1))
     assert commits.latest_committed(saved_in(run)) == str(folder_of(run, 2))
 
 

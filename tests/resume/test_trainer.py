@@ -12,7 +12,7 @@ import pytest
 from janus_dist.checkpoint import commits
 from janus_dist.config.mix import Lane
 from janus_dist.config.train import ClusterConfig
-from janus_dist.data.plan import Base, Plan, open_shards
+from janus_dist.data.plan import Plan, PlanBase, open_shards
 from janus_dist.engine.world import join
 from janus_dist.errors import CheckpointError, JanusError
 from janus_dist.storage.json_lines import read_records
@@ -119,7 +119,7 @@ def test_a_run_is_rebased_when_asked(folder, unbroken, tmp_path):
     assert list(losses(tmp_path)) == list(range(1, 9))
     commit = commits.read(commits.latest_committed(saved_in(tmp_path / "run")))
     old = build_plan(folder, tmp_path)
-    new = build_plan(folder, tmp_path, mix={"text": 9.0}).rebased(Base(**commit.plan["base"]))
+    new = build_plan(folder, tmp_path, mix={"text": 9.0}).rebased(PlanBase(**commit.plan["base"]))
     assert new.digest == commit.plan_digest
     told = samples_of_text(old, 0, 6) + samples_of_text(new, 6, 12)
     assert len(set(told)) == len(told)

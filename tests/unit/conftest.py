@@ -10,7 +10,7 @@ from aiobotocore.session import AioSession
 
 from janus_dist.config.data import ReadConfig
 from janus_dist.data import reader
-from janus_dist.data.reader import Reader
+from janus_dist.data.reader import RangeReader
 from janus_dist.storage import ranges
 from tests.reading import DATA, PAGE
 from tests.s3_faults import PROXIES, FaultyS3
@@ -44,15 +44,15 @@ def s3(monkeypatch, session) -> Iterator[FaultyS3]:
 
 
 @pytest.fixture
-def make_reader(quick_reader, monkeypatch) -> Iterator[Callable[..., Reader]]:
+def make_reader(quick_reader, monkeypatch) -> Iterator[Callable[..., RangeReader]]:
     """Makes readers of small pages, which try so many times, and closes them."""
-    made: list[Reader] = []
+    made: list[RangeReader] = []
 
-    def new(node_member: int = 0, attempts: int = 3, **values: Any) -> Reader:
+    def new(node_member: int = 0, attempts: int = 3, **values: Any) -> RangeReader:
         settings = {name: values.pop(name) for name in ReadConfig.model_fields if name in values}
         wait_s = ranges.pause_s
         monkeypatch.setattr(ranges, "pause_s", lambda tried: wait_s(tried) if tried < attempts else math.inf)
-        made.append(Reader(ReadConfig.model_validate(settings), node_member, **{"timeout_s": 30, **values}))
+        made.append(RangeReader(ReadConfig.model_validate(settings), node_member, **{"timeout_s": 30, **values}))
         return made[-1]
 
     yield new

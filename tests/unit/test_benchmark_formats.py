@@ -9,7 +9,7 @@ import pytest
 
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks import geneval, gqa, mmbench, mme, mmvet, pope, seed
-from janus_dist.evaluation.benchmarks.question import Question
+from janus_dist.evaluation.benchmarks.question import BenchmarkQuestion
 from tests import benchmarks
 from tests.images import noise, png
 
@@ -185,7 +185,7 @@ def test_mmvet(tmp_path: Path):
     assert json.loads(text) == {"v1_0": "x is v1_0", "v1_1": "x is v1_1"}
 
 
-READERS: list[tuple[Callable[[Path], list[Question]], str]] = [
+READERS: list[tuple[Callable[[Path], list[BenchmarkQuestion]], str]] = [
     (geneval.read, r"evaluation_metadata\.jsonl cannot be read"),
     (pope.read, r"/coco has no coco_pope_\*\.json"),
     (mme.read, r"has no folder of a task \(existence"),
@@ -197,7 +197,9 @@ READERS: list[tuple[Callable[[Path], list[Question]], str]] = [
 
 
 @pytest.mark.parametrize(("read", "said"), READERS)
-def test_a_folder_without_the_files_is_refused(tmp_path: Path, read: Callable[[Path], list[Question]], said: str):
+def test_a_folder_without_the_files_is_refused(
+    tmp_path: Path, read: Callable[[Path], list[BenchmarkQuestion]], said: str
+):
     with pytest.raises(DataError, match=said):
         read(tmp_path)
 

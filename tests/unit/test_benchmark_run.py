@@ -19,10 +19,10 @@ from janus_dist.data.tokenizer import train_tokenizer
 from janus_dist.errors import CheckpointError, ClusterError, ConfigError, DataError
 from janus_dist.evaluation.benchmarks import run, work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
-from janus_dist.evaluation.benchmarks.work import Job
+from janus_dist.evaluation.benchmarks.work import BenchmarkJob
 from janus_dist.evaluation.sampler import Sampler
 from janus_dist.launch import task_pool
-from janus_dist.model.sample import Choice
+from janus_dist.model.sample import TokenChoice
 from tests import benchmarks, prepared, published
 from tests.checkpoints import IDENTITY
 
@@ -118,7 +118,7 @@ def test_drawings_have_the_seeds_of_their_places(make, tmp_path: Path):
     recipe = make({"geneval": benchmarks.geneval(tmp_path / "geneval")}, images_per_prompt=2, guidance=2.0, top_k=9)
     run.evaluate(recipe, run.do_here)
     sampler = Sampler.load(recipe, None)
-    alone = sampler.draw(["a photo of bench 2"], [3 + 2 * 2 + 1], 2.0, Choice(1.0, 9))
+    alone = sampler.draw(["a photo of bench 2"], [3 + 2 * 2 + 1], 2.0, TokenChoice(1.0, 9))
     with Image.open(out_of(recipe) / "geneval" / "00002" / SAMPLES[1]) as image:
         assert np.array_equal(np.asarray(image), alone[0])
     drawings = {content for name, content in files(out_of(recipe)).items() if name.endswith(".png")}
@@ -129,15 +129,15 @@ class StoppedError(Exception):
     """Instead of a kill."""
 
 
-def stopping_after(number: int) -> run.Do:
-    def do(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Job]) -> None:
+def stopping_after(number: int) -> run.JobRunner:
+    def do(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[BenchmarkJob]) -> None:
         run.do_here(recipe, checkpoint, jobs[:number])
         raise StoppedError
 
     return do
 
 
-def in_two_shares(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Job]) -> None:
+def in_two_shares(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[BenchmarkJob]) -> None:
     run.do_here(recipe, checkpoint, jobs[1::2])
     run.do_here(recipe, checkpoint, jobs[::2])
 
@@ -254,7 +254,7 @@ class Shares:
         self.settings = settings
         return self
 
-    def remote(self, settings: dict[str, Any], checkpoint: str | None, jobs: Sequence[Job]) -> int:
+    def remote(self, settings: dict[str, Any], checkpoint: str | None, jobs: Sequence[BenchmarkJob]) -> int:
         self.given.append((settings, checkpoint, jobs))
         return len(self.given) - 1
 

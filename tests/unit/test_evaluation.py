@@ -30,10 +30,10 @@ def test_kinds_of_questions():
 
 def test_accuracy_by_kind():
     asked = [
-        easy_vqa.Question(0, "what shape?", "circle"),
-        easy_vqa.Question(0, "what color?", "red"),
-        easy_vqa.Question(0, "is it red?", "yes"),
-        easy_vqa.Question(0, "is it blue?", "no"),
+        easy_vqa.EasyVqaQuestion(0, "what shape?", "circle"),
+        easy_vqa.EasyVqaQuestion(0, "what color?", "red"),
+        easy_vqa.EasyVqaQuestion(0, "is it red?", "yes"),
+        easy_vqa.EasyVqaQuestion(0, "is it blue?", "no"),
     ]
     found = accuracy_by_kind(asked, ["circle", "blue", "yes", "yes"])
     assert found == {"shape": 1.0, "color": 0.0, "yes or no": 0.5, "all": 0.5}
@@ -43,7 +43,7 @@ def test_blind_answers_know_the_words_but_not_the_image():
     asked = [question for question in EasyVqa().questions(0) if question.question == "what shape is in the image?"]
     assert len(set(blind_answers(asked, EasyVqa().trained()))) == 1  # one question, one answer, whatever is seen
     assert len({question.answer for question in asked}) == 3
-    never_asked = easy_vqa.Question(0, "who drew this?", "yes")
+    never_asked = easy_vqa.EasyVqaQuestion(0, "who drew this?", "yes")
     assert blind_answers([never_asked], EasyVqa().trained()) == [majority_answer(EasyVqa().trained())]
 
 

@@ -10,7 +10,7 @@ from data_pipelines.inputs import formats
 from data_pipelines.job import InputWork, run_job
 from data_pipelines.record import Record
 from data_pipelines.stream import settings
-from data_pipelines.tally import IGNORED_KEYS, OTHER_KEYS, Tally
+from data_pipelines.tally import IGNORED_KEYS, OTHER_KEYS, JobTally
 from data_pipelines.tokenizer import PATH
 from janus_dist.config.load import load
 from janus_dist.config.pipeline import InputConfig
@@ -65,11 +65,11 @@ def test_lines_of_the_log():
 
 
 def marker_of(ignored):
-    return work.Marker("j", 0, "a", 5, (), (), {}, {}, ignored=ignored)
+    return work.JobMarker("j", 0, "a", 5, (), (), {}, {}, ignored=ignored)
 
 
 def test_keys_that_are_data_do_not_grow_a_marker():
-    tally = Tally(with_examples=False)
+    tally = JobTally(with_examples=False)
     for number in range(IGNORED_KEYS + 50):
         tally.ignore(Record("k", "a", ignored=((f"id{number}", "not used"), ("n", "not used"))))
     assert len(tally.ignored) == IGNORED_KEYS + 1 and tally.ignored["n"]["not used"] == IGNORED_KEYS + 50

@@ -8,7 +8,7 @@ from data_pipelines.inputs.files import open_stream
 from data_pipelines.inputs.jsonl import _lines_until
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.evaluation.benchmarks.question import load_lines
-from janus_dist.evaluation.prompts import Asked, read_prompts
+from janus_dist.evaluation.prompts import UserPrompt, read_prompts
 from janus_dist.storage import json_lines
 
 CASES = Path(__file__).parents[1] / "cases" / "prompts_jsonl"
@@ -50,12 +50,12 @@ def test_what_is_not_json_is_a_value_error(line):
 @pytest.mark.parametrize(
     ("name", "prompts"),
     [
-        ("bom.jsonl", [Asked(caption="a red circle")]),
-        ("crlf.jsonl", [Asked(caption="a"), Asked(caption="b")]),
-        ("u2028.jsonl", [Asked(caption="a red\u2028circle")]),
-        ("x85.jsonl", [Asked(caption="a\u0085b")]),
-        ("strimg.jsonl", [Asked(question="what?", images=(str(CASES / "a.jpg"),))]),
-        ("image.jsonl", [Asked(question="what?", images=(str(CASES / "a.jpg"),))]),
+        ("bom.jsonl", [UserPrompt(caption="a red circle")]),
+        ("crlf.jsonl", [UserPrompt(caption="a"), UserPrompt(caption="b")]),
+        ("u2028.jsonl", [UserPrompt(caption="a red\u2028circle")]),
+        ("x85.jsonl", [UserPrompt(caption="a\u0085b")]),
+        ("strimg.jsonl", [UserPrompt(question="what?", images=(str(CASES / "a.jpg"),))]),
+        ("image.jsonl", [UserPrompt(question="what?", images=(str(CASES / "a.jpg"),))]),
     ],
 )
 def test_prompts(name, prompts):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from data_pipelines.record import Dropped
+from data_pipelines.record import DroppedByRule
 from data_pipelines.steps import keep
-from janus_dist.config.pipeline import InputConfig, Keep
+from janus_dist.config.pipeline import InputConfig, KeepRule
 from janus_dist.data import images
 from tests.images import noise, png
 
@@ -101,7 +101,7 @@ def test_what_is_kept(values, found):
     ],
 )
 def test_what_is_dropped(values, found, expected):
-    with pytest.raises(Dropped) as caught:
+    with pytest.raises(DroppedByRule) as caught:
         keep.check({"x": rule(**values)}, {"x": found})
     assert (caught.value.rule, caught.value.value) == expected
 
@@ -122,20 +122,25 @@ def test_rules_that_are_refused(values, message):
 
 
 def test_a_column_that_is_not_there_is_missing():
-    with pytest.raises(Dropped) as caught:
-        keep.check({"similarity": Keep(min=0.3)}, {"other": 1})
+    with pytest.raises(DroppedByRule) as caught:
+        keep.check({"similarity": KeepRule(min=0.3)}, {"other": 1})
     assert caught.value.rule == "similarity is missing"
 
 
 def test_the_first_broken_rule_is_named():
-    rules = {"a": Keep(min=1), "b": Keep(min=1), "c": Keep(min=1)}
-    with pytest.raises(Dropped) as caught:
+    rules = {"a": KeepRule(min=1), "b": KeepRule(min=1), "c": KeepRule(min=1)}
+    with pytest.raises(DroppedByRule) as caught:
         keep.check(rules, {"a": 1, "b": 0, "c": 0})
     assert caught.value.rule == "b >= 1"
 
 
 def test_rules_on_pictures_stand_apart():
-    where = {"width": Keep(min=1), "language": Keep(), "aspect": Keep(max=2), "caption_chars": Keep(min=5)}
+    where = {
+        "width": KeepRule(min=1),
+        "language": KeepRule(),
+        "aspect": KeepRule(max=2),
+        "caption_chars": KeepRule(min=5),
+    }
     of_records, of_pictures = keep.split(where)
     assert list(of_records) == ["language", "caption_chars"] and list(of_pictures) == ["width", "aspect"]
 

@@ -27,7 +27,7 @@ from janus_dist.errors import (
 from janus_dist.launch import launcher
 from janus_dist.monitor import events
 from janus_dist.storage import lease
-from janus_dist.storage.lease import LeaseLostError, Times
+from janus_dist.storage.lease import LeaseLostError, LeaseTimes
 from janus_dist.train import ownership
 from janus_dist.train.failure import told
 from janus_dist.train.stop import request_stop
@@ -107,9 +107,9 @@ def test_what_a_killed_job_left_on_the_cluster_is_waited_for(monkeypatch, tmp_pa
         assert lines == "lines" and names == [f"lines of {recipe.run.dir}"] and not killed
     assert killed == ["lines"], "the next one need not wait until nothing holds it any more"
     assert said == [
-        f"run {recipe.run.dir} is another job's of this cluster; if that was killed, Ray takes up to 45 s to see it"
+        f"run {recipe.run.dir} belongs to another job of this cluster; if that was killed, Ray takes up to 45 s to see it"
     ]
-    monkeypatch.setattr(launcher, "GONE_S", 0.05)
+    monkeypatch.setattr(launcher, "RAY_CLEANUP_TIMEOUT_S", 0.05)
     taken[0] = 1_000_000
     with pytest.raises(ConfigError, match=r"run .*/run is being trained by another job of this cluster"):
         launcher._lines_of(recipe, said.append).__enter__()
@@ -118,7 +118,7 @@ def test_what_a_killed_job_left_on_the_cluster_is_waited_for(monkeypatch, tmp_pa
 @pytest.mark.parametrize("apart", [False, True])
 def test_one_job_has_a_run_and_its_checkpoints_whatever_cluster_it_is_in(tmp_path, monkeypatch, apart):
     """Of two users with run folders of their own, each would delete what the other saved."""
-    monkeypatch.setattr(lease, "TIMES", Times(renew_s=0.01, poll_s=0.01))
+    monkeypatch.setattr(lease, "TIMES", LeaseTimes(renew_s=0.01, poll_s=0.01))
     monkeypatch.setattr(lease.take, "__defaults__", (lease.TIMES, time))
     run = {"checkpoints": str(tmp_path / "saved")} if apart else {}
     mine = prepared.recipe(tmp_path, tmp_path, run=run)

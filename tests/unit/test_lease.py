@@ -17,12 +17,12 @@ import s3fs
 
 from janus_dist.errors import ClusterError, ConfigError, DataError
 from janus_dist.storage import fs, lease, lease_files
-from janus_dist.storage.lease import TIMES, LeaseLostError, Times, Watch, hold, take
-from janus_dist.storage.lease_files import Process
+from janus_dist.storage.lease import TIMES, LeaseLostError, LeaseTimes, LeaseWatch, hold, take
+from janus_dist.storage.lease_files import ProcessIdentity
 from tests.moto_s3 import moto_bucket
 
 HINT = "stop that one"
-ME = Process.current()
+ME = ProcessIdentity.current()
 
 
 class Turned:
@@ -40,7 +40,9 @@ class Turned:
             happens()
 
 
-def taken(folder: Path | str, clock: Any = None, said: list[str] | None = None, times: Times = TIMES) -> lease.Lease:
+def taken(
+    folder: Path | str, clock: Any = None, said: list[str] | None = None, times: LeaseTimes = TIMES
+) -> lease.Lease:
     show = [].append if said is None else said.append
     return take(str(folder), f"run {folder}", "training run", show, HINT, times, clock or Turned())
 
@@ -69,7 +71,7 @@ def test_a_job_that_is_alive_is_named_and_the_other_refused_soon(tmp_path):
     clock = Turned(lambda: clock.now_s % 5 or first.renew())
     with pytest.raises(ConfigError) as refused:
         taken(tmp_path, clock, said)
-    process = Process.current()
+    process = ProcessIdentity.current()
     who = f"{process.user} on {process.host} (training run, process {os.getpid()}, since "
     assert refused.value.message.startswith(f"run {tmp_path} is held by another job, which is alive: {who}")
     assert (refused.value.exit_code, refused.value.hint) == (2, HINT)
@@ -135,17 +137,17 @@ def started() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
-def described(pid: int) -> Process:
+def described(pid: int) -> ProcessIdentity:
     return dataclasses.replace(ME, pid=pid, started=lease_files._state_and_start(pid)[1])
 
 
 def test_a_killed_process_of_this_machine_is_followed_at_once(tmp_path, monkeypatch):
     driver, helper = started(), started()
     try:
-        monkeypatch.setattr(Process, "current", lambda: described(driver.pid))
+        monkeypatch.setattr(ProcessIdentity, "current", lambda: described(driver.pid))
         claim = taken(tmp_path).claim
-        monkeypatch.setattr(Process, "current", lambda: described(helper.pid))
-        Watch([claim]).join()
+        monkeypatch.setattr(ProcessIdentity, "current", lambda: described(helper.pid))
+        LeaseWatch([claim]).join()
         monkeypatch.undo()
         assert not described(driver.pid).is_gone
         driver.kill()
@@ -169,7 +171,7 @@ def test_a_killed_process_of_this_machine_is_followed_at_once(tmp_path, monkeypa
 
 
 def test_numbers_of_processes_mean_nothing_elsewhere_and_are_used_again():
-    mine = Process.current()
+    mine = ProcessIdentity.current()
     assert not mine.is_gone
     if mine.machine is None:
         pytest.skip("this system does not tell boots apart")
@@ -180,7 +182,7 @@ def test_numbers_of_processes_mean_nothing_elsewhere_and_are_used_again():
 
 def race(folder: str, number: int) -> tuple[list[lease.Lease], list[ConfigError]]:
     """Take a lease from several threads at once; the winner renews it."""
-    quick = Times(renew_s=0.02, poll_s=0.01, silence_s=60.0)
+    quick = LeaseTimes(renew_s=0.02, poll_s=0.01, silence_s=60.0)
     together, won, refused = threading.Barrier(number), list[lease.Lease](), list[ConfigError]()
 
     def contend() -> None:
@@ -254,7 +256,7 @@ def test_files_that_are_not_ours_are_waited_for_as_silent(tmp_path):
 def test_a_helper_ends_with_its_job(tmp_path, monkeypatch):
     first = taken(tmp_path)
     clock = Turned()
-    watch = Watch([first.claim], TIMES, clock)
+    watch = LeaseWatch([first.claim], TIMES, clock)
     watch.join()
     real = fs.names
     for second in range(1, 200):
@@ -273,17 +275,17 @@ def test_a_helper_ends_with_its_job(tmp_path, monkeypatch):
     elsewhere(monkeypatch)
     first.renew()
     taken(tmp_path, Turned())
-    reason = Watch([first.claim], TIMES, clock).look()
+    reason = LeaseWatch([first.claim], TIMES, clock).look()
     assert reason is not None and "was taken over by another job" in reason
     with pytest.raises(LeaseLostError):
-        Watch([first.claim]).join()
+        LeaseWatch([first.claim]).join()
 
 
 def test_a_helper_sees_that_its_driver_is_gone(tmp_path, monkeypatch):
     driver = started()
-    monkeypatch.setattr(Process, "current", lambda: described(driver.pid))
+    monkeypatch.setattr(ProcessIdentity, "current", lambda: described(driver.pid))
     claim = taken(tmp_path).claim
-    watch, reasons, ended = Watch([claim], Times(poll_s=0.01)), [], threading.Event()
+    watch, reasons, ended = LeaseWatch([claim], LeaseTimes(poll_s=0.01)), [], threading.Event()
     assert watch.look() is None
     driver.kill()
     driver.wait()
@@ -304,8 +306,8 @@ def test_a_lease_is_held_during_a_block_whatever_ends_it(tmp_path):
 def test_what_a_job_has_elsewhere_is_waited_for_unless_it_is_known_to_have_ended(tmp_path, monkeypatch, error, waits):
     """Ctrl-C ends a driver before its ranks, which may be on other machines."""
     with pytest.raises(type(error)) if error else nullcontext(), hold(tmp_path, "x", "y", print, HINT) as held:
-        watch = Watch([held.claim])
-        monkeypatch.setattr(Process, "current", lambda: dataclasses.replace(ME, machine="another"))
+        watch = LeaseWatch([held.claim])
+        monkeypatch.setattr(ProcessIdentity, "current", lambda: dataclasses.replace(ME, machine="another"))
         watch.join()
         if error:
             raise error
@@ -318,17 +320,17 @@ def test_what_a_job_has_elsewhere_is_waited_for_unless_it_is_known_to_have_ended
 
 def test_a_driver_that_dies_right_after_a_renewal_is_not_taken_for_alive(tmp_path, monkeypatch):
     claim = taken(tmp_path).claim
-    Watch([claim]).join()
+    LeaseWatch([claim]).join()
 
     def dies() -> None:
         if clock.now_s == 1003:
             lease._write_beat(claim, 7, has_ended=False)
-            monkeypatch.setattr(Process, "is_gone", property(lambda self: clock.now_s >= 1003 + self.is_helper))
+            monkeypatch.setattr(ProcessIdentity, "is_gone", property(lambda self: clock.now_s >= 1003 + self.is_helper))
 
     clock = Turned(dies)
     monkeypatch.setattr(lease, "helpers", lambda *_: [dataclasses.replace(ME, host="helper")])
-    monkeypatch.setattr(Process, "is_helper", property(lambda self: 3 * (self.host == "helper")), raising=False)
-    monkeypatch.setattr(Process, "is_gone", property(lambda self: False))
+    monkeypatch.setattr(ProcessIdentity, "is_helper", property(lambda self: 3 * (self.host == "helper")), raising=False)
+    monkeypatch.setattr(ProcessIdentity, "is_gone", property(lambda self: False))
     taken(tmp_path, clock)
     assert clock.now_s == 1006
 
@@ -371,7 +373,7 @@ def test_a_store_that_ignores_conditions_gets_a_second_look(bucket, monkeypatch)
 
     assert fs.honours_conditions(bucket)
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", ignores)
-    monkeypatch.setattr(fs, "SECOND_LOOK_S", 0.0)
+    monkeypatch.setattr(fs, "CONFLICT_CHECK_DELAY_S", 0.0)
     assert fs.create(f"{bucket}/a", b"1") and fs.create(f"{bucket}/a", b"2"), "both believe that they won"
     assert not fs.honours_conditions(bucket) and fs.names(bucket) == ["a"]
     assert not fs.create(f"{bucket}/a", b"3", conditional=False)

@@ -12,7 +12,7 @@ from janus_dist.errors import CheckpointError, ClusterError, ConfigError, Preemp
 from janus_dist.launch import stage
 from janus_dist.monitor import events
 from janus_dist.report import live
-from janus_dist.report.live import Reported
+from janus_dist.report.live import ReportWriter
 from tests import prepared
 from tests.unit.test_report import write_run
 
@@ -20,7 +20,7 @@ from tests.unit.test_report import write_run
 def test_a_run_that_is_stopped_has_a_report(tmp_path):
     write_run(tmp_path / "run", steps=3)
     lines = []
-    with pytest.raises(PreemptedError, match="asked"), Reported(tmp_path / "run", lines.append) as reported:
+    with pytest.raises(PreemptedError, match="asked"), ReportWriter(tmp_path / "run", lines.append) as reported:
         reported.begins()
         reported.write_if_saved()
         assert not (tmp_path / "run" / "report.html").exists(), "nothing was saved"
@@ -32,7 +32,7 @@ def test_a_run_that_is_stopped_has_a_report(tmp_path):
 
 def test_what_ended_a_run_is_in_its_report(tmp_path):
     write_run(tmp_path / "run", steps=3)
-    with pytest.raises(ClusterError), Reported(tmp_path / "run", lambda line: None) as reported:
+    with pytest.raises(ClusterError), ReportWriter(tmp_path / "run", lambda line: None) as reported:
         reported.begins()
         raise ClusterError("the cluster has no room", "wait for it")
     (event,) = events.read(tmp_path / "run")
@@ -44,7 +44,7 @@ def test_what_was_refused_did_not_happen_to_the_run(tmp_path):
     """It may be one that another job trains."""
     write_run(tmp_path / "run", steps=3)
     for error in (ConfigError("run is being trained by another job"), ClusterError("Ray cannot be reached")):
-        with pytest.raises(type(error)), Reported(tmp_path / "run", pytest.fail):
+        with pytest.raises(type(error)), ReportWriter(tmp_path / "run", pytest.fail):
             raise error
     assert events.read(tmp_path / "run") == [] and not (tmp_path / "run" / "report.html").exists()
 
@@ -75,7 +75,7 @@ def test_it_is_written_behind_a_save_and_at_most_once_a_minute(tmp_path, monkeyp
     written = []
     monkeypatch.setattr(live, "write_report", written.append)
     monkeypatch.setattr(live, "POLL_S", 3600.0)  # the thread stays out of it
-    with Reported(tmp_path / "run", lambda line: None) as reported:
+    with ReportWriter(tmp_path / "run", lambda line: None) as reported:
         reported.begins()
         reported.write_if_saved()
         events.record(tmp_path / "run", "note", 3, "saved by its text, which decides nothing")
@@ -103,7 +103,7 @@ def test_saves_are_followed_while_the_run_trains(tmp_path, monkeypatch):
 
     monkeypatch.setattr(live, "write_report", write)
     monkeypatch.setattr(live, "POLL_S", 0.01)
-    with Reported(tmp_path / "run", lambda line: None) as reported:
+    with ReportWriter(tmp_path / "run", lambda line: None) as reported:
         reported.begins()
         events.record(tmp_path / "run", "saved", 3, "saved")
         assert is_written.wait(60)
@@ -114,7 +114,7 @@ def test_a_report_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, c
     write_run(tmp_path / "run", steps=3)
     monkeypatch.setattr(live, "write_report", lambda run_dir: 1 / 0)
     lines = []
-    reported = Reported(tmp_path / "run", lines.append)
+    reported = ReportWriter(tmp_path / "run", lines.append)
     with caplog.at_level(logging.WARNING), pytest.raises(PreemptedError), reported:
         reported.begins()
         raise PreemptedError("asked to stop")
@@ -122,7 +122,7 @@ def test_a_report_that_cannot_be_written_hides_no_error(tmp_path, monkeypatch, c
 
 
 def test_a_run_that_fails_before_its_first_step_has_none(tmp_path, caplog):
-    with pytest.raises(ValueError, match="early"), Reported(tmp_path / "run", pytest.fail) as reported:
+    with pytest.raises(ValueError, match="early"), ReportWriter(tmp_path / "run", pytest.fail) as reported:
         reported.begins()
         raise ValueError("early")
     assert not caplog.text and not (tmp_path / "run").exists()

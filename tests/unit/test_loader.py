@@ -18,7 +18,7 @@ from janus_dist.config.mix import Lane, MixConfig
 from janus_dist.config.streams import STREAMS
 from janus_dist.data import packing
 from janus_dist.data.collate import DocumentFormat, collate, decode_images
-from janus_dist.data.loader import BadSamples, Loader
+from janus_dist.data.loader import BadSampleCounter, Loader
 from janus_dist.data.manifest import ShardSet
 from janus_dist.data.plan import Plan
 from janus_dist.data.tokenizer import Tokenizer
@@ -184,13 +184,13 @@ def test_an_image_that_does_not_decode_is_a_damaged_sample():
 
 
 def test_too_many_damaged_samples_stop_the_run():
-    bad = BadSamples(0.01)
+    bad = BadSampleCounter(0.01)
     bad.count(100)
     for _ in range(5):
         bad.add("sample 1 of here", DataError("checksum"))
     with pytest.raises(DataError, match=r"6 of 100 samples are damaged, more than data.max_bad_share=0.01 allows"):
         bad.add("sample 2 of here", DataError("checksum"))
-    strict = BadSamples(0.0)
+    strict = BadSampleCounter(0.0)
     with pytest.raises(DataError, match="1 of 0 samples are damaged"):
         strict.add("sample 1 of here", DataError("checksum"))
 

@@ -7,10 +7,10 @@ import pytest
 from data_pipelines import reports, work
 from data_pipelines.inputs import formats
 from data_pipelines.job import run_job
-from data_pipelines.judge import Judge
-from data_pipelines.progress import Progress
+from data_pipelines.judge import BadRecordJudge
+from data_pipelines.progress import PipelineProgress
 from data_pipelines.reports import Report, Reporter
-from data_pipelines.task import Summary
+from data_pipelines.task import JobSummary
 from tests.alone import work_on
 from tests.pipelines.conftest import documents
 
@@ -18,7 +18,7 @@ RUNNING = Report(0.25, 250, {}, {}, {"make": 3.0, "encode": 1.0})
 
 
 def test_a_job_that_runs_counts_as_far_as_it_is():
-    progress = Progress("generation", 8, 8_000)
+    progress = PipelineProgress("generation", 8, 8_000)
     assert progress.line(30.0) == "generation: 0 of 8 jobs, 0.0%"
     progress.running = [(0, 1_000, RUNNING), (1, 1_000, replace(RUNNING, share=0.75, records=750))]
     line = progress.line(100.0)
@@ -26,7 +26,7 @@ def test_a_job_that_runs_counts_as_far_as_it_is():
 
 
 def test_jobs_that_are_done_and_that_run_are_added_up():
-    progress = Progress("text", 4, 4_000)
+    progress = PipelineProgress("text", 4, 4_000)
     progress.found(1_000)
     progress.add(1_000, 500, {"make": 1.0})
     progress.running = [(2, 1_000, replace(RUNNING, share=0.5, records=100))]
@@ -39,7 +39,7 @@ def test_reports_come_some_time_apart_and_never_without_a_receiver(monkeypatch):
     sent: list[Report] = []
     reporter = Reporter(sent.append, sent_at=0.0)
     assert not reporter.is_due and not Reporter(None, sent_at=-100.0).is_due
-    now[0] = reports.REPORT_EVERY_S
+    now[0] = reports.REPORT_INTERVAL_S
     assert reporter.is_due
     reporter.put(RUNNING)
     assert sent == [RUNNING] and not reporter.is_due
@@ -48,7 +48,7 @@ def test_reports_come_some_time_apart_and_never_without_a_receiver(monkeypatch):
 @pytest.mark.parametrize("limit", [None, 20])
 def test_a_job_reports_its_share(tmp_path, monkeypatch, limit):
     """Of a file of lines nothing but its bytes says how far a job is; of a limit, the records."""
-    monkeypatch.setattr(reports, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(reports, "REPORT_INTERVAL_S", 0.0)
     of = work_on("text", documents(tmp_path / "in", 40), tmp_path / "data", "pipeline.shard_samples=100")
     (job,) = work.cut(formats.units(of.source, 100), 100, {}, limit)
     sent: list[Report] = []
@@ -58,12 +58,12 @@ def test_a_job_reports_its_share(tmp_path, monkeypatch, limit):
     assert shares == sorted(shares) and 0 <= shares[0] < 0.1 and shares[-1] == pytest.approx(1.0)
 
 
-def summary(records: int, bad: int) -> Summary:
-    return Summary(records, records - bad, bad, {"empty": "a: empty: no words"}, {}, {"empty": bad})
+def summary(records: int, bad: int) -> JobSummary:
+    return JobSummary(records, records - bad, bad, {"empty": "a: empty: no words"}, {}, {"empty": bad})
 
 
-def judge(tmp_path, share: float) -> Judge:
-    return Judge(work_on("text", tmp_path, tmp_path / "data", f"pipeline.max_bad_share={share}"))
+def judge(tmp_path, share: float) -> BadRecordJudge:
+    return BadRecordJudge(work_on("text", tmp_path, tmp_path / "data", f"pipeline.max_bad_share={share}"))
 
 
 def test_a_run_whose_jobs_report_too_many_bad_records_is_given_up_before_they_end(tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from janus_dist.data import reader
-from janus_dist.data.reader import Range, join_ranges
+from janus_dist.data.reader import ByteRange, join_ranges
 from janus_dist.errors import DataError
 from janus_dist.storage import ranges as fetch
 from tests.limits import HANG_S
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
 RANGES = st.lists(
     st.tuples(st.integers(0, SIZE), st.integers(0, 5_000)).map(
-        lambda pair: Range(PATH, pair[0], min(pair[1], SIZE - pair[0]))
+        lambda pair: ByteRange(PATH, pair[0], min(pair[1], SIZE - pair[0]))
     ),
     max_size=12,
 )
@@ -44,7 +44,7 @@ class TestBytes:
 
         @MANY
         @given(RANGES)
-        def check(ranges: list[Range]):
+        def check(ranges: list[ByteRange]):
             assert read(ranges) == wanted(ranges)
 
         check()
@@ -54,7 +54,7 @@ class TestBytes:
 
         @MANY
         @given(RANGES, st.integers(0, 3))
-        def check(ranges: list[Range], step: int):
+        def check(ranges: list[ByteRange], step: int):
             made.expect({step: ranges})
             assert made.read(ranges) == wanted(ranges)
             assert pages_in(tmp_path) <= 5
@@ -68,9 +68,9 @@ class TestBytes:
 
         @MANY
         @given(RANGES)
-        def check(ranges: list[Range]):
+        def check(ranges: list[ByteRange]):
             for path in (str(tmp_path / "a.tar"), f"file://{tmp_path}/a.tar"):
-                assert made.read([Range(path, one.offset, one.bytes) for one in ranges]) == wanted(ranges)
+                assert made.read([ByteRange(path, one.offset, one.bytes) for one in ranges]) == wanted(ranges)
 
         check()
         assert not (tmp_path / "cache").exists()  # it would be a copy from one disk to another
@@ -78,13 +78,13 @@ class TestBytes:
     def test_by_threads(self, s3, make_reader, tmp_path):
         s3.latency_s = 0.002
         for made in (make_reader(), make_reader(cache_dir=str(tmp_path), cache_gib=gib(4))):
-            ranges = [[Range(PATH, (7 * seed + 911 * n) % 39_000, 900) for n in range(20)] for seed in range(8)]
+            ranges = [[ByteRange(PATH, (7 * seed + 911 * n) % 39_000, 900) for n in range(20)] for seed in range(8)]
             with ThreadPoolExecutor(8) as pool:
                 assert list(pool.map(made.read, ranges)) == [wanted(few) for few in ranges]
 
     def test_of_a_real_server(self, bucket, make_reader, tmp_path):  # noqa: F811
         boto3.client("s3").put_object(Bucket="shards", Key="b.tar", Body=DATA)
-        ranges = [Range(f"{bucket}/b.tar", offset, 100) for offset in (39_900, 0, 50, 20_000)]
+        ranges = [ByteRange(f"{bucket}/b.tar", offset, 100) for offset in (39_900, 0, 50, 20_000)]
         for made in (make_reader(coalesce_gap_bytes=0), make_reader(cache_dir=str(tmp_path))):
             assert made.read(ranges) == [DATA[one.offset : one.stop] for one in ranges]
 
@@ -92,7 +92,7 @@ class TestBytes:
 class TestRequests:
     def test_near_ranges_are_one(self, s3, make_reader):
         made = make_reader(coalesce_gap_bytes=100)
-        ranges = [Range(PATH, offset, 50) for offset in (1_200, 0, 120, 1_000, 30, 1_150)]
+        ranges = [ByteRange(PATH, offset, 50) for offset in (1_200, 0, 120, 1_000, 30, 1_150)]
         assert made.read(ranges) == wanted(ranges)
         assert sorted((seen.start, seen.stop) for seen in s3.requests) == [(0, 170), (1_000, 1_250)]
         counters = made.counters()
@@ -101,7 +101,7 @@ class TestRequests:
 
     @MANY
     @given(RANGES, st.sampled_from([1, 64]), st.integers(0, 2_000))
-    def test_spans_hold_all_ranges(self, quick_reader, ranges: list[Range], align: int, gap: int):
+    def test_spans_hold_all_ranges(self, quick_reader, ranges: list[ByteRange], align: int, gap: int):
         places = [place for place, one in enumerate(ranges) if one.bytes]
         spans = join_ranges(ranges, places, align, gap)
         assert sorted(place for span in spans for place in span.range_indices) == places
@@ -117,7 +117,7 @@ class TestRequests:
         made = make_reader(coalesce_gap_bytes=0, threads=4)
         s3.fail(*["stall"] * 4)
         with ThreadPoolExecutor(1) as pool:
-            ranges = [Range(PATH, 10_000 * number, 10) for number in range(4)]
+            ranges = [ByteRange(PATH, 10_000 * number, 10) for number in range(4)]
             found = pool.submit(made.read, ranges)
             try:
                 until(lambda: len(s3.requests) == 4)
@@ -126,7 +126,7 @@ class TestRequests:
             assert found.result() == wanted(ranges)
 
     def test_of_cached_pages_are_not_repeated(self, s3, make_reader, tmp_path):
-        ranges = [Range(PATH, 100, 3_000), Range(PATH, 39_990, 10)]
+        ranges = [ByteRange(PATH, 100, 3_000), ByteRange(PATH, 39_990, 10)]
         make_reader(cache_dir=str(tmp_path)).read(ranges)
         assert sorted((seen.start, seen.stop) for seen in s3.requests) == [(0, 4 * PAGE), (39 * PAGE, 40 * PAGE)]
         second = make_reader(cache_dir=str(tmp_path), node_member=1)
@@ -153,20 +153,20 @@ class TestLocalReads:
 
             monkeypatch.setattr(fetch, "pread", pread)
             (tmp_path / "a.tar").write_bytes(DATA)
-            ranges = [Range(str(tmp_path / "a.tar"), 1_000 * number, 10) for number in range(21)]
+            ranges = [ByteRange(str(tmp_path / "a.tar"), 1_000 * number, 10) for number in range(21)]
             assert make_reader(coalesce_gap_bytes=0, threads=4).read(ranges) == wanted(ranges)
             return threads
 
         return run
 
     def test_quick_ones_need_no_other_thread(self, readers, monkeypatch):
-        monkeypatch.setattr(reader, "ALONE_S", 60.0)
+        monkeypatch.setattr(reader, "INLINE_READ_S", 60.0)
         assert readers(lambda: None) == {threading.get_ident(): 21}
 
     def test_slow_ones_run_at_the_same_time(self, readers):
         """The caller reads one; of the others none ends before four have begun."""
         me, four = threading.get_ident(), threading.Barrier(4, timeout=HANG_S)
-        threads = readers(lambda: time.sleep(2 * reader.ALONE_S) if threading.get_ident() == me else four.wait())
+        threads = readers(lambda: time.sleep(2 * reader.INLINE_READ_S) if threading.get_ident() == me else four.wait())
         assert threads[me] == 1 and len(threads) == 1 + 4
 
     def test_closing_between_two_of_them_ends_the_read(self, make_reader, tmp_path, monkeypatch):
@@ -174,18 +174,18 @@ class TestLocalReads:
 
         def pread(file: int, start: int, stop: int) -> bytes:
             made.close()
-            time.sleep(2 * reader.ALONE_S)
+            time.sleep(2 * reader.INLINE_READ_S)
             return real(file, start, stop)
 
         monkeypatch.setattr(fetch, "pread", pread)
         (tmp_path / "a.tar").write_bytes(DATA)
         with pytest.raises(DataError, match="the reader was closed during a read"):
-            made.read([Range(str(tmp_path / "a.tar"), offset, 10) for offset in (0, 1_000)])
+            made.read([ByteRange(str(tmp_path / "a.tar"), offset, 10) for offset in (0, 1_000)])
 
 
 class TestReadAgain:
     def test_wrong_bytes_leave_the_cache(self, s3, make_reader, tmp_path):
-        made, one = make_reader(cache_dir=str(tmp_path)), Range(PATH, 100, 50)
+        made, one = make_reader(cache_dir=str(tmp_path)), ByteRange(PATH, 100, 50)
         s3.fail("wrong")
         assert made.read([one]) != wanted([one])
         assert made.read([one]) != wanted([one])  # no checksum can tell: the page holds what the store sent
@@ -197,18 +197,18 @@ class TestReadAgain:
         """All of its pages go, not only the one that was read; and a shorter one is not joined with a longer one."""
         s3.objects["shards/a.tar"] = DATA[: 2 * PAGE - 100]
         made = make_reader(cache_dir=str(tmp_path))
-        made.read([Range(PATH, 0, 2 * PAGE - 100)])
+        made.read([ByteRange(PATH, 0, 2 * PAGE - 100)])
         s3.objects["shards/a.tar"] = DATA
-        assert made.read([Range(PATH, PAGE, 2 * PAGE)]) == [DATA[PAGE : 3 * PAGE]]
-        made.read([Range(PATH, 0, 4 * PAGE)])
+        assert made.read([ByteRange(PATH, PAGE, 2 * PAGE)]) == [DATA[PAGE : 3 * PAGE]]
+        made.read([ByteRange(PATH, 0, 4 * PAGE)])
         s3.objects["shards/a.tar"] = bytes(SIZE)
-        assert made.read_again(Range(PATH, 0, 10)) == bytes(10)
-        assert made.read([Range(PATH, 0, 4 * PAGE)]) == [bytes(4 * PAGE)]
+        assert made.read_again(ByteRange(PATH, 0, 10)) == bytes(10)
+        assert made.read([ByteRange(PATH, 0, 4 * PAGE)]) == [bytes(4 * PAGE)]
 
     def test_local_and_without_cache(self, s3, make_reader, tmp_path):
         (tmp_path / "a").write_bytes(DATA)
-        assert make_reader().read_again(Range(str(tmp_path / "a"), 5, 10)) == DATA[5:15]
-        assert make_reader().read_again(Range(PATH, 5, 10)) == DATA[5:15]
+        assert make_reader().read_again(ByteRange(str(tmp_path / "a"), 5, 10)) == DATA[5:15]
+        assert make_reader().read_again(ByteRange(PATH, 5, 10)) == DATA[5:15]
 
 
 CHILD = f"""
@@ -251,7 +251,7 @@ class TestProcesses:
                 process.wait()
             with s3.lock:
                 s3.faults.clear()
-            began, one = time.monotonic(), Range(s3.requests[0].path, s3.requests[0].start, 1_000)
+            began, one = time.monotonic(), ByteRange(s3.requests[0].path, s3.requests[0].start, 1_000)
             made = make_reader(cache_dir=str(tmp_path), timeout_s=120 if sign == signal.SIGKILL else 2)
             assert made.read([one]) == wanted([one])
             assert time.monotonic() - began < 60

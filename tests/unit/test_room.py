@@ -34,7 +34,7 @@ def test_room_counts_whole_ranks_on_nodes_that_live(monkeypatch, tmp_path):
 def test_waiting_for_others_is_said_once(monkeypatch, tmp_path, free, said):
     left, found, looked = iter(free), [], []
     monkeypatch.setattr(capacity.ray, "available_resources", lambda: {"CPU": next(left)})
-    monkeypatch.setattr(capacity, "FREED_S", -1.0)
+    monkeypatch.setattr(capacity, "RELEASE_TIMEOUT_S", -1.0)
     monkeypatch.setattr(capacity, "POLL_S", 0.0)
     capacity.wait_for_others(prepared.recipe(tmp_path, tmp_path), 2, found.append, lambda: looked.append(1))
     assert found == said and len(looked) == len(free) - 1 and next(left, None) is None

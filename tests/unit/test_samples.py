@@ -18,11 +18,11 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.tokenizer import load_tokenizer, train_tokenizer
 from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.evaluation import samples
-from janus_dist.evaluation.prompts import Asked, read_prompts
+from janus_dist.evaluation.prompts import UserPrompt, read_prompts
 from janus_dist.evaluation.sampler import Sampler
-from janus_dist.evaluation.samples import How
+from janus_dist.evaluation.samples import SamplingSettings
 from janus_dist.model import janus, vq
-from janus_dist.model.sample import Choice
+from janus_dist.model.sample import TokenChoice
 from tests import prepared
 from tests.checkpoints import folder_of
 from tests.images import noise, png
@@ -68,12 +68,12 @@ def image(folder: Path, name: str) -> str:
 
 def test_what_is_written(recipe, tmp_path):
     asked = [
-        Asked(caption="a red circle"),
-        Asked(question="what color is it?", images=(image(tmp_path, "a.png"), image(tmp_path, "bb.png"))),
-        Asked(question="a b c"),
-        Asked(caption="b c d"),
+        UserPrompt(caption="a red circle"),
+        UserPrompt(question="what color is it?", images=(image(tmp_path, "a.png"), image(tmp_path, "bb.png"))),
+        UserPrompt(question="a b c"),
+        UserPrompt(caption="b c d"),
     ]
-    how = How(seed=5, images_per_prompt=2, guidance=2.0, choice=Choice(1.0, 8), max_new_tokens=3)
+    how = SamplingSettings(seed=5, images_per_prompt=2, guidance=2.0, choice=TokenChoice(1.0, 8), max_new_tokens=3)
     found = samples.make(recipe, commit(recipe, 2), asked, how, tmp_path / "out")
     folder = tmp_path / "out" / "step-00000002"
     assert found["folder"] == str(folder)
@@ -114,11 +114,11 @@ def test_every_checkpoint_of_a_run_is_sampled_once(recipe, tmp_path, monkeypatch
     monkeypatch.setattr(samples.time, "sleep", lambda _: next(rounds)())
     lines: list[str] = []
     out = recipe.run.dir / "samples"
-    samples.follow(recipe.run.dir, [Asked(caption="a")], How(), out, lines.append)
+    samples.follow(recipe.run.dir, [UserPrompt(caption="a")], SamplingSettings(), out, lines.append)
     assert [line.split(":")[0] for line in lines] == ["step 2", "step 4", "step 6"]
     assert sorted(path.name for path in out.iterdir()) == ["step-00000002", "step-00000004", "step-00000006"]
     lines.clear()
-    samples.follow(recipe.run.dir, [Asked(caption="a")], How(), out, lines.append)
+    samples.follow(recipe.run.dir, [UserPrompt(caption="a")], SamplingSettings(), out, lines.append)
     assert lines == []
 
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_goes_away_meanwhile_is_passed_over(recipe, tmp_path, 
 
     monkeypatch.setattr(samples, "make", late)
     lines: list[str] = []
-    samples.follow(recipe.run.dir, [Asked(caption="a")], How(), tmp_path / "out", lines.append)
+    samples.follow(recipe.run.dir, [UserPrompt(caption="a")], SamplingSettings(), tmp_path / "out", lines.append)
     assert lines[0] == f"{gone} was deleted before it was sampled (CheckpointError)"
     assert lines[1].startswith("step 6: ") and commits.is_committed(last)
 
@@ -151,9 +151,9 @@ def test_prompts_of_a_file(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a red circle"}\n\n{"question": "what?", "images": ["a.png"]}\n{"question": "hi"}\n')
     assert read_prompts(path) == [
-        Asked(caption="a red circle"),
-        Asked(question="what?", images=(str(tmp_path / "a.png"),)),
-        Asked(question="hi"),
+        UserPrompt(caption="a red circle"),
+        UserPrompt(question="what?", images=(str(tmp_path / "a.png"),)),
+        UserPrompt(question="hi"),
     ]
 
 
@@ -181,11 +181,23 @@ def test_what_is_refused(recipe, tmp_path):
     with pytest.raises(CheckpointError, match="is neither a run nor a checkpoint"):
         find(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"the image .*none\.png cannot be read: No such file"):
-        samples.make(recipe, checkpoint, [Asked(question="a", images=(str(tmp_path / "none.png"),))], How(), tmp_path)
+        samples.make(
+            recipe,
+            checkpoint,
+            [UserPrompt(question="a", images=(str(tmp_path / "none.png"),))],
+            SamplingSettings(),
+            tmp_path,
+        )
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"the image .*bad\.png: does not decode"):
-        samples.make(recipe, checkpoint, [Asked(question="a", images=(str(tmp_path / "bad.png"),))], How(), tmp_path)
-    long = How(max_new_tokens=10**6)
+        samples.make(
+            recipe,
+            checkpoint,
+            [UserPrompt(question="a", images=(str(tmp_path / "bad.png"),))],
+            SamplingSettings(),
+            tmp_path,
+        )
+    long = SamplingSettings(max_new_tokens=10**6)
     with pytest.raises(ConfigError, match=r"'a' needs \d+ positions with its images and answer, the model has \d+"):
-        samples.make(recipe, checkpoint, [Asked(question="a")], long, tmp_path / "out")
+        samples.make(recipe, checkpoint, [UserPrompt(question="a")], long, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*")), "nothing is left of what failed"

@@ -13,7 +13,7 @@ from janus_dist.datasets import scenes
 from janus_dist.datasets.scenes import KINDS, Kind, Scene, Thing
 from janus_dist.evaluation import run
 from janus_dist.evaluation import scenes as judge
-from janus_dist.evaluation.scenes import Prompt, Scenes
+from janus_dist.evaluation.scenes import ScenePrompt, Scenes
 
 TINY = Path(__file__).parents[2] / "jobs" / "recipes" / "tiny"
 RING, CROSS = Thing("ring", "red", 4, 24, 16), Thing("cross", "blue", 40, 26, 16)
@@ -26,7 +26,7 @@ def drawn(*things: Thing) -> np.ndarray:
 
 def verdict(kind: Kind, asked: tuple[Thing, ...], image: np.ndarray) -> tuple[bool, bool]:
     """(right, exact)"""
-    (found,) = Scenes().judge([Prompt(Scene("", kind, asked, 240))], [image])
+    (found,) = Scenes().judge([ScenePrompt(Scene("", kind, asked, 240))], [image])
     assert found.kinds == (kind,)
     return found.right, found.parts["exact"]
 
@@ -41,7 +41,7 @@ def test_held_out_scenes_are_right_and_exact():
 
 
 def test_seen_is_said_in_words():
-    (found,) = Scenes().judge([Prompt(Scene("", "colors", (RING,), 240))], [drawn(RING)])
+    (found,) = Scenes().judge([ScenePrompt(Scene("", "colors", (RING,), 240))], [drawn(RING)])
     assert found.seen == "red ring"
 
 

@@ -23,7 +23,7 @@ from janus_dist.datasets import scene_words, scenes
 from janus_dist.datasets.easy_vqa import COLORS
 from janus_dist.datasets.scenes import KINDS, SHAPES, Dice, Scene, Thing
 from janus_dist.evaluation.held_out import accuracy_by_kind, blind_answers
-from janus_dist.evaluation.scenes import Question
+from janus_dist.evaluation.scenes import SceneQuestion
 
 NUMBERS = {name: number for number, name in enumerate(scene_words.NUMBERS)}
 
@@ -220,7 +220,7 @@ def test_every_kind_is_asked_in_several_forms_with_yes_and_no(train):
 def test_words_give_little_away(train, test):
     """Who knows all training questions but is blind is right as often as one who guesses among the form's answers."""
     asked = [
-        Question(number, one.question, one.answer, one.kind)
+        SceneQuestion(number, one.question, one.answer, one.kind)
         for number, scene in enumerate(test)
         for one in scene_words.questions(scene)
     ]

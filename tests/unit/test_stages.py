@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data_pipelines import stages
-from data_pipelines.record import Dropped, Made, Picture, Record
+from data_pipelines.record import DroppedByRule, Picture, Record, StepResult
 from data_pipelines.stages import DroppedRecord, Kept, Read, Rejected, StepClock
-from data_pipelines.tally import Tally
+from data_pipelines.tally import JobTally
 from janus_dist.errors import RecordError
 
 
@@ -21,7 +21,7 @@ def make(record: Record) -> str:
     if record.key == "bad":
         raise RecordError("empty", "no words")
     if record.key == "small":
-        raise Dropped("width >= 2", "1")
+        raise DroppedByRule("width >= 2", "1")
     return record.key.upper()
 
 
@@ -50,9 +50,9 @@ def test_pictures_are_fetched_in_order_and_other_outcomes_do_not_wait(tmp_path: 
 
 
 def test_every_outcome_is_counted_once():
-    tally = Tally(with_examples=False)
+    tally = JobTally(with_examples=False)
     reject = Rejected(stages.Reject("file", "k", "damaged", "cut short", b"", 7))
-    made = Kept(kept("a").record, Made([], (("width", 16.0),)))
+    made = Kept(kept("a").record, StepResult([], (("width", 16.0),)))
     for outcome in (
         Read(7),
         reject,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.record import Dropped, Picture, Record
+from data_pipelines.record import DroppedByRule, Picture, Record
 from data_pipelines.steps.generation import Generation, is_shortened
 from data_pipelines.steps.text import Text
 from data_pipelines.steps.understanding import DESCRIBE, Understanding
@@ -218,7 +218,7 @@ def test_a_text_that_is_far_too_long_is_refused_without_encoding_all_of_it(strea
 
 
 def dropped(call, *arguments):
-    with pytest.raises(Dropped) as caught:
+    with pytest.raises(DroppedByRule) as caught:
         call(*arguments)
     return caught.value.rule, caught.value.value
 

@@ -13,7 +13,7 @@ from data_pipelines.inputs import formats
 from data_pipelines.inputs import pictures as picture_files
 from janus_dist.errors import ConfigError, DataError
 from janus_dist.storage import fs, lease
-from janus_dist.storage.lease import LeaseLostError, Times
+from janus_dist.storage.lease import LeaseLostError, LeaseTimes
 from tests import alone as alone_module
 from tests.alone import without_ray, work_on
 from tests.images import noise, png
@@ -110,7 +110,7 @@ def test_a_limit_reads_so_many_records_where_the_input_has_them(tmp_path, form, 
 
 def test_while_one_run_makes_a_shard_set_another_does_nothing_to_it(tmp_path, monkeypatch, caplog):
     """Another set of settings would take the first one's finished shards for strays."""
-    monkeypatch.setattr(lease.take, "__defaults__", (Times(poll_s=0.01, renew_s=0.01), time))
+    monkeypatch.setattr(lease.take, "__defaults__", (LeaseTimes(poll_s=0.01, renew_s=0.01), time))
     source = lines(tmp_path / "in.jsonl", [{"text": f"text {number}"} for number in range(20)])
     of, other = (work_on("text", source, tmp_path / "data", f"pipeline.shard_samples={each}") for each in (8, 5))
     real, refused = job.run_job, []

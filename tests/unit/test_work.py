@@ -12,7 +12,7 @@ from data_pipelines import work
 from data_pipelines.inputs import versions
 from data_pipelines.limit import SPREAD
 from data_pipelines.record import Unit
-from data_pipelines.work import Marker
+from data_pipelines.work import JobMarker
 from janus_dist.data.shard import write_shard
 from janus_dist.inspection.inspect import Example, Reject
 from janus_dist.storage import fs
@@ -94,7 +94,7 @@ def make_marker(folder, job, words, attempt="a" * 12, samples=3):
     entry = write_shard(folder, name, shard_sets.several("text", words, samples), tiny.MODEL, special)
     rejects = (Reject("there", "k\u00e9y", "empty", "empty: no words", b"\xff\x00"),)
     examples = (Example("k", "there", "", "", "words", b"\xff\xd8", (1, 2)),)
-    return Marker(
+    return JobMarker(
         job.digest,
         job.number,
         attempt,

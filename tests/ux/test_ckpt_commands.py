@@ -68,7 +68,7 @@ def folder(request, tmp_path, monkeypatch):
         fs.write_whole(f"{commits.folder(saved, 20)}/__1_0.distcp", b"short")
         fs.remove(f"{commits.folder(saved, 40)}/{commits.MARKER}")
         fifty = commits.folder(saved, 50)
-        fs.rename(f"{fifty}/{commits.MARKER}", f"{fifty}/{commits.ASIDE}")
+        fs.rename(f"{fifty}/{commits.MARKER}", f"{fifty}/{commits.ASIDE_MARKER}")
         return saved
 
     if request.param == "disk":

@@ -96,7 +96,7 @@ def test_one_of_two_options_is_given(root: Path, capsys: pytest.CaptureFixture[s
     numbers = found(r"from (\d+) to (\d+)", hint_of(janus, *one, "--sample", "99")).groups()
     for number in numbers:
         janus(*one, "--sample", number)
-    option = found(r"show one by (--\w+)", hint_of(janus, *one, "--key", "none"))[1]
+    option = found(r"select a sample by (--\w+)", hint_of(janus, *one, "--key", "none"))[1]
     janus(*one, option, "0")
     assert "text sample 0" in capsys.readouterr().out
 
@@ -130,7 +130,7 @@ def test_a_tokenizer_is_given_as_the_hint_says(root: Path):
 def test_a_path_with_a_wrong_name_has_the_right_one_beside_it(root: Path):
     (root / "in").mkdir()
     lines(root / "in" / "laion.jsonl", [{"text": "many words"}])
-    right = found(r"has (\S+), no", hint_of(run, "jsonl", root / "in/laoin.jsonl", name="text"))[1]
+    right = found(r"has (\S+), but no", hint_of(run, "jsonl", root / "in/laoin.jsonl", name="text"))[1]
     assert run("jsonl", root / "in" / right, name="text").samples == 1
     listed = found(r"it has (\S+)$", hint_of(run, "jsonl", root / "in/*.json", name="text"))[1]
     assert run("jsonl", root / "in" / listed, name="text").samples == 1
@@ -257,7 +257,7 @@ def test_a_source_and_its_shards_are_apart_as_the_hint_says(root: Path):
     (root / "made" / "text").mkdir(parents=True)
     lines(root / "made" / "text" / "in.jsonl", [{"text": "many words"}])
     hint = hint_of(prepare.prepare_data, alone(work(root, "made/text/in.jsonl")).model_copy())
-    assert "give another data.root, or move the source" in hint
+    assert "set another data.root, or move the source" in hint
     prepare.prepare_data(alone(work(root, "made/text/in.jsonl", "other")))
     (root / "made" / "text" / "in.jsonl").rename(root / "in.jsonl")
     prepare.prepare_data(alone(work(root, "in.jsonl")))
@@ -268,7 +268,7 @@ def test_shards_of_other_settings_are_made_again_by_the_option_that_is_named(roo
     prepare.prepare_data(alone(work(root, "in.jsonl")))
     other = work(root, "in.jsonl", "made", "pipeline.shard_samples=9")
     hint = hint_of(prepare.prepare_data, alone(other))
-    assert shlex.split(hint.rpartition(": ")[2])[-1] == "--replace" and "give another data.root" in hint
+    assert shlex.split(hint.rpartition(": ")[2])[-1] == "--replace" and "set another data.root" in hint
     prepare.prepare_data(alone(work(root, "in.jsonl", "elsewhere", "pipeline.shard_samples=9")))
     prepare.prepare_data(alone(other), anew=True)
 

@@ -160,7 +160,7 @@ def test_held_out_shards_are_made_or_left_out(tmp_path: Path):
     prepared.prepare(tmp_path / "held", seed=5)
     recipe = recipe_with(tmp_path, data={"validation_root": str(tmp_path / "none")})
     trained = open_shards(recipe.data, recipe.mix)
-    assert "into it (data.root=...)" in hint_of(held_out, recipe, trained)
+    assert "there with jobs/prepare.py (data.root=...)" in hint_of(held_out, recipe, trained)
     same = recipe_with(tmp_path, data={"validation_root": recipe.data.root})
     key = found(r"set data\.(\w+) to a folder with held-out shards", hint_of(held_out, same, trained))[1]
     assert held_out(recipe_with(tmp_path, data={key: str(tmp_path / "held" / "data")}), trained)

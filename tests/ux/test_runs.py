@@ -103,7 +103,7 @@ def test_a_run_whose_driver_is_gone_is_dead_at_once(root, janus, monkeypatch):
     beat = next((root / "two" / "lease").glob("*.beat"))
     os.utime(beat, (1000, 1000))
     assert state() == "silent"
-    monkeypatch.setattr(lease_files.Process, "is_gone", property(lambda process: True))
+    monkeypatch.setattr(lease_files.ProcessIdentity, "is_gone", property(lambda process: True))
     assert state() == "dead"
     monkeypatch.undo()
     held.release()

@@ -9,16 +9,16 @@ folder 00007 holds the drawings of line 7, counted from 0, and that line as it w
 import json
 from pathlib import Path
 
-from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Question, fields, load_lines
+from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, BenchmarkQuestion, fields, load_lines
 
 
-def read(folder: Path) -> list[Question]:
+def read(folder: Path) -> list[BenchmarkQuestion]:
     """Return all prompts. Raises DataError when the file is missing or has another format."""
     path = folder / "evaluation_metadata.jsonl"
-    questions: list[Question] = []
+    questions: list[BenchmarkQuestion] = []
     for index, entry in enumerate(load_lines(path)):
         (prompt,) = fields(entry, ("prompt",), f"{path}:{index + 1}")
-        questions.append(Question(f"{index:05d}", prompt, (), entry))
+        questions.append(BenchmarkQuestion(f"{index:05d}", prompt, (), entry))
     return questions
 
 

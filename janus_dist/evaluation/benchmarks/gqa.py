@@ -14,20 +14,22 @@ from janus_dist.evaluation.benchmarks.question import (
     SHORT_ANSWER,
     Answered,
     Benchmark,
-    Question,
+    BenchmarkQuestion,
     fields,
     load_json,
     share,
 )
 
 
-def read(folder: Path) -> list[Question]:
+def read(folder: Path) -> list[BenchmarkQuestion]:
     """Return the questions of testdev. Raises DataError when the file is missing or has another format."""
     path = folder / "testdev_balanced_questions.json"
-    questions: list[Question] = []
+    questions: list[BenchmarkQuestion] = []
     for question_id, entry in load_json(path).items():
         image, text, _ = fields(entry, ("imageId", "question", "answer"), f"{path}, question {question_id},")
-        questions.append(Question(question_id, text + SHORT_ANSWER, (folder / "images" / f"{image}.jpg",), entry))
+        questions.append(
+            BenchmarkQuestion(question_id, text + SHORT_ANSWER, (folder / "images" / f"{image}.jpg",), entry)
+        )
     return questions
 
 

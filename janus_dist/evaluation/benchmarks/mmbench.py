@@ -15,7 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from janus_dist.errors import DataError
-from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Question, fields, read_text, with_options
+from janus_dist.evaluation.benchmarks.question import (
+    Answered,
+    Benchmark,
+    BenchmarkQuestion,
+    fields,
+    read_text,
+    with_options,
+)
 
 OPTIONS = ("A", "B", "C", "D")
 NOTHING = {"", "nan", "none"}
@@ -24,7 +31,7 @@ REFERENCE_CHARS = 64
 FIELD_CHARS = 1 << 30
 
 
-def read(folder: Path) -> list[Question]:
+def read(folder: Path) -> list[BenchmarkQuestion]:
     """Return the questions of the single table in the folder. Raises DataError unless it has one valid table."""
     paths = sorted(folder.glob("*.tsv"))
     if len(paths) != 1:
@@ -36,7 +43,9 @@ def read(folder: Path) -> list[Question]:
     for number, row in enumerate(rows, start=1):
         fields(row, ("index", "question", "A", "B", "image"), f"{paths[0]}, row {number},")
     pictures = _pictures(rows, paths[0])
-    return [Question(row["index"], _prompt(row), (pictures[row["index"]],), _without_image(row)) for row in rows]
+    return [
+        BenchmarkQuestion(row["index"], _prompt(row), (pictures[row["index"]],), _without_image(row)) for row in rows
+    ]
 
 
 def _pictures(rows: Sequence[Mapping[str, str]], path: Path) -> dict[str, bytes]:

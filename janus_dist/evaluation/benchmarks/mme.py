@@ -11,7 +11,14 @@ Invariant: the two answers about an image are consecutive.
 from pathlib import Path
 
 from janus_dist.errors import DataError
-from janus_dist.evaluation.benchmarks.question import SHORT_ANSWER, Answered, Benchmark, Question, read_text, share
+from janus_dist.evaluation.benchmarks.question import (
+    SHORT_ANSWER,
+    Answered,
+    Benchmark,
+    BenchmarkQuestion,
+    read_text,
+    share,
+)
 
 YES_OR_NO = "Please answer yes or no."
 PERCEPTION = (
@@ -20,7 +27,7 @@ PERCEPTION = (
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
-def read(folder: Path) -> list[Question]:
+def read(folder: Path) -> list[BenchmarkQuestion]:
     """Return the questions of all tasks in the folder, task by task. Raises DataError when it has no task."""
     tasks = [task for task in (*PERCEPTION, *COGNITION) if (folder / task).is_dir()]
     if not tasks:
@@ -30,11 +37,11 @@ def read(folder: Path) -> list[Question]:
     return [question for task in tasks for question in _read_task(folder / task)]
 
 
-def _read_task(folder: Path) -> list[Question]:
+def _read_task(folder: Path) -> list[BenchmarkQuestion]:
     is_split = (folder / "images").is_dir()
     images, texts = (folder / "images", folder / "questions_answers_YN") if is_split else (folder, folder)
     by_stem = {path.stem: path for path in images.iterdir() if path.suffix != ".txt"}
-    found: list[Question] = []
+    found: list[BenchmarkQuestion] = []
     for path in sorted(texts.glob("*.txt")):
         lines = [line.split("\t") for line in read_text(path).split("\n") if line.strip()]
         if len(lines) != 2 or any(len(line) != 2 for line in lines):
@@ -43,7 +50,7 @@ def _read_task(folder: Path) -> list[Question]:
         for number, (question, truth) in enumerate(lines):
             entry = {"task": folder.name, "image": picture.name, "question": question.strip(), "label": truth.strip()}
             asked = entry["question"].replace(YES_OR_NO, "").strip() + SHORT_ANSWER
-            found.append(Question(f"{folder.name}/{path.stem}/{number}", asked, (picture,), entry))
+            found.append(BenchmarkQuestion(f"{folder.name}/{path.stem}/{number}", asked, (picture,), entry))
     return found
 
 

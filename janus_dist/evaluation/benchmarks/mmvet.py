@@ -10,16 +10,16 @@ added to the question) and scripts/convert_mmvet_for_eval.py. Invariant: every q
 import json
 from pathlib import Path
 
-from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, Question, fields, load_json
+from janus_dist.evaluation.benchmarks.question import Answered, Benchmark, BenchmarkQuestion, fields, load_json
 
 
-def read(folder: Path) -> list[Question]:
+def read(folder: Path) -> list[BenchmarkQuestion]:
     """Return all questions. Raises DataError when the file is missing or has another format."""
     path = folder / "mm-vet.json"
-    questions: list[Question] = []
+    questions: list[BenchmarkQuestion] = []
     for question_id, entry in load_json(path).items():
         image, text = fields(entry, ("imagename", "question"), f"{path}, question {question_id},")
-        questions.append(Question(question_id, text, (folder / "images" / image,), entry))
+        questions.append(BenchmarkQuestion(question_id, text, (folder / "images" / image,), entry))
     return questions
 
 

@@ -14,7 +14,7 @@ from janus_dist.evaluation.benchmarks.question import (
     SHORT_ANSWER,
     Answered,
     Benchmark,
-    Question,
+    BenchmarkQuestion,
     dump_lines,
     fields,
     load_lines,
@@ -24,18 +24,20 @@ from janus_dist.evaluation.benchmarks.question import (
 PREFIX = "coco_pope_"
 
 
-def read(folder: Path) -> list[Question]:
+def read(folder: Path) -> list[BenchmarkQuestion]:
     """Return the questions of all categories in the folder. Raises DataError when it has none."""
     paths = sorted((folder / "coco").glob(f"{PREFIX}*.json"))
     if not paths:
         raise DataError(f"{folder}/coco has no {PREFIX}*.json", "use output/coco of AoiDragon/POPE")
-    found: list[Question] = []
+    found: list[BenchmarkQuestion] = []
     for path in paths:
         category = path.stem.removeprefix(PREFIX)
         for number, entry in enumerate(load_lines(path), start=1):
             own, image, text, _ = fields(entry, ("question_id", "image", "text", "label"), f"{path}:{number}")
             pictures = (folder / "val2014" / image,)
-            found.append(Question(f"{category}/{own}", text + SHORT_ANSWER, pictures, {**entry, "category": category}))
+            found.append(
+                BenchmarkQuestion(f"{category}/{own}", text + SHORT_ANSWER, pictures, {**entry, "category": category})
+            )
     return found
 
 

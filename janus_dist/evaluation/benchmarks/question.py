@@ -19,7 +19,7 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchmarkQuestion:
     """One question, or one prompt to draw."""
 
     id: str
@@ -32,7 +32,7 @@ class Question:
     """Published entry, with everything needed to write and score an answer."""
 
 
-Answered = Sequence[tuple[Question, str]]
+Answered = Sequence[tuple[BenchmarkQuestion, str]]
 """(question, answer) in the published order; answers to prompts of drawings are empty."""
 
 
@@ -40,7 +40,7 @@ Answered = Sequence[tuple[Question, str]]
 class Benchmark:
     """Published input and output format of one benchmark."""
 
-    read: Callable[[Path], list[Question]]
+    read: Callable[[Path], list[BenchmarkQuestion]]
     """Function from a folder to its questions; raises DataError when files are missing or have another format."""
     write: Callable[[Answered], dict[str, str]]
     """Function from answers to the files for the scorer: text by path."""

@@ -25,8 +25,8 @@ from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks import work
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
-from janus_dist.evaluation.benchmarks.question import Question
-from janus_dist.evaluation.benchmarks.work import Job
+from janus_dist.evaluation.benchmarks.question import BenchmarkQuestion
+from janus_dist.evaluation.benchmarks.work import BenchmarkJob
 from janus_dist.evaluation.sampler import Sampler, dtype_for
 from janus_dist.storage import fs
 from janus_dist.weights.start import open_weights
@@ -35,23 +35,23 @@ from janus_dist.weights.vq import digest, load_vq
 SUMMARY = "summary.json"
 SHOWN = 3
 """Largest number of names in a message."""
-Do = Callable[[StageRecipe, str | None, Sequence[Job]], None]
+JobRunner = Callable[[StageRecipe, str | None, Sequence[BenchmarkJob]], None]
 """Function that does jobs with a checkpoint, in this process or others, and returns when all have a marker."""
 
 log = logging.getLogger("janus_dist")
 
 
 @dataclass(frozen=True)
-class Work:
+class PreparedBenchmark:
     """One benchmark and its jobs."""
 
     name: BenchmarkName
     out: str
-    questions: list[Question]
-    jobs: list[Job]
+    questions: list[BenchmarkQuestion]
+    jobs: list[BenchmarkJob]
 
 
-def evaluate(recipe: StageRecipe, do: Do, dtype: DtypeChoice = "auto") -> dict[str, dict[str, Any]]:
+def evaluate(recipe: StageRecipe, do: JobRunner, dtype: DtypeChoice = "auto") -> dict[str, dict[str, Any]]:
     """Run all of `evaluate.benchmarks`, write the files for their scorers and return the summaries by name.
 
     `dtype` is what the model computes in, decided here for all processes (`sampler.dtype_for`). Jobs that an earlier
@@ -72,7 +72,7 @@ def evaluate(recipe: StageRecipe, do: Do, dtype: DtypeChoice = "auto") -> dict[s
     return {benchmark.name: _finish(recipe, benchmark, checkpoint) for benchmark in prepared}
 
 
-def do_here(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[Job]) -> None:
+def do_here(recipe: StageRecipe, checkpoint: str | None, jobs: Sequence[BenchmarkJob]) -> None:
     """Do jobs one after another in this process, on its GPU with `cluster.gpu`."""
     sampler = Sampler.load(recipe, checkpoint, _device(recipe), jobs[0].dtype)
     for number, job in enumerate(jobs, start=1):
@@ -124,7 +124,7 @@ def _settings(recipe: StageRecipe, checkpoint: str | None, is_drawn: bool) -> di
     }
 
 
-def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, dtype: DtypeChoice) -> Work:
+def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, dtype: DtypeChoice) -> PreparedBenchmark:
     """Read a benchmark and cut it into jobs; remove the results of another cut or other settings."""
     how, benchmark, folder = recipe.evaluate, BENCHMARKS[name], Path(recipe.evaluate.benchmarks[name]).absolute()
     questions = benchmark.read(folder)
@@ -138,10 +138,10 @@ def _prepare(recipe: StageRecipe, name: BenchmarkName, checkpoint: str | None, d
         fs.remove(f"{out}/{SUMMARY}")
     # remove old markers before their drawings are overwritten, or they would vouch for the wrong ones
     work.markers(out).remove_others(job.digest for job in jobs)
-    return Work(name, out, questions, jobs)
+    return PreparedBenchmark(name, out, questions, jobs)
 
 
-def _check(name: str, questions: Sequence[Question], folder: Path) -> None:
+def _check(name: str, questions: Sequence[BenchmarkQuestion], folder: Path) -> None:
     """Raise DataError unless there are questions, each with a unique id and images that exist."""
     if not questions:
         raise DataError(f"evaluate.benchmarks.{name}={folder} has no questions")
@@ -158,7 +158,7 @@ def _check(name: str, questions: Sequence[Question], folder: Path) -> None:
         )
 
 
-def _is_done(job: Job, each: int) -> bool:
+def _is_done(job: BenchmarkJob, each: int) -> bool:
     if work.load(job) is None:
         return False
     drawn = job.questions if BENCHMARKS[job.benchmark].is_drawn else ()
@@ -168,7 +168,7 @@ def _is_done(job: Job, each: int) -> bool:
     return False
 
 
-def _finish(recipe: StageRecipe, prepared: Work, checkpoint: str | None) -> dict[str, Any]:
+def _finish(recipe: StageRecipe, prepared: PreparedBenchmark, checkpoint: str | None) -> dict[str, Any]:
     """Write the files for the scorer, then the summary; return the summary and its folder `out`."""
     answered, unreadable = _collect_answers(prepared)
     benchmark = BENCHMARKS[prepared.name]
@@ -191,7 +191,7 @@ def _finish(recipe: StageRecipe, prepared: Work, checkpoint: str | None) -> dict
     return summary | {"out": prepared.out}
 
 
-def _collect_answers(prepared: Work) -> tuple[list[tuple[Question, str]], list[str]]:
+def _collect_answers(prepared: PreparedBenchmark) -> tuple[list[tuple[BenchmarkQuestion, str]], list[str]]:
     """Return (question, answer) in the published order, and the ids of questions without a readable image."""
     answers: dict[str, str] = {}
     without_image: set[str] = set()
@@ -204,7 +204,7 @@ def _collect_answers(prepared: Work) -> tuple[list[tuple[Question, str]], list[s
     return [(question, answers.get(question.id, "")) for question in prepared.questions], unreadable
 
 
-def _remove_other_drawings(prepared: Work, each: int) -> None:
+def _remove_other_drawings(prepared: PreparedBenchmark, each: int) -> None:
     """Remove the drawings of an evaluation with more prompts or drawings, which the scorer would count."""
     kept = {question.id for question in prepared.questions}
     for path in Path(prepared.out).iterdir():

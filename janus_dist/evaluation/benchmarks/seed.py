@@ -17,7 +17,7 @@ from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks.question import (
     Answered,
     Benchmark,
-    Question,
+    BenchmarkQuestion,
     dump_lines,
     fields,
     load_json,
@@ -30,7 +30,7 @@ CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 FIELDS = ("question_id", "data_type", "data_id", "question", "answer", *CHOICES)
 
 
-def read(folder: Path) -> list[Question]:
+def read(folder: Path) -> list[BenchmarkQuestion]:
     """Return all questions about images, and those about videos when the folder of frames exists.
 
     Raises DataError when the file is missing or has another format.
@@ -38,12 +38,12 @@ def read(folder: Path) -> list[Question]:
     path = folder / "SEED-Bench.json"
     with_videos = (folder / FRAMES).is_dir()
     (entries,) = fields(load_json(path), ("questions",), str(path))
-    found: list[Question] = []
+    found: list[BenchmarkQuestion] = []
     for number, entry in enumerate(entries):
         fields(entry, FIELDS, f"{path}, question {number},")
         if entry["data_type"] == "image" or with_videos:
             asked = with_options(entry["question"], (entry[name] for name in CHOICES))
-            found.append(Question(str(entry["question_id"]), asked, (_picture(folder, entry),), entry))
+            found.append(BenchmarkQuestion(str(entry["question_id"]), asked, (_picture(folder, entry),), entry))
     return found
 
 

@@ -22,9 +22,9 @@ from janus_dist.config.train import Dtype
 from janus_dist.errors import DataError
 from janus_dist.evaluation.benchmarks.all import BENCHMARKS
 from janus_dist.evaluation.benchmarks.geneval import sample
-from janus_dist.evaluation.benchmarks.question import Question
+from janus_dist.evaluation.benchmarks.question import BenchmarkQuestion
 from janus_dist.evaluation.sampler import Sampler
-from janus_dist.model.sample import Choice
+from janus_dist.model.sample import TokenChoice
 from janus_dist.storage import fs
 from janus_dist.storage.job_markers import JobMarkers, digest_of
 
@@ -35,13 +35,13 @@ MARKERS = "jobs"
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchmarkJob:
     """Some questions of one benchmark."""
 
     benchmark: BenchmarkName
     out: str
     """The folder of the benchmark's results."""
-    questions: tuple[Question, ...]
+    questions: tuple[BenchmarkQuestion, ...]
     places: tuple[int, ...]
     """Positions of its questions in the benchmark."""
     digest: str
@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Marker:
+class BenchmarkMarker:
     """Results of a finished job."""
 
     job: str
@@ -74,53 +74,53 @@ def markers(out: str) -> JobMarkers:
 
 def cut(
     name: BenchmarkName,
-    questions: Sequence[Question],
+    questions: Sequence[BenchmarkQuestion],
     out: str,
     batch: int,
     each: int,
     settings: Mapping[str, Any],
     dtype: Dtype = "float32",
-) -> list[Job]:
+) -> list[BenchmarkJob]:
     """Return the jobs of a benchmark: a few batches of questions or one of drawings each, `each` drawings per prompt.
 
     `settings` is everything except the questions that determines the results.
     """
     size = max(1, batch // each) if BENCHMARKS[name].is_drawn else BATCHES * batch
     by_length = sorted(range(len(questions)), key=lambda place: len(questions[place].prompt))
-    jobs: list[Job] = []
+    jobs: list[BenchmarkJob] = []
     for first in range(0, len(questions), size):
         places = tuple(by_length[first : first + size])
         part = tuple(questions[place] for place in places)
         asked = [(place, _identity(question)) for place, question in zip(places, part, strict=True)]
-        jobs.append(Job(name, out, part, places, digest_of([VERSION, name, asked, settings]), dtype))
+        jobs.append(BenchmarkJob(name, out, part, places, digest_of([VERSION, name, asked, settings]), dtype))
     return jobs
 
 
-def _identity(question: Question) -> list[str]:
+def _identity(question: BenchmarkQuestion) -> list[str]:
     """Return id, prompt and images of a question; files by name only, since their folder may be moved."""
     images = (hashlib.sha256(one).hexdigest() if isinstance(one, bytes) else one.name for one in question.images)
     return [question.id, question.prompt, *images]
 
 
-def do(sampler: Sampler, job: Job) -> None:
+def do(sampler: Sampler, job: BenchmarkJob) -> None:
     """Answer or draw, then write the marker. Raises DataError or ConfigError when a question does not fit the model."""
     if BENCHMARKS[job.benchmark].is_drawn:
         _draw(sampler, job)
-        marker = Marker(job.digest, {}, ())
+        marker = BenchmarkMarker(job.digest, {}, ())
     else:
         marker = _answer(sampler, job)
     content = {"job": marker.job, "answers": marker.answers, "unreadable": marker.unreadable}
     markers(job.out).write(content)
 
 
-def load(job: Job) -> Marker | None:
+def load(job: BenchmarkJob) -> BenchmarkMarker | None:
     """Return the marker of a job; None when it is absent or another program's."""
     return markers(job.out).load(
-        job.digest, lambda values: Marker(values["job"], values["answers"], tuple(values["unreadable"]))
+        job.digest, lambda values: BenchmarkMarker(values["job"], values["answers"], tuple(values["unreadable"]))
     )
 
 
-def _answer(sampler: Sampler, job: Job) -> Marker:
+def _answer(sampler: Sampler, job: BenchmarkJob) -> BenchmarkMarker:
     """Return the marker with the most likely answers; each image is encoded once."""
     found: dict[Path | bytes, int] = {}
     pictures: list[torch.Tensor] = []
@@ -142,10 +142,12 @@ def _answer(sampler: Sampler, job: Job) -> Marker:
         BENCHMARKS[job.benchmark].max_new_tokens,
     )
     given = dict(zip((question.id for question in asked), answers, strict=True))
-    return Marker(job.digest, {question.id: given.get(question.id, "") for question in job.questions}, (*unreadable,))
+    return BenchmarkMarker(
+        job.digest, {question.id: given.get(question.id, "") for question in job.questions}, (*unreadable,)
+    )
 
 
-def _draw(sampler: Sampler, job: Job) -> None:
+def _draw(sampler: Sampler, job: BenchmarkJob) -> None:
     """Write the drawings of each prompt, with seeds by their positions in the benchmark."""
     settings = sampler.recipe.evaluate
     each = settings.images_per_prompt
@@ -154,7 +156,7 @@ def _draw(sampler: Sampler, job: Job) -> None:
         [question.prompt for question in job.questions for _ in range(each)],
         [seed + place * each + number for place in job.places for number in range(each)],
         settings.guidance,
-        Choice(settings.temperature, settings.top_k),
+        TokenChoice(settings.temperature, settings.top_k),
     )
     for number, drawing in enumerate(drawings):
         buffer = io.BytesIO()
