@@ -58,7 +58,7 @@ class HostBuffers:
         """Buffers in host memory, in the order of the tensors that are copied."""
 
     def copy(self, flats: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Copy tensors to host memory and return the copies by `id` of their originals.
+        """Copy tensors to host memory and return the copies, of the same shapes, by `id` of their originals.
 
         Every call must pass the same tensors in the same order.
         """

@@ -51,7 +51,7 @@ class StoredWeights:
         return {name: value.reshape(self.commit.shapes[name]) for name, value in named.items()}
 
     def groups(self, max_elements: int) -> Iterator[dict[str, Tensor]]:
-        """Yield all parameters in groups of at most `max_elements` elements; a larger parameter is its own group."""
+        """Yield all parameters in their shapes, in groups of at most `max_elements` elements or one larger one."""
         names: list[str] = []
         elements = 0
         for name, shape in self.shapes.items():

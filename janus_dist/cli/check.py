@@ -215,7 +215,7 @@ def _resume(recipe: StageRecipe, checkpoint: str) -> Iterator[str]:
     if commit.step == recipe.train.steps:
         raise ConfigError(
             f"run {recipe.run.dir} is complete: its checkpoint is at step {commit.step}, as train.steps asks",
-            "raise train.steps to go on, or give the run another name (run.name=...)",
+            "raise train.steps to train further, or give the run another name (run.name=...)",
         )
     plan = None
     if not recipe.run.rebase:

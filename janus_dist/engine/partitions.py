@@ -90,7 +90,7 @@ def pieces(engine: ZeroEngine) -> list[ParameterPiece]:
 
 
 def moments(engine: ZeroEngine, piece: ParameterPiece) -> dict[str, Tensor]:
-    """Return the AdamW moments of a trainable piece by name, laid out like `piece.flat`.
+    """Return the AdamW moments of a trainable piece by name, float32 in the shape of `piece.flat`.
 
     They are created as zeros before the first step.
     """

@@ -52,7 +52,7 @@ class ShareSavePlanner(DefaultSavePlanner):
     """Plans the writing of shares."""
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        """Return the elements to write."""
+        """Return the elements [own elements] to write."""
         return self.state_dict[index.fqn].values
 
 
@@ -68,12 +68,12 @@ class ShareLoadPlanner(DefaultLoadPlanner):
         self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
-        """Return the elements to load into."""
+        """Return the elements [own elements] to load into."""
         return self.state_dict[index.fqn].values
 
 
 def alone(view: Tensor) -> Tensor:
-    """Return a tensor of the same CPU memory whose storage contains nothing else.
+    """Return a tensor of the same shape and CPU memory whose storage contains nothing else.
 
     torch writes a clone of a view, and keeps all clones until the file is complete.
     """

@@ -100,7 +100,7 @@ def counts(batch: Batch) -> list[float]:
 
 
 def interleaved(runs: Sequence[Callable[[], None]], rounds: int) -> NDArray[np.float64]:
-    """Return the median seconds of each run; every round runs all, so that a slow moment affects all equally."""
+    """Return [run] median seconds; every round runs all, so that a slow moment affects all equally."""
     for run in runs:
         run()  # the first call also compiles, allocates and warms caches
     times = np.empty((rounds, len(runs)))

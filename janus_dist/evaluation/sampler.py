@@ -91,7 +91,8 @@ class Sampler:
         choice: TokenChoice = LIKELIEST,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """Return the answers to questions about images; `images_of` are positions in `features`, see `image_features`.
+        """Return the answers to questions about images; `images_of` are positions in `features`,
+        [image, image_tokens, hidden] of `image_features`.
 
         Raises ConfigError when a question is too long for the model.
         """

@@ -292,8 +292,8 @@ def stats(folder: str) -> dict[str, Any] | None:
 
 
 def summary(shards: ShardSet, found: Mapping[str, NDArray[Any]] | None = None) -> dict[str, Any]:
-    """Return what a shard set is and holds, as plain values; `found` are its columns of COUNTED where they were read
-    before."""
+    """Return what a shard set is and holds, as plain values; `found` are its columns of COUNTED, each
+    [sample], where they were read before."""
     manifest = shards.manifest
     found = columns(shards, *COUNTED) if found is None else found
     tokens, sums = found["tokens"], {name: int(values.sum(dtype=np.int64)) for name, values in found.items()}

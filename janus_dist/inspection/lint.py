@@ -6,7 +6,7 @@ Invariant: a damaged shard set gives a list of faults, never an exception; what 
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -186,10 +186,16 @@ def _check_shard(
         issues.append(Issue(f"the tar cannot be read: {error}", AGAIN))
     if keys is None and any(issue.row is not None for issue in issues):
         keys = _keys(folder, rules.manifest, number)
-    for what, do, row in ((issue.what, issue.do, issue.row) for issue in issues):
-        key = None if row is None or not keys or row >= len(keys) else keys[row]
-        found.faults.append(Fault(entry.name, None if row is None else first_sample + row, key, what, do))
+    found.faults += [_fault(entry.name, issue, first_sample, keys or ()) for issue in issues]
     return found
+
+
+def _fault(shard: str, issue: Issue, first_sample: int, keys: Sequence[str]) -> Fault:
+    """Return an issue as a fault of the set, with the number and the key of its sample where these are known."""
+    if issue.row is None:
+        return Fault(shard, None, None, issue.what, issue.do)
+    key = keys[issue.row] if issue.row < len(keys) else None
+    return Fault(shard, first_sample + issue.row, key, issue.what, issue.do)
 
 
 def _check_index(folder: str, entry: ShardEntry, found: ShardFindings) -> tuple[NDArray[np.void] | None, list[Issue]]:

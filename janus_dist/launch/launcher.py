@@ -123,7 +123,7 @@ def _until_done(
         except RayError as error:
             raise ClusterError(
                 f"Ray lost what the run hangs on, the driver's own node perhaps: {one_line(error)}",
-                f"{resume_command(requested.run)} goes on from the last checkpoint under {run.saved_in}",
+                f"{resume_command(requested.run)} resumes from the last checkpoint under {run.saved_in}",
             ) from error
 
 
@@ -190,7 +190,7 @@ def _stop_if_asked(recipe: StageRecipe, newest: str | None) -> None:
         events.record(run_dir, "stopped", _steps(newest), f"asked to stop before its ranks began: {by}")
         raise PreemptedError(
             f"run {run_dir} was asked to stop ({by}) before its ranks began",
-            f"{'the same command' if newest is None else resume_command(recipe.run)} goes on",
+            f"{'the same command' if newest is None else resume_command(recipe.run)} resumes it",
         )
 
 
@@ -214,7 +214,7 @@ def resume_command(run: RunSettings) -> str:
 def _with_resume_command(cause: Exception, command: str) -> Exception:
     """Return the error to raise for what ended the ranks. A stop gets its hint here: ranks do not know the command, as
     they are started without `run.resume=never`."""
-    return type(cause)(cause.message, f"{command} goes on from there") if isinstance(cause, PreemptedError) else cause
+    return type(cause)(cause.message, f"{command} resumes from there") if isinstance(cause, PreemptedError) else cause
 
 
 def _steps(checkpoint: str | None) -> int:
@@ -307,7 +307,7 @@ def _lost_rank(failure: BaseException, rank: int | None, run: RunSettings) -> "L
     kind = "died" if _is_dead(failure) else type(list(_chain(failure))[-1]).__name__
     return LostRankError(
         f"a rank was lost: {prefix}{_in_short(failure)}",
-        f"what it printed is in {path}; {resume_command(run)} goes on from the last checkpoint under {run.saved_in}",
+        f"what it printed is in {path}; {resume_command(run)} resumes from the last checkpoint under {run.saved_in}",
         prefix + kind,
     )
 

@@ -94,7 +94,7 @@ def watch_head(address: str, is_joined: Callable[[], bool]) -> None:
             _end_with(
                 ClusterError(
                     f"the head of the Ray cluster at {address} has not answered for {HEAD_LOST_TIMEOUT_S:.0f} s",
-                    "start the cluster again, then the same command goes on from what was saved",
+                    "start the cluster again, then the same command resumes from what was saved",
                 )
             )
         time.sleep(HEAD_POLL_S)

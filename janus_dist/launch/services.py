@@ -81,7 +81,7 @@ class StopOnSignal:
         if isinstance(error, PreemptedError):
             raise InterruptError(error.message, error.hint) from error
         if error is None:
-            raise InterruptError("interrupted, as the last step was done and saved", "the same command goes on")
+            raise InterruptError("interrupted, as the last step was done and saved", "the same command resumes it")
 
 
 class StopOnDrain:

@@ -26,7 +26,7 @@ def run_stage(loaded: Loaded[StageRecipe], prepare: Prepare) -> None:
     if is_complete(recipe):
         raise ConfigError(
             f"run {recipe.run.dir} is complete: its checkpoint is at step {recipe.train.steps}, as train.steps asks",
-            "raise train.steps to go on, or give the run another name (run.name=...)",
+            "raise train.steps to train further, or give the run another name (run.name=...)",
         )
     check_starts(loaded)
     prepare(recipe)

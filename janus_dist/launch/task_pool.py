@@ -60,7 +60,7 @@ def train_all(
             raise
         if waiting:
             names = ", ".join(recipe.run.name for recipe in waiting)
-            raise PreemptedError(f"asked to stop before {names} began", "the same command goes on")
+            raise PreemptedError(f"asked to stop before {names} began", "the same command resumes it")
 
 
 def _ended(running: Mapping[ray.ObjectRef, StageRecipe], stopped_by: str | None) -> list[ray.ObjectRef]:

@@ -5,7 +5,7 @@ tensors of one file are in memory at a time.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,11 +93,7 @@ def _write_weights(
     pieces: dict[str, list[str]] = {}
     for name in sorted(at, key=lambda name: at[name].offset):
         pieces.setdefault(at[name].name, []).append(name)
-    planned = [
-        Planned(place.name, place.shape, torch.float32 if name in of_vq else dtype)
-        for name, place in at.items()
-        if place.offset == 0
-    ]
+    planned = _plan_tensors(at, of_vq, dtype)
     extra = {CODES_USED: torch.zeros(CODES_USED_LENGTH)} if layout == "deepseek" else {}
     planned += [Planned(name, tuple(value.shape), value.dtype) for name, value in extra.items()]
 
@@ -112,6 +108,15 @@ def _write_weights(
             yield _joined(own, at[pieces[theirs][0]])
 
     return write_shards(folder, planned, make, max_bytes)
+
+
+def _plan_tensors(at: Mapping[str, TensorLocation], of_vq: Container[str], dtype: torch.dtype) -> list[Planned]:
+    """Return the tensors to write: those named by `of_vq`, of the VQ tokenizer, in float32, others in `dtype`."""
+    return [
+        Planned(location.name, location.shape, torch.float32 if name in of_vq else dtype)
+        for name, location in at.items()
+        if location.offset == 0
+    ]
 
 
 def _joined(own: Sequence[Tensor], place: TensorLocation) -> Tensor:

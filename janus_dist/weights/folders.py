@@ -136,7 +136,7 @@ def _shards(index: Path, where: str) -> list[Path]:
     try:
         named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{where}: {index.name} is no index of weights: {error!r}") from error
+        raise CheckpointError(f"{where}: {index.name} is not an index of weights: {error!r}") from error
     missing = [name for name in named if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -191,7 +191,7 @@ def _config(path: Path, where: str) -> Mapping[str, Any] | None:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{where}: {path.name} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{where}: {path.name} is no object of settings")
+        raise CheckpointError(f"{where}: {path.name} is not a JSON object")
     return values
 
 

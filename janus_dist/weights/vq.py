@@ -38,7 +38,8 @@ def load_vq(model: ModelConfig, path: str | Path) -> JanusVQVAE:
 
 
 def read_vq(vq: JanusVQVAE, path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors at `path` by the names of `vq`, float32. Raises CheckpointError when they do not fit."""
+    """Return the tensors at `path` by the names of `vq`, float32, in its shapes. Raises CheckpointError
+    when they do not fit."""
     folder = Folder.open(path, SETTING)
     shapes = {VQ + name: tuple(value.shape) for name, value in vq.state_dict().items()}
     layout = closest(LAYOUTS, shapes, folder.entries)

@@ -203,7 +203,7 @@ def test_stopped_and_killed_and_started_again_it_ends_with_the_same_losses(unbro
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=HANG_S) == 75, log.read_text()
     assert re.search(
-        r"stage2 was asked to stop \(.*STOP on rank 0\) and saved step \d+ of 12\n  the same command goes on",
+        r"stage2 was asked to stop \(.*STOP on rank 0\) and saved step \d+ of 12\n  the same command resumes",
         log.read_text(),
     )
     job = start_and_wait(root, log, steps=1)
@@ -229,7 +229,7 @@ def test_interrupted_while_its_ranks_start_a_job_saves_and_ends_with_130(unbroke
     os.killpg(job.pid, signal.SIGINT)
     assert job.wait(timeout=HANG_S) == 130, log.read_text()
     assert re.search(
-        r"asked to stop \(Ctrl-C: .*stage2/STOP on rank 0\) and saved step 1 of 12\n  the same command goes on",
+        r"asked to stop \(Ctrl-C: .*stage2/STOP on rank 0\) and saved step 1 of 12\n  the same command resumes",
         log.read_text(),
     )
     assert "Traceback" not in log.read_text()

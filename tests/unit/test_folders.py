@@ -130,7 +130,7 @@ def test_missing_shards_are_all_named(tmp_path):
 @pytest.mark.parametrize("content", ["", "[1]", "{}", '{"weight_map": 3}'])
 def test_an_index_that_is_none(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    assert "model.safetensors.index.json is no index of weights" in refused(tmp_path)
+    assert "model.safetensors.index.json is not an index of weights" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1])

@@ -53,13 +53,13 @@ def test_the_hint_names_a_command_that_resumes_the_run(started, resume, command)
     stopped = PreemptedError("run was asked to stop", "a hint of the rank, in whatever words")
     with pytest.raises(PreemptedError) as caught:
         started([WorkerGroupError("all", {0: stopped})], resume=resume)
-    assert (caught.value.message, caught.value.hint) == (stopped.message, f"{command} goes on from there")
+    assert (caught.value.message, caught.value.hint) == (stopped.message, f"{command} resumes from there")
     with pytest.raises(launcher.LostRankError) as caught:
         started([WorkerGroupError("all", {1: DEAD})] * 20, resume=resume)
-    assert f"; {command} goes on from the last checkpoint under " in (caught.value.hint or "")
+    assert f"; {command} resumes from the last checkpoint under " in (caught.value.hint or "")
     with pytest.raises(ClusterError) as caught:
         started([RayError("gone")], resume=resume)
-    assert (caught.value.hint or "").startswith(f"{command} goes on from the last checkpoint under ")
+    assert (caught.value.hint or "").startswith(f"{command} resumes from the last checkpoint under ")
     with pytest.raises(DataError) as caught:
         started(
             [WorkerGroupError("all", {0: DataError("no shard", "the same command, once it is made")})], resume=resume
@@ -68,7 +68,7 @@ def test_the_hint_names_a_command_that_resumes_the_run(started, resume, command)
 
 
 @pytest.mark.parametrize(("newest", "hint"), [
-    (None, "the same command goes on"), ("d/step-00000003", "the same command with run.resume=auto goes on"),
+    (None, "the same command resumes it"), ("d/step-00000003", "the same command with run.resume=auto resumes it"),
 ])  # fmt: skip
 def test_a_stop_before_ranks_begin_names_a_command_that_is_not_refused(tmp_path, newest, hint):
     never = prepared.recipe(tmp_path, tmp_path, run={"resume": "never"})
@@ -107,7 +107,8 @@ def test_what_a_killed_job_left_on_the_cluster_is_waited_for(monkeypatch, tmp_pa
         assert lines == "lines" and names == [f"lines of {recipe.run.dir}"] and not killed
     assert killed == ["lines"], "the next one need not wait until nothing holds it any more"
     assert said == [
-        f"run {recipe.run.dir} belongs to another job of this cluster; if that was killed, Ray takes up to 45 s to see it"
+        f"run {recipe.run.dir} belongs to another job of this cluster; "
+        "if that was killed, Ray takes up to 45 s to see it"
     ]
     monkeypatch.setattr(launcher, "RAY_CLEANUP_TIMEOUT_S", 0.05)
     taken[0] = 1_000_000

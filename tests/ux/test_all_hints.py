@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LISTED = Path(__file__).parent / "hints.txt"
 CODE = ("janus_dist", "jobs", "data_pipelines", "cluster")
-WITH_CAUSE = "FailureError"
+WITH_CAUSE = "AttemptError"
 """Its hint is the third argument, not the second."""
 ADVICE = re.compile(r"did you mean|(?:(?<!\?)[;,:] |\) )(?:write|set|give|take|put|leave|name|say which|download)\b")
 """What advice inside a message begins with."""
