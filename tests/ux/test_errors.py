@@ -10,7 +10,7 @@ from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError
 from tests.limits import HANG_S
-from tests.unit.test_config_load import BASE, STAGE
+from tests.unit.config.test_config_load import BASE, STAGE
 
 ROOT = Path(__file__).parents[2]
 

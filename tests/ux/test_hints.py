@@ -13,7 +13,7 @@ from janus_dist.config.fields import keys
 from janus_dist.config.load import load
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.errors import ConfigError
-from tests.unit.test_config_load import BASE, STAGE
+from tests.unit.config.test_config_load import BASE, STAGE
 
 FILES = ["base.yaml", "stage.yaml"]
 QUOTED = re.compile(r"did you mean '([^']*)'\?")

@@ -32,7 +32,7 @@ from tests.alone import without_ray, work_on
 from tests.images import noise, png
 from tests.inputs import read, source
 from tests.pipelines.conftest import lines
-from tests.unit.test_prepare import alone
+from tests.unit.data_pipelines.test_prepare import alone
 
 PHOTO = png(noise(20, 20))
 BASE64 = base64.b64encode(PHOTO).decode()
