@@ -217,8 +217,8 @@ from janus_dist.config.data import ReadConfig
 from janus_dist.data import reader
 from janus_dist.storage import ranges
 reader.PAGE_BYTES, reader.SPAN_BYTES, ranges.LATE_COLD_S = {PAGE}, {16 * PAGE}, 60.0
-made = reader.Reader(ReadConfig(cache_dir=sys.argv[1]), node_member=1, timeout_s=60.0)
-found = made.read([reader.Range({PATH!r}, offset, 1_000) for offset in range(0, 38_000, 2_500)])
+made = reader.RangeReader(ReadConfig(cache_dir=sys.argv[1]), node_member=1, timeout_s=60.0)
+found = made.read([reader.ByteRange({PATH!r}, offset, 1_000) for offset in range(0, 38_000, 2_500)])
 sys.stdout.buffer.write(b"".join(found))
 """
 
