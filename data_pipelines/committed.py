@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipelines.job import InputWork
+from janus_dist.config import diff
 from janus_dist.config.data import ChatConfig
 from janus_dist.config.pipeline import InputConfig
 from janus_dist.data.manifest import Manifest
 from janus_dist.errors import ConfigError
-from janus_dist.inspection.compare import leaves
 
 WHERE = ("input.path", "input.images", "input.class_names")
 """Settings that name locations of files, which may have been moved since."""
@@ -55,17 +55,17 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str,
         "chat": ChatConfig().model_dump(mode="json"),
     }
     defaults = json.loads(json.dumps(defaults))
-    flat_sides = []
+    sides: list[dict[str, Any]] = []
     for side, other in ((old, new), (new, old)):
         known = {name: value for name, value in side.items() if name in other}
         for section, values in defaults.items():
             if isinstance(known.get(section), dict):
                 known[section] = values | known[section]
-        flat_sides.append(dict(leaves(known)))
-    before, after = flat_sides
-    for name in sorted({*before, *after}):
-        if _none_if_empty(before.get(name)) != _none_if_empty(after.get(name)):
-            yield name, before.get(name), after.get(name)
+        sides.append(known)
+    for name, *values in sorted(diff.differences(*sides), key=lambda pair: pair.key):
+        before, after = map(_none_if_empty, values)
+        if before != after:
+            yield name, before, after
 
 
 def _is_mild(name: str, old: Any, new: Any) -> bool:
@@ -76,7 +76,7 @@ def _is_mild(name: str, old: Any, new: Any) -> bool:
 
 
 def _none_if_empty(value: Any) -> Any:
-    return None if value == [] else value
+    return None if value is diff.ABSENT or value in ([], {}) else value
 
 
 def _path_count(paths: Any) -> int:

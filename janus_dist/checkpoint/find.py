@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from janus_dist.checkpoint import commits
-from janus_dist.config.load import Loaded, flatten, load
+from janus_dist.config.diff import ABSENT, differences
+from janus_dist.config.load import Loaded, load
 from janus_dist.config.paths import path_or_url
 from janus_dist.config.recipe import RunConfig, StageRecipe
 from janus_dist.errors import CheckpointError, ConfigError
@@ -74,9 +75,12 @@ def trained_otherwise(recipe: StageRecipe) -> list[str]:
     path = commits.latest_committed(recipe.run.saved_in)
     if path is None:
         return []
-    stored, current = dict(flatten(commits.read(path).recipe)), dict(flatten(recipe.model_dump(mode="json")))
-    differing = [key for key in current if key.startswith(DECISIVE) and key in stored and stored[key] != current[key]]
-    return [f"{key}: {stored[key]} in the checkpoint, {current[key]} now" for key in differing]
+    pairs = differences(commits.read(path).recipe, recipe.model_dump(mode="json"))
+    return [
+        f"{key}: {stored} in the checkpoint, {current} now"
+        for key, stored, current in pairs
+        if key.startswith(DECISIVE) and ABSENT not in (stored, current)
+    ]
 
 
 def start_is_complete(run: RunConfig) -> bool:

@@ -21,7 +21,8 @@ from janus_dist.cli.runs import report_command, runs_app
 from janus_dist.cli.sample import sample_command
 from janus_dist.cli.submit import submit_command
 from janus_dist.config import reference
-from janus_dist.config.load import flatten, load, load_any
+from janus_dist.config.diff import ABSENT, differences, flatten
+from janus_dist.config.load import load, load_any
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.monitor.console import print_json
 
@@ -121,10 +122,9 @@ def check(
 
 
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> Iterator[str]:
-    for key in dict.fromkeys([*first, *second]):
-        old, new = (json.dumps(side[key]) if key in side else "(absent)" for side in (first, second))
-        if old != new:
-            yield f"{key}: {old} -> {new}"
+    for key, *values in differences(first, second):
+        old, new = (str(value) if value is ABSENT else json.dumps(value) for value in values)
+        yield f"{key}: {old} -> {new}"
 
 
 def _settings(source: str) -> dict[str, Any]:

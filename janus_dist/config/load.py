@@ -7,15 +7,16 @@ its file, its line and a suggestion. Nothing is started before that.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Generic, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from janus_dist.config.diff import flatten
 from janus_dist.config.explain import located_faults, report
 from janus_dist.config.fields import close_matches, section_of
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
@@ -107,15 +108,6 @@ def save(loaded: Loaded[Any], folder: Path) -> None:
     """Write `config.json` (every value, including defaults) and `origin.json` (the origin of each) into `folder`."""
     for name, content in (("config.json", loaded.recipe.model_dump(mode="json")), ("origin.json", loaded.origin)):
         write_whole(folder / name, json.dumps(content, indent=1) + "\n")
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and values of nested mappings; lists and empty mappings are values."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(cast(Mapping[str, Any], value), f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def place_of_a_copy(path: str) -> str:

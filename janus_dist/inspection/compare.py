@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from janus_dist.config.diff import ABSENT, differences, flatten
 from janus_dist.data.keys import shard_keys
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.errors import DataError
@@ -75,24 +76,14 @@ def _name(shards: ShardSet, samples: NDArray[np.int64]) -> Keys:
 
 
 def _values(first: Manifest, second: Manifest) -> Iterator[tuple[str, Any, Any]]:
-    sides = [_flat(manifest) for manifest in (first, second)]
-    for name in dict.fromkeys([*sides[0], *sides[1]]):
-        old, new = (side.get(name) for side in sides)
-        if old != new:
-            yield name, old, new
+    for name, *values in differences(_facts(first), _facts(second)):
+        old, new = (None if value is ABSENT else value for value in values)
+        yield name, old, new
 
 
-def _flat(manifest: Manifest) -> dict[str, Any]:
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    """Return what a manifest says of its set as a whole; settings keep their order by name."""
     names = ("stream", "digest", "samples", "tokens", "quarantined", "image_size", "image_tokens", "image_ids")
-    flat = {name: getattr(manifest, name) for name in (*names, "tokenizer_sha256", "vq_sha256")}
-    flat |= {"shards": len(manifest.shards), "bytes": sum(entry.bytes for entry in manifest.shards)}
-    return flat | dict(leaves(manifest.settings, "settings."))
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (name with dots, value) of all settings in nested ones."""
-    for name, value in sorted(values.items()):
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    facts = {name: getattr(manifest, name) for name in (*names, "tokenizer_sha256", "vq_sha256")}
+    facts |= {"shards": len(manifest.shards), "bytes": sum(entry.bytes for entry in manifest.shards)}
+    return facts | dict(sorted(flatten(manifest.settings, "settings.")))

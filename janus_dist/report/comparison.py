@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_dist.checkpoint.find import recipe_of
-from janus_dist.config.load import flatten
+from janus_dist.config.diff import ABSENT, differences, flatten
 from janus_dist.config.streams import STREAMS
 from janus_dist.report.standing import RunSeries, held_out_losses
 
@@ -106,8 +106,10 @@ def _settings(run: Path) -> dict[str, Any]:
 
 def _different_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return the values of the settings that differ, by name."""
-    pairs = {name: [first.get(name), second.get(name)] for name in dict.fromkeys([*first, *second])}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and not _are_empty(pair)}
+    pairs = {
+        name: [None if value is ABSENT else value for value in values] for name, *values in differences(first, second)
+    }
+    return {name: pair for name, pair in pairs.items() if not _are_empty(pair)}
 
 
 def _are_empty(values: Iterable[Any]) -> bool:

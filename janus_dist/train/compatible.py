@@ -10,6 +10,7 @@ from typing import Any
 from janus_dist.checkpoint import commits
 from janus_dist.checkpoint.commits import Commit
 from janus_dist.checkpoint.find import goes_on_from
+from janus_dist.config.diff import ABSENT, differences
 from janus_dist.config.mix import Lane
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.streams import SPECS
@@ -52,7 +53,7 @@ def check_rebase(plan: Plan, path: str, commit: Commit) -> None:
     for key in ("version", "seed"):
         if commit.plan[key] != plan.identity[key]:
             raise CheckpointError(
-                f"{path} cannot be re-based: {_differences('', {key: commit.plan[key]}, {key: plan.identity[key]})}, "
+                f"{path} cannot be re-based: {_differences({key: commit.plan[key]}, {key: plan.identity[key]})}, "
                 "so every source would have another sample order and repeat samples",
                 f"keep the {key}, or start a new run (run.name=...) from these weights",
             )
@@ -65,7 +66,7 @@ def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str
     """
     model, stored_model = recipe.model.model_dump(mode="json"), commit.recipe["model"]
     if stored_model != model:
-        raise other_size(path, _differences("model", stored_model, model))
+        raise other_size(path, _differences({"model": stored_model}, {"model": model}))
     stored_dtype, dtype = commit.recipe.get("engine", {}).get("dtype", recipe.engine.dtype), recipe.engine.dtype
     if dtype not in ("auto", stored_dtype):
         raise CheckpointError(
@@ -74,7 +75,7 @@ def check_resume(recipe: StageRecipe, plan: Plan | None, trainable: Sequence[str
         )
     if plan is not None and commit.plan_digest != plan.digest:
         raise CheckpointError(
-            f"{path} was trained on another plan: {_differences('', commit.plan, plan.identity)}",
+            f"{path} was trained on another plan: {_differences(commit.plan, plan.identity)}",
             f"undo the change; or apply it from this step on with run.rebase=true; or {_new_run(recipe)}",
         )
     if set(commit.trainable) != set(trainable):
@@ -110,7 +111,9 @@ def changed_settings(recipe: StageRecipe, commit: Commit) -> str:
     """Return the permitted differences between the recipe and the checkpoint's recipe, as text."""
     now = recipe.model_dump(mode="json")
     sections = ("optim", "engine", "train")
-    return "; ".join(filter(None, (_differences(name, commit.recipe.get(name, {}), now[name]) for name in sections)))
+    return _differences(
+        {name: commit.recipe.get(name, {}) for name in sections}, {name: now[name] for name in sections}
+    )
 
 
 def _new_run(recipe: StageRecipe) -> str:
@@ -120,15 +123,8 @@ def _new_run(recipe: StageRecipe) -> str:
     return f"start a new run (run.name=...) from these weights with run.start_from={recipe.run.name}{own}"
 
 
-def _differences(prefix: str, old_tree: dict[str, Any], new_tree: dict[str, Any]) -> str:
+def _differences(old_tree: dict[str, Any], new_tree: dict[str, Any]) -> str:
     """Return `a.b was 1, is 2` for every leaf that differs, joined by semicolons."""
-    differences = []
-    for key in sorted(old_tree.keys() | new_tree.keys()):
-        name = f"{prefix}.{key}" if prefix else key
-        old, new = old_tree.get(key), new_tree.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            nested = _differences(name, old, new)
-            differences += [nested] if nested else []
-        elif old != new:
-            differences.append(f"{name} was {old}, is {new}")
-    return "; ".join(differences)
+    pairs = differences(old_tree, new_tree)
+    texts = ((key, *(None if value is ABSENT else value for value in values)) for key, *values in pairs)
+    return "; ".join(f"{key} was {old}, is {new}" for key, old, new in texts if old != new)

@@ -97,3 +97,17 @@ def test_jobs_recipes_and_settings_exist(page):
                 assert any(one == key or one.startswith(key + ".") or key.startswith(one + ".") for one in SETTINGS), (
                     f"{page.name}: {line!r}: no setting {key}"
                 )
+
+
+def test_the_hops_of_the_journeys_exist():
+    """`FILE: FUNCTION` in docs/design.md names a function, a class or a method of that file."""
+    section = (ROOT / "docs" / "design.md").read_text().split("## Three journeys")[1].split("\n## ")[0]
+    hops = re.findall(r"`([\w/]+\.py): ([\w.]+)`", section)
+    assert len(hops) > 25
+    missing = [
+        (file, name)
+        for file, name in hops
+        for part in name.split(".")
+        if not re.search(rf"(?:def|class) {part}\b", (ROOT / file).read_text())
+    ]
+    assert missing == []
