@@ -20,6 +20,8 @@ from janus_dist.errors import ConfigError
 VARIABLE = re.compile(r"\$(?:(?P<escaped>\$)|(?P<name>[A-Za-z_]\w*)|\{(?P<braced>[^}]*)\}?)")
 SCHEME = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*(?:::[\w+.:-]*)?):(?P<slashes>/+)")
 """Beginning of a URL, also of one that lacks a slash."""
+PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
+"""User name and password in a URL, which no message repeats."""
 STORE = "s3"
 """URL scheme of the only kind of object store that is supported."""
 MAX_NAME_BYTES = 200
@@ -59,7 +61,8 @@ class PathRule:
         if scheme.lower() == "file":
             return _local(path)
         if scheme != STORE or match["slashes"] != "//":
-            raise ValueError(f"{path!r} is a URL of a kind that is not supported; {_supported(scheme, self)}")
+            shown = PASSWORD.sub("***", path)
+            raise ValueError(f"{shown!r} is a URL of a kind that is not supported; {_supported(scheme, self)}")
         if path == f"{STORE}://":
             raise ValueError(f"{path!r} has no bucket; write s3://BUCKET/FOLDER")
         if not self.is_store_allowed:

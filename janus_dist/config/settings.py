@@ -14,12 +14,11 @@ from typing import Any, cast
 import yaml
 
 from janus_dist.config.base import FaultKind
+from janus_dist.config.paths import PASSWORD
 from janus_dist.config.yaml12 import Yaml12Loader
 
 OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=")
 """Beginning of an override; every other argument is a file."""
-PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
-"""User name and password in a URL."""
 MAX_BYTES = 1 << 20
 """Bytes of the largest file that is read as a recipe; a recipe has a few kilobytes."""
 MAX_SETTINGS = 100_000

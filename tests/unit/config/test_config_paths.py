@@ -103,6 +103,11 @@ def test_unknown_kinds_of_urls_are_refused_with_the_known_ones(url: str):
     )
 
 
+def test_a_password_in_a_url_of_another_kind_is_not_shown():
+    text = refused("data.root=https://me:secret@host/x")
+    assert "'https://***@host/x' is a URL of a kind" in text and "secret" not in text
+
+
 @pytest.mark.parametrize("url", ["S3://b/x", "s3:/b/x", "s3a://b/x", "s3:///"])
 def test_a_store_that_is_written_wrongly_is_refused_with_the_right_form(url: str):
     assert "write s3://" in refused(f"data.root={url}")
