@@ -173,7 +173,7 @@ def test_another_tokenizer_than_the_shards_is_an_error(folder, tmp_path):
 def test_an_absent_data_folder_is_an_error(folder, tmp_path):
     data = prepared.recipe(folder, tmp_path).data.model_dump()
     *_, line = train(folder, tmp_path, 1, data=data | {"root": str(tmp_path / "nowhere")})
-    assert line.startswith("exit 3: no ") and "jobs/prepare.py" in line
+    assert line.startswith("exit 3: ") and "jobs/prepare.py" in line
 
 
 def test_a_damaged_sample_is_named(folder, tmp_path):
