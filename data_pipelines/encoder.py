@@ -95,7 +95,7 @@ class LocalEncoders:
     def _ids(self, ids_ref: ray.ObjectRef, pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Wait for the ids and return them, [images, ids] uint16; send the batch to another encoder when one dies.
 
-        Raises ClusterError when no encoder has answered for GIVE_UP_S.
+        Raises ClusterError when no encoder has answered for ENCODER_TIMEOUT_S.
         """
         began = time.monotonic()
         while True:

@@ -63,7 +63,7 @@ class Watcher:
     looked_at: float = field(default_factory=time.monotonic)
 
     def look(self, running: Iterable[ShardJob]) -> None:
-        """Read the latest reports, LOOK_EVERY_S apart; a board that does not answer is read again later."""
+        """Read the latest reports, READ_REPORTS_INTERVAL_S apart; a board that does not answer is read again later."""
         now = time.monotonic()
         if now - self.looked_at < READ_REPORTS_INTERVAL_S and not self.progress.is_due:
             return

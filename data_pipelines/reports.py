@@ -39,7 +39,7 @@ Send = Callable[[Report], object]
 
 @dataclass
 class Reporter:
-    """A sender of one job's reports, REPORT_EVERY_S apart."""
+    """A sender of one job's reports, REPORT_INTERVAL_S apart."""
 
     send: Send | None
     sent_at: float = field(default_factory=time.monotonic)

@@ -100,7 +100,7 @@ class StepClock:
 
 
 def attempt(record: Record, do: Callable[[Record], Result]) -> Kept[Result] | DroppedRecord | Rejected:
-    """Return the outcome of a function of a record that raises DataError or Dropped."""
+    """Return the outcome of a function of a record that raises DataError or DroppedByRule."""
     try:
         return Kept(record, do(record))
     except DataError as error:

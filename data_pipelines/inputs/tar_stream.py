@@ -2,7 +2,7 @@
 
 Python's tarfile mistakes a damaged header for the end of a tar and holds headers of any length in memory; so tarfile
 parses headers, but this module locates them. Invariants: every byte of a tar is in a returned member, or behind a
-DamagedError; only one header is in memory, and a content only when it is read.
+DamagedTarError; only one header is in memory, and a content only when it is read.
 """
 
 import tarfile
@@ -58,7 +58,7 @@ class TarStream:
         self._member, self._unread = "", 0
 
     def next(self) -> Member | None:
-        """Return the next member, None at the end; raises DamagedError where the tar is damaged."""
+        """Return the next member, None at the end; raises DamagedTarError where the tar is damaged."""
         self._skip()
         name: str | None = None
         size: int | None = None
@@ -88,7 +88,7 @@ class TarStream:
             return Member(self._member, size, kind)
 
     def read(self, member: Member) -> bytes:
-        """Return the content of the latest member; raises DamagedError when it is incomplete."""
+        """Return the content of the latest member; raises DamagedTarError when it is incomplete."""
         self._unread -= member.size
         return self._take(member.size)
 
@@ -97,7 +97,7 @@ class TarStream:
             self._unread -= len(self._take(min(self._unread, SKIP_BYTES)))
 
     def _take(self, count: int) -> bytes:
-        """Read `count` bytes; raises DamagedError when there are fewer."""
+        """Read `count` bytes; raises DamagedTarError when there are fewer."""
         try:
             content = self._stream.read(count)
         except UnreachableError:
@@ -139,7 +139,7 @@ class TarStream:
         return name, size
 
     def _check_end(self) -> None:
-        """Raise DamagedError when data follow the end: tars that were appended to a tar would be lost."""
+        """Raise DamagedTarError when data follow the end: tars that were appended to a tar would be lost."""
         end = self.offset
         while content := self._rest():
             if any(content):

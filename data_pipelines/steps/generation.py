@@ -45,7 +45,7 @@ class Generation:
         self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
-        """Check all but the picture and the length in tokens; raises DataError or Dropped."""
+        """Check all but the picture and the length in tokens; raises DataError or DroppedByRule."""
         keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: len(record.caption.strip())})
         mark = marks.IMAGE.search(words(record.caption, "the caption"))
         if mark and not (mark["path"] and media.medium_of_text(mark["path"], "image") is None):
@@ -56,7 +56,7 @@ class Generation:
             raise RecordError("images", f"{len(record.pictures)} images, but a caption describes one")
 
     def prepare(self, record: Record) -> PromptAndCrop:
-        """Return prompt and crop of a record; raises DataError or Dropped."""
+        """Return prompt and crop of a record; raises DataError or DroppedByRule."""
         caption = words(record.caption, "the caption")
         if is_shortened(record.key, self.first_sentence_share):
             caption = first_sentence(caption)

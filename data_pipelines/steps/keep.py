@@ -41,7 +41,7 @@ def split(where: Rules) -> tuple[Rules, Rules]:
 
 
 def check(rules: Rules, values: Mapping[str, Any]) -> None:
-    """Raise Dropped for the first rule that the values break, also by an absent or a non-numeric value."""
+    """Raise DroppedByRule for the first rule that the values break, also by an absent or a non-numeric value."""
     for name, rule in rules.items():
         _check(name, rule, values.get(name))
 
@@ -58,7 +58,7 @@ def is_missing(value: Any) -> bool:
 
 
 def _check(name: str, rule: KeepRule, value: Any) -> None:
-    """Raise Dropped when a value breaks a rule."""
+    """Raise DroppedByRule when a value breaks a rule."""
     if isinstance(value, np.generic):
         value = value.item()
     if is_missing(value):

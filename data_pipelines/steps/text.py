@@ -21,7 +21,7 @@ class Text:
         self.max_tokens = min(recipe.pipeline.text_document_tokens, recipe.model.text.max_positions)
 
     def check(self, record: Record) -> None:
-        """Raise DataError for a record without words, Dropped for one that breaks a rule."""
+        """Raise DataError for a record without words, DroppedByRule for one that breaks a rule."""
         keep.check(self.rules, {**record.columns, keep.TEXT_CHARS: len(record.text)})
         words(record.text, "the text")
 

@@ -38,7 +38,7 @@ class Understanding:
         self.rules, self.picture_rules = keep.split(config.where)
 
     def check(self, record: Record) -> None:
-        """Check all but the pictures and the length in tokens; raises DataError or Dropped."""
+        """Check all but the pictures and the length in tokens; raises DataError or DroppedByRule."""
         keep.check(self.rules, {**record.columns, keep.CAPTION_CHARS: _char_count(record)})
         if self.is_plain:
             _plain_text(record)
@@ -58,7 +58,8 @@ class Understanding:
     def make(self, record: Record) -> StepResult:
         """Return the sample of a record, under the same key, which is safe as the name of a tar's member.
 
-        Raises DataError for bad pictures and for more tokens than positions, Dropped when a picture breaks a rule.
+        Raises DataError for bad pictures and for more tokens than positions, DroppedByRule when a picture breaks a
+        rule.
         """
         ids, spans = self._ids(record)
         check_length(len(ids) + len(record.pictures) * (self.model.image_tokens - 1), self.model)

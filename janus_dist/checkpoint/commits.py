@@ -202,8 +202,8 @@ def identity(path: str) -> str:
 def read(path: str) -> Commit:
     """Return the content of a checkpoint's marker.
 
-    Raises NoMarkerError when the folder has no marker, DamagedError when the marker differs from what was written,
-    CheckpointError when it has another version or cannot be read.
+    Raises NoMarkerError when the folder has no marker, DamagedCheckpointError when the marker differs from what was
+    written, CheckpointError when it has another version or cannot be read.
     """
     marker = f"{path}/{MARKER}"
     try:
@@ -231,7 +231,7 @@ def read(path: str) -> Commit:
 def verify(path: str, commit: Commit, names: Sequence[str] | None = None) -> None:
     """Compare size and checksum of files with the marker: all files of a checkpoint, or those in `names`.
 
-    Raises DamagedError when a file differs or is missing, CheckpointError when it cannot be read.
+    Raises DamagedCheckpointError when a file differs or is missing, CheckpointError when it cannot be read.
     """
     for name in names if names is not None else sorted(commit.files):
         expected = commit.files[name]

@@ -106,7 +106,7 @@ class StoredReader(FileSystemReader):
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Return the stored tensors and the locations of their pieces.
 
-        Raises DamagedError when the metadata contains types other than METADATA_TYPES.
+        Raises DamagedCheckpointError when the metadata contains types other than METADATA_TYPES.
         """
         return self._metadata
 
@@ -181,7 +181,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Unpickler that only creates objects of METADATA_TYPES."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Return a type of METADATA_TYPES. Raises DamagedError for any other."""
+        """Return a type of METADATA_TYPES. Raises DamagedCheckpointError for any other."""
         if (module_name, global_name) not in METADATA_TYPES:
             raise DamagedCheckpointError(
                 f"{METADATA} names {module_name}.{global_name}, which is not a type that describes tensors",

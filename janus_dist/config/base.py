@@ -41,7 +41,7 @@ class InvalidSettings(ValueError):
 
 
 def refuse(faults: Iterable[SettingFault]) -> None:
-    """Raise one SettingFaults with all faults, if there are any; the loader shows each fault separately."""
+    """Raise one InvalidSettings with all faults, if there are any; the loader shows each fault separately."""
     collected = list(faults)
     if collected:
         raise InvalidSettings(collected)

@@ -155,7 +155,7 @@ class RangeReader:
         return 1, self.coalesce_gap_bytes
 
     def _read_spans(self, spans: Sequence[Span]) -> list[bytes]:
-        """Return the bytes of each span: this thread reads local ones for `ALONE_S`, the pool all others."""
+        """Return the bytes of each span: this thread reads local ones for `INLINE_READ_S`, the pool all others."""
         alone_until_s = time.monotonic() + INLINE_READ_S
         contents: list[bytes | Future[bytes]] = []
         try:

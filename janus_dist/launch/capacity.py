@@ -79,8 +79,8 @@ def check_room_in(there: Sequence[Resources], recipe: StageRecipe) -> None:
 
 
 def wait_for_others(recipe: StageRecipe, workers: int, show: Callable[[str], None], look: Callable[[], object]) -> None:
-    """Wait until the resources of `workers` ranks are free, and show a line when that takes longer than FREED_S. `look`
-    is called repeatedly and ends the wait by raising."""
+    """Wait until the resources of `workers` ranks are free, and show a line when that takes longer than
+    RELEASE_TIMEOUT_S. `look` is called repeatedly and ends the wait by raising."""
     cluster = recipe.cluster
     kind, needed = ("GPU", workers) if cluster.gpu else ("CPU", workers * cluster.cpus_per_worker)
     deadline, is_said = time.monotonic() + RELEASE_TIMEOUT_S, False

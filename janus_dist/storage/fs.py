@@ -91,7 +91,7 @@ def create(path: str | Path, content: bytes, conditional: bool = True, quick: bo
 
     Disks use a hard link (an exclusive open where the file system has no links), S3 a conditional PUT
     (`If-None-Match: *`). With `conditional=False`, for a store that ignores the condition (`honours_conditions`), a
-    second read after SECOND_LOOK_S decides: `content` must then differ between writers.
+    second read after CONFLICT_CHECK_DELAY_S decides: `content` must then differ between writers.
     """
     files, name = _connect(path, quick)
     if isinstance(files, LocalFileSystem):

@@ -124,7 +124,7 @@ class Store(Protocol):
     """A source of objects or files."""
 
     def get(self, path: str, start: int, stop: int) -> bytes:
-        """Return the bytes from `start` to `stop` or the object's end by one attempt; raise FailureError."""
+        """Return the bytes from `start` to `stop` or the object's end by one attempt; raise AttemptError."""
         ...
 
     def close(self) -> None:
@@ -356,7 +356,7 @@ class S3Store:
 def answered_bytes(answer: dict[str, Any], start: int, stop: int) -> int:
     """Return the bytes that the answer to a range request must have, given the object's size.
 
-    Raises FailureError when the answer is for another range.
+    Raises AttemptError when the answer is for another range.
     """
     header = answer.get("ContentRange", "")  # bytes 100-199/146515
     try:

@@ -28,7 +28,7 @@ def plan_step(step: int, left_out: Iterable[Sequence[int]]) -> int:
 def write_left_out(path: Path, plan: Plan, first: int, stop: int) -> None:
     """Append the sources, sample numbers and keys of the plan's steps [first, stop), one line for each step.
 
-    Only the last MOST_STEPS steps are listed. A failure is logged.
+    Only the last MAX_LISTED_STEPS steps are listed. A failure is logged.
     """
     try:
         with path.open("a") as file:

@@ -28,7 +28,7 @@ NUM_SMALL_OPERATIONS = 50
 
 @dataclass(frozen=True)
 class SlowRank:
-    """A rank that has been slow in PATIENCE comparisons in a row."""
+    """A rank that has been slow in SLOW_COMPARISONS comparisons in a row."""
 
     rank: int
     node: str

@@ -4,6 +4,7 @@ What is counted here is what a reader stumbles over; CONTRIBUTING.md has the rul
 """
 
 import ast
+import builtins
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -137,3 +138,27 @@ def test_no_imports_go_in_a_circle():
         for name in free:
             del left[name]
     assert sorted(left) == []
+
+
+PLACEHOLDERS = {"MASTER_ADDR", "MASTER_PORT", "SAVED_IN", "WORLD_SIZE"}
+"""Names in docstrings that are no names of the code: variables of torchrun's environment, and a folder in a drawing."""
+CODE_NAME = re.compile(r"(?<![\w/$.{-])(?:[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[A-Z][a-z]+[A-Za-z]*Error)(?![\w/*])")
+
+
+def test_constants_and_errors_that_docstrings_name_exist():
+    names, docstrings, texts = set(dir(builtins)) | PLACEHOLDERS, [], ""
+    for path in MODULES:
+        expressions = {id(node.value) for node in ast.walk(tree(path)) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree(path)):
+            match node:
+                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.ClassDef(name=name) | ast.alias(name=name):
+                    names.add(name)
+                case ast.Constant(value=str(text)) if id(node) in expressions:
+                    docstrings.append((_relative(path), text))
+                case ast.Constant(value=str(text)):
+                    texts += f"{text}\n"
+                case _:
+                    pass
+    names |= set(CODE_NAME.findall(texts))  # of environments and tables, named by strings
+    missing = [(path, name) for path, text in docstrings for name in CODE_NAME.findall(text) if name not in names]
+    assert docstrings and missing == []
