@@ -62,9 +62,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str,
             if isinstance(known.get(section), dict):
                 known[section] = values | known[section]
         sides.append(known)
-    for name, *values in sorted(diff.differences(*sides), key=lambda pair: pair.key):
-        before, after = map(_none_if_empty, values)
-        if before != after:
+    for name, before, after in sorted(diff.changes(*sides), key=lambda change: change[0]):
+        if _none_if_empty(before) != _none_if_empty(after):
             yield name, before, after
 
 
@@ -76,7 +75,7 @@ def _is_mild(name: str, old: Any, new: Any) -> bool:
 
 
 def _none_if_empty(value: Any) -> Any:
-    return None if value is diff.ABSENT or value in ([], {}) else value
+    return None if value in ([], {}) else value
 
 
 def _path_count(paths: Any) -> int:

@@ -41,3 +41,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diffe
     first, second = dict(flatten(before)), dict(flatten(now))
     pairs = (Difference(key, first.get(key, ABSENT), second.get(key, ABSENT)) for key in first | second)
     return [pair for pair in pairs if pair.before != pair.now]
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys whose values differ, with both values; a key that one side does not have counts as None."""
+    for key, *pair in differences(before, now):
+        old, new = (None if value is ABSENT else value for value in pair)
+        if old != new:
+            yield key, old, new

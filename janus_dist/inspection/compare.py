@@ -3,14 +3,13 @@
 Invariant: keys are compared by digests of 8 bytes, so that sets of any size fit into memory.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from janus_dist.config.diff import ABSENT, differences, flatten
+from janus_dist.config.diff import changes, flatten
 from janus_dist.data.keys import shard_keys
 from janus_dist.data.manifest import Manifest, ShardSet
 from janus_dist.errors import DataError
@@ -42,7 +41,7 @@ class ShardSetDifference:
 def difference(first: ShardSet, second: ShardSet) -> ShardSetDifference:
     """Return what differs between two shard sets, down to the keys and the bytes of samples."""
     one, two = _digests(first), _digests(second)
-    values = list(_values(first.manifest, second.manifest))
+    values = list(changes(_facts(first.manifest), _facts(second.manifest)))
     _, in_one, in_two = np.intersect1d(one, two, return_indices=True)
     other = np.sort(in_one[column(first, "crc32")[in_one] != column(second, "crc32")[in_two]])
     return ShardSetDifference(
@@ -73,12 +72,6 @@ def _name(shards: ShardSet, samples: NDArray[np.int64]) -> Keys:
         shard, row = locate(shards.manifest, sample)
         first.append(shard_keys(shards.folder, shards.manifest, shard)[row])
     return Keys(len(samples), first)
-
-
-def _values(first: Manifest, second: Manifest) -> Iterator[tuple[str, Any, Any]]:
-    for name, *values in differences(_facts(first), _facts(second)):
-        old, new = (None if value is ABSENT else value for value in values)
-        yield name, old, new
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:

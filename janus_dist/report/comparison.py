@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_dist.checkpoint.find import recipe_of
-from janus_dist.config.diff import ABSENT, differences, flatten
+from janus_dist.config.diff import changes, flatten
 from janus_dist.config.streams import STREAMS
 from janus_dist.report.standing import RunSeries, held_out_losses
 
@@ -106,10 +106,7 @@ def _settings(run: Path) -> dict[str, Any]:
 
 def _different_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return the values of the settings that differ, by name."""
-    pairs = {
-        name: [None if value is ABSENT else value for value in values] for name, *values in differences(first, second)
-    }
-    return {name: pair for name, pair in pairs.items() if not _are_empty(pair)}
+    return {name: [old, new] for name, old, new in changes(first, second) if not _are_empty((old, new))}
 
 
 def _are_empty(values: Iterable[Any]) -> bool:

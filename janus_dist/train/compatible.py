@@ -10,7 +10,7 @@ from typing import Any
 from janus_dist.checkpoint import commits
 from janus_dist.checkpoint.commits import Commit
 from janus_dist.checkpoint.find import goes_on_from
-from janus_dist.config.diff import ABSENT, differences
+from janus_dist.config.diff import changes
 from janus_dist.config.mix import Lane
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.streams import SPECS
@@ -125,6 +125,4 @@ def _new_run(recipe: StageRecipe) -> str:
 
 def _differences(old_tree: dict[str, Any], new_tree: dict[str, Any]) -> str:
     """Return `a.b was 1, is 2` for every leaf that differs, joined by semicolons."""
-    pairs = differences(old_tree, new_tree)
-    texts = ((key, *(None if value is ABSENT else value for value in values)) for key, *values in pairs)
-    return "; ".join(f"{key} was {old}, is {new}" for key, old, new in texts if old != new)
+    return "; ".join(f"{key} was {old}, is {new}" for key, old, new in changes(old_tree, new_tree))

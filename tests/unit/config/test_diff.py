@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus_dist.config.diff import ABSENT, differences, flatten
+from janus_dist.config.diff import ABSENT, changes, differences, flatten
 
 LEAVES = st.one_of(st.integers(), st.text(max_size=3), st.none(), st.lists(st.integers(), max_size=2))
 TREES: Any = st.recursive(
@@ -28,6 +28,11 @@ def test_a_key_of_one_side_is_absent_on_the_other():
         ("d", ABSENT, None),
     ]
     assert str(ABSENT) == "(absent)"
+
+
+def test_an_absent_key_counts_as_none_where_values_are_told():
+    """Settings that another version of the program did not write are no difference when they are not set."""
+    assert list(changes({"a": None, "b": 1}, {"b": 2, "c": []})) == [("b", 1, 2), ("c", None, [])]
 
 
 @given(TREES, TREES)

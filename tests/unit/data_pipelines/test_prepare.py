@@ -72,6 +72,7 @@ RULE = "pipeline.inputs.text.where={text_chars: {min: 3}}"
 
 def test_shards_of_other_settings_are_refused_and_left_alone(made, caplog):
     manifest = stream.run(made())
+    caplog.clear()  # another test may have left the logger at INFO
     with caplog.at_level(logging.WARNING, logger="janus_dist"):
         prepare.prepare_data(alone(made()))
     assert not caplog.messages
@@ -127,6 +128,8 @@ def test_settings_that_an_older_version_did_not_know_count_as_their_defaults():
     random = now | {"input": {"format": "jsonl", "crop": "random"}}
     assert ("input.crop", "center", "random") in list(differences(old, random))
     assert list(differences({}, now)) == [], "of shards that say nothing"
+    other = {"input": {"columns": [], "where": {"width": {"min": 2}}}}, {"input": {"columns": ["a"], "where": {}}}
+    assert list(differences(*other)) == [("input.columns", [], ["a"]), ("input.where.width.min", 2, None)]
 
 
 def test_a_job_that_waited_for_another_takes_what_that_one_made(made, caplog):
