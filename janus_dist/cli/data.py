@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.text import Text
 
-from janus_dist.cli.data_lines import diff_lines, info_lines, lint_lines, plural
+from janus_dist.cli.data_lines import diff_lines, info_lines, lint_lines
 from janus_dist.config.load import load
 from janus_dist.config.recipe import BaseRecipe, StageRecipe
 from janus_dist.config.settings import OVERRIDE
@@ -31,7 +31,7 @@ from janus_dist.inspection.lint import Fault, Findings, Scope, ShardFindings, li
 from janus_dist.inspection.makers import check_vq, find_codes, find_tokenizer, need_tokenizer
 from janus_dist.inspection.quarantine import lines_of_table, quarantine_folders, write_csv
 from janus_dist.inspection.render import Piece, marked, pieces, visible
-from janus_dist.monitor.console import print_json
+from janus_dist.monitor.console import print_json, several
 from janus_dist.report.data import Paint, write_data_report
 
 data_app = typer.Typer(no_args_is_help=True, help="Inspect shard sets: contents, faults, differences.")
@@ -94,7 +94,7 @@ def lint_command(
         for line in lint_lines(findings):
             print(line)
     if faults:
-        raise DataError(f"{plural(faults, 'fault')} in {folder}")
+        raise DataError(f"{several(faults, 'fault')} in {folder}")
 
 
 @data_app.command("preview")

@@ -7,7 +7,7 @@ from typing import Any
 from janus_dist.inspection.compare import ShardSetDifference
 from janus_dist.inspection.lint import Findings
 from janus_dist.inspection.render import visible
-from janus_dist.monitor.console import count
+from janus_dist.monitor.console import count, several
 
 
 def info_lines(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -45,8 +45,8 @@ def lint_lines(findings: dict[str, Findings]) -> Iterator[str]:
             key = "" if fault.key is None else f", key {visible(fault.key)}"
             yield f"  {index}. {fault.shard or 'the shard set'}{sample}{key}: {fault.what}"
             yield f"     {fault.do}"
-        yield f"  {plural(len(result.faults), 'fault')}; checked {plural(result.shards, 'shard')}"
-        yield f"  read {result.samples_read:,} of {plural(result.samples, 'sample')}, {count(result.bytes_read)}B"
+        yield f"  {several(len(result.faults), 'fault')}; checked {several(result.shards, 'shard')}"
+        yield f"  read {result.samples_read:,} of {several(result.samples, 'sample')}, {count(result.bytes_read)}B"
         for note in result.not_checked:
             yield f"  not checked: {note}"
 
@@ -60,8 +60,3 @@ def diff_lines(result: ShardSetDifference) -> Iterator[str]:
         if keys.count:
             more = ", ..." if keys.count > len(keys.first) else ""
             yield f"samples {where}: {keys.count:,} (keys {', '.join(map(visible, keys.first))}{more})"
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a number, with separators of thousands, and a noun in the singular or plural."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
