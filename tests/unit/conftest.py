@@ -1,7 +1,8 @@
-"""Fixtures of the tests that read shards: a store that fails on command, readers that do not wait long."""
+"""Fixtures of the tests that read shards: prepared ones, a failing store, readers that do not wait long."""
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -12,8 +13,17 @@ from janus_dist.config.data import ReadConfig
 from janus_dist.data import reader
 from janus_dist.data.reader import RangeReader
 from janus_dist.storage import ranges
+from tests import prepared
 from tests.reading import DATA, PAGE
 from tests.s3_faults import PROXIES, FaultyS3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Shards of three streams and a tokenizer, made once for the tests of a file; a file with others has its own."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepared.prepare(folder)
+    return folder
 
 
 @pytest.fixture

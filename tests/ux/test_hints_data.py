@@ -2,10 +2,8 @@
 
 import base64
 import json
-import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from janus_dist.config.model import ModelConfig
 from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import Manifest
 from janus_dist.data.plan import Plan, open_shards
-from janus_dist.errors import JanusError
 from janus_dist.model import vq as vq_model
 from janus_dist.model.janus import vq_config
 from janus_dist.weights.folders import Folder
@@ -33,29 +30,11 @@ from tests.images import noise, png
 from tests.inputs import read, source
 from tests.pipelines.conftest import lines
 from tests.unit.data_pipelines.test_prepare import alone
+from tests.ux.following import found, hint_of, refused
 
 PHOTO = png(noise(20, 20))
 BASE64 = base64.b64encode(PHOTO).decode()
 TURNS = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a cat"}]
-
-
-def refused(action: Callable[..., Any], *arguments: Any, **values: Any) -> JanusError:
-    with pytest.raises(JanusError) as caught:
-        action(*arguments, **values)
-    return caught.value
-
-
-def hint_of(action: Callable[..., Any], *arguments: Any, **values: Any) -> str:
-    """Return the hint of the error that an action ends with."""
-    hint = refused(action, *arguments, **values).hint
-    assert hint
-    return hint
-
-
-def found(pattern: str, text: str) -> re.Match[str]:
-    match = re.search(pattern, text)
-    assert match is not None, text
-    return match
 
 
 def janus(*arguments: str) -> None:

@@ -1,6 +1,5 @@
 """Hints on jobs and clusters, followed up to where nodes or training would begin; no Ray is started."""
 
-import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -17,13 +16,13 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.data.manifest import Manifest
 from janus_dist.data.plan import open_shards
 from janus_dist.data.tokenizer import REQUIRED, Tokenizer
-from janus_dist.errors import JanusError
 from janus_dist.inspection.makers import find_tokenizer
 from janus_dist.launch import session, stage
 from janus_dist.launch.session import NoAnswerError
 from janus_dist.storage.ranges import protocol
 from janus_dist.train.validation import held_out
 from tests import checkpoints, prepared
+from tests.ux.following import found, hint_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,20 +33,6 @@ class ReachedError(Exception):
 
 def reach(*_: Any, **__: Any) -> Any:
     raise ReachedError
-
-
-def hint_of(action: Callable[..., Any], *arguments: Any) -> str:
-    """Return the hint of the error that an action ends with."""
-    with pytest.raises(JanusError) as caught:
-        action(*arguments)
-    assert caught.value.hint
-    return caught.value.hint
-
-
-def found(pattern: str, text: str) -> re.Match[str]:
-    match = re.search(pattern, text)
-    assert match is not None, text
-    return match
 
 
 def recipe_with(root: Path, **sections: dict[str, Any]) -> StageRecipe:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,31 +15,13 @@ from janus_dist.checkpoint.find import find, recipe_of, refuse_if_never, require
 from janus_dist.cli.main import app
 from janus_dist.config.load import Loaded, save
 from janus_dist.config.recipe import StageRecipe
-from janus_dist.errors import CheckpointError, ConfigError, DataError, JanusError
+from janus_dist.errors import CheckpointError, ConfigError, DataError
 from janus_dist.evaluation.prompts import read_prompts
 from janus_dist.report.curves import Curve, follow
 from janus_dist.storage import fs
 from janus_dist.train import compatible
 from tests import checkpoints, prepared
-
-
-def refused(action: Callable[..., Any], *arguments: Any) -> JanusError:
-    with pytest.raises(JanusError) as caught:
-        action(*arguments)
-    return caught.value
-
-
-def hint_of(action: Callable[..., Any], *arguments: Any) -> str:
-    """Return the hint of the error that an action ends with."""
-    hint = refused(action, *arguments).hint
-    assert hint
-    return hint
-
-
-def found(pattern: str, text: str) -> re.Match[str]:
-    match = re.search(pattern, text)
-    assert match is not None, text
-    return match
+from tests.ux.following import found, hint_of, refused
 
 
 def janus(*arguments: str | Path) -> None:

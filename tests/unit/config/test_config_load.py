@@ -42,15 +42,6 @@ train:
 """
 
 
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """base.yaml and stage.yaml in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    Path("base.yaml").write_text(BASE)
-    Path("stage.yaml").write_text(STAGE)
-    return [Path("base.yaml"), Path("stage.yaml")]
-
-
 def test_files_merge_deeply_and_left_to_right(files: list[Path]):
     recipe = load(StageRecipe, files).recipe
     assert (recipe.run.root, recipe.run.name) == ("runs", "two")

@@ -11,7 +11,7 @@ from janus_dist.config.recipe import StageRecipe
 from janus_dist.config.settings import MAX_BYTES, read
 from janus_dist.config.yaml12 import MAX_DEPTH
 from janus_dist.errors import ConfigError
-from tests.unit.config.test_config_load import BASE, RECIPES, STAGE
+from tests.unit.config.test_config_load import RECIPES
 
 
 def value(text: str) -> object:
@@ -62,15 +62,6 @@ def _same(now: object, before: object) -> bool:
     if isinstance(now, float) and isinstance(before, str):
         return now == float(before)
     return (type(now), now) == (type(before), before)
-
-
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """base.yaml and stage.yaml in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    Path("base.yaml").write_text(BASE)
-    Path("stage.yaml").write_text(STAGE)
-    return [Path("base.yaml"), Path("stage.yaml")]
 
 
 def faults(files: list[Path], *overrides: str) -> str:

@@ -20,13 +20,6 @@ from tests import prepared
 STEPS = 20
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
-
-
 def make(folder, root, **sections) -> tuple[StageRecipe, Plan]:
     sections.setdefault("train", {}).update(steps=STEPS)
     recipe = prepared.recipe(folder, root, **sections)

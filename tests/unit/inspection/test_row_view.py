@@ -18,13 +18,6 @@ from janus_dist.inspection.row_view import document_pieces, view_row
 from tests import prepared, shard_sets
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
-
-
 def opened(folder, **sections):
     recipe = prepared.recipe(folder, folder / "runs", **sections)
     shards = open_shards(recipe.data, recipe.mix)

@@ -15,13 +15,6 @@ from janus_dist.train import speed
 from tests import prepared
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    prepared.prepare(folder)
-    return folder
-
-
 def planned(folder, **train):
     # rows so short that texts are cut
     recipe = prepared.recipe(folder, folder, train=train, batch={"row_tokens": 36, "rows": 12, "packing": "split_text"})
